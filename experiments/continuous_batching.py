@@ -1,0 +1,78 @@
+"""Static against continuous batching over arrival rates (Orca, OSDI 2022; lesson 3 of "Efficiently Serving LLMs")."""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from framework import plots
+from framework.metrics import aggregate, saturation
+from framework.replay import Clock
+from framework.report import read_tables, report, representative_points
+from framework.study import Arms, Study, run_study
+
+
+def run(
+    *,
+    arms: Arms,
+    rates: list[float | None],
+    seeds: list[int],
+    trace: Any,
+    model: Any,
+    engine: Any,
+    slo: dict[str, float],
+    clock: Clock,
+    device: str,
+    tracking: Any,
+    output_dir: str,
+    fresh: bool,
+    reference: dict[str, Any] | None = None,
+) -> None:
+    """Replay every arm at every rate (requests/s; null: as recorded) and draw latency against throughput and rate.
+
+    `slo`: seconds per metric. `reference`: `{arms: [slow, fast], ratio, source}`, what a source reports for the ratio of
+    the two arms' durations, printed beside the measured one.
+    """
+    study = run_study(
+        arms=arms,
+        defaults={"model": model, "engine": engine, "trace": trace, "clock": clock},
+        rates=rates,
+        seeds=seeds,
+        slo=slo,
+        device=device,
+        output_dir=output_dir,
+        fresh=fresh,
+    )
+    points = report(study, "continuous_batching", draw, tracking)
+    if reference is not None:
+        compare_durations(study, points, **reference)
+    study.raise_failures()
+
+
+def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
+    """The curves over all rates, and timelines at the highest rate that the weakest arm still keeps up with."""
+    summary, saturation_rates = aggregate(points), saturation(points)
+    lowest = min(saturation_rates.values())
+    rate = lowest if lowest == lowest else points["rate"].min()  # NaN: an arm never keeps up
+    folders = representative_points(study, points, rate)
+    figures = {
+        "timeline": plots.timeline(read_tables(folders, "requests.parquet")),
+        "batch_and_cache": plots.batch_and_cache(read_tables(folders, "steps.parquet")),
+    }
+    if points["rate"].nunique() > 1:
+        figures["throughput_latency"] = plots.throughput_latency(summary, saturation_rates)
+        figures["latency_rate"] = plots.latency_rate(summary, saturation_rates)
+    return figures
+
+
+def compare_durations(study: Study, points: pd.DataFrame, arms: list[str], ratio: float, source: str) -> None:
+    """Print how much longer the first arm took than the second, beside the source's number."""
+    durations = points.groupby("arm")["duration_s"].mean()
+    missing = [arm for arm in arms if arm not in durations]
+    if missing:
+        raise ValueError(f"reference.arms names {', '.join(missing)}; arms with points: {', '.join(durations.index)}")
+    slow, fast = durations[arms[0]], durations[arms[1]]
+    study.console.print(
+        f"{arms[0]} ÷ {arms[1]}: {slow:.2f} s ÷ {fast:.2f} s = {slow / fast:.2f}×   (reported: {ratio:g}×, {source})",
+        highlight=False,
+    )

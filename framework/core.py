@@ -1,0 +1,184 @@
+"""The words of the framework as types: Request, Sequence, Batch, StepResult, and the Scheduler and Engine protocols.
+
+Standard library only; every other module imports from here and nothing here imports back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+PREFIX_BLOCK_SIZE = 512  # tokens that one entry of Request.prefix_ids stands for (Mooncake's `hash_ids`)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One row of a trace.
+
+    `arrival_time` is in seconds from the start of the trace. `prefix_ids` names the prompt's leading blocks of
+    `PREFIX_BLOCK_SIZE` tokens: equal ids are equal tokens. `prompt_token_ids` is set where the trace has text;
+    elsewhere the engine draws seeded random tokens. A token in `stop_token_ids` ends the output early.
+    """
+
+    request_id: int
+    arrival_time: float
+    num_prompt_tokens: int
+    num_output_tokens: int
+    adapter_id: str | None = None
+    priority: int = 0
+    session_id: str | None = None
+    prefix_ids: tuple[int, ...] = ()
+    prompt_token_ids: tuple[int, ...] | None = None
+    stop_token_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests sorted by arrival time, and how many rows were left out for which reason."""
+
+    requests: list[Request]
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+class Sequence:
+    """The mutable serving state of one Request.
+
+    The KV cache holds a sequence at slots 0, 1, 2, … of its block table: first `num_padding` pad tokens (only under
+    static batching), then the prompt, then the output. `num_computed_tokens` of these slots are filled.
+    """
+
+    __slots__ = (
+        "block_table",
+        "num_computed_tokens",
+        "num_padding",
+        "num_preemptions",
+        "output_token_ids",
+        "request",
+        "scheduled_time",
+        "token_times",
+    )
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.output_token_ids: list[int] = []
+        self.token_times: list[float] = []  # one timestamp (s) per output token
+        self.block_table: list[int] = []
+        self.num_computed_tokens = 0
+        self.num_padding = 0
+        self.num_preemptions = 0
+        self.scheduled_time: float | None = None  # first time in a batch (s)
+
+    @property
+    def num_tokens(self) -> int:
+        """Slots that exist so far: padding, prompt and output."""
+        return self.num_padding + self.request.num_prompt_tokens + len(self.output_token_ids)
+
+    def append(self, token_id: int, now: float) -> bool:
+        """Add an output token stamped `now` (s); True if it is the last one."""
+        output = self.output_token_ids
+        output.append(token_id)
+        self.token_times.append(now)
+        request = self.request
+        return len(output) >= request.num_output_tokens or token_id in request.stop_token_ids
+
+    @property
+    def is_finished(self) -> bool:
+        output = self.output_token_ids
+        if len(output) >= self.request.num_output_tokens:
+            return True
+        return bool(output) and output[-1] in self.request.stop_token_ids
+
+    def __repr__(self) -> str:
+        return f"Sequence({self.request.request_id})"
+
+
+@dataclass(slots=True)
+class Batch:
+    """The sequences of one step; `num_tokens[i]` slots of `sequences[i]` are computed in it.
+
+    A sequence whose computed slots reach its last token samples one new token. Under static batching `sequences` holds
+    finished sequences too: their seats are computed and the tokens thrown away.
+    """
+
+    sequences: list[Sequence]
+    num_tokens: list[int]
+    num_prefill_tokens: int
+    num_decode_tokens: int
+
+    @property
+    def phase(self) -> str:
+        if self.num_decode_tokens == 0:
+            return "prefill"
+        return "decode" if self.num_prefill_tokens == 0 else "mixed"
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step produced: one token per sequence of the batch (None where its prompt is not complete yet).
+
+    `elapsed` is the seconds from the call until the tokens were on the host; `prepare` and `device` are its parts.
+    """
+
+    token_ids: list[int | None]
+    elapsed: float
+    prepare: float = 0.0
+    device: float = 0.0
+
+
+@dataclass(slots=True)
+class Step:
+    """What one step was and took; all times in seconds."""
+
+    start_time: float
+    elapsed: float  # until the tokens were on the host, as measured
+    phase: str
+    num_seqs: int
+    num_prefill_tokens: int
+    num_decode_tokens: int
+    num_used_blocks: int
+    num_waiting: int
+    schedule: float
+    prepare: float
+    device: float
+    update: float = 0.0
+    num_output_tokens: int = 0  # delivered to requests: dead seats and unfinished prompts deliver none
+
+
+class Scheduler(Protocol):
+    """Picks the next Batch; owns the waiting and the running sequences."""
+
+    max_num_seqs: int
+    wake_time: float  # ask again at this time (s) even if nothing arrives; inf if only an arrival can help
+    waiting: deque[Sequence]
+
+    @property
+    def num_unfinished(self) -> int: ...
+
+    @property
+    def num_used_blocks(self) -> int: ...
+
+    def check(self, request: Request) -> None:
+        """Raise ValueError, naming the request, if it could never be scheduled."""
+
+    def add(self, sequence: Sequence) -> None: ...
+
+    def schedule(self, now: float) -> Batch | None: ...
+
+    def postprocess(self, batch: Batch, token_ids: list[int | None], now: float) -> int:
+        """Append the tokens, stamped `now`, retire what is finished, and return how many tokens were delivered."""
+
+
+class Engine(Protocol):
+    """Executes batches; owns the model and the KV cache of `num_blocks` blocks of `block_size` tokens."""
+
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    timer: Callable[[], float]  # clock of the host's own work in seconds; constant 0.0 where time is modelled
+
+    def begin(self, requests: list[Request]) -> None:
+        """Get ready for a replay of these requests, outside the measured window."""
+
+    def step(self, batch: Batch) -> StepResult: ...

@@ -1,0 +1,51 @@
+"""The prompts of a trace: its own tokens, or seeded random ones that depend on the request alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from framework.core import PREFIX_BLOCK_SIZE, Request
+
+PREFIX_STREAM, REQUEST_STREAM = 0, 1  # keep a prefix id and an equal request id apart
+
+
+def prompt_token_ids(request: Request, vocab_size: int, seed: int) -> npt.NDArray[np.int32]:
+    """The prompt of a request, (num_prompt_tokens,).
+
+    Random prompts begin with PREFIX_BLOCK_SIZE tokens per entry of `prefix_ids`, drawn from (seed, prefix id), so
+    that equal ids give equal tokens; the rest is drawn from (seed, request id). Raises ValueError naming the request
+    if its own tokens are outside the vocabulary or not `num_prompt_tokens` many.
+    """
+    if request.num_prompt_tokens < 1:
+        raise ValueError(f"request {request.request_id} has {request.num_prompt_tokens} prompt tokens; at least 1")
+    if request.prompt_token_ids is not None:
+        return _given_tokens(request, vocab_size)
+    num_prefix_tokens = min(len(request.prefix_ids) * PREFIX_BLOCK_SIZE, request.num_prompt_tokens)
+    num_prefix_blocks = -(-num_prefix_tokens // PREFIX_BLOCK_SIZE)
+    parts = [
+        _draw((seed, PREFIX_STREAM, prefix_id), PREFIX_BLOCK_SIZE, vocab_size)
+        for prefix_id in request.prefix_ids[:num_prefix_blocks]
+    ]
+    num_own_tokens = request.num_prompt_tokens - num_prefix_tokens
+    parts.append(_draw((seed, REQUEST_STREAM, request.request_id), num_own_tokens, vocab_size))
+    return np.concatenate([np.concatenate(parts[:-1])[:num_prefix_tokens], parts[-1]]) if num_prefix_tokens else parts[0]
+
+
+def _draw(key: tuple[int, ...], num_tokens: int, vocab_size: int) -> npt.NDArray[np.int32]:
+    return np.random.default_rng(key).integers(vocab_size, size=num_tokens, dtype=np.int32)
+
+
+def _given_tokens(request: Request, vocab_size: int) -> npt.NDArray[np.int32]:
+    tokens = np.array(request.prompt_token_ids, dtype=np.int64)
+    if len(tokens) != request.num_prompt_tokens:
+        raise ValueError(
+            f"request {request.request_id} says {request.num_prompt_tokens} prompt tokens and brings {len(tokens)}"
+        )
+    outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
+    if outside.size:
+        raise ValueError(
+            f"request {request.request_id} has prompt token {outside[0]}; the model's vocabulary has {vocab_size} "
+            "tokens. Was the text encoded by another model's tokenizer?"
+        )
+    return tokens.astype(np.int32)

@@ -1,0 +1,268 @@
+"""Records → tables → numbers, as pure functions. Times in seconds, rates per second.
+
+TTFT: arrival → first token. TPOT: (E2E − TTFT)/(n_out − 1), undefined for one-token outputs. ITL: every gap between
+consecutive tokens of a request, pooled. E2E: arrival → last token; normalized latency: E2E / n_out.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap
+from scipy.stats import t as student_t
+
+from framework.core import Sequence, Step
+
+LATENCIES = ("ttft", "tpot", "itl", "e2e")
+STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+SLO_METRICS = ("ttft", "tpot", "e2e", "normalized_latency")
+MAX_RESAMPLED = 20_000_000  # values drawn per bootstrap: bounds its time on large traces
+CONFIDENCE = 0.95
+
+Values = np.ndarray[Any, np.dtype[np.float64]]
+Interval = tuple[float, float]
+
+
+def request_table(sequences: Iterable[Sequence]) -> pd.DataFrame:
+    """One row per request: the trace's facts, its timestamps (s) and the latencies (s) that follow from them."""
+    rows = [
+        {
+            "request_id": sequence.request.request_id,
+            "adapter_id": sequence.request.adapter_id,
+            "session_id": sequence.request.session_id,
+            "priority": sequence.request.priority,
+            "arrival_time": sequence.request.arrival_time,
+            "num_prompt_tokens": sequence.request.num_prompt_tokens,
+            "num_output_tokens": len(sequence.output_token_ids),
+            "scheduled_time": sequence.scheduled_time,
+            "first_token_time": sequence.token_times[0] if sequence.token_times else np.nan,
+            "finish_time": sequence.token_times[-1] if sequence.is_finished else np.nan,
+            "num_preemptions": sequence.num_preemptions,
+            "token_times": np.asarray(sequence.token_times),
+        }
+        for sequence in sequences
+    ]
+    table = pd.DataFrame(rows).astype({"scheduled_time": float})
+    table["ttft"] = table["first_token_time"] - table["arrival_time"]
+    table["e2e"] = table["finish_time"] - table["arrival_time"]
+    later_tokens = (table["num_output_tokens"] - 1).where(table["num_output_tokens"] > 1)
+    table["tpot"] = (table["finish_time"] - table["first_token_time"]) / later_tokens
+    table["normalized_latency"] = table["e2e"] / table["num_output_tokens"]
+    return table
+
+
+def step_table(steps: Iterable[Step]) -> pd.DataFrame:
+    """One row per step, with the fields of `Step`."""
+    return pd.DataFrame([asdict(step) for step in steps])
+
+
+def summarize(
+    requests: pd.DataFrame, steps: pd.DataFrame, slo: dict[str, float], warmup_fraction: float = 0.1
+) -> dict[str, float]:
+    """All numbers of one point: the whole run, 95% intervals (`…_low`, `…_high`), and the steady window (`steady_…`)."""
+    check_slo(slo)
+    first_arrival, last_arrival = requests["arrival_time"].min(), requests["arrival_time"].max()
+    whole = window_metrics(requests, steps, slo, first_arrival, requests["finish_time"].max())
+    steady_start = first_arrival + warmup_fraction * (last_arrival - first_arrival)
+    steady = window_metrics(requests, steps, slo, steady_start, last_arrival)
+    counts = {"num_requests": len(requests), "num_completed": int(requests["finish_time"].notna().sum())}
+    return counts | whole | intervals(requests) | {f"steady_{name}": value for name, value in steady.items()}
+
+
+def window_metrics(
+    requests: pd.DataFrame, steps: pd.DataFrame, slo: dict[str, float], start: float, end: float
+) -> dict[str, float]:
+    """Throughput counts what completes in [start, end]; latency and attainment are of the requests that arrive in it.
+
+    A prompt counts when its first token appears. The mean batch size is weighted by the time of the steps.
+    """
+    duration = end - start
+    if not duration > 0:  # all requests arrive at once: there is no steady window
+        return dict.fromkeys(metric_names(), float("nan"))
+    token_times = np.concatenate(list(requests["token_times"]))
+    num_finished = int(requests["finish_time"].between(start, end).sum())
+    num_output_tokens = int(((token_times >= start) & (token_times <= end)).sum())
+    num_prompt_tokens = int(requests.loc[requests["first_token_time"].between(start, end), "num_prompt_tokens"].sum())
+    offered = requests[requests["arrival_time"].between(start, end)]
+    num_meeting_slo = int(meets_slo(offered, slo).sum())
+    steps_inside = steps[steps["start_time"].between(start, end)]
+    metrics = {
+        "duration_s": duration,
+        "request_throughput": num_finished / duration,
+        "output_throughput": num_output_tokens / duration,
+        "total_throughput": (num_output_tokens + num_prompt_tokens) / duration,
+    }
+    for latency in LATENCIES:
+        values = latency_values(offered, latency)
+        metrics |= {f"{latency}_{name}": value for name, value in zip(STATISTICS, statistics(values), strict=True)}
+    normalized = latency_values(offered, "normalized_latency")
+    return metrics | {
+        "normalized_latency_mean": float(statistics(normalized)[0]),
+        "normalized_latency_p50": float(statistics(normalized)[1]),
+        "slo_attainment": num_meeting_slo / len(offered) if len(offered) else float("nan"),
+        "goodput": num_meeting_slo / duration,
+        "mean_batch_size": float(np.average(steps_inside["num_seqs"], weights=steps_inside["elapsed"]))
+        if steps_inside["elapsed"].sum() > 0
+        else float("nan"),
+        "num_preemptions": int(offered["num_preemptions"].sum()),
+    }
+
+
+def metric_names() -> list[str]:
+    """The metrics of one window, in the order of the columns of `points.csv`."""
+    return [
+        "duration_s",
+        "request_throughput",
+        "output_throughput",
+        "total_throughput",
+        *(f"{latency}_{statistic}" for latency in LATENCIES for statistic in STATISTICS),
+        "normalized_latency_mean",
+        "normalized_latency_p50",
+        "slo_attainment",
+        "goodput",
+        "mean_batch_size",
+        "num_preemptions",
+    ]
+
+
+def latency_values(requests: pd.DataFrame, latency: str) -> Values:
+    """The defined values (s) of one latency, one per request, or per gap for `itl`."""
+    if latency == "itl":
+        gaps = [np.diff(times) for times in requests["token_times"]]
+        return np.concatenate(gaps) if gaps else np.empty(0)
+    return requests[latency].dropna().to_numpy(dtype=float)
+
+
+def statistics(values: Values, axis: int = -1) -> Values:
+    """Mean, P50, P90, P95 and P99 along `axis`, as the first axis of the result."""
+    if values.size == 0:
+        return np.full(len(STATISTICS), np.nan)
+    return np.concatenate(
+        [np.mean(values, axis=axis)[None], np.percentile(values, [50, 90, 95, 99], axis=axis)], axis=0
+    )
+
+
+def intervals(requests: pd.DataFrame) -> dict[str, float]:
+    """Percentile-bootstrap intervals over requests (Efron 1979), for every latency statistic and for normalized latency.
+
+    The gaps of a request depend on each other, so for ITL whole requests are drawn, not gaps.
+    """
+    bounds: dict[str, float] = {}
+    for latency in ("ttft", "tpot", "e2e", "normalized_latency"):
+        low, high = bootstrap_statistics(latency_values(requests, latency))
+        bounds |= named_bounds(latency, low, high)
+    return bounds | named_bounds("itl", *bootstrap_pooled(list(requests["token_times"])))
+
+
+def named_bounds(latency: str, low: Values, high: Values) -> dict[str, float]:
+    bounds = {}
+    for index, statistic in enumerate(STATISTICS):
+        bounds[f"{latency}_{statistic}_low"] = float(low[index])
+        bounds[f"{latency}_{statistic}_high"] = float(high[index])
+    return bounds
+
+
+def num_resamples(num_values: int) -> int:
+    return int(np.clip(MAX_RESAMPLED // max(num_values, 1), 100, 1000))
+
+
+def bootstrap_statistics(values: Values) -> tuple[Values, Values]:
+    """Lower and upper 95% bounds, (5,) each, of `statistics`; NaN for fewer than two values."""
+    if len(values) < 2:
+        return np.full(len(STATISTICS), np.nan), np.full(len(STATISTICS), np.nan)
+    result = bootstrap(
+        (values,),
+        statistics,
+        n_resamples=num_resamples(len(values)),
+        batch=max(1, 1_000_000 // len(values)),
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return result.confidence_interval.low, result.confidence_interval.high
+
+
+def bootstrap_pooled(token_times: list[Values]) -> tuple[Values, Values]:
+    """The same for the pooled gaps, drawing whole requests: each resample weights every gap by its request's count."""
+    owners = np.repeat(np.arange(len(token_times)), [max(len(times) - 1, 0) for times in token_times])
+    if len(token_times) < 2 or owners.size == 0:
+        return np.full(len(STATISTICS), np.nan), np.full(len(STATISTICS), np.nan)
+    gaps = np.concatenate([np.diff(times) for times in token_times])
+    order = np.argsort(gaps)
+    gaps, owners = gaps[order], owners[order]
+    rng = np.random.default_rng(0)
+    resampled = []
+    for _ in range(num_resamples(len(gaps))):
+        draws = rng.integers(len(token_times), size=len(token_times))
+        weights = np.bincount(draws, minlength=len(token_times))[owners]
+        cumulated = np.cumsum(weights)
+        if cumulated[-1] == 0:
+            continue
+        ranks = np.array([0.50, 0.90, 0.95, 0.99]) * cumulated[-1]
+        resampled.append([np.average(gaps, weights=weights), *gaps[np.searchsorted(cumulated, ranks)]])
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.array(resampled), [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def check_slo(slo: dict[str, float]) -> None:
+    for metric, limit in slo.items():
+        if metric not in SLO_METRICS:
+            raise ValueError(f"unknown SLO metric {metric!r}; allowed: {', '.join(SLO_METRICS)}")
+        if not limit > 0:
+            raise ValueError(f"the SLO for {metric} must be a positive number of seconds, not {limit}")
+
+
+def meets_slo(requests: pd.DataFrame, slo: dict[str, float]) -> "pd.Series[bool]":
+    """Finished, and within every limit (s); an undefined TPOT (one-token output) breaks no limit."""
+    met = requests["finish_time"].notna()
+    for metric, limit in slo.items():
+        met &= ~(requests[metric] > limit)
+    return met
+
+
+def capacity(points: pd.DataFrame, target: float) -> dict[str, float]:
+    """Per arm, the highest rate (1/s) whose mean attainment over seeds is at least `target`; NaN if none reaches it."""
+    attainment = points.groupby(["arm", "rate"], sort=False)["slo_attainment"].mean()
+    return {
+        str(arm): max((rate for (_, rate), value in rows.items() if value >= target), default=float("nan"))
+        for arm, rows in attainment.groupby(level="arm", sort=False)
+    }
+
+
+def saturation(points: pd.DataFrame, share: float = 0.95) -> dict[str, float]:
+    """Per arm, the highest rate (1/s) up to which the server keeps up: steady request throughput ≥ `share` of arrivals."""
+    kept_up = points["steady_request_throughput"] >= share * points["offered_rate"]
+    kept = kept_up.groupby([points["arm"], points["rate"]], sort=False).mean()
+    return {
+        str(arm): max((rate for (_, rate), value in rows.items() if value >= 0.5), default=float("nan"))
+        for arm, rows in kept.groupby(level="arm", sort=False)
+    }
+
+
+def aggregate(points: pd.DataFrame) -> pd.DataFrame:
+    """One row per (arm, rate): the mean over seeds, with `…_low` and `…_high` for every metric.
+
+    The interval is Student's t over seeds where there are several; a single seed keeps its bootstrap interval, and has
+    none for throughput.
+    """
+    rows = []
+    for (arm, rate), group in points.groupby(["arm", "rate"], sort=False):
+        row: dict[str, Any] = {"arm": arm, "rate": rate, "num_seeds": len(group)}
+        for name in (*metric_names(), *(f"steady_{name}" for name in metric_names())):
+            row[name] = group[name].mean()
+            row[f"{name}_low"], row[f"{name}_high"] = interval_over_seeds(group, name)
+        rows.append(row | {"offered_rate": group["offered_rate"].mean()})
+    return pd.DataFrame(rows)
+
+
+def interval_over_seeds(group: pd.DataFrame, name: str) -> Interval:
+    values = group[name].dropna()
+    if len(values) > 1:
+        half_width = student_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.sem()
+        return float(values.mean() - half_width), float(values.mean() + half_width)
+    if f"{name}_low" in group:
+        return float(group[f"{name}_low"].iloc[0]), float(group[f"{name}_high"].iloc[0])
+    return float("nan"), float("nan")

@@ -1,0 +1,96 @@
+"""load_model: a decoder with the weights of a checkpoint, or with seeded random weights of a given shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, Literal
+
+import torch
+
+from framework.models.checkpoint import fill_parameters, find_checkpoint, read_config
+from framework.models.config import ModelConfig, check_keys, parse_config
+from framework.models.gpt2 import GPT2
+from framework.models.llama import Llama
+
+INIT_STD = 0.02
+# What a checkpoint may have otherwise than the config written beside its path
+FREE_FIELDS = {"max_positions", "max_model_len", "eos_token_ids", "checkpoint"}
+
+
+def load_model(
+    *,
+    path: str | None,
+    weights: Literal["random", "pretrained"],
+    config: Mapping[str, Any] | None,
+    dtype: Literal["float32", "float16", "bfloat16"],
+    seed: int,
+    max_model_len: int | None,
+    device: torch.device | str,
+) -> Llama | GPT2:
+    """A model on `device`, ready for inference.
+
+    `weights="pretrained"` reads `path`, a folder in Hugging Face format or a hub repository; a `config` given beside
+    it must have the same shape. `weights="random"` needs `config` (keys of a config.json), or takes the shape from
+    `path`; then all matrices are drawn from normal(0, 0.02) with `seed`. `max_model_len` (None: all positions of the
+    model) bounds prompt plus output. Raises ValueError for anything missing, unknown or unsupported.
+    """
+    torch_dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}.get(dtype)
+    if torch_dtype is None:
+        raise ValueError(f"dtype {dtype!r} must be float32, float16 or bfloat16")
+    if weights == "random":
+        model = build_model(_random_config(path, config, max_model_len), torch_dtype, device)
+        fill_random(model, seed)
+    elif weights == "pretrained":
+        if path is None:
+            raise ValueError("model.weights=pretrained needs model.path: a folder or a hub repository")
+        folder = find_checkpoint(path, weights=True)
+        parsed = parse_config(read_config(folder), max_model_len)
+        if config is not None:
+            _check_same_shape(path, parsed, parse_config(config, max_model_len))
+        model = build_model(replace(parsed, checkpoint=str(folder)), torch_dtype, device)
+        prefix = "transformer." if parsed.model_type == "gpt2" else "model."
+        fill_parameters(model.checkpoint_tensors(), folder, prefix=prefix, is_tied=parsed.tie_embeddings)
+    else:
+        raise ValueError(f"weights {weights!r} must be random or pretrained")
+    return model
+
+
+def build_model(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> Llama | GPT2:
+    """The model with unset parameters, which need no gradient."""
+    with torch.device("meta"):
+        model: Llama | GPT2 = GPT2(config) if config.model_type == "gpt2" else Llama(config)
+    model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    if isinstance(model, Llama):
+        model.reset_rope()
+    return model
+
+
+def fill_random(model: Llama | GPT2, seed: int) -> None:
+    """Matrices from normal(0, 0.02), norms at 1, biases at 0; drawn on the model's own device."""
+    generator = torch.Generator(model.embed_tokens.weight.device).manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0.0, INIT_STD, generator=generator)
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+def _random_config(path: str | None, config: Mapping[str, Any] | None, max_model_len: int | None) -> ModelConfig:
+    if config is not None:
+        check_keys(config)
+        return parse_config(config, max_model_len)
+    if path is None:
+        raise ValueError("model.weights=random needs model.config (the shape), or model.path to read it from")
+    return parse_config(read_config(find_checkpoint(path, weights=False)), max_model_len)
+
+
+def _check_same_shape(path: str, found: ModelConfig, expected: ModelConfig) -> None:
+    names = [field.name for field in fields(ModelConfig) if field.name not in FREE_FIELDS]
+    pairs = [(name, getattr(found, name), getattr(expected, name)) for name in names]
+    different = [f"{name} {there!r}, not {here!r}" for name, there, here in pairs if there != here]
+    if different:
+        raise ValueError(
+            f"the checkpoint {path!r} differs from model.config: {'; '.join(different)}. "
+            "Use model=local or model=hub, which take the shape from the checkpoint"
+        )

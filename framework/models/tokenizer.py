@@ -1,0 +1,40 @@
+"""Text to token ids and back: the checkpoint's own tokenizer, or plain UTF-8 bytes where there is none."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from framework.models.config import ModelConfig
+
+NUM_BYTES = 256
+
+
+class Tokenizer(Protocol):
+    """The two methods of a Hugging Face tokenizer that text traces need."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, token_ids: list[int]) -> str: ...
+
+
+class ByteTokenizer:
+    """Token ids are the bytes of the text; ids above 255, which random weights may produce, decode to U+FFFD."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, token_ids: list[int]) -> str:
+        # 0xFF never occurs in UTF-8, so that it is replaced
+        return bytes(min(token_id, NUM_BYTES - 1) for token_id in token_ids).decode(errors="replace")
+
+
+def load_tokenizer(config: ModelConfig) -> Tokenizer:
+    """The tokenizer of a model: bytes for random weights and 256-token vocabularies, else from its checkpoint."""
+    if config.checkpoint is None or config.vocab_size == NUM_BYTES:
+        if config.vocab_size < NUM_BYTES:
+            raise ValueError(f"text needs a vocabulary of at least {NUM_BYTES} tokens; the model has {config.vocab_size}")
+        return ByteTokenizer()
+    from transformers import AutoTokenizer  # takes seconds to import, and most studies have no text
+
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(config.checkpoint)
+    return tokenizer

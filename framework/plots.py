@@ -1,0 +1,161 @@
+"""Table → figure; the only importer of matplotlib. Sized for a paper column, colour-blind safe (Okabe & Ito 2008)."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+COLUMN_WIDTH, TEXT_WIDTH = 3.35, 6.9  # inches
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "errorbar.capsize": 1.5,
+    "legend.frameon": False,
+    "svg.hashsalt": "figures",
+    "figure.constrained_layout.use": True,
+}
+PHASE_COLOURS = {"waiting": "#dddddd", "prefill": "#E69F00", "decode": "#0072B2"}
+
+
+def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
+    """Write every figure as PNG and SVG; the paths written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        for path, options in ((folder / f"{name}.png", {"dpi": 200}), (folder / f"{name}.svg", {"metadata": {"Date": None}})):
+            figure.savefig(path, **options)
+            paths.append(path)
+    return paths
+
+
+def throughput_latency(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> Figure:
+    """Normalized latency (ms/token) over output throughput (tok/s), one curve per arm, one marker per rate."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN_WIDTH, 2.5))
+        axes = figure.subplots()
+        for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
+            x, y = rows["output_throughput"], 1e3 * rows["normalized_latency_mean"]
+            axes.errorbar(
+                x, y, xerr=errors(rows, "output_throughput"), yerr=errors(rows, "normalized_latency_mean", 1e3),
+                color=COLOURS[index], marker=MARKERS[index], label=arm,
+            )  # fmt: skip
+            mark_saturation(axes, rows, x, y, saturation_rates[str(arm)], COLOURS[index])
+        axes.set(xlabel="output throughput (tokens/s)", ylabel="mean latency (ms/output token)", yscale="log")
+        axes.set_xlim(left=0)
+        label_log_axis(axes)
+        add_legend(axes, ring=True)
+        return figure
+
+
+def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> Figure:
+    """Normalized latency, TTFT and TPOT (ms) over the arrival rate; dotted lines where an arm stops keeping up."""
+    panels = (
+        ("latency per output token", {"normalized_latency_mean": "mean"}),
+        ("time to first token", {"ttft_p50": "P50", "ttft_p99": "P99"}),
+        ("time per output token", {"tpot_p50": "P50", "tpot_p99": "P99"}),
+    )
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(TEXT_WIDTH, 2.3))
+        for axes, (title, metrics) in zip(figure.subplots(1, 3), panels, strict=True):
+            for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
+                for line, (metric, statistic) in zip(("-", "--"), metrics.items(), strict=False):
+                    label = f"{arm}, {statistic}" if len(metrics) > 1 else str(arm)
+                    axes.errorbar(
+                        rows["rate"], 1e3 * rows[metric], yerr=errors(rows, metric, 1e3), label=label,
+                        color=COLOURS[index], marker=MARKERS[index], linestyle=line,
+                    )  # fmt: skip
+                if np.isfinite(saturation_rates[str(arm)]):
+                    axes.axvline(saturation_rates[str(arm)], color=COLOURS[index], linestyle=":", linewidth=1)
+            axes.set(title=title, xlabel="arrival rate (requests/s)", ylabel="ms", yscale="log", xscale="log")
+            label_rates(axes, summary["rate"])
+            label_log_axis(axes)
+            axes.legend()
+        return figure
+
+
+def timeline(requests: dict[str, pd.DataFrame], num_requests: int = 60) -> Figure:
+    """Per arm, one bar per request (the first `num_requests`): waiting, prefill, decode over time (s)."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN_WIDTH, 1.9 * len(requests) + 0.3))
+        panels = figure.subplots(len(requests), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (arm, table) in zip(panels, requests.items(), strict=True):
+            shown = table.head(num_requests)
+            times = [shown[name] for name in ("arrival_time", "scheduled_time", "first_token_time", "finish_time")]
+            for (phase, colour), start, end in zip(PHASE_COLOURS.items(), times, times[1:], strict=False):
+                axes.barh(np.arange(len(shown)), end - start, left=start, height=0.85, color=colour, label=phase)
+            axes.set(title=arm, ylabel="request")
+            axes.invert_yaxis()
+            axes.grid(axis="y", visible=False)
+        panels[-1].set_xlabel("time (s)")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        return figure
+
+
+def batch_and_cache(steps: dict[str, pd.DataFrame], num_blocks: int | None = None) -> Figure:
+    """Sequences per step and KV blocks in use over time (s), one curve per arm."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN_WIDTH, 3.0))
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        for index, (arm, table) in enumerate(steps.items()):
+            for axes, name in ((upper, "num_seqs"), (lower, "num_used_blocks")):
+                axes.step(
+                    table["start_time"], table[name], where="post", color=COLOURS[index], linewidth=0.8, label=arm
+                )
+        upper.set_ylabel("sequences in the step")
+        lower.set(ylabel="KV blocks in use", xlabel="time (s)")
+        for axes in (upper, lower):
+            axes.set_ylim(bottom=0)
+        figure.legend(*upper.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        return figure
+
+
+def errors(rows: pd.DataFrame, metric: str, scale: float = 1.0) -> "np.ndarray | None":
+    """(2, num_rows) distances below and above the value; None where there is no interval."""
+    low, high = rows[f"{metric}_low"], rows[f"{metric}_high"]
+    if low.isna().any():
+        return None
+    return scale * np.clip(np.array([rows[metric] - low, high - rows[metric]]), 0, None)
+
+
+def mark_saturation(axes: Axes, rows: pd.DataFrame, x: pd.Series, y: pd.Series, rate: float, colour: str) -> None:
+    """A ring around the highest rate with which the arm keeps up."""
+    at = rows["rate"] == rate
+    axes.plot(x[at], y[at], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour, linestyle="none")
+
+
+def add_legend(axes: Axes, ring: bool) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if ring:
+        handles += axes.plot([], [], "o", markersize=8, markerfacecolor="none", markeredgecolor="#555555")
+        labels += ["highest rate it keeps up with"]
+    axes.legend(handles, labels)
+
+
+def label_rates(axes: Axes, rates: pd.Series) -> None:
+    """Tick the rates themselves; thin them out where they would overlap."""
+    values = sorted(set(rates))
+    shown = values[:: max(1, -(-len(values) // 7))]
+    axes.set_xticks(shown, [f"{rate:g}" for rate in shown])
+    axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+
+
+def label_log_axis(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,0 +1,132 @@
+"""Finished points on disk: `points/<arm>-rate<rate>-seed<seed>-<digest>/{requests.parquet, steps.parquet, point.json}`.
+
+The digest covers config, code, torch and device, so that a point is reused exactly when it would come out the same; a
+folder appears under its name only when it is complete.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from framework.metrics import metric_names, summarize
+
+DISTINGUISHING = ("code_version", "device", "num_threads")  # of the environment; beside the config
+
+
+@dataclass(frozen=True)
+class Point:
+    """One replay: what identifies it, and its described arm."""
+
+    arm: str
+    rate: float | None  # requests/s; None: as recorded
+    seed: int
+    arm_digest: str
+
+    @property
+    def name(self) -> str:
+        digest = digest_of([self.arm_digest, self.rate, self.seed])
+        return f"{self.arm}-{self.rate_label}-seed{self.seed}-{digest[:8]}"
+
+    @property
+    def rate_label(self) -> str:
+        return "recorded" if self.rate is None else f"rate{self.rate:g}"
+
+    def __str__(self) -> str:
+        rate = "recorded rate" if self.rate is None else f"{self.rate:g} req/s"
+        return f"{self.arm}, {rate}, seed {self.seed}"
+
+
+def digest_of(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def arm_digest(config: dict[str, Any], environment: dict[str, Any]) -> str:
+    distinguishing = {key: environment[key] for key in DISTINGUISHING}
+    return digest_of([config, distinguishing, environment["packages"]["torch"]])
+
+
+def write_point(
+    folder: Path, point: Point, requests: pd.DataFrame, steps: pd.DataFrame, record: dict[str, Any]
+) -> None:
+    """Write all files beside `folder` and rename them into place together."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder.parent) as parent:
+        unfinished = Path(parent) / folder.name
+        unfinished.mkdir()
+        requests.to_parquet(unfinished / "requests.parquet", compression="zstd")
+        steps.to_parquet(unfinished / "steps.parquet", compression="zstd")
+        identity = {"arm": point.arm, "rate": point.rate, "seed": point.seed, "arm_digest": point.arm_digest}
+        write_json(unfinished / "point.json", identity | record)
+        if folder.exists():  # a job beside this one was quicker, or `fresh` redoes it
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+
+
+def read_point(folder: Path, slo: dict[str, float]) -> dict[str, Any] | None:
+    """The record of a finished point, its metrics recomputed if they were for other SLOs; None if there is none."""
+    path = folder / "point.json"
+    if not path.exists():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text())
+    if record["slo"] != slo:
+        requests = pd.read_parquet(folder / "requests.parquet")
+        steps = pd.read_parquet(folder / "steps.parquet")
+        record |= {"slo": slo, "metrics": summarize(requests, steps, slo)}
+        write_json(path, record)
+    return record
+
+
+def point_table(output_dir: Path, arm_digests: dict[str, str], slo: dict[str, float]) -> pd.DataFrame:
+    """Every finished point of these arms in the folder, whichever run or job computed it, one row each."""
+    rows = []
+    for path in sorted((output_dir / "points").glob("*/point.json")):
+        identity = json.loads(path.read_text())
+        if arm_digests.get(identity["arm"]) != identity["arm_digest"]:
+            continue
+        record = read_point(path.parent, slo)
+        assert record is not None
+        offered_rate = record["trace"]["offered_rate"]
+        rate = offered_rate if record["rate"] is None else record["rate"]
+        key = {"arm": record["arm"], "rate": rate, "seed": record["seed"]}
+        rows.append(key | record["metrics"] | {"offered_rate": offered_rate, "point": path.parent.name})
+    if not rows:
+        return pd.DataFrame(columns=["arm", "rate", "seed", "num_requests", "num_completed", *metric_names(), "point"])
+    table = pd.DataFrame(rows)
+    position = table["arm"].map({arm: index for index, arm in enumerate(arm_digests)})
+    order = table.assign(position=position).sort_values(["position", "rate", "seed"]).index
+    return table.loc[order].reset_index(drop=True)
+
+
+def write_table(output_dir: Path, table: pd.DataFrame) -> Path:
+    path = output_dir / "points.csv"
+    write_atomically(path, table.to_csv(index=False))
+    return path
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_atomically(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+@contextmanager
+def locked(output_dir: Path) -> Iterator[None]:
+    """One job at a time gathers the points and draws, so that the last one to end draws them all."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with (output_dir / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,49 @@
+"""The end of a study: gather every finished point in the folder, draw, track, and say what was written where."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from framework.config import describe
+from framework.console import print_table
+from framework.metrics import aggregate
+from framework.plots import save
+from framework.points import locked, write_table
+from framework.study import Study
+
+Draw = Callable[[Study, pd.DataFrame], dict[str, Figure]]
+
+
+def report(study: Study, name: str, draw: Draw, tracking: Callable[..., None]) -> pd.DataFrame:
+    """Write `points.csv` and `figures/`, log to the tracker, print the summary table; the table of points.
+
+    `draw(study, points)` names the figures. Jobs that share a folder take turns, so the last one draws every point.
+    """
+    with locked(study.output_dir):
+        points = study.table()
+        csv = write_table(study.output_dir, points)
+        figures = save(draw(study, points), study.output_dir / "figures")
+        configs = {arm: describe(components) for arm, components in study.arms.items()}
+        tracking(points, configs, figures, study=name, output_dir=study.output_dir)
+    device = study.environment["device"]
+    print_table(study.console, aggregate(points), title=f"{name} on {device}")
+    print_paths(study, [csv, study.output_dir / "points", *figures])
+    return points
+
+
+def print_paths(study: Study, paths: list[Path]) -> None:
+    for path in paths:
+        study.console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def representative_points(study: Study, points: pd.DataFrame, rate: float) -> dict[str, Path]:
+    """Per arm, the folder of its first seed at `rate`, where it has that point."""
+    at_rate = points[points["rate"] == rate]
+    return {str(arm): study.folder(rows["point"].iloc[0]) for arm, rows in at_rate.groupby("arm", sort=False)}
+
+
+def read_tables(folders: dict[str, Path], file: str, **options: Any) -> dict[str, pd.DataFrame]:
+    return {arm: pd.read_parquet(folder / file, **options) for arm, folder in folders.items()}

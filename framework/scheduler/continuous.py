@@ -1,0 +1,138 @@
+"""Continuous batching: sequences join and leave at every step, prompts first (Orca, OSDI 2022; vLLM, SOSP 2023).
+
+When the KV cache runs out, the sequence admitted last loses its blocks and is recomputed later.
+"""
+
+from collections import deque
+from math import inf
+
+from framework.core import Batch, Request, Sequence
+from framework.scheduler.block_manager import BlockManager
+
+
+class ContinuousScheduler:
+    """First come, first served; the cost of a step grows with the running sequences, not with the waiting ones.
+
+    A step is either a prefill of up to `max_num_batched_tokens` prompt tokens or a decode of all running sequences.
+    A prompt longer than that budget is split over steps of its own. `watermark` is the share of the blocks that an
+    admission leaves free, so that a new sequence is not preempted at once.
+    """
+
+    wake_time = inf
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 2048,
+        watermark: float = 0.01,
+    ) -> None:
+        if max_num_seqs < 1:
+            raise ValueError(f"max_num_seqs must be at least 1, not {max_num_seqs}")
+        if max_num_batched_tokens < 1:
+            raise ValueError(f"max_num_batched_tokens must be at least 1, not {max_num_batched_tokens}")
+        if not 0 <= watermark < 1:
+            raise ValueError(f"watermark must be in [0, 1), not {watermark}")
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.blocks = BlockManager(num_blocks, block_size)
+        self.num_reserved_blocks = int(watermark * num_blocks)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.split: Sequence | None = None  # the sequence whose prompt is spread over several steps
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self.waiting) + len(self.running)
+
+    @property
+    def num_used_blocks(self) -> int:
+        return self.blocks.num_used
+
+    def check(self, request: Request) -> None:
+        self.blocks.check(request)
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def schedule(self, now: float) -> Batch | None:
+        return self._continue_prompt() or self._prefill(now) or self._decode()
+
+    def postprocess(self, batch: Batch, token_ids: list[int | None], now: float) -> int:
+        finished = set()
+        num_delivered = 0
+        for sequence, num_tokens, token_id in zip(batch.sequences, batch.num_tokens, token_ids, strict=True):
+            sequence.num_computed_tokens += num_tokens
+            if token_id is not None:
+                num_delivered += 1
+                if sequence.append(token_id, now):
+                    finished.add(sequence)
+                    self.blocks.release(sequence)
+        if finished:
+            self.running = [sequence for sequence in self.running if sequence not in finished]
+        return num_delivered
+
+    def _continue_prompt(self) -> Batch | None:
+        if self.split is None:
+            return None
+        sequence = self.split
+        remaining = sequence.num_tokens - sequence.num_computed_tokens
+        num_tokens = min(remaining, self.max_num_batched_tokens)
+        if num_tokens == remaining:
+            self.split = None
+        return Batch([sequence], [num_tokens], num_prefill_tokens=num_tokens, num_decode_tokens=0)
+
+    def _prefill(self, now: float) -> Batch | None:
+        sequences: list[Sequence] = []
+        num_tokens: list[int] = []
+        budget = self.max_num_batched_tokens
+        while self._can_admit(budget, alone=not sequences):
+            sequence = self.waiting.popleft()
+            self.blocks.grow(sequence, sequence.num_tokens)
+            self.running.append(sequence)
+            if sequence.scheduled_time is None:
+                sequence.scheduled_time = now
+            if sequence.num_tokens > budget:
+                self.split = sequence
+            sequences.append(sequence)
+            num_tokens.append(min(sequence.num_tokens, budget))
+            budget -= num_tokens[-1]
+        if not sequences:
+            return None
+        return Batch(sequences, num_tokens, num_prefill_tokens=sum(num_tokens), num_decode_tokens=0)
+
+    def _can_admit(self, budget: int, alone: bool) -> bool:
+        if not self.waiting or len(self.running) >= self.max_num_seqs:
+            return False
+        num_tokens = self.waiting[0].num_tokens
+        if num_tokens > budget and not alone:
+            return False
+        reserved = self.num_reserved_blocks if self.running else 0
+        return self.blocks.num_blocks_for(num_tokens) + reserved <= self.blocks.num_free
+
+    def _decode(self) -> Batch | None:
+        blocks, running = self.blocks, self.running
+        block_size = blocks.block_size
+        index = 0
+        while index < len(running):
+            sequence = running[index]
+            if sequence.num_computed_tokens == len(sequence.block_table) * block_size:
+                while not blocks.free and running[-1] is not sequence:
+                    self._preempt()
+                if not blocks.free:
+                    self._preempt()
+                    break
+                sequence.block_table.append(blocks.free.pop())
+            index += 1
+        if not running:
+            return None
+        return Batch(running.copy(), [1] * len(running), num_prefill_tokens=0, num_decode_tokens=len(running))
+
+    def _preempt(self) -> None:
+        sequence = self.running.pop()
+        self.blocks.release(sequence)
+        sequence.num_computed_tokens = 0
+        sequence.num_preemptions += 1
+        self.waiting.appendleft(sequence)

@@ -1,0 +1,97 @@
+"""Static batching, as Hugging Face `generate` does it: a batch is padded to its longest prompt and runs until all finish.
+
+The padding and the seats of finished sequences are part of every Batch, so the engine really computes them.
+"""
+
+from collections import deque
+from math import inf, isfinite
+
+from framework.core import Batch, Request, Sequence
+from framework.scheduler.block_manager import BlockManager
+
+
+class StaticScheduler:
+    """Starts a batch once `max_num_seqs` requests wait, or the oldest has waited `max_wait` seconds.
+
+    KV blocks for the longest prompt plus the longest output are reserved for every seat when the batch starts; where
+    they do not suffice for `max_num_seqs` seats the batch is smaller.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, *, max_num_seqs: int = 8, max_wait: float = 0.1) -> None:
+        if max_num_seqs < 1:
+            raise ValueError(f"max_num_seqs must be at least 1, not {max_num_seqs}")
+        if not (isfinite(max_wait) and max_wait >= 0):
+            raise ValueError(f"max_wait must be a finite number of seconds, at least 0, not {max_wait}")
+        self.max_num_seqs = max_num_seqs
+        self.max_wait = max_wait
+        self.blocks = BlockManager(num_blocks, block_size)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # the seats, finished or not
+        self.wake_time = inf
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self.waiting) + sum(not sequence.is_finished for sequence in self.running)
+
+    @property
+    def num_used_blocks(self) -> int:
+        return self.blocks.num_used
+
+    def check(self, request: Request) -> None:
+        self.blocks.check(request)
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def schedule(self, now: float) -> Batch | None:
+        if self.running:
+            num_seats = len(self.running)
+            return Batch(self.running, [1] * num_seats, num_prefill_tokens=0, num_decode_tokens=num_seats)
+        self.wake_time = inf
+        if not self.waiting:
+            return None
+        deadline = self.waiting[0].request.arrival_time + self.max_wait
+        if len(self.waiting) < self.max_num_seqs and now < deadline:
+            self.wake_time = deadline
+            return None
+        return self._start(now)
+
+    def postprocess(self, batch: Batch, token_ids: list[int | None], now: float) -> int:
+        num_delivered = 0
+        all_finished = True
+        for sequence, num_tokens, token_id in zip(batch.sequences, batch.num_tokens, token_ids, strict=True):
+            sequence.num_computed_tokens += num_tokens
+            if not sequence.is_finished:
+                assert token_id is not None
+                num_delivered += 1
+                all_finished &= sequence.append(token_id, now)
+        if all_finished:
+            for sequence in self.running:
+                self.blocks.release(sequence)
+            self.running = []
+        return num_delivered
+
+    def _start(self, now: float) -> Batch:
+        longest_prompt, num_slots, num_seats = self._size_batch()
+        for _ in range(num_seats):
+            sequence = self.waiting.popleft()
+            sequence.num_padding = longest_prompt - sequence.request.num_prompt_tokens
+            sequence.scheduled_time = now
+            self.blocks.grow(sequence, num_slots)
+            self.running.append(sequence)
+        num_prefill_tokens = longest_prompt * num_seats
+        return Batch(self.running, [longest_prompt] * num_seats, num_prefill_tokens, num_decode_tokens=0)
+
+    def _size_batch(self) -> tuple[int, int, int]:
+        """(longest prompt, slots per seat, seats) of the largest first-come batch that fits into the cache."""
+        longest_prompt = longest_output = 0
+        fitting = (0, 0, 0)
+        for num_seats in range(1, min(self.max_num_seqs, len(self.waiting)) + 1):
+            request = self.waiting[num_seats - 1].request  # a deque of at most max_num_seqs looked at: cheap
+            longest_prompt = max(longest_prompt, request.num_prompt_tokens)
+            longest_output = max(longest_output, request.num_output_tokens)
+            num_slots = longest_prompt + longest_output
+            if num_seats * self.blocks.num_blocks_for(num_slots) > self.blocks.num_blocks:
+                break
+            fitting = (longest_prompt, num_slots, num_seats)
+        return fitting

@@ -1,0 +1,61 @@
+"""A recorded trace: find the file (or download it), read it, choose a part and rescale its arrival rate."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from framework.core import Trace
+from framework.trace import transforms
+from framework.trace.download import download
+
+ROOT = Path(__file__).parents[2]  # of the repository
+
+
+def recorded(
+    *,
+    reader: Callable[[Path], Trace],
+    path: str | Path,
+    url: str | None = None,
+    sha256: str | None = None,
+    window: tuple[float, float | None] | None = None,
+    num_requests: int | None = None,
+    rescale: Literal["stretch", "thin"] = "stretch",
+    max_prompt_tokens: int | None = None,
+    max_output_tokens: int | None = None,
+    rate: float | None = None,
+    seed: int = 0,
+) -> Trace:
+    """The file at `path` as a trace that starts at 0 s with request 0; a missing file is downloaded if `url` is given.
+
+    In this order: `window` [start, end) in seconds of the file's clock; thinning to `rate` requests/s (rescale=thin);
+    the first `num_requests`; stretching to `rate` (rescale=stretch); clipping to the two limits. `rate` None keeps the
+    recorded one. `seed` matters to thinning only.
+    """
+    if rescale not in ("stretch", "thin"):
+        raise ValueError(f"rescale={rescale!r} is not one of 'stretch', 'thin'")
+    trace = reader(_available(locate(path), url, sha256))
+    if window is not None:
+        if len(window) != 2:
+            raise ValueError(f"window={window!r} is not a pair [start, end] of seconds (end may be null)")
+        trace = transforms.window(trace, *window)
+    if rate is not None and rescale == "thin":
+        trace = transforms.thin(trace, rate, seed)
+    if num_requests is not None:
+        trace = transforms.first(trace, num_requests)
+    if rate is not None and rescale == "stretch":
+        trace = transforms.stretch(trace, rate)
+    return transforms.restart(transforms.clip(trace, max_prompt_tokens, max_output_tokens))
+
+
+def locate(path: str | Path) -> Path:
+    """`path` itself if it is absolute or exists from the current directory, else the same path in the repository."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() or path.exists() else ROOT / path
+
+
+def _available(path: Path, url: str | None, sha256: str | None) -> Path:
+    if not path.exists():
+        if url is None:
+            raise FileNotFoundError(f"no trace file at {path}, and none at that path from {Path.cwd()}: check `path`")
+        download(url, path, sha256)
+    return path

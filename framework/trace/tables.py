@@ -1,0 +1,174 @@
+"""Raw tables of trace files, and checks that turn their columns into arrays.
+
+A value that cannot be used is a ValueError naming file, row (from 1), line and column. The frame's index is the row's
+place in the file (from 0) and stays so when rows are left out.
+"""
+
+import json
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from framework.core import PREFIX_BLOCK_SIZE
+
+MAX_WHOLE = 2**53  # up to here float64 holds every whole number
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a file as read; `first_line` is the line of row 1 (None: the format has no lines)."""
+
+    path: Path
+    frame: pd.DataFrame
+    first_line: int | None
+
+
+def load_csv(path: Path, required: Sequence[str], text: Sequence[str] = (), num_rows: int | None = None) -> Table:
+    """The CSV file's first `num_rows` rows (None: all); columns in `text` stay strings, whatever they look like."""
+    _require_file(path)
+    try:
+        frame = pd.read_csv(
+            path,
+            dtype=dict.fromkeys(text, str),
+            na_filter=False,  # keeps the offending text for the message
+            low_memory=False,
+            skip_blank_lines=False,  # keeps row and line in step
+            encoding="utf-8-sig",
+            nrows=num_rows,
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a readable CSV file: {str(error).strip()}") from error
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise ValueError(f"{path}: row 1 (line 2) has more values than the header has columns")
+    return _checked(Table(path, frame, first_line=2), required)
+
+
+def load_parquet(path: Path, required: Sequence[str]) -> Table:
+    """The whole Parquet file."""
+    _require_file(path)
+    try:
+        frame = pd.read_parquet(path)
+    except (ValueError, OSError) as error:  # pyarrow's errors derive from these
+        raise ValueError(f"{path}: not a readable Parquet file: {error}") from error
+    return _checked(Table(path, frame.reset_index(drop=True), first_line=None), required)
+
+
+def load_json_lines(path: Path, required: Sequence[str]) -> Table:
+    """A file with one JSON object per line; other keys than the `required` are ignored."""
+    _require_file(path)
+    with path.open(encoding="utf-8") as file:
+        rows = [_parse_line(path, number, line, required) for number, line in enumerate(file, start=1)]
+    return _checked(Table(path, pd.DataFrame(rows, columns=list(required)), first_line=1), required)
+
+
+def fault(table: Table, position: int, column: str, problem: str) -> ValueError:
+    """The error to raise for what is at `position` (an offset into the frame) of `column`."""
+    row = int(table.frame.index[position])
+    line = "" if table.first_line is None else f" (line {row + table.first_line})"
+    return ValueError(f"{table.path}: row {row + 1}{line}, column {column!r}: {problem}")
+
+
+def timestamps(table: Table, column: str) -> npt.NDArray[np.float64]:
+    """A column of numbers that are finite, at least 0 and never fall; in the file's own unit."""
+    times = _numbers(table, column)
+    _refuse(table, column, ~(np.isfinite(times) & (times >= 0)), "a finite number of at least 0")
+    _require_sorted(table, column, times)
+    return times
+
+
+def clock_times(table: Table, column: str) -> npt.NDArray[np.float64]:
+    """A column of dates with time of day (ISO 8601) as seconds from the first row's; they never fall."""
+    dates = pd.to_datetime(table.frame[column], format="ISO8601", utc=True, errors="coerce")
+    _refuse(table, column, dates.isna().to_numpy(), "a date and time such as 2023-11-16 18:17:03.9799600")
+    times = np.asarray((dates - dates.iloc[0]).dt.total_seconds(), dtype=np.float64)
+    _require_sorted(table, column, times)
+    return times
+
+
+def whole_numbers(table: Table, column: str, at_least: int = 1) -> npt.NDArray[np.int64]:
+    """A column of whole numbers (12.0 is one, 12.5 is not) of at least `at_least`."""
+    numbers = _numbers(table, column)
+    good = (numbers >= at_least) & (numbers <= MAX_WHOLE) & (numbers == np.floor(numbers))
+    _refuse(table, column, ~good, f"a whole number of at least {at_least}")
+    return numbers.astype(np.int64)
+
+
+def labels(table: Table, column: str) -> list[str | None]:
+    """A column of names; None where the file has nothing."""
+    values = table.frame[column]
+    return [None if gone or value == "" else str(value) for value, gone in zip(values, values.isna(), strict=True)]
+
+
+def prefix_ids(table: Table, column: str, num_prompt_tokens: npt.NDArray[np.int64]) -> list[tuple[int, ...]]:
+    """A column of block ids (a list, or text with spaces between), at most one per block of the row's prompt."""
+    rows = [_parse_ids(table, column, position) for position in range(len(table.frame))]
+    num_blocks = -(-num_prompt_tokens // PREFIX_BLOCK_SIZE)
+    for position, (ids, limit) in enumerate(zip(rows, num_blocks.tolist(), strict=True)):
+        if len(ids) > limit:
+            problem = f"{len(ids)} ids, but the prompt has only {limit} block(s) of {PREFIX_BLOCK_SIZE} tokens"
+            raise fault(table, position, column, problem)
+    return rows
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"no trace file at {path}: check the path")
+
+
+def _checked(table: Table, required: Sequence[str]) -> Table:
+    found = [str(column) for column in table.frame.columns]
+    missing = [column for column in required if column not in found]
+    if missing:
+        raise ValueError(f"{table.path}: missing columns {missing}; found {found}")
+    if table.frame.empty:
+        raise ValueError(f"{table.path}: the trace is empty (no rows)")
+    return table
+
+
+def _parse_line(path: Path, number: int, line: str, required: Sequence[str]) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: line {number} is not JSON: {error.msg} at character {error.pos + 1}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}: line {number} is not a JSON object: {line.strip()!r}")
+    missing = [key for key in required if key not in row]
+    if missing:
+        raise ValueError(f"{path}: line {number}: missing columns {missing}; found {sorted(row)}")
+    return row
+
+
+def _parse_ids(table: Table, column: str, position: int) -> tuple[int, ...]:
+    value = table.frame[column].iloc[position]
+    if value is None:
+        return ()
+    try:
+        return tuple(map(int, value.split())) if isinstance(value, str) else tuple(map(operator.index, value))
+    except (TypeError, ValueError):
+        raise fault(table, position, column, f"{str(value)!r} is not a list of whole numbers") from None
+
+
+def _numbers(table: Table, column: str) -> npt.NDArray[np.float64]:
+    return pd.to_numeric(table.frame[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _refuse(table: Table, column: str, refused: npt.NDArray[np.bool_], allowed: str) -> None:
+    if refused.any():
+        position = int(np.argmax(refused))
+        value = str(table.frame[column].iloc[position])
+        raise fault(table, position, column, f"{value!r} is not {allowed}")
+
+
+def _require_sorted(table: Table, column: str, times: npt.NDArray[np.float64]) -> None:
+    falls = np.diff(times) < 0
+    if falls.any():
+        position = int(np.argmax(falls)) + 1
+        before, value = table.frame[column].iloc[position - 1], table.frame[column].iloc[position]
+        problem = f"{str(value)!r} is earlier than {str(before)!r} in the row before; sort the rows by arrival time"
+        raise fault(table, position, column, problem)

@@ -1,0 +1,56 @@
+"""Weights & Biases; the only importer of wandb. Reads finished tables, so it never sits inside a replay.
+
+One run per arm with `arrival_rate` as the step metric, then a final run with the figures and the summary table, all in
+one group per study.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import wandb
+
+Mode = Literal["offline", "online", "disabled"]
+
+
+def track_wandb(
+    points: pd.DataFrame,
+    configs: dict[str, Any],
+    figures: list[Path],
+    *,
+    study: str,
+    output_dir: Path,
+    project: str = "llm-serving-replay",
+    mode: Mode = "offline",
+    entity: str | None = None,
+) -> None:
+    """Log the points' curves; `configs` maps arm → its config, `figures` are image files.
+
+    Offline runs land in `output_dir/wandb`. Raises ValueError for `online` without an API key.
+    """
+    if mode == "online" and not has_api_key():
+        raise ValueError("tracking.mode=online needs an account: run `wandb login`, or use tracking.mode=offline")
+    common = {"project": project, "entity": entity, "group": study, "dir": str(output_dir), "mode": mode}
+    settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
+    for arm, rows in points.groupby("arm", sort=False):
+        with wandb.init(**common, name=arm, config=configs[str(arm)], reinit="finish_previous", settings=settings) as run:
+            run.define_metric("arrival_rate")
+            run.define_metric("*", step_metric="arrival_rate")
+            for row in rows.sort_values(["rate", "seed"]).to_dict("records"):
+                run.log({"arrival_rate": row["rate"]} | numbers(row))
+    with wandb.init(**common, name="summary", job_type="summary", reinit="finish_previous", settings=settings) as run:
+        run.log({path.stem: wandb.Image(str(path)) for path in figures if path.suffix == ".png"})
+        run.log({"points": wandb.Table(dataframe=points)})
+
+
+def track_nothing(points: pd.DataFrame, configs: dict[str, Any], figures: list[Path], *, study: str, output_dir: Path) -> None:
+    """`tracking=none`."""
+
+
+def numbers(row: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if isinstance(value, int | float) and name != "rate"}
+
+
+def has_api_key() -> bool:
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)

@@ -1,0 +1,48 @@
+"""Compose the config, check it, call it: `python run.py experiment=NAME key=value …`. The only importer of hydra."""
+
+import os
+import signal
+import sys
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from framework.config import check
+from framework.study import StudyError
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> None:
+    """User errors become one line; HYDRA_FULL_ERROR=1 shows where they come from."""
+    try:
+        check(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        hydra.utils.call(config, _convert_="all")
+    except (ValueError, OSError, StudyError, InstantiationException, OmegaConfBaseException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        raise CompactHydraException(f"error: {innermost(error)}") from None
+    overrides = " ".join(HydraConfig.get().overrides.task)
+    print(f"reproduce with: python run.py {overrides}".rstrip())
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The error of the called function, which Hydra wraps in its own."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def stop(signal_number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted: finished points are on disk; the same command goes on from there")
