@@ -14,6 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from framework.config import check
 from framework.study import StudyError
 
+DEFAULT_EXPERIMENT = "continuous_batching"  # as in conf/config.yaml
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
@@ -36,12 +38,23 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
+def expand_preset(arguments: list[str]) -> list[str]:
+    """`experiment=NAME preset=course` is short for `experiment=NAME/course`, a file beside the study's own."""
+    presets = [argument.partition("=")[2] for argument in arguments if argument.startswith("preset=")]
+    experiments = [argument.partition("=")[2] for argument in arguments if argument.startswith("experiment=")]
+    if not presets:
+        return arguments
+    kept = [argument for argument in arguments if not argument.startswith(("preset=", "experiment="))]
+    return [f"experiment={(experiments or [DEFAULT_EXPERIMENT])[-1]}/{presets[-1]}", *kept]
+
+
 def stop(signal_number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop)
+    sys.argv[1:] = expand_preset(sys.argv[1:])
     try:
         main()
     except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
+from framework.plots import Figure
 
 from framework import plots
 from framework.metrics import aggregate, saturation

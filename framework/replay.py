@@ -154,7 +154,6 @@ def make_clock(clock: Clock) -> tuple[simpy.Environment, Callable[[float], float
 @contextmanager
 def garbage_collector_paused() -> Iterator[None]:
     """Sequences and steps only ever grow in number: collecting cycles among them would only disturb the timing."""
-    gc.collect()
     gc.disable()
     try:
         yield

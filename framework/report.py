@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
+from framework.plots import Figure
 
 from framework.config import describe
 from framework.console import print_table

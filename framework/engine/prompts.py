@@ -21,15 +21,12 @@ def prompt_token_ids(request: Request, vocab_size: int, seed: int) -> npt.NDArra
         raise ValueError(f"request {request.request_id} has {request.num_prompt_tokens} prompt tokens; at least 1")
     if request.prompt_token_ids is not None:
         return _given_tokens(request, vocab_size)
-    num_prefix_tokens = min(len(request.prefix_ids) * PREFIX_BLOCK_SIZE, request.num_prompt_tokens)
-    num_prefix_blocks = -(-num_prefix_tokens // PREFIX_BLOCK_SIZE)
-    parts = [
-        _draw((seed, PREFIX_STREAM, prefix_id), PREFIX_BLOCK_SIZE, vocab_size)
-        for prefix_id in request.prefix_ids[:num_prefix_blocks]
+    num_own_tokens = max(request.num_prompt_tokens - len(request.prefix_ids) * PREFIX_BLOCK_SIZE, 0)
+    blocks = [
+        _draw((seed, PREFIX_STREAM, prefix_id), PREFIX_BLOCK_SIZE, vocab_size) for prefix_id in request.prefix_ids
     ]
-    num_own_tokens = request.num_prompt_tokens - num_prefix_tokens
-    parts.append(_draw((seed, REQUEST_STREAM, request.request_id), num_own_tokens, vocab_size))
-    return np.concatenate([np.concatenate(parts[:-1])[:num_prefix_tokens], parts[-1]]) if num_prefix_tokens else parts[0]
+    own = _draw((seed, REQUEST_STREAM, request.request_id), num_own_tokens, vocab_size)
+    return np.concatenate((*blocks, own))[: request.num_prompt_tokens]
 
 
 def _draw(key: tuple[int, ...], num_tokens: int, vocab_size: int) -> npt.NDArray[np.int32]:

@@ -26,7 +26,8 @@ def sample(logits: Tensor, temperature: float, top_k: int, top_p: float, generat
     check_sampling(temperature, top_k, top_p)
     if temperature == 0.0:
         return logits.argmax(dim=-1)
-    scores = logits.float() / temperature
+    scores = logits.float()
+    scores = (scores - scores.amax(dim=-1, keepdim=True)) / temperature  # so that a low temperature stays finite
     if 0 < top_k < scores.shape[-1]:
         least = scores.topk(top_k, dim=-1).values[:, -1:]
         scores = scores.masked_fill(scores < least, -torch.inf)

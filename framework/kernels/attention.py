@@ -50,7 +50,8 @@ def paged_attention(
     head_dim ** -0.5.
     """
     if attention.slots is not None:
-        assert k_cache is not None and v_cache is not None, "no KV cache is attached to the model"
+        assert k_cache is not None, "no KV cache is attached to the model"
+        assert v_cache is not None
         k_cache.index_copy_(0, attention.slots, k)
         v_cache.index_copy_(0, attention.slots, v)
     if len(attention.groups) == 1 and attention.groups[0].rows is None:
@@ -70,7 +71,8 @@ def _attend(
     """Attention of one group; q, k and v hold its rows only. Returns (batch_size * query_len, heads, head_dim)."""
     batch_size, query_len, num_kv_heads = group.batch_size, group.query_len, k.shape[1]
     if group.slots is not None:
-        assert k_cache is not None and v_cache is not None, "no KV cache is attached to the model"
+        assert k_cache is not None, "no KV cache is attached to the model"
+        assert v_cache is not None
         k, v = k_cache.index_select(0, group.slots), v_cache.index_select(0, group.slots)
     keys = k.unflatten(0, (batch_size, -1)).transpose(1, 2)  # (batch_size, num_kv_heads, key_len, head_dim)
     values = v.unflatten(0, (batch_size, -1)).transpose(1, 2)

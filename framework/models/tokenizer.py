@@ -32,7 +32,9 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
     """The tokenizer of a model: bytes for random weights and 256-token vocabularies, else from its checkpoint."""
     if config.checkpoint is None or config.vocab_size == NUM_BYTES:
         if config.vocab_size < NUM_BYTES:
-            raise ValueError(f"text needs a vocabulary of at least {NUM_BYTES} tokens; the model has {config.vocab_size}")
+            raise ValueError(
+                f"text needs a vocabulary of {NUM_BYTES} tokens or more; this model has {config.vocab_size}"
+            )
         return ByteTokenizer()
     from transformers import AutoTokenizer  # takes seconds to import, and most studies have no text
 

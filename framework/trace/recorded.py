@@ -17,7 +17,7 @@ def recorded(
     path: str | Path,
     url: str | None = None,
     sha256: str | None = None,
-    window: tuple[float, float | None] | None = None,
+    window: list[float | None] | None = None,
     num_requests: int | None = None,
     rescale: Literal["stretch", "thin"] = "stretch",
     max_prompt_tokens: int | None = None,
@@ -27,7 +27,7 @@ def recorded(
 ) -> Trace:
     """The file at `path` as a trace that starts at 0 s with request 0; a missing file is downloaded if `url` is given.
 
-    In this order: `window` [start, end) in seconds of the file's clock; thinning to `rate` requests/s (rescale=thin);
+    In this order: `window` [start, end) in seconds of the file's clock (None: open); thinning to `rate` requests/s (rescale=thin);
     the first `num_requests`; stretching to `rate` (rescale=stretch); clipping to the two limits. `rate` None keeps the
     recorded one. `seed` matters to thinning only.
     """
@@ -36,7 +36,7 @@ def recorded(
     trace = reader(_available(locate(path), url, sha256))
     if window is not None:
         if len(window) != 2:
-            raise ValueError(f"window={window!r} is not a pair [start, end] of seconds (end may be null)")
+            raise ValueError(f"window={window!r} is not a pair [start, end] of seconds (null: open)")
         trace = transforms.window(trace, *window)
     if rate is not None and rescale == "thin":
         trace = transforms.thin(trace, rate, seed)

@@ -20,12 +20,12 @@ def mean_rate(trace: Trace) -> float:
     return (len(times) - 1) / (times[-1] - times[0])
 
 
-def window(trace: Trace, start: float, end: float | None = None) -> Trace:
-    """The requests that arrive in [start, end) seconds; None: until the end of the trace."""
-    limit = math.inf if end is None else end
-    if not (0 <= start < limit):
+def window(trace: Trace, start: float | None, end: float | None) -> Trace:
+    """The requests that arrive in [start, end) seconds; None leaves that side open."""
+    low, high = 0.0 if start is None else start, math.inf if end is None else end
+    if not 0 <= low < high:
         raise ValueError(f"window=[{start}, {end}] is not a span of seconds with 0 <= start < end")
-    kept = [request for request in trace.requests if start <= request.arrival_time < limit]
+    kept = [request for request in trace.requests if low <= request.arrival_time < high]
     if not kept:
         earliest, latest = trace.requests[0].arrival_time, trace.requests[-1].arrival_time
         raise ValueError(f"window=[{start}, {end}] holds no request; the trace spans {earliest:g} to {latest:g} s")

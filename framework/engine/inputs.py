@@ -1,0 +1,81 @@
+"""One step's inputs as numpy arrays: which tokens at which positions, and who samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from framework.core import Batch, Sequence
+from framework.kernels.attention import IntArray, flatten_slots
+
+PAD_TOKEN = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """The flattened batch. Arrays of one entry per token, then of one entry per sequence."""
+
+    token_ids: IntArray
+    positions: IntArray
+    query_lens: IntArray
+    context_lens: IntArray
+    padding: IntArray
+    block_tables: IntArray | None  # (num_seqs, max_blocks); None without a KV cache
+    samples: npt.NDArray[np.bool_]  # whether the sequence's last token is reached
+
+
+def step_inputs(
+    batch: Batch, prompts: Mapping[int, npt.NDArray[np.int32]], *, max_model_len: int, block_size: int, use_cache: bool
+) -> StepInputs:
+    """Inputs for slots [num_computed_tokens, + num_tokens) of each sequence, or [0, end) if there is no cache."""
+    sequences = batch.sequences
+    starts = np.array([sequence.num_computed_tokens for sequence in sequences])
+    context_lens = starts + np.array(batch.num_tokens)
+    samples = context_lens >= np.array([sequence.num_tokens for sequence in sequences])
+    if not use_cache:
+        starts = np.zeros_like(starts)
+    query_lens = context_lens - starts
+    assert query_lens.min() > 0, f"a sequence without new tokens in {sequences}"
+    padding = np.array([sequence.num_padding for sequence in sequences])
+    token_ids = np.empty(query_lens.sum(), dtype=np.int64)
+    row = 0
+    for sequence, start, end in zip(sequences, starts.tolist(), context_lens.tolist(), strict=True):
+        _write_tokens(token_ids[row : row + end - start], sequence, prompts[sequence.request.request_id], start)
+        row += end - start
+    seq_index, slot_index = flatten_slots(query_lens, context_lens)
+    # Only finished sequences, which stay in a static batch, can run past the model's positions
+    positions = np.clip(slot_index - padding[seq_index], 0, max_model_len - 1)
+    tables = _block_tables(sequences, context_lens, block_size) if use_cache else None
+    return StepInputs(token_ids, positions, query_lens, context_lens, padding, tables, samples)
+
+
+def _write_tokens(target: IntArray, sequence: Sequence, prompt: npt.NDArray[np.int32], start: int) -> None:
+    """Fill `target` with the tokens at slots [start, start + len(target))."""
+    output = sequence.output_token_ids
+    first_output_slot = sequence.num_padding + len(prompt)
+    if start >= first_output_slot and len(target) == 1:  # decode
+        target[0] = output[min(start - first_output_slot, len(output) - 1)]
+        return
+    end = start + len(target)
+    num_pads = max(min(end, sequence.num_padding) - start, 0)
+    target[:num_pads] = PAD_TOKEN
+    prompt_part = prompt[max(start - sequence.num_padding, 0) : max(end - sequence.num_padding, 0)]
+    target[num_pads : num_pads + len(prompt_part)] = prompt_part
+    num_filled = num_pads + len(prompt_part)
+    if num_filled < len(target):
+        output_part = output[max(start - first_output_slot, 0) : end - first_output_slot]
+        target[num_filled : num_filled + len(output_part)] = output_part
+        target[num_filled + len(output_part) :] = output[-1]  # the seat of a finished sequence repeats its last token
+
+
+def _block_tables(sequences: list[Sequence], context_lens: IntArray, block_size: int) -> IntArray:
+    num_blocks = (-(-context_lens // block_size)).tolist()
+    tables = np.zeros((len(sequences), max(num_blocks)), dtype=np.int64)
+    for row, (sequence, num) in enumerate(zip(sequences, num_blocks, strict=True)):
+        table = sequence.block_table
+        assert len(table) >= num, f"{sequence} needs {num} blocks and has {len(table)}"
+        tables[row, :num] = table[:num]
+    return tables

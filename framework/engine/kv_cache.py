@@ -1,0 +1,76 @@
+"""The KV cache's size and its tensors, one pair per layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from framework.models.attention import PagedAttention
+from framework.models.config import ModelConfig
+from framework.models.gpt2 import GPT2
+from framework.models.llama import Llama
+
+CPU_CACHE_BYTES = 512 * 2**20
+CUDA_CACHE_SHARE = 0.9  # of the memory that is free once the weights are loaded and the headroom is set aside
+CUDA_HEADROOM_BYTES = 2 * 2**30  # activations, gathered keys and values, and logits of one step
+
+Cache = list[tuple[Tensor, Tensor]]  # per layer k and v, (num_slots, num_kv_heads, head_dim)
+
+
+def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of `block_size` tokens in all layers."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * block_size * dtype.itemsize
+
+
+def default_cache_bytes(device: torch.device) -> int:
+    """512 MiB on a CPU; on a GPU 90% of the memory now free after a headroom of 2 GiB."""
+    if device.type != "cuda":
+        return CPU_CACHE_BYTES
+    torch.cuda.empty_cache()
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return int(CUDA_CACHE_SHARE * (free_bytes - CUDA_HEADROOM_BYTES))
+
+
+def count_blocks(
+    config: ModelConfig,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_blocks: int | None,
+    kv_cache_bytes: int | None,
+) -> int:
+    """The number of blocks: as given, what `kv_cache_bytes` hold, or what the device's default size holds.
+
+    Raises ValueError if both are given, or if not even one block fits.
+    """
+    if num_blocks is not None and kv_cache_bytes is not None:
+        raise ValueError(f"give num_blocks ({num_blocks}) or kv_cache_bytes ({kv_cache_bytes}), not both")
+    if num_blocks is None:
+        cache_bytes = default_cache_bytes(device) if kv_cache_bytes is None else kv_cache_bytes
+        block_bytes = bytes_per_block(config, block_size, dtype)
+        num_blocks = cache_bytes // block_bytes
+        if num_blocks < 1:
+            raise ValueError(
+                f"a KV cache of {cache_bytes / 2**20:.1f} MiB holds no block of {block_bytes / 2**20:.1f} MiB "
+                f"({block_size} tokens); free memory on {device}, or use a smaller model or block_size"
+            )
+    if num_blocks < 1:
+        raise ValueError(f"num_blocks {num_blocks} must be at least 1")
+    return num_blocks
+
+
+def attention_modules(model: Llama | GPT2) -> list[PagedAttention]:
+    """The modules that hold the caches, layer by layer."""
+    return [module for module in model.modules() if isinstance(module, PagedAttention)]
+
+
+def allocate_cache(config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device) -> Cache:
+    shape = (num_slots, config.num_kv_heads, config.head_dim)
+    keys_and_values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * config.num_layers))
+    return list(zip(keys_and_values, keys_and_values, strict=True))
+
+
+def attach_cache(model: Llama | GPT2, cache: Cache) -> None:
+    """Give each layer its part of the cache; an empty cache takes away what the layers have."""
+    for index, module in enumerate(attention_modules(model)):
+        module.k_cache, module.v_cache = cache[index] if cache else (None, None)

@@ -1,0 +1,152 @@
+"""Event logs of both schedulers on cases worked out by hand; a prefill takes 1 s and a decode 0.1 s."""
+
+import pytest
+
+from framework.core import Batch, Sequence
+from framework.replay import replay
+from framework.scheduler.continuous import ContinuousScheduler
+from framework.scheduler.static import StaticScheduler
+from tests.fakes import FakeEngine, requests_at
+
+
+def step_time(batch: Batch) -> float:
+    return 1.0 if batch.phase == "prefill" else 0.125
+
+
+def run(requests, scheduler_type, num_blocks=1000, **options):
+    engine = FakeEngine(step_time, num_blocks=num_blocks)
+    scheduler = scheduler_type(engine.num_blocks, engine.block_size, **options)
+    sequences, steps = replay(requests, scheduler, engine)
+    assert scheduler.blocks.num_used == 0
+    log = [(step.start_time, phase, ids) for step, (phase, ids) in zip(steps, engine.batches, strict=True)]
+    return sequences, steps, log
+
+
+def test_continuous_joins_and_leaves_every_step():
+    requests = requests_at((0.0, 4, 3), (0.5, 4, 2), (5.0, 4, 1))
+    sequences, _, log = run(requests, ContinuousScheduler)
+    assert log == [
+        (0.0, "prefill", [0]),
+        (1.0, "prefill", [1]),  # prefill first
+        (2.0, "decode", [0, 1]),
+        (2.125, "decode", [0]),  # 1 has left
+        (5.0, "prefill", [2]),  # the server slept
+    ]
+    assert [sequence.token_times for sequence in sequences] == [[1.0, 2.125, 2.25], [2.0, 2.125], [6.0]]
+    assert [sequence.scheduled_time for sequence in sequences] == [0.0, 1.0, 5.0]
+
+
+def test_continuous_keeps_to_its_seats_and_its_token_budget():
+    requests = requests_at((0.0, 4, 1), (0.0, 5, 1), (0.0, 3, 2), (0.0, 1, 1))
+    _, steps, log = run(requests, ContinuousScheduler, max_num_seqs=3, max_num_batched_tokens=10)
+    assert log == [(0.0, "prefill", [0, 1]), (1.0, "prefill", [2, 3]), (2.0, "decode", [2])]
+    assert [step.num_prefill_tokens for step in steps] == [9, 4, 0]
+    _, _, log = run(requests_at((0.0, 4, 2), (0.0, 4, 1)), ContinuousScheduler, max_num_seqs=1)
+    assert log == [(0.0, "prefill", [0]), (1.0, "decode", [0]), (1.125, "prefill", [1])]
+
+
+def test_continuous_splits_only_a_prompt_above_the_budget():
+    requests = requests_at((0.0, 3, 1), (0.0, 10, 2), (0.0, 2, 1))
+    sequences, steps, log = run(requests, ContinuousScheduler, max_num_batched_tokens=4)
+    assert log == [
+        (0.0, "prefill", [0]),
+        (1.0, "prefill", [1]),
+        (2.0, "prefill", [1]),
+        (3.0, "prefill", [1]),
+        (4.0, "prefill", [2]),
+        (5.0, "decode", [1]),
+    ]
+    assert [step.num_prefill_tokens for step in steps] == [3, 4, 4, 2, 2, 0]
+    assert sequences[1].token_times == [4.0, 5.125]
+
+
+def test_continuous_recomputes_what_it_preempts():
+    requests = requests_at((0.0, 4, 6), (0.0, 4, 6))  # 10 slots each, blocks of 4: two grow to 3 blocks, only 4 exist
+    sequences, steps, log = run(requests, ContinuousScheduler, num_blocks=4, watermark=0.0)
+    assert log[:6] == [
+        (0.0, "prefill", [0, 1]),
+        (1.0, "decode", [0, 1]),
+        (1.125, "decode", [0, 1]),
+        (1.25, "decode", [0, 1]),
+        (1.375, "decode", [0, 1]),
+        (1.5, "decode", [0]),  # 0 takes the blocks of 1, which came last
+    ]
+    assert log[6] == (1.625, "prefill", [1])  # prompt and five tokens so far, recomputed
+    assert [sequence.num_preemptions for sequence in sequences] == [0, 1]
+    assert [sequence.output_token_ids for sequence in sequences] == [[0, 1, 2, 3, 4, 5]] * 2
+    assert steps[6].num_prefill_tokens == 4 + 5
+    assert max(step.num_used_blocks for step in steps) <= 4
+
+
+def test_static_pads_and_keeps_the_seats_of_the_finished():
+    requests = requests_at((0.0, 4, 1), (0.0, 8, 3), (0.0, 2, 2))
+    sequences, steps, log = run(requests, StaticScheduler, max_num_seqs=2, max_wait=0.5)
+    assert log == [
+        (0.0, "prefill", [0, 1]),
+        (1.0, "decode", [0, 1]),  # 0 has finished but keeps its seat
+        (1.125, "decode", [0, 1]),
+        (1.25, "prefill", [2]),
+        (2.25, "decode", [2]),
+    ]
+    assert steps[0].num_prefill_tokens == 16  # two seats, padded to 8
+    assert sequences[0].num_padding == 4
+    assert [step.num_output_tokens for step in steps] == [2, 1, 1, 1, 1]
+    assert sequences[0].token_times == [1.0]
+
+
+def test_static_waits_for_a_full_batch_or_max_wait():
+    requests = requests_at((0.0, 4, 1), (0.25, 4, 1), (3.0, 4, 1))
+    _, _, log = run(requests, StaticScheduler, max_num_seqs=2, max_wait=0.5)
+    assert log == [(0.25, "prefill", [0, 1]), (3.5, "prefill", [2])]
+    _, _, log = run(requests, StaticScheduler, max_num_seqs=2, max_wait=0.125)
+    assert log == [(0.125, "prefill", [0]), (1.125, "prefill", [1]), (3.125, "prefill", [2])]
+
+
+def test_static_takes_as_many_seats_as_the_cache_holds():
+    requests = requests_at((0.0, 4, 4), (0.0, 8, 4), (0.0, 4, 4))  # the first two need 3 blocks a seat
+    _, _, log = run(requests, StaticScheduler, num_blocks=6, max_num_seqs=3)
+    assert [ids for _, phase, ids in log if phase == "prefill"] == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("scheduler_type", [StaticScheduler, ContinuousScheduler])
+def test_a_request_that_fits_no_empty_cache_is_named(scheduler_type):
+    with pytest.raises(ValueError, match=r"request 1 needs 6 KV blocks .* the cache has 5"):
+        run(requests_at((0.0, 4, 4), (1.0, 20, 1)), scheduler_type, num_blocks=5)
+
+
+@pytest.mark.parametrize(
+    ("scheduler_type", "options", "message"),
+    [
+        (StaticScheduler, {"max_num_seqs": 0}, "max_num_seqs must be at least 1, not 0"),
+        (StaticScheduler, {"max_wait": float("inf")}, "max_wait must be a finite"),
+        (ContinuousScheduler, {"max_num_batched_tokens": 0}, "max_num_batched_tokens must be at least 1"),
+        (ContinuousScheduler, {"watermark": 1.0}, r"watermark must be in \[0, 1\), not 1.0"),
+    ],
+)
+def test_bad_options_are_refused(scheduler_type, options, message):
+    with pytest.raises(ValueError, match=message):
+        scheduler_type(10, 4, **options)
+
+
+class Lazy(ContinuousScheduler):
+    """Forgets to schedule."""
+
+    def schedule(self, now: float) -> Batch | None:
+        return None
+
+
+class Thrashing(ContinuousScheduler):
+    """Schedules nothing of a sequence, for ever."""
+
+    def schedule(self, now: float) -> Batch | None:
+        return Batch([Sequence(requests_at((0.0, 4, 4))[0])], [0], 0, 0)
+
+
+def test_a_stalled_scheduler_is_an_error_that_names_the_request():
+    with pytest.raises(RuntimeError, match="2 requests are unfinished and request 0 waits"):
+        run(requests_at((0.0, 4, 4), (1.0, 4, 4)), Lazy)
+
+
+def test_a_scheduler_without_progress_is_an_error():
+    with pytest.raises(RuntimeError, match="no progress"):
+        run(requests_at((0.0, 4, 4)), Thrashing)

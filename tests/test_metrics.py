@@ -1,0 +1,173 @@
+"""Every metric on three requests worked out by hand, then the intervals against known distributions."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from framework.core import Request, Sequence, Step
+from framework.metrics import (
+    aggregate,
+    bootstrap_pooled,
+    bootstrap_statistics,
+    capacity,
+    meets_slo,
+    metric_names,
+    request_table,
+    saturation,
+    step_table,
+    summarize,
+)
+
+
+def sequence(request_id, arrival_time, num_prompt_tokens, token_times, num_preemptions=0, scheduled_time=None):
+    result = Sequence(Request(request_id, arrival_time, num_prompt_tokens, len(token_times)))
+    result.scheduled_time = arrival_time if scheduled_time is None else scheduled_time
+    for time in token_times:
+        result.append(7, time)
+    result.num_preemptions = num_preemptions
+    return result
+
+
+SEQUENCES = [
+    sequence(0, 0.0, 100, [1.0, 1.5, 3.0]),  # ttft 1, tpot 1, gaps 0.5 and 1.5, e2e 3, normalized 1
+    sequence(1, 1.0, 50, [4.0], scheduled_time=2.0),  # a one-token output: ttft 3 = e2e, no tpot, no gaps, normalized 3
+    sequence(2, 2.0, 10, [4.0, 6.0, 6.5, 10.0], num_preemptions=2),  # ttft 2, tpot 2, e2e 8, normalized 2; preempted
+]
+STEPS = [
+    Step(0.0, 1.0, "prefill", 1, 100, 0, 7, 0, 0, 0, 1.0),
+    Step(1.0, 3.0, "decode", 3, 0, 3, 7, 0, 0, 0, 3.0),
+]
+
+
+def test_request_table():
+    table = request_table(SEQUENCES)
+    assert table["ttft"].tolist() == [1.0, 3.0, 2.0]
+    assert table["e2e"].tolist() == [3.0, 3.0, 8.0]
+    assert table["tpot"].tolist()[::2] == [1.0, 2.0]
+    assert math.isnan(table["tpot"][1])
+    assert table["normalized_latency"].tolist() == [1.0, 3.0, 2.0]
+    assert table["num_preemptions"].tolist() == [0, 0, 2]
+    assert table["scheduled_time"].tolist() == [0.0, 2.0, 2.0]
+
+
+def test_whole_run():
+    numbers = summarize(request_table(SEQUENCES), step_table(STEPS), {"ttft": 2.0, "tpot": 1.0})
+    assert numbers["num_requests"] == numbers["num_completed"] == 3
+    assert numbers["duration_s"] == 10.0  # first arrival 0 → last completion 10
+    assert numbers["request_throughput"] == 0.3
+    assert numbers["output_throughput"] == 0.8
+    assert numbers["total_throughput"] == (8 + 160) / 10
+    assert numbers["ttft_mean"] == 2.0
+    assert numbers["ttft_p50"] == 2.0
+    assert numbers["ttft_p90"] == pytest.approx(2.8)
+    assert numbers["tpot_mean"] == 1.5  # over two requests: the third has none
+    assert numbers["itl_mean"] == pytest.approx((0.5 + 1.5 + 2.0 + 0.5 + 3.5) / 5)
+    assert numbers["itl_p50"] == 1.5
+    assert numbers["e2e_p99"] == pytest.approx(3 + 0.98 * 5)
+    assert numbers["normalized_latency_mean"] == 2.0
+    assert numbers["normalized_latency_p50"] == 2.0
+    assert numbers["slo_attainment"] == pytest.approx(1 / 3)  # 1 misses TTFT; 2 misses TPOT
+    assert numbers["goodput"] == 0.1
+    assert numbers["mean_batch_size"] == (1 * 1 + 3 * 3) / 4
+    assert numbers["num_preemptions"] == 2
+
+
+def test_steady_window_is_between_warm_up_and_last_arrival():
+    numbers = summarize(request_table(SEQUENCES), step_table(STEPS), {"ttft": 2.0}, warmup_fraction=0.25)
+    assert numbers["steady_duration_s"] == 1.5  # 0.5 … 2.0
+    assert numbers["steady_output_throughput"] == pytest.approx(2 / 1.5)  # the tokens at 1.0 and 1.5
+    assert numbers["steady_total_throughput"] == pytest.approx(102 / 1.5)  # and the prompt whose first token is at 1.0
+    assert numbers["steady_request_throughput"] == 0.0  # nothing completes in it
+    assert numbers["steady_ttft_mean"] == 2.5  # of the two that arrive in it
+    assert numbers["steady_slo_attainment"] == 0.5
+    assert numbers["steady_mean_batch_size"] == 3.0
+
+
+def test_all_at_once_has_no_steady_window():
+    at_once = [sequence(0, 0.0, 1, [1.0]), sequence(1, 0.0, 1, [2.0])]
+    numbers = summarize(request_table(at_once), step_table(STEPS), {})
+    assert math.isnan(numbers["steady_output_throughput"])
+    assert numbers["output_throughput"] == 1.0
+    assert numbers["slo_attainment"] == 1.0
+    assert math.isnan(numbers["tpot_mean"])
+
+
+def test_summary_has_every_column():
+    numbers = summarize(request_table(SEQUENCES), step_table(STEPS), {})
+    assert set(metric_names()) <= set(numbers)
+    assert {f"steady_{name}" for name in metric_names()} <= set(numbers)
+
+
+def test_slo_errors_name_the_metric_and_the_allowed():
+    with pytest.raises(ValueError, match=r"unknown SLO metric 'tbt'; allowed: ttft, tpot, e2e, normalized_latency"):
+        summarize(request_table(SEQUENCES), step_table(STEPS), {"tbt": 1.0})
+    with pytest.raises(ValueError, match="SLO for ttft must be a positive"):
+        summarize(request_table(SEQUENCES), step_table(STEPS), {"ttft": 0.0})
+
+
+def test_an_undefined_tpot_breaks_no_limit():
+    assert meets_slo(request_table(SEQUENCES), {"tpot": 1.5}).tolist() == [True, True, False]
+
+
+def test_bootstrap_covers_the_mean_of_a_normal():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(60):
+        low, high = bootstrap_statistics(rng.normal(5.0, 1.0, size=80))
+        hits += low[0] <= 5.0 <= high[0]
+    assert hits >= 50  # 95% nominal; fewer than 50 of 60 has a probability below 1e-4
+
+
+def test_bootstrap_of_gaps_draws_whole_requests():
+    """Gaps that are equal within a request: their interval is as wide as that of one value per request."""
+    rng = np.random.default_rng(0)
+    gap_of_request = rng.normal(1.0, 0.1, size=50)
+    token_times = [np.arange(21) * gap for gap in gap_of_request]
+    low, high = bootstrap_pooled(token_times)
+    low_of_means, high_of_means = bootstrap_statistics(gap_of_request)
+    assert high[0] - low[0] == pytest.approx(high_of_means[0] - low_of_means[0], rel=0.15)
+    assert low[0] < np.mean(gap_of_request) < high[0]
+
+
+def test_intervals_are_undefined_for_a_single_value():
+    low, high = bootstrap_statistics(np.array([1.0]))
+    assert np.isnan(low).all()
+    assert np.isnan(high).all()
+
+
+def points(rows):
+    table = pd.DataFrame(rows, columns=["arm", "rate", "seed", "slo_attainment", "steady_request_throughput"])
+    for name in (*metric_names(), *(f"steady_{name}" for name in metric_names())):
+        if name not in table:
+            table[name] = 1.0
+    return table.assign(offered_rate=table["rate"])
+
+
+def test_capacity_and_saturation():
+    table = points(
+        [("a", 1.0, 0, 1.0, 1.0), ("a", 2.0, 0, 0.92, 1.96), ("a", 4.0, 0, 0.5, 2.5), ("b", 1.0, 0, 0.2, 0.5)]
+    )
+    assert capacity(table, 0.9)["a"] == 2.0
+    assert math.isnan(capacity(table, 0.9)["b"])
+    assert saturation(table)["a"] == 2.0
+    assert math.isnan(saturation(table)["b"])
+
+
+def test_aggregate_uses_student_t_over_seeds():
+    table = points([("a", 1.0, seed, 1.0, 1.0) for seed in range(3)])
+    table["ttft_mean"] = [1.0, 2.0, 3.0]
+    row = aggregate(table).iloc[0]
+    half_width = 4.302653 * 1.0 / math.sqrt(3)
+    assert row["num_seeds"] == 3
+    assert row["ttft_mean"] == 2.0
+    assert row["ttft_mean_low"] == pytest.approx(2.0 - half_width, rel=1e-5)
+    assert row["ttft_mean_high"] == pytest.approx(2.0 + half_width, rel=1e-5)
+
+
+def test_aggregate_keeps_the_bootstrap_of_a_single_seed():
+    table = points([("a", 1.0, 0, 1.0, 1.0)]).assign(ttft_mean_low=0.9, ttft_mean_high=1.2)
+    row = aggregate(table).iloc[0]
+    assert (row["ttft_mean_low"], row["ttft_mean_high"]) == (0.9, 1.2)
+    assert math.isnan(row["output_throughput_low"])
