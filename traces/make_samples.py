@@ -16,7 +16,7 @@ Rows = list[tuple[object, ...]]
 
 def main(folder: Path) -> None:
     """Write every sample into `folder`."""
-    write_sample(folder, np.random.default_rng(1))
+    write_sample(folder, np.random.default_rng(23))
     write_sample_adapters(folder, np.random.default_rng(2))
     write_azure(folder, np.random.default_rng(3))
     write_mooncake(folder, np.random.default_rng(4))

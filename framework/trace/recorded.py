@@ -27,9 +27,9 @@ def recorded(
 ) -> Trace:
     """The file at `path` as a trace that starts at 0 s with request 0; a missing file is downloaded if `url` is given.
 
-    In this order: `window` [start, end) in seconds of the file's clock (None: open); thinning to `rate` requests/s (rescale=thin);
-    the first `num_requests`; stretching to `rate` (rescale=stretch); clipping to the two limits. `rate` None keeps the
-    recorded one. `seed` matters to thinning only.
+    In this order: `window` [start, end) in seconds of the file's clock (None: open); thinning to `rate` requests/s
+    (rescale=thin); the first `num_requests`; stretching to `rate` (rescale=stretch); clipping to the two limits.
+    `rate` None keeps the recorded rate. `seed` matters to thinning only.
     """
     if rescale not in ("stretch", "thin"):
         raise ValueError(f"rescale={rescale!r} is not one of 'stretch', 'thin'")

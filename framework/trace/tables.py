@@ -62,7 +62,7 @@ def load_parquet(path: Path, required: Sequence[str]) -> Table:
 def load_json_lines(path: Path, required: Sequence[str]) -> Table:
     """A file with one JSON object per line; other keys than the `required` are ignored."""
     _require_file(path)
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         rows = [_parse_line(path, number, line, required) for number, line in enumerate(file, start=1)]
     return _checked(Table(path, pd.DataFrame(rows, columns=list(required)), first_line=1), required)
 
@@ -102,7 +102,8 @@ def whole_numbers(table: Table, column: str, at_least: int = 1) -> npt.NDArray[n
 def labels(table: Table, column: str) -> list[str | None]:
     """A column of names; None where the file has nothing."""
     values = table.frame[column]
-    return [None if gone or value == "" else str(value) for value, gone in zip(values, values.isna(), strict=True)]
+    gone = (values.isna() | (values == "")).tolist()
+    return [None if empty else str(value) for value, empty in zip(values.tolist(), gone, strict=True)]
 
 
 def prefix_ids(table: Table, column: str, num_prompt_tokens: npt.NDArray[np.int64]) -> list[tuple[int, ...]]:
@@ -131,13 +132,14 @@ def _checked(table: Table, required: Sequence[str]) -> Table:
     return table
 
 
-def _parse_line(path: Path, number: int, line: str, required: Sequence[str]) -> dict[str, Any]:
+def _parse_line(path: Path, number: int, line: bytes, required: Sequence[str]) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: line {number} is not JSON: {error.msg} at character {error.pos + 1}") from error
+    except ValueError as error:  # not JSON, or not even text
+        reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise ValueError(f"{path}: line {number} is not JSON: {reason}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{path}: line {number} is not a JSON object: {line.strip()!r}")
+        raise ValueError(f"{path}: line {number} is not a JSON object: {str(row)!r}")
     missing = [key for key in required if key not in row]
     if missing:
         raise ValueError(f"{path}: line {number}: missing columns {missing}; found {sorted(row)}")

@@ -1,0 +1,97 @@
+"""Recorded traces: the order of the steps, where a file is looked for, and the shipped YAMLs."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from framework.core import Request, Trace
+from framework.trace.files import read_azure, read_mooncake, read_table
+from framework.trace.recorded import locate, recorded
+from framework.trace.transforms import mean_rate
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = "traces/sample.csv"
+CONF = ROOT / "conf" / "trace"
+
+sample = partial(recorded, reader=read_table, path=SAMPLE)
+
+
+def hundred(path: Path) -> Trace:
+    return Trace([Request(index, 1.0 + index, 10, 5) for index in range(100)], {"failed": 3})
+
+
+def test_as_recorded() -> None:
+    assert sample() == read_table(ROOT / SAMPLE)
+
+
+def test_window_first_and_stretch_in_this_order() -> None:
+    trace = recorded(reader=hundred, path=SAMPLE, window=[11, None], num_requests=5, rate=2.0)
+    assert [request.arrival_time for request in trace.requests] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert [request.request_id for request in trace.requests] == [0, 1, 2, 3, 4]
+    assert trace.dropped == {"failed": 3}
+
+
+def test_thinning_comes_before_first() -> None:
+    thinned = partial(recorded, reader=hundred, path=SAMPLE, rescale="thin", rate=0.5)
+    trace = thinned(num_requests=20, seed=1)
+    assert len(trace.requests) == 20
+    assert trace.requests[-1].arrival_time > 25
+    assert trace.requests[0].arrival_time == 0.0
+    assert trace == thinned(num_requests=20, seed=1)
+    assert trace != thinned(num_requests=20, seed=2)
+
+
+@pytest.mark.parametrize("rate", [0.5, 4.0, 64.0])
+def test_stretching_reaches_any_rate_with_the_same_requests(rate: float) -> None:
+    trace = sample(num_requests=100, rate=rate, seed=9)
+    assert mean_rate(trace) == pytest.approx(rate, rel=1e-12)
+    assert [r.num_prompt_tokens for r in trace.requests] == [r.num_prompt_tokens for r in sample().requests[:100]]
+
+
+def test_clipping_shortens_prefixes() -> None:
+    trace = recorded(reader=read_mooncake, path="traces/sample_mooncake.jsonl", max_prompt_tokens=513)
+    assert {len(request.prefix_ids) for request in trace.requests} == {2}
+
+
+def test_bad_choices() -> None:
+    with pytest.raises(ValueError, match="rescale='slow' is not one of 'stretch', 'thin'"):
+        sample(rescale="slow")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"window=\[1\] is not a pair \[start, end\] of seconds"):
+        sample(window=[1])
+    with pytest.raises(ValueError, match="thinning cannot raise the arrival rate to 9 requests/s: the trace has 4;"):
+        sample(rescale="thin", rate=9.0)
+
+
+def test_a_relative_path_is_looked_for_here_then_in_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert locate(SAMPLE) == ROOT / SAMPLE
+    (tmp_path / "traces").mkdir()
+    (tmp_path / SAMPLE).touch()
+    assert locate(SAMPLE) == Path(SAMPLE)
+    assert locate(tmp_path / "absent.csv") == tmp_path / "absent.csv"
+    with pytest.raises(FileNotFoundError, match=f"no trace file at {ROOT}/absent.csv, and none .* from {tmp_path}"):
+        recorded(reader=read_table, path="absent.csv")
+
+
+def test_a_missing_file_is_downloaded_once(tmp_path: Path) -> None:
+    source = ROOT / "traces" / "sample_azure_2023.csv"
+    target = tmp_path / "azure.csv"
+    load = partial(recorded, reader=read_azure, path=target)
+    assert len(load(url=source.as_uri()).requests) == 40
+    assert target.read_bytes() == source.read_bytes()
+    assert len(load(url="http://127.0.0.1:9/never-asked").requests) == 40
+
+
+def test_yaml_files_say_what_the_readme_says() -> None:
+    readme = (ROOT / "traces" / "README.md").read_text()
+    configs = {path.stem: OmegaConf.load(path) for path in CONF.glob("*.yaml")}
+    downloads = {name: config for name, config in configs.items() if "url" in config}
+    assert len(downloads) == 9
+    for name, config in downloads.items():
+        assert f"| `{name}` | `{Path(config['path']).name}`" in readme
+        assert f"| <{config['url']}> | `{config['sha256']}` |" in readme
+        assert Path(config["path"]).parent == Path("traces")
