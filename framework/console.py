@@ -87,7 +87,7 @@ class SweepProgress:
 
 def print_table(console: Console, summary: pd.DataFrame, title: str) -> None:
     """`summary` has one row per (arm, rate) as `metrics.aggregate` makes it."""
-    table = Table(title=title, caption="[low, high]: 95% interval, over seeds if there are several, else bootstrap")
+    table = Table(title=title, caption=r"\[low, high]: 95% interval, over seeds if there are several, else bootstrap")
     table.add_column("arm")
     for header in ("rate\nreq/s", "done\nreq/s", "output\ntok/s"):
         table.add_column(header, justify="right")
@@ -110,7 +110,10 @@ def print_table(console: Console, summary: pd.DataFrame, title: str) -> None:
 
 
 def milliseconds(value: float, low: float, high: float) -> str:
-    digits = 3 if value < 1 else 4
-    if low != low:  # NaN: too few values for an interval
-        return f"{1e3 * value:.{digits}g}"
-    return f"{1e3 * value:.{digits}g}\n[{1e3 * low:.{digits}g}, {1e3 * high:.{digits}g}]"
+    """`value` in ms over its interval; NaN bounds: too few values for one."""
+    return short(1e3 * value) + ("" if low != low else f"\n\\[{short(1e3 * low)}, {short(1e3 * high)}]")
+
+
+def short(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -6,11 +6,13 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 
 COLUMN_WIDTH, TEXT_WIDTH = 3.35, 6.9  # inches
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLE = {
     "font.size": 8,
@@ -60,7 +62,7 @@ def throughput_latency(summary: pd.DataFrame, saturation_rates: dict[str, float]
             mark_saturation(axes, rows, x, y, saturation_rates[str(arm)], COLOURS[index])
         axes.set(xlabel="output throughput (tokens/s)", ylabel="mean latency (ms/output token)", yscale="log")
         axes.set_xlim(left=0)
-        label_log_axis(axes)
+        label_log_axis(axes.yaxis)
         add_legend(axes, ring=True)
         return figure
 
@@ -86,7 +88,7 @@ def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> F
                     axes.axvline(saturation_rates[str(arm)], color=COLOURS[index], linestyle=":", linewidth=1)
             axes.set(title=title, xlabel="arrival rate (requests/s)", ylabel="ms", yscale="log", xscale="log")
             label_rates(axes, summary["rate"])
-            label_log_axis(axes)
+            label_log_axis(axes.yaxis)
             axes.legend()
         return figure
 
@@ -157,5 +159,24 @@ def label_rates(axes: Axes, rates: pd.Series) -> None:
     axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
 
 
-def label_log_axis(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+def label_log_axis(axis: Axis) -> None:
+    axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def latency_cdf(requests: dict[str, pd.DataFrame]) -> Figure:
+    """Empirical distribution over requests of TTFT and TPOT (ms), one curve per arm."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(TEXT_WIDTH / 1.5, 2.2))
+        for axes, (metric, title) in zip(
+            figure.subplots(1, 2, sharey=True), (("ttft", "time to first token"), ("tpot", "time per output token")),
+            strict=True,
+        ):  # fmt: skip
+            for index, (arm, table) in enumerate(requests.items()):
+                values = np.sort(1e3 * table[metric].dropna())
+                shares = np.arange(1, len(values) + 1) / len(values)
+                axes.step(values, shares, where="post", color=COLOURS[index], linestyle=LINES[index % 4], label=arm)
+            axes.set(title=title, xlabel="ms", xscale="log")
+            label_log_axis(axes.xaxis)
+        figure.axes[0].set_ylabel("share of requests")
+        figure.axes[0].legend()
+        return figure

@@ -19,8 +19,9 @@ from typing import Any
 import pandas as pd
 
 from framework.metrics import metric_names, summarize
+from framework.trace.recorded import locate
 
-DISTINGUISHING = ("code_version", "device", "num_threads")  # of the environment; beside the config
+DISTINGUISHING = ("code_version", "device")  # of the environment; beside the config
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,23 @@ def digest_of(data: Any) -> str:
 
 def arm_digest(config: dict[str, Any], environment: dict[str, Any]) -> str:
     distinguishing = {key: environment[key] for key in DISTINGUISHING}
-    return digest_of([config, distinguishing, environment["packages"]["torch"]])
+    return digest_of([config, distinguishing, environment["packages"]["torch"], fingerprint_files(config)])
+
+
+def fingerprint_files(config: Any) -> list[Any]:
+    """What is at every `path` of the config: a file's hash, the names, sizes and times of a folder's files."""
+    if isinstance(config, list):
+        return [print_ for item in config for print_ in fingerprint_files(item)]
+    if not isinstance(config, dict):
+        return []
+    prints = [print_ for item in config.values() for print_ in fingerprint_files(item)]
+    path = locate(str(config.get("path")))
+    if path.is_file():
+        return [*prints, hashlib.sha256(path.read_bytes()).hexdigest()]
+    if path.is_dir():
+        files = sorted(path.iterdir())
+        return [*prints, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
+    return prints
 
 
 def write_point(

@@ -23,7 +23,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "packages": {name: package_version(name) for name in PACKAGES},
         "device": device_name(device),
         "driver": driver_version() if device.type == "cuda" else None,
-        "num_threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "platform": platform.platform(),
     }

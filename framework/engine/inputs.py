@@ -47,7 +47,7 @@ def step_inputs(
         row += end - start
     seq_index, slot_index = flatten_slots(query_lens, context_lens)
     # Only finished sequences, which stay in a static batch, can run past the model's positions
-    positions = np.clip(slot_index - padding[seq_index], 0, max_model_len - 1)
+    positions = np.minimum(np.maximum(slot_index - padding[seq_index], 0), max_model_len - 1)
     tables = _block_tables(sequences, context_lens, block_size) if use_cache else None
     return StepInputs(token_ids, positions, query_lens, context_lens, padding, tables, samples)
 

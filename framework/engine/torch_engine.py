@@ -28,7 +28,8 @@ class TorchEngine:
     The cache's size is `num_blocks`, or what `kv_cache_bytes` hold; with neither, 90% of the GPU memory that is free
     now after a headroom of 2 GiB, or 512 MiB on a CPU. Tokens are sampled with `temperature` (0: greedy), `top_k` (0:
     off) and `top_p` (1: off). `use_cache=False` keeps no keys and values: every step recomputes prompt and output so
-    far. A model serves one engine at a time: the last one built, or the last one whose `begin` was called.
+    far. `num_threads` CPU threads compute a step, in the whole process (None: as PyTorch has it); more than one makes
+    times unsteady where cores are shared. A model serves one engine at a time: the last one built, or the last one whose `begin` was called.
     """
 
     def __init__(
@@ -43,15 +44,19 @@ class TorchEngine:
         top_p: float = 1.0,
         use_cache: bool = True,
         seed: int = 0,
+        num_threads: int | None = 1,
     ) -> None:
         check_sampling(temperature, top_k, top_p)
         if block_size < 1:
             raise ValueError(f"block_size {block_size} must be at least 1")
+        if num_threads is not None and num_threads < 1:
+            raise ValueError(f"num_threads {num_threads} must be at least 1")
         embedding = model.embed_tokens.weight
         self.model, self.device, self.dtype = model, embedding.device, embedding.dtype
         self.max_model_len = model.config.max_model_len
         self.block_size = block_size
         self.use_cache = use_cache
+        self.num_threads = num_threads
         self.temperature, self.top_k, self.top_p, self.seed = temperature, top_k, top_p, seed
         self.timer: Callable[[], float] = time.perf_counter
         attach_cache(model, [])  # what an earlier engine left would count as used memory
@@ -68,6 +73,8 @@ class TorchEngine:
         model, or whose id is there twice.
         """
         attach_cache(self.model, self._cache)
+        if self.num_threads is not None:
+            torch.set_num_threads(self.num_threads)
         self._warm_up()
         self._prompts = {}
         for request in requests:

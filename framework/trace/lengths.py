@@ -26,6 +26,13 @@ def uniform(rng: np.random.Generator, num_requests: int, *, low: int, high: int)
     return rng.integers(low, high, size=num_requests, endpoint=True)
 
 
+def repeating(rng: np.random.Generator, num_requests: int, *, lengths: list[int]) -> Lengths:
+    """The given lengths in turn, over and over."""
+    if not lengths:
+        raise ValueError("lengths is empty: give at least one")
+    return np.resize([whole("lengths", length) for length in lengths], num_requests).astype(np.int64)
+
+
 def lognormal(
     rng: np.random.Generator,
     num_requests: int,
@@ -68,9 +75,11 @@ def independent(
     return prompt(prompt_rng, num_requests), output(output_rng, num_requests)
 
 
-def resample(rng: np.random.Generator, num_requests: int, *, trace: Trace) -> tuple[Lengths, Lengths]:
-    """(prompt, output) pairs drawn with replacement from the requests of `trace`; each pair stays together."""
-    pairs = np.array([(request.num_prompt_tokens, request.num_output_tokens) for request in trace.requests])
+def resample(
+    rng: np.random.Generator, num_requests: int, *, trace: Callable[[], Trace]
+) -> tuple[Lengths, Lengths]:
+    """(prompt, output) pairs drawn with replacement from the requests of `trace()`; each pair stays together."""
+    pairs = np.array([(request.num_prompt_tokens, request.num_output_tokens) for request in trace().requests])
     drawn = pairs[rng.integers(len(pairs), size=num_requests)]  # (num_requests, 2)
     return drawn[:, 0], drawn[:, 1]
 

@@ -10,7 +10,7 @@ import pytest
 
 from framework.core import Request, Trace
 from framework.trace.arrivals import all_at_once, constant, gamma, on_off, poisson
-from framework.trace.lengths import exponential_capped, fixed, independent, lognormal, resample, uniform
+from framework.trace.lengths import exponential_capped, fixed, independent, lognormal, repeating, resample, uniform
 from framework.trace.synthetic import synthetic
 
 NUM = 20_000
@@ -127,7 +127,7 @@ def test_bad_length_parameters(draw: Callable[..., np.ndarray], keywords: dict[s
 
 def test_resample_keeps_pairs_together() -> None:
     source = Trace([Request(index, 0.0, 10 * index + 10, index + 1) for index in range(5)])
-    prompts, outputs = resample(rng(), 500, trace=source)
+    prompts, outputs = resample(rng(), 500, trace=lambda: source)
     assert set(zip(prompts.tolist(), outputs.tolist(), strict=True)) == {(10, 1), (20, 2), (30, 3), (40, 4), (50, 5)}
 
 
@@ -170,3 +170,11 @@ def test_synthetic_requests_are_plain_numbers_within_limits() -> None:
 def test_synthetic_needs_requests(num_requests: int) -> None:
     with pytest.raises(ValueError, match=f"num_requests={num_requests} is not a whole number of at least 1"):
         synthetic(arrivals=poisson, lengths=PAIR, num_requests=num_requests, rate=1.0)
+
+
+def test_repeating_takes_the_lengths_in_turn() -> None:
+    assert repeating(rng(), 5, lengths=[100, 10]).tolist() == [100, 10, 100, 10, 100]
+    with pytest.raises(ValueError, match="lengths is empty"):
+        repeating(rng(), 5, lengths=[])
+    with pytest.raises(ValueError, match="lengths"):
+        repeating(rng(), 5, lengths=[0])

@@ -1,0 +1,88 @@
+"""Text in, text out: prompts through the same scheduler and engine as every replay, one JSON line each."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from framework.console import make_console
+from framework.core import Request, Sequence
+from framework.models.tokenizer import Tokenizer, load_tokenizer
+from framework.provenance import resolve_device
+from framework.replay import replay
+
+
+def run(
+    *,
+    prompts: list[str],
+    prompt_token_ids: list[list[int]],
+    num_output_tokens: int,
+    ignore_eos: bool,
+    model: Any,
+    engine: Any,
+    scheduler: Any,
+    device: str,
+    output_dir: str,
+) -> None:
+    """Write `generations.jsonl`: token ids, text and per-token times (s, on the virtual clock) of every prompt.
+
+    All prompts arrive at once. `prompt_token_ids` are taken as they are; without any `prompts` beside them no tokenizer
+    is loaded and `text` is null. `ignore_eos` false ends an output at the model's end-of-sequence token.
+    """
+    if num_output_tokens < 1:
+        raise ValueError(f"num_output_tokens must be at least 1, not {num_output_tokens}")
+    loaded = model(device=resolve_device(device))
+    tokenizer = load_tokenizer(loaded.config) if prompts else None
+    encoded = list(prompt_token_ids)
+    if tokenizer is not None:
+        encoded += [list(tokenizer.encode(prompt)) for prompt in prompts]
+    stop_token_ids = frozenset() if ignore_eos else frozenset(loaded.config.eos_token_ids)
+    requests = make_requests(encoded, num_output_tokens, loaded.config.max_model_len, stop_token_ids)
+    torch_engine = engine(model=loaded)
+    served = scheduler(num_blocks=torch_engine.num_blocks, block_size=torch_engine.block_size)
+    sequences, _ = replay(requests, served, torch_engine)
+    write_generations(Path(output_dir) / "generations.jsonl", sequences, tokenizer)
+
+
+def make_requests(
+    prompts: list[list[int]], num_output_tokens: int, max_model_len: int, stop_token_ids: frozenset[int]
+) -> list[Request]:
+    """Raises ValueError naming the prompt that is empty or, with its output, longer than the context."""
+    if not prompts:
+        raise ValueError("nothing to generate from: give prompts=[…] or prompt_token_ids=[[…]]")
+    for index, tokens in enumerate(prompts):
+        if not tokens:
+            raise ValueError(f"prompt {index} is empty: it needs at least one token")
+        if len(tokens) + num_output_tokens > max_model_len:
+            raise ValueError(
+                f"prompt {index} has {len(tokens)} tokens; with {num_output_tokens} output tokens that is more than "
+                f"the model's context of {max_model_len}"
+            )
+    return [
+        Request(index, 0.0, len(tokens), num_output_tokens, prompt_token_ids=tuple(tokens), stop_token_ids=stop_token_ids)
+        for index, tokens in enumerate(prompts)
+    ]
+
+
+def write_generations(path: Path, sequences: list[Sequence], tokenizer: Tokenizer | None) -> None:
+    console = make_console()
+    table = Table("prompt", "output", "TTFT, ms", "tokens/s", title="generations")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        for sequence in sequences:
+            prompt = sequence.request.prompt_token_ids
+            assert prompt is not None
+            record = {
+                "prompt_token_ids": list(prompt),
+                "output_token_ids": sequence.output_token_ids,
+                "text": tokenizer.decode(sequence.output_token_ids) if tokenizer else None,
+                "token_times": sequence.token_times,
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            shown = tokenizer.decode(list(prompt)) if tokenizer else str(list(prompt))
+            rate = len(sequence.token_times) / sequence.token_times[-1]
+            output = record["text"] if tokenizer else str(sequence.output_token_ids)
+            table.add_row(repr(shown), repr(output), f"{1e3 * sequence.token_times[0]:.2f}", f"{rate:,.0f}")
+    console.print(table, markup=False)
+    console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
