@@ -50,10 +50,10 @@ def run(
 
 
 def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
-    """The curves over all rates, and timelines at the highest rate that the weakest arm still keeps up with."""
+    """The curves over all rates, and timelines at the first rate that is too much for some arm."""
     summary, saturation_rates = aggregate(points), saturation(points)
-    lowest = min(saturation_rates.values())
-    rate = lowest if lowest == lowest else points["rate"].min()  # NaN: an arm never keeps up
+    too_much = points["rate"][points["rate"] > min(saturation_rates.values())]
+    rate = too_much.min() if len(too_much) else points["rate"].max()
     folders = representative_points(study, points, rate)
     figures = {
         "timeline": plots.timeline(read_tables(folders, "requests.parquet")),

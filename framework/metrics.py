@@ -232,14 +232,15 @@ def capacity(points: pd.DataFrame, target: float) -> dict[str, float]:
     }
 
 
-def saturation(points: pd.DataFrame, share: float = 0.95) -> dict[str, float]:
-    """Per arm, the highest rate (1/s) up to which the server keeps up: steady request throughput ≥ `share` of arrivals."""
-    kept_up = points["steady_request_throughput"] >= share * points["offered_rate"]
-    kept = kept_up.groupby([points["arm"], points["rate"]], sort=False).mean()
-    return {
-        str(arm): max((rate for (_, rate), value in rows.items() if value >= 0.5), default=float("nan"))
-        for arm, rows in kept.groupby(level="arm", sort=False)
-    }
+def saturation(points: pd.DataFrame) -> dict[str, float]:
+    """Per arm, the most it can serve: its highest request throughput (1/s) at any rate.
+
+    NaN where no rate was at least a tenth above that, since then more might have been served.
+    """
+    served = points.groupby(["arm", "rate"], sort=False)["request_throughput"].mean()
+    peaks = served.groupby(level="arm", sort=False).max()
+    highest_rates = points.groupby("arm", sort=False)["rate"].max()
+    return {str(arm): peak if highest_rates[arm] >= 1.1 * peak else float("nan") for arm, peak in peaks.items()}
 
 
 def aggregate(points: pd.DataFrame) -> pd.DataFrame:

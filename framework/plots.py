@@ -68,20 +68,19 @@ def throughput_latency(summary: pd.DataFrame, saturation_rates: dict[str, float]
 
 
 def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> Figure:
-    """Normalized latency, TTFT and TPOT (ms) over the arrival rate; dotted lines where an arm stops keeping up."""
+    """Normalized latency, TTFT and TPOT (ms) over the arrival rate; dotted lines at the most each arm can serve."""
     panels = (
-        ("latency per output token", {"normalized_latency_mean": "mean"}),
+        ("mean latency per output token", {"normalized_latency_mean": "mean"}),
         ("time to first token", {"ttft_p50": "P50", "ttft_p99": "P99"}),
         ("time per output token", {"tpot_p50": "P50", "tpot_p99": "P99"}),
     )
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(TEXT_WIDTH, 2.3))
+        figure = Figure(figsize=(TEXT_WIDTH, 2.5))
         for axes, (title, metrics) in zip(figure.subplots(1, 3), panels, strict=True):
             for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
                 for line, (metric, statistic) in zip(("-", "--"), metrics.items(), strict=False):
-                    label = f"{arm}, {statistic}" if len(metrics) > 1 else str(arm)
                     axes.errorbar(
-                        rows["rate"], 1e3 * rows[metric], yerr=errors(rows, metric, 1e3), label=label,
+                        rows["rate"], 1e3 * rows[metric], yerr=errors(rows, metric, 1e3), label=f"{arm}, {statistic}",
                         color=COLOURS[index], marker=MARKERS[index], linestyle=line,
                     )  # fmt: skip
                 if np.isfinite(saturation_rates[str(arm)]):
@@ -89,7 +88,9 @@ def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> F
             axes.set(title=title, xlabel="arrival rate (requests/s)", ylabel="ms", yscale="log", xscale="log")
             label_rates(axes, summary["rate"])
             label_log_axis(axes.yaxis)
-            axes.legend()
+        handles, labels = figure.axes[-1].get_legend_handles_labels()
+        handles += figure.axes[0].plot([], [], ":", color="#555555", linewidth=1)
+        figure.legend(handles, [*labels, "most it can serve"], loc="outside upper center", ncols=len(labels) + 1)
         return figure
 
 
@@ -111,22 +112,33 @@ def timeline(requests: dict[str, pd.DataFrame], num_requests: int = 60) -> Figur
         return figure
 
 
-def batch_and_cache(steps: dict[str, pd.DataFrame], num_blocks: int | None = None) -> Figure:
+def batch_and_cache(steps: dict[str, pd.DataFrame]) -> Figure:
     """Sequences per step and KV blocks in use over time (s), one curve per arm."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(COLUMN_WIDTH, 3.0))
         upper, lower = figure.subplots(2, 1, sharex=True)
         for index, (arm, table) in enumerate(steps.items()):
             for axes, name in ((upper, "num_seqs"), (lower, "num_used_blocks")):
-                axes.step(
-                    table["start_time"], table[name], where="post", color=COLOURS[index], linewidth=0.8, label=arm
-                )
+                times, values = with_idle_gaps(table, name)
+                axes.step(times, values, where="post", color=COLOURS[index], linewidth=0.8, label=arm)
         upper.set_ylabel("sequences in the step")
         lower.set(ylabel="KV blocks in use", xlabel="time (s)")
         for axes in (upper, lower):
             axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=5))
         figure.legend(*upper.get_legend_handles_labels(), loc="outside upper center", ncols=3)
         return figure
+
+
+def with_idle_gaps(steps: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Times (s) and values of a step function that is zero while the server sleeps."""
+    starts = steps["start_time"].to_numpy()
+    ends = starts + (steps["elapsed"] + steps["update"]).to_numpy()
+    is_idle = np.append(starts[1:] > ends[:-1] + 1e-6, True)
+    times = np.concatenate([starts, ends[is_idle]])
+    values = np.concatenate([steps[name].to_numpy(), np.zeros(is_idle.sum())])
+    order = np.argsort(times, kind="stable")
+    return times[order], values[order]
 
 
 def errors(rows: pd.DataFrame, metric: str, scale: float = 1.0) -> "np.ndarray | None":
@@ -138,8 +150,8 @@ def errors(rows: pd.DataFrame, metric: str, scale: float = 1.0) -> "np.ndarray |
 
 
 def mark_saturation(axes: Axes, rows: pd.DataFrame, x: pd.Series, y: pd.Series, rate: float, colour: str) -> None:
-    """A ring around the highest rate with which the arm keeps up."""
-    at = rows["rate"] == rate
+    """A ring around the last point below the most that the arm can serve."""
+    at = rows["rate"] == rows["rate"][rows["rate"] <= rate].max()
     axes.plot(x[at], y[at], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour, linestyle="none")
 
 
@@ -147,7 +159,7 @@ def add_legend(axes: Axes, ring: bool) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if ring:
         handles += axes.plot([], [], "o", markersize=8, markerfacecolor="none", markeredgecolor="#555555")
-        labels += ["highest rate it keeps up with"]
+        labels += ["last rate below saturation"]
     axes.legend(handles, labels)
 
 
@@ -160,7 +172,10 @@ def label_rates(axes: Axes, rates: pd.Series) -> None:
 
 
 def label_log_axis(axis: Axis) -> None:
-    axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    """1, 2 and 5 of every decade, written out."""
+    axis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=9))
+    axis.set_minor_locator(mpl.ticker.NullLocator())
+    axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
 def latency_cdf(requests: dict[str, pd.DataFrame]) -> Figure:

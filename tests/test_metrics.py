@@ -138,7 +138,7 @@ def test_intervals_are_undefined_for_a_single_value():
 
 
 def points(rows):
-    table = pd.DataFrame(rows, columns=["arm", "rate", "seed", "slo_attainment", "steady_request_throughput"])
+    table = pd.DataFrame(rows, columns=["arm", "rate", "seed", "slo_attainment", "request_throughput"])
     for name in (*metric_names(), *(f"steady_{name}" for name in metric_names())):
         if name not in table:
             table[name] = 1.0
@@ -151,8 +151,12 @@ def test_capacity_and_saturation():
     )
     assert capacity(table, 0.9)["a"] == 2.0
     assert math.isnan(capacity(table, 0.9)["b"])
-    assert saturation(table)["a"] == 2.0
-    assert math.isnan(saturation(table)["b"])
+    assert saturation(table)["a"] == 2.5
+    assert saturation(table)["b"] == 0.5
+
+
+def test_saturation_is_unknown_where_every_rate_was_served():
+    assert math.isnan(saturation(points([("a", 1.0, 0, 1.0, 0.98), ("a", 2.0, 0, 1.0, 1.9)]))["a"])
 
 
 def test_aggregate_uses_student_t_over_seeds():

@@ -78,7 +78,8 @@ def _attend(
     values = v.unflatten(0, (batch_size, -1)).transpose(1, 2)
     if group.is_causal:
         queries = q.unflatten(0, (batch_size, query_len)).transpose(1, 2)  # (batch_size, num_heads, query_len, …)
-        output = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
+        is_grouped = queries.shape[1] != num_kv_heads
+        output = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=is_grouped)
         return output.transpose(1, 2).flatten(0, 1)
     # Query heads of one key head become rows of its queries, so that keys and values are not repeated
     folded = q.view(batch_size, query_len, num_kv_heads, -1, q.shape[-1]).permute(0, 2, 3, 1, 4)

@@ -1,0 +1,147 @@
+"""Benchmarks: `make bench` measures them, `make test` runs each once. Times are never asserted; work counts are."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from framework.core import Batch, Request, Sequence, StepResult
+from framework.engine.torch_engine import TorchEngine
+from framework.metrics import request_table, step_table, summarize
+from framework.models.loading import load_model
+from framework.replay import replay
+from framework.scheduler.continuous import ContinuousScheduler
+from framework.trace.files import read_azure, read_table
+from tests.fakes import FakeEngine
+
+AZURE = Path(__file__).parents[3] / "shared" / "traces" / "AzureLLMInferenceTrace_conv.csv"
+
+
+class ConstantEngine(FakeEngine):
+    """As little work as an engine can do, at about the speed of a large model: 10 ms a step and 20 µs a prompt token."""
+
+    def step(self, batch: Batch) -> StepResult:
+        return StepResult([7] * len(batch.sequences), 0.010 + 20e-6 * batch.num_prefill_tokens)
+
+
+def azure_hour() -> list[Request]:
+    """The Azure conversation hour; where its file is not at hand, as many requests of its mean lengths and rate."""
+    if AZURE.exists():
+        return read_azure(AZURE).requests
+    rng = np.random.default_rng(0)
+    times = np.cumsum(rng.exponential(3502 / 19366, 19366)).tolist()
+    prompts = rng.geometric(1 / 1155, 19366).clip(1, 14000).tolist()
+    outputs = rng.geometric(1 / 211, 19366).clip(1, 1000).tolist()
+    return list(map(Request, range(19366), times, prompts, outputs))
+
+
+def test_replay_of_the_azure_conversation_hour(benchmark):
+    requests = azure_hour()
+    engine = ConstantEngine(num_blocks=100_000, block_size=16)
+
+    def run():
+        scheduler = ContinuousScheduler(engine.num_blocks, 16, max_num_seqs=256, max_num_batched_tokens=16384)
+        return replay(requests, scheduler, engine)
+
+    sequences, steps = benchmark.pedantic(run, rounds=3)
+    assert all(sequence.is_finished for sequence in sequences)
+    assert sum(step.num_output_tokens for step in steps) == sum(request.num_output_tokens for request in requests)
+    assert sequences[-1].token_times[-1] < 1.02 * requests[-1].arrival_time + 20  # a stable load: no backlog at the end
+    tokens = sum(request.num_output_tokens for request in requests)
+    benchmark.extra_info |= {"num_requests": len(requests), "num_steps": len(steps), "num_output_tokens": tokens}
+
+
+@pytest.mark.parametrize("num_running", [16, 256, 4096])
+def test_scheduler_step_with_many_waiting(benchmark, num_running):
+    scheduler = ContinuousScheduler(1_000_000, 16, max_num_seqs=num_running, max_num_batched_tokens=1 << 20)
+    for index in range(num_running + 100_000):
+        scheduler.add(Sequence(Request(index, 0.0, 8, 1 << 40)))
+    tokens = [7] * num_running
+    scheduler.postprocess(scheduler.schedule(0.0), tokens, 0.0)
+
+    def step():
+        batch = scheduler.schedule(0.0)
+        scheduler.postprocess(batch, tokens, 0.0)
+        return batch
+
+    batch = benchmark.pedantic(step, rounds=100, warmup_rounds=1)
+    assert batch.num_decode_tokens == num_running
+    assert len(scheduler.waiting) == 100_000
+    benchmark.extra_info |= {"num_running": num_running, "num_waiting": 100_000}
+
+
+@pytest.fixture(scope="module")
+def million_rows(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("trace") / "million.csv"
+    columns = {
+        "arrival_time": np.cumsum(rng.exponential(0.1, 1_000_000)),
+        "num_prompt_tokens": rng.integers(1, 2000, 1_000_000),
+        "num_output_tokens": rng.integers(1, 500, 1_000_000),
+    }
+    pd.DataFrame(columns).to_csv(path, index=False, quoting=csv.QUOTE_NONE)
+    return path
+
+
+def test_read_a_million_rows(benchmark, million_rows):
+    trace = benchmark.pedantic(read_table, args=(million_rows,), rounds=1)
+    assert len(trace.requests) == 1_000_000
+    benchmark.extra_info |= {"num_rows": 1_000_000, "num_bytes": million_rows.stat().st_size}
+
+
+def test_metrics_of_a_million_requests(benchmark):
+    rng = np.random.default_rng(0)
+    num_requests, num_tokens = 1_000_000, 4
+    arrivals = np.cumsum(rng.exponential(0.001, num_requests))
+    times = arrivals[:, None] + np.cumsum(rng.exponential(0.02, (num_requests, num_tokens)), axis=1)
+    table = pd.DataFrame({"arrival_time": arrivals, "first_token_time": times[:, 0], "finish_time": times[:, -1]})
+    table = table.assign(num_prompt_tokens=100, num_output_tokens=num_tokens, num_preemptions=0)
+    table["ttft"] = times[:, 0] - arrivals
+    table["e2e"] = times[:, -1] - arrivals
+    table["tpot"] = (times[:, -1] - times[:, 0]) / (num_tokens - 1)
+    table["normalized_latency"] = table["e2e"] / num_tokens
+    table["token_times"] = list(times)
+    steps = pd.DataFrame({"start_time": times[::10, 0], "elapsed": 0.01, "num_seqs": 10})
+    numbers = benchmark.pedantic(summarize, args=(table, steps, {"ttft": 0.05}), rounds=1)
+    assert numbers["num_completed"] == num_requests
+    assert 0 < numbers["slo_attainment"] < 1
+    benchmark.extra_info |= {"num_requests": num_requests, "num_gaps": num_requests * (num_tokens - 1)}
+
+
+def test_tables_of_ten_thousand_requests(benchmark):
+    engine = ConstantEngine(num_blocks=100_000, block_size=16)
+    requests = [Request(index, 0.01 * index, 100, 50) for index in range(10_000)]
+    sequences, steps = replay(requests, ContinuousScheduler(engine.num_blocks, 16), engine)
+    table, step_rows = benchmark.pedantic(lambda: (request_table(sequences), step_table(steps)), rounds=1)
+    assert len(table) == 10_000
+    assert len(step_rows) == len(steps)
+    benchmark.extra_info |= {"num_requests": 10_000, "num_steps": len(steps)}
+
+
+TINY = {
+    "model_type": "llama", "vocab_size": 256, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("num_seqs", [1, 8, 32])
+def test_decode_step_of_the_cpu_engine(benchmark, num_seqs):
+    cpu = torch.device("cpu")
+    options = {"path": None, "weights": "random", "dtype": "float32", "seed": 0, "max_model_len": None}
+    engine = TorchEngine(load_model(**options, config=TINY, device=cpu))
+    requests = [Request(index, 0.0, 128, 64) for index in range(num_seqs)]
+    scheduler = ContinuousScheduler(engine.num_blocks, engine.block_size, max_num_batched_tokens=1 << 20)
+    engine.begin(requests)
+    for request in requests:
+        scheduler.add(Sequence(request))
+    prefill = scheduler.schedule(0.0)
+    scheduler.postprocess(prefill, engine.step(prefill).token_ids, 0.0)
+    decode = scheduler.schedule(0.0)
+    result = benchmark.pedantic(engine.step, args=(decode,), rounds=20, warmup_rounds=3)
+    assert len(result.token_ids) == num_seqs
+    num_parameters = sum(parameter.numel() for parameter in engine.model.parameters())
+    benchmark.extra_info |= {"num_seqs": num_seqs, "num_parameters": num_parameters, "context": 129}

@@ -1,0 +1,40 @@
+"""Schedules by hand: joins sequences one step apart and deals shuffled blocks, or pads them into one static batch."""
+
+import itertools
+
+import numpy as np
+
+from framework.core import Batch, Request, Sequence
+
+
+def make_requests(num_prompt_tokens, num_output_tokens, **keywords):
+    pairs = zip(num_prompt_tokens, num_output_tokens, strict=True)
+    return [Request(index, 0.0, *lengths, **keywords) for index, lengths in enumerate(pairs)]
+
+
+def seat(engine, requests, blocks_each=8, is_static=False):
+    """Sequences with block tables in shuffled order and, if static, padding on the left."""
+    free = iter(np.random.default_rng(0).permutation(engine.num_blocks).tolist())
+    sequences = [Sequence(request) for request in requests]
+    for sequence in sequences:
+        sequence.block_table = [next(free) for _ in range(blocks_each)]
+        if is_static:
+            longest = max(request.num_prompt_tokens for request in requests)
+            sequence.num_padding = longest - sequence.request.num_prompt_tokens
+    return sequences
+
+
+def generate(engine, requests, chunk=10**9, is_static=False):
+    """Outputs of all requests; `engine.begin` was called."""
+    sequences = seat(engine, requests, is_static=is_static)
+    for num_joined in itertools.count(1):
+        if all(sequence.is_finished for sequence in sequences):
+            return [sequence.output_token_ids for sequence in sequences]
+        seats = sequences if is_static else [one for one in sequences[:num_joined] if not one.is_finished]
+        num_tokens = [min(chunk, max(one.num_tokens - one.num_computed_tokens, 1)) for one in seats]
+        result = engine.step(Batch(seats, num_tokens, 0, sum(num_tokens)))
+        for sequence, num, token_id in zip(seats, num_tokens, result.token_ids, strict=True):
+            sequence.num_computed_tokens += num
+            assert (token_id is None) == (sequence.num_computed_tokens < sequence.num_tokens)
+            if token_id is not None and not sequence.is_finished:
+                sequence.append(token_id, 0.0)

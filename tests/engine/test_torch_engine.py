@@ -1,0 +1,178 @@
+"""TorchEngine's greedy tokens equal transformers' generate, whatever the batching."""
+
+import pytest
+import torch
+
+from framework.core import Batch, Request, Sequence
+from framework.engine.kv_cache import attach_cache, attention_modules
+from framework.engine.prompts import prompt_token_ids
+from framework.engine.torch_engine import TorchEngine
+from framework.models.loading import load_model
+from tests.engine.driver import generate, make_requests, seat
+from tests.models.checkpoints import GPT2_SHAPE, MODEL_NAMES, greedy, make_hf_model
+
+PROMPT_LENS, OUTPUT_LENS = [5, 23, 1, 37, 12], [9, 3, 14, 1, 11]
+GPT2_CONFIG = {"model_type": "gpt2", **GPT2_SHAPE}
+
+
+@pytest.fixture(scope="module", params=MODEL_NAMES)
+def checkpoint(request, tmp_path_factory):
+    """A folder, and the outputs that transformers gives for the prompts of PROMPT_LENS."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = make_hf_model(request.param)
+    model.save_pretrained(folder)
+    requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
+    prompts = [prompt_token_ids(one, model.config.vocab_size, seed=0).tolist() for one in requests]
+    return folder, [greedy(model, *pair) for pair in zip(prompts, OUTPUT_LENS, strict=True)]
+
+
+def load(path, device="cpu", dtype="float32"):
+    keywords = {"weights": "pretrained", "config": None, "seed": 0, "max_model_len": None}
+    return load_model(path=str(path), dtype=dtype, device=device, **keywords)
+
+
+def make_engine(max_model_len=None, device="cpu", **keywords):
+    given = {"path": None, "weights": "random", "config": GPT2_CONFIG, "dtype": "float32", "seed": 0}
+    model = load_model(**given, max_model_len=max_model_len, device=device)
+    return TorchEngine(model, **{"num_blocks": 64, "block_size": 8, **keywords})
+
+
+def poison(engine):
+    for module in attention_modules(engine.model):
+        module.k_cache.fill_(torch.nan), module.v_cache.fill_(torch.nan)
+
+
+@pytest.mark.parametrize("mode", ["ragged", "chunked", "static", "uncached", "static uncached"])
+def test_tokens_equal_transformers(checkpoint, mode):
+    folder, expected = checkpoint
+    use_cache = "uncached" not in mode
+    engine = TorchEngine(load(folder), block_size=7, num_blocks=64, use_cache=use_cache)
+    requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
+    engine.begin(requests)
+    if use_cache:
+        poison(engine)
+    chunk = 4 if mode == "chunked" else 10**9
+    assert generate(engine, requests, chunk=chunk, is_static="static" in mode) == expected
+
+
+def test_static_batch_runs_past_the_positions_of_finished_sequences():
+    """The short prompt's seat would reach position 42 of 40; the others' tokens must not notice."""
+    engine = make_engine(max_model_len=40)
+    requests = make_requests([30, 2], [3, 30])
+    engine.begin(requests)
+    static = generate(engine, requests, is_static=True)
+    engine.begin(requests)
+    assert static == generate(engine, requests)
+
+
+def test_preempted_sequence_recomputes_prompt_and_output():
+    engine = make_engine()
+    requests = make_requests([9], [8])
+    engine.begin(requests)
+    expected = generate(engine, requests)[0]
+    engine.begin(requests)
+    (sequence,) = seat(engine, requests)
+    sequence.output_token_ids = expected[:5]
+    assert engine.step(Batch([sequence], [14], 14, 0)).token_ids == [expected[5]]
+
+
+def test_step_leaves_sequences_alone_and_reports_times():
+    engine = make_engine()
+    ticks = iter([10.0, 10.5, 12.0])
+    requests = make_requests([6], [2])
+    engine.begin(requests)
+    (sequence,) = seat(engine, requests)
+    table = list(sequence.block_table)
+    engine.timer = lambda: next(ticks)
+    result = engine.step(Batch([sequence], [4], 4, 0))
+    assert (result.token_ids, result.elapsed, result.prepare, result.device) == ([None], 2.0, 0.5, 1.5)
+    assert (sequence.num_computed_tokens, sequence.output_token_ids, sequence.block_table) == (0, [], table)
+
+
+def test_sampled_replays_repeat():
+    engine = make_engine(temperature=1.0, top_k=50, top_p=0.9, seed=3)
+    requests = make_requests([5, 9], [12, 12])
+    outputs = []
+    for _ in range(2):
+        engine.begin(requests)
+        outputs.append(generate(engine, requests))
+    assert outputs[0] == outputs[1]
+    other = make_engine(temperature=1.0, top_k=50, top_p=0.9, seed=4)
+    other.begin(requests)
+    assert generate(other, requests) != outputs[0]
+
+
+def test_engines_share_a_model_one_after_the_other():
+    first = make_engine()
+    requests = make_requests([9, 4], [8, 8])
+    first.begin(requests)
+    expected = generate(first, requests)
+    second = TorchEngine(first.model, block_size=4, num_blocks=40)
+    for engine in (second, first):
+        engine.begin(requests)
+        assert generate(engine, requests) == expected
+
+
+def test_without_cache_none_is_kept():
+    engine = make_engine(use_cache=False)
+    engine.begin([])
+    assert all(module.k_cache is None for module in attention_modules(engine.model))
+
+
+def test_cache_sizes():
+    block_bytes = 2 * 3 * 48 * 4 * 8  # k and v, layers, hidden_size, float32, block_size
+    assert make_engine(num_blocks=None).num_blocks == 512 * 2**20 // block_bytes
+    assert make_engine(num_blocks=None, kv_cache_bytes=10 * block_bytes + 1).num_blocks == 10
+    with pytest.raises(ValueError, match=r"0\.0 MiB holds no block of 0\.0 MiB \(8 tokens\)"):
+        make_engine(num_blocks=None, kv_cache_bytes=1000)
+    with pytest.raises(ValueError, match="not both"):
+        make_engine(num_blocks=1, kv_cache_bytes=1)
+    with pytest.raises(ValueError, match="num_blocks 0"):
+        make_engine(num_blocks=0)
+    with pytest.raises(ValueError, match="block_size 0"):
+        make_engine(block_size=0)
+    make_engine(num_blocks=1, block_size=1).begin([])  # warms up on the one slot there is
+
+
+def test_begin_refuses_requests_it_cannot_run():
+    engine = make_engine(max_model_len=40)
+    with pytest.raises(ValueError, match="request 1 has 30 prompt and 11 output tokens; together at most 40"):
+        engine.begin(make_requests([30, 30], [10, 11]))
+    with pytest.raises(ValueError, match="two requests have the id 7"):
+        engine.begin([Request(7, 0.0, 1, 1), Request(7, 0.0, 2, 1)])
+
+
+def test_block_table_too_short():
+    engine = make_engine()
+    requests = make_requests([20], [2])
+    engine.begin(requests)
+    sequence = Sequence(requests[0])
+    sequence.block_table = [0, 1]
+    with pytest.raises(AssertionError, match=r"Sequence\(0\) needs 3 blocks and has 2"):
+        engine.step(Batch([sequence], [20], 20, 0))
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("mode", ["ragged", "chunked", "static", "uncached"])
+def test_tokens_equal_transformers_on_cuda(checkpoint, mode):
+    folder, expected = checkpoint
+    engine = TorchEngine(load(folder, device="cuda"), block_size=7, num_blocks=64, use_cache=mode != "uncached")
+    requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
+    engine.begin(requests)
+    assert generate(engine, requests, chunk=4 if mode == "chunked" else 10**9, is_static=mode == "static") == expected
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_default_cache_takes_most_of_the_gpu():
+    attach_cache(make_engine(device="cuda").model, [])
+    torch.cuda.empty_cache()
+    free_bytes, _ = torch.cuda.mem_get_info()
+    engine = make_engine(device="cuda", num_blocks=None)
+    cache_bytes = sum(2 * module.k_cache.nbytes for module in attention_modules(engine.model))
+    assert 0.85 * (free_bytes - 2 * 2**30) < cache_bytes <= 0.9 * free_bytes
+    engine.begin([])

@@ -1,0 +1,86 @@
+"""check() over hand-made configs and over every YAML of the project; describe() there and back."""
+
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from framework.config import check, describe
+from framework.scheduler.continuous import ContinuousScheduler
+
+CONF = Path(__file__).parents[1] / "conf"
+NEEDED = {"trace=csv": ["trace.path=x.csv"], "trace=vidur": ["trace.path=x.csv"], "model=hub": ["model.path=a/b"], "model=local": ["model.path=x"]}  # fmt: skip
+
+
+def options() -> list[str]:
+    """Every `group=option` there is; the presets of a study count as its options."""
+    paths = [path.relative_to(CONF) for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF]
+    return [f"{path.parts[0]}={path.relative_to(path.parts[0]).with_suffix('').as_posix()}" for path in paths]
+
+
+def composed(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        OmegaConf.set_readonly(config.hydra, False)
+        config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("option", options())
+def test_every_yaml_fits_what_it_calls(option):
+    if option.startswith(("scheduler=", "hydra")):
+        name = option.partition("=")[2]
+        check(OmegaConf.to_container(OmegaConf.load(CONF / "scheduler" / f"{name}.yaml")))
+    else:
+        check(composed(option, *NEEDED.get(option, [])))
+
+
+def target(*, size: int, rate: float = 1.0, mode: Literal["stretch", "thin"] = "thin", rates: list[float] | None = None):
+    return size
+
+
+TARGET = {"_target_": f"{__name__}.target"}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({**TARGET, "size": 1, "ratt": 2}, r"unknown key 'ratt' in .*target; did you mean 'rate'\?; allowed: size, rate"),
+        ({"trace": {**TARGET, "_partial_": True, "sise": 1}}, r"unknown key 'sise' in trace \("),
+        ({"arms": {"a": {"scheduler": {**TARGET, "_partial_": True, "x": 1}}}}, "unknown key 'x' in arms.a.scheduler"),
+        ({**TARGET}, "missing size in"),
+        ({**TARGET, "size": "many"}, "size is 'many': input should be a valid integer"),
+        ({**TARGET, "size": 1, "mode": "shrink"}, "mode is 'shrink': input should be 'stretch' or 'thin'"),
+        ({**TARGET, "size": 1, "rates": [1.0, "fast"]}, r"rates\[1\] is 'fast': input should be a valid number"),
+        ({"model": {"_target_": "framework.modles.x"}}, "model: cannot import 'framework.modles.x'"),
+    ],
+)
+def test_a_wrong_key_or_type_is_named(config, message):
+    with pytest.raises(ValueError, match=message):
+        check(config)
+
+
+def test_partials_may_lack_arguments_and_whole_numbers_are_floats():
+    check({**TARGET, "_partial_": True})
+    check({**TARGET, "size": 1, "rate": 2})
+
+
+def test_describe_fills_in_defaults_and_is_what_instantiate_takes():
+    described = describe({"scheduler": partial(ContinuousScheduler, max_num_seqs=3), "rates": (1.0, None)})
+    assert described["rates"] == [1.0, None]
+    assert described["scheduler"] == {
+        "_target_": "framework.scheduler.continuous.ContinuousScheduler",
+        "_partial_": True,
+        "max_num_seqs": 3,
+        "max_num_batched_tokens": 2048,
+        "watermark": 0.01,
+    }
+    rebuilt = instantiate(described["scheduler"])
+    assert describe(rebuilt) == described["scheduler"]
+    assert rebuilt(num_blocks=5, block_size=2).max_num_seqs == 3

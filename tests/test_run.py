@@ -1,0 +1,227 @@
+"""run.py as a user meets it: whole studies on the smallest model, bad input, resumption, interruption, parallel jobs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import run as run_module
+
+ROOT = Path(__file__).parents[1]
+COLUMNS = (
+    "arm,rate,seed,num_requests,num_completed,duration_s,request_throughput,output_throughput,total_throughput,"
+    "ttft_mean,ttft_p50,ttft_p90,ttft_p95,ttft_p99,tpot_mean,tpot_p50,tpot_p90,tpot_p95,tpot_p99,"
+    "itl_mean,itl_p50,itl_p90,itl_p95,itl_p99,e2e_mean,e2e_p50,e2e_p90,e2e_p95,e2e_p99,"
+    "normalized_latency_mean,normalized_latency_p50,slo_attainment,goodput,mean_batch_size,num_preemptions"
+)
+
+
+@pytest.fixture
+def cli(monkeypatch, tmp_path, capsys):
+    """Runs a command line in this process; (exit code, everything it printed)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def call(*overrides: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["run.py", *run_module.expand_preset(list(overrides))])
+        code = 0
+        try:
+            run_module.main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return call
+
+
+def test_a_study_writes_points_tables_and_figures(cli, smallest, tmp_path):
+    code, output = cli(*smallest, "rates=[50,2000]", "seeds=[0,1]")
+    assert code == 0, output
+    folder = tmp_path / "outputs" / "continuous_batching"
+    table = pd.read_csv(folder / "points.csv")
+    assert list(table.columns[: COLUMNS.count(",") + 1]) == COLUMNS.split(",")
+    assert table[["arm", "rate", "seed"]].apply(tuple, axis=1).tolist() == [
+        (arm, rate, seed) for arm in ("static", "continuous") for rate in (50.0, 2000.0) for seed in (0, 1)
+    ]
+    assert (table["num_completed"] == 6).all()
+    figures = {path.name for path in (folder / "figures").iterdir()}
+    names = ("throughput_latency", "latency_rate", "timeline", "batch_and_cache")
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert "reproduce with: python run.py " in output
+    assert "points.csv" in output
+    for point in table["point"]:
+        record = json.loads((folder / "points" / point / "point.json").read_text())
+        assert record["config"]["scheduler"]["_target_"].startswith("framework.scheduler.")
+        assert record["environment"]["packages"]["torch"]
+        requests = pd.read_parquet(folder / "points" / point / "requests.parquet")
+        steps = pd.read_parquet(folder / "points" / point / "steps.parquet")
+        assert len(requests) == 6
+        assert (requests["ttft"] > 0).all()
+        assert steps["num_output_tokens"].sum() == requests["num_output_tokens"].sum()
+        parts = steps[["schedule", "prepare", "device"]].sum(axis=1)
+        assert (parts > 0).all()
+        assert (parts <= steps["elapsed"] * 1.000001).all()
+
+
+def test_finished_points_are_reused_until_something_changes(cli, smallest):
+    def num_reused(*overrides: str) -> int:
+        code, output = cli(*smallest, "rates=[50]", *overrides)
+        assert code == 0, output
+        return output.count("(reused)")
+
+    assert num_reused() == 0
+    assert num_reused() == 2
+    assert num_reused("rates=[50,60]") == 2
+    assert num_reused("slo={ttft: 9.0}") == 2  # only the metrics are computed again
+    assert num_reused("arms.static.scheduler.max_num_seqs=2") == 1
+    assert num_reused("seeds=[1]") == 0
+    assert num_reused("fresh=true") == 0
+
+
+def test_a_changed_trace_file_is_not_reused(cli, smallest, tmp_path):
+    trace = tmp_path / "mine.csv"
+    for num_output_tokens, expected in ((3, 0), (3, 2), (2, 0)):
+        trace.write_text(f"arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,{num_output_tokens}\n0.5,4,2\n")
+        overrides = [*smallest, "trace=csv", "trace.num_requests=null", f"trace.path={trace}", "rates=[null]"]
+        code, output = cli(*overrides)
+        assert code == 0, output
+        assert output.count("(reused)") == expected
+
+
+def test_an_slo_changes_attainment_without_a_new_replay(cli, smallest, tmp_path):
+    for limit, attainment in ((100.0, 1.0), (1e-9, 0.0)):
+        cli(*smallest, "rates=[50]", f"slo={{ttft: {limit}}}")
+        table = pd.read_csv(tmp_path / "outputs/continuous_batching/points.csv")
+        assert (table["slo_attainment"] == attainment).all()
+
+
+def test_one_failing_arm_does_not_lose_the_other(cli, smallest, tmp_path):
+    code, output = cli(*smallest, "rates=[50]", "+arms.tight={scheduler: ${arms.continuous.scheduler}, engine: {num_blocks: 1, kv_cache_bytes: null}}")  # fmt: skip
+    assert code == 1
+    assert "needs 2 KV blocks" in output
+    assert "Traceback" not in output
+    table = pd.read_csv(tmp_path / "outputs/continuous_batching/points.csv")
+    assert table["arm"].tolist() == ["static", "continuous"]
+    assert (tmp_path / "outputs/continuous_batching/figures/timeline.png").exists()
+
+
+def test_the_course_preset_prints_the_lessons_ratio(cli, smallest, tmp_path):
+    kept = [override for override in smallest if not override.startswith("trace.")]
+    code, output = cli("preset=course", *kept, "seeds=[0]")
+    assert code == 0, output
+    assert "reported: 3.4×" in output
+    folder = tmp_path / "outputs/continuous_batching/course"
+    table = pd.read_csv(folder / "points.csv")
+    assert (table["num_requests"] == 32).all()
+    num_steps = [len(pd.read_parquet(folder / "points" / point / "steps.parquet")) for point in table["point"]]
+    assert num_steps[0] == 400  # four batches of 100 tokens
+    assert num_steps[0] / num_steps[1] > 2.5
+
+
+GOOD_TRACE = "arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trace", "message"),
+    [
+        (["rats=[1]"], None, "rats"),
+        (["scheduler=x"], None, "scheduler"),
+        (["experiment=x"], None, "Could not find 'experiment/x'"),
+        (["arms.static.scheduler.max_wait=soon"], None, "arms.static.scheduler.max_wait is 'soon'"),
+        (["+arms.static.scheduler.max_seats=3"], None, "unknown key 'max_seats' in arms.static.scheduler"),
+        (["rates=[0]"], None, "rates must be positive finite numbers"),
+        (["rates=[-1]"], None, "-1"),
+        (["rates=[.nan]"], None, "nan"),
+        (["rates=[]"], None, "rates is empty"),
+        (["rates=[fast]"], None, r"rates[0] is 'fast'"),
+        (["seeds=[-1]"], None, "seeds must be at least 0, not -1"),
+        (["slo={tbt: 1}"], None, "unknown SLO metric 'tbt'"),
+        (["clock=atomic"], None, "clock is 'atomic': input should be 'virtual' or 'wall'"),
+        (["device=cuda"], None, "torch sees no CUDA device"),
+        (["device=tpu"], None, "device=tpu is not one of auto, cpu, cuda"),
+        (["trace=csv", "trace.path=none.csv"], None, "none.csv"),
+        (["trace=csv"], None, "trace.path"),
+        ([], "", "is empty"),
+        ([], GOOD_TRACE + "0.5,4,2\n", "row 3"),
+        ([], GOOD_TRACE + "2.0,four,2\n", "column 'num_prompt_tokens'"),
+        ([], GOOD_TRACE + "2.0,4,0\n", "column 'num_output_tokens'"),
+        ([], GOOD_TRACE + "inf,4,2\n", "column 'arrival_time'"),
+        (["model=local", "model.path=."], None, "config.json"),
+        (["engine.top_p=2"], None, "top_p"),
+        (["engine.num_blocks=1", "engine.kv_cache_bytes=null"], None, "KV blocks"),
+    ],
+)
+def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, overrides, trace, message):
+    if overrides and overrides[0].startswith(("trace=", "model=")):
+        smallest = [override for override in smallest if override.startswith("tracking")]
+    if trace is not None:
+        (tmp_path / "bad.csv").write_text(trace)
+        smallest = [override for override in smallest if not override.startswith("trace.")]
+        overrides = ["trace=csv", f"trace.path={tmp_path / 'bad.csv'}", "rates=[null]"]
+    code, output = cli(*smallest, *overrides)
+    assert code == 1
+    assert message in output
+    assert "Traceback" not in output
+    assert not list(tmp_path.rglob("point.json"))
+
+
+def test_full_errors_on_request(cli, smallest, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match="rates must be positive"):
+        cli(*smallest, "rates=[0]")
+
+
+def test_requests_beyond_the_context_are_dropped_and_counted(cli, smallest, tmp_path):
+    code, output = cli(*smallest, "rates=[50]", "trace.max_prompt_tokens=500", "model.max_model_len=64")
+    assert code == 0, output
+    table = pd.read_csv(tmp_path / "outputs/continuous_batching/points.csv")
+    num_kept = table["num_requests"].iloc[0]
+    assert 0 < num_kept < 6
+    assert f"{6 - num_kept} requests dropped: longer than the model's context" in output
+
+
+def spawn(*overrides: str, cwd: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *overrides],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interruption_keeps_finished_points(smallest, tmp_path, signal_number):
+    process = spawn(*smallest, f"rates={list(range(50, 450))}", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("point.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal_number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "finished points are on disk" in output
+    assert "Traceback" not in output
+    finished = list(tmp_path.rglob("point.json"))
+    table = pd.read_csv(tmp_path / "outputs/continuous_batching/points.csv")
+    assert 0 < len(table) == len(finished) < 800
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_jobs_share_a_folder_and_the_last_draws_the_whole_figure(smallest, tmp_path, launcher):
+    options = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.cpus_per_task=1"]
+    process = spawn("-m", *smallest, "experiment=continuous_batching", "rates=[50],[60],[70]", f"hydra/launcher={launcher}", *options, cwd=tmp_path)  # fmt: skip
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    folder = tmp_path / "outputs" / "continuous_batching"
+    table = pd.read_csv(folder / "points.csv")
+    assert table["rate"].tolist() == [50.0, 60.0, 70.0] * 2
+    svg = (folder / "figures" / "latency_rate.svg").read_text()
+    assert all(f"<!-- {rate} -->" in svg for rate in (50, 60, 70))
