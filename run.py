@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -17,7 +18,7 @@ from framework.study import StudyError
 DEFAULT_EXPERIMENT = "continuous_batching"  # as in conf/config.yaml
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
 def main(config: DictConfig) -> None:
     """User errors become one line; HYDRA_FULL_ERROR=1 shows where they come from."""
     try:

@@ -76,7 +76,7 @@ class SweepProgress:
     def fail_point(self, label: str, message: str) -> None:
         self.num_done += 1
         self.console.print(f"[{self.num_done}/{self.num_points}] {label}: ", end="", highlight=False)
-        self.console.print("failed", style="red", end=": ")
+        self.console.print("failed", style="red", end=" ")
         self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def eta(self) -> str:

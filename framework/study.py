@@ -5,9 +5,11 @@ or, where it is a plain mapping of keywords, changes only these.
 """
 
 import gc
+import inspect
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -85,7 +87,7 @@ def run_study(
     study = open_study(resolve_arms(arms, defaults), slo, device, output_dir)
     points = [Point(arm, rate, seed, study.arm_digests[arm]) for arm, rate, seed in point_order(study.arms, rates, seeds)]
     engines = EngineCache(study.device)
-    with SweepProgress(study.console, len(points)) as progress:
+    with SweepProgress(study.console, len(points)) as progress, table_saved_at_end(study):
         for point in points:
             compute_or_reuse(study, point, engines, progress, fresh)
     if progress.num_reused:
@@ -118,13 +120,26 @@ def compute_or_reuse(
             if os.environ.get("HYDRA_FULL_ERROR"):
                 raise
             message = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            is_new = message not in study.failures
             study.failures.setdefault(message, []).append(point)
-            progress.fail_point(str(point), message)
+            progress.fail_point(str(point), message if is_new else "for the same reason")
             return
-        finally:
-            with locked(study.output_dir):
-                write_table(study.output_dir, study.table())
+        save_table(study)
     progress.end_point(str(point), record["metrics"], reused)
+
+
+def save_table(study: Study) -> None:
+    with locked(study.output_dir):
+        write_table(study.output_dir, study.table())
+
+
+@contextmanager
+def table_saved_at_end(study: Study) -> Iterator[None]:
+    """Whatever ends the sweep, `points.csv` has every finished point."""
+    try:
+        yield
+    finally:
+        save_table(study)
 
 
 def compute_point(study: Study, point: Point, engines: "EngineCache", progress: SweepProgress) -> dict[str, Any]:
@@ -233,10 +248,11 @@ def resolve_component(arm: str, name: str, value: Any, defaults: dict[str, Any])
     if not isinstance(value, dict):
         return value
     base = defaults[name]
+    parameters = inspect.signature(base.func).parameters
     for key in value:
-        if key not in base.keywords:
-            raise ValueError(f"unknown key {key!r} in arms.{arm}.{name}{suggest(key, base.keywords)}")
-    return partial(base, **value)
+        if key not in parameters:
+            raise ValueError(f"unknown key {key!r} in arms.{arm}.{name}{suggest(key, parameters)}")
+    return partial(base.func, **(base.keywords | value))
 
 
 def point_order(arms: Arms, rates: list[float | None], seeds: list[int]) -> list[tuple[str, float | None, int]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hydra.errors import InstantiationException
 
 import run as run_module
 
@@ -142,13 +143,14 @@ GOOD_TRACE = "arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2
         (["rates=[]"], None, "rates is empty"),
         (["rates=[fast]"], None, r"rates[0] is 'fast'"),
         (["seeds=[-1]"], None, "seeds must be at least 0, not -1"),
-        (["slo={tbt: 1}"], None, "unknown SLO metric 'tbt'"),
+        (["+slo={tbt: 1}"], None, "unknown SLO metric 'tbt'"),
         (["clock=atomic"], None, "clock is 'atomic': input should be 'virtual' or 'wall'"),
         (["device=cuda"], None, "torch sees no CUDA device"),
         (["device=tpu"], None, "device=tpu is not one of auto, cpu, cuda"),
         (["trace=csv", "trace.path=none.csv"], None, "none.csv"),
         (["trace=csv"], None, "trace.path"),
-        ([], "", "is empty"),
+        ([], "", "bad.csv"),
+        ([], GOOD_TRACE[:54], "has no"),
         ([], GOOD_TRACE + "0.5,4,2\n", "row 3"),
         ([], GOOD_TRACE + "2.0,four,2\n", "column 'num_prompt_tokens'"),
         ([], GOOD_TRACE + "2.0,4,0\n", "column 'num_output_tokens'"),
@@ -174,8 +176,9 @@ def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, overrides, trac
 
 def test_full_errors_on_request(cli, smallest, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises(ValueError, match="rates must be positive"):
+    with pytest.raises(InstantiationException) as raised:
         cli(*smallest, "rates=[0]")
+    assert "rates must be positive" in str(raised.value.__cause__)
 
 
 def test_requests_beyond_the_context_are_dropped_and_counted(cli, smallest, tmp_path):

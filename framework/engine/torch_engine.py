@@ -29,7 +29,8 @@ class TorchEngine:
     now after a headroom of 2 GiB, or 512 MiB on a CPU. Tokens are sampled with `temperature` (0: greedy), `top_k` (0:
     off) and `top_p` (1: off). `use_cache=False` keeps no keys and values: every step recomputes prompt and output so
     far. `num_threads` CPU threads compute a step, in the whole process (None: as PyTorch has it); more than one makes
-    times unsteady where cores are shared. A model serves one engine at a time: the last one built, or the last one whose `begin` was called.
+    times unsteady where cores are shared. A model serves one engine at a time: the last one built, or the last one
+    whose `begin` was called.
     """
 
     def __init__(

@@ -103,28 +103,25 @@ def attention_input(
     The first `padding[i]` slots are attended to by nobody but themselves. `block_tables` is (num_seqs, max_blocks);
     None keeps no cache, and then every slot must be new.
     """
-    groups = []
     slots = None
     if block_tables is not None:
         seq_index, slot_index = flatten_slots(query_lens, context_lens)
         flat_slots = block_tables[seq_index, slot_index // block_size] * block_size + slot_index % block_size
         slots = torch.from_numpy(flat_slots).to(device)
     row_starts = np.cumsum(query_lens) - query_lens
+    groups = []
     for members, is_fresh in _group_members(query_lens, context_lens):
-        query_len = int(query_lens[members[0]])
-        rows = None
+        query_len, contexts, pads = int(query_lens[members[0]]), context_lens[members], padding[members]
+        rows = read_slots = mask = None
         if len(members) < len(query_lens):
             group_rows = row_starts[members][:, None] + np.arange(query_len)
             rows = torch.from_numpy(group_rows.ravel()).to(device)
-        read_slots = None
         if not is_fresh:
             assert block_tables is not None, "without a KV cache every slot is computed anew"
-            group_slots = _read_slots(block_tables[members], context_lens[members], block_size)
-            read_slots = torch.from_numpy(group_slots).to(device)
-        is_causal = is_fresh and not padding[members].any()
-        mask = None
+            read_slots = torch.from_numpy(_read_slots(block_tables[members], contexts, block_size)).to(device)
+        is_causal = is_fresh and not pads.any()
         if not is_causal:
-            mask = _mask(context_lens[members], padding[members], query_len, num_queries_per_kv, dtype, device)
+            mask = _mask(contexts, pads, query_len, num_queries_per_kv, dtype, device)
         groups.append(AttentionGroup(len(members), query_len, rows, read_slots, mask, is_causal))
     return AttentionInput(slots, groups)
 

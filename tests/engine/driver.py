@@ -1,7 +1,5 @@
 """Schedules by hand: joins sequences one step apart and deals shuffled blocks, or pads them into one static batch."""
 
-import itertools
-
 import numpy as np
 
 from framework.core import Batch, Request, Sequence
@@ -27,9 +25,9 @@ def seat(engine, requests, blocks_each=8, is_static=False):
 def generate(engine, requests, chunk=10**9, is_static=False):
     """Outputs of all requests; `engine.begin` was called."""
     sequences = seat(engine, requests, is_static=is_static)
-    for num_joined in itertools.count(1):
-        if all(sequence.is_finished for sequence in sequences):
-            return [sequence.output_token_ids for sequence in sequences]
+    num_joined = 0
+    while not all(sequence.is_finished for sequence in sequences):
+        num_joined += 1
         seats = sequences if is_static else [one for one in sequences[:num_joined] if not one.is_finished]
         num_tokens = [min(chunk, max(one.num_tokens - one.num_computed_tokens, 1)) for one in seats]
         result = engine.step(Batch(seats, num_tokens, 0, sum(num_tokens)))
@@ -38,3 +36,4 @@ def generate(engine, requests, chunk=10**9, is_static=False):
             assert (token_id is None) == (sequence.num_computed_tokens < sequence.num_tokens)
             if token_id is not None and not sequence.is_finished:
                 sequence.append(token_id, 0.0)
+    return [sequence.output_token_ids for sequence in sequences]

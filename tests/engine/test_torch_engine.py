@@ -12,7 +12,7 @@ from tests.engine.driver import generate, make_requests, seat
 from tests.models.checkpoints import GPT2_SHAPE, MODEL_NAMES, greedy, make_hf_model
 
 PROMPT_LENS, OUTPUT_LENS = [5, 23, 1, 37, 12], [9, 3, 14, 1, 11]
-GPT2_CONFIG = {"model_type": "gpt2", **GPT2_SHAPE}
+GPT2_CONFIG = {"model_type": "gpt2", **GPT2_SHAPE, "tie_word_embeddings": False}
 
 
 @pytest.fixture(scope="module", params=MODEL_NAMES)
@@ -34,6 +34,8 @@ def load(path, device="cpu", dtype="float32"):
 def make_engine(max_model_len=None, device="cpu", **keywords):
     given = {"path": None, "weights": "random", "config": GPT2_CONFIG, "dtype": "float32", "seed": 0}
     model = load_model(**given, max_model_len=max_model_len, device=device)
+    for parameter in model.parameters():
+        parameter.mul_(10.0)  # else the model repeats one token, whatever came before
     return TorchEngine(model, **{"num_blocks": 64, "block_size": 8, **keywords})
 
 
@@ -70,10 +72,16 @@ def test_preempted_sequence_recomputes_prompt_and_output():
     requests = make_requests([9], [8])
     engine.begin(requests)
     expected = generate(engine, requests)[0]
-    engine.begin(requests)
-    (sequence,) = seat(engine, requests)
-    sequence.output_token_ids = expected[:5]
-    assert engine.step(Batch([sequence], [14], 14, 0)).token_ids == [expected[5]]
+    assert len(set(expected)) > 4
+    for chunk in (14, 5, 1):
+        engine.begin(requests)
+        (sequence,) = seat(engine, requests)
+        sequence.output_token_ids = expected[:5]
+        for start in range(0, 14, chunk):
+            sequence.num_computed_tokens = start
+            num_tokens = min(chunk, 14 - start)
+            token_ids = engine.step(Batch([sequence], [num_tokens], num_tokens, 0)).token_ids
+            assert token_ids == ([expected[5]] if start + num_tokens == 14 else [None])
 
 
 def test_step_leaves_sequences_alone_and_reports_times():
@@ -119,7 +127,7 @@ def test_without_cache_none_is_kept():
     assert all(module.k_cache is None for module in attention_modules(engine.model))
 
 
-def test_cache_sizes():
+def test_sizes():
     block_bytes = 2 * 3 * 48 * 4 * 8  # k and v, layers, hidden_size, float32, block_size
     assert make_engine(num_blocks=None).num_blocks == 512 * 2**20 // block_bytes
     assert make_engine(num_blocks=None, kv_cache_bytes=10 * block_bytes + 1).num_blocks == 10
@@ -131,6 +139,8 @@ def test_cache_sizes():
         make_engine(num_blocks=0)
     with pytest.raises(ValueError, match="block_size 0"):
         make_engine(block_size=0)
+    with pytest.raises(ValueError, match="num_threads 0"):
+        make_engine(num_threads=0)
     make_engine(num_blocks=1, block_size=1).begin([])  # warms up on the one slot there is
 
 
