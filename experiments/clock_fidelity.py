@@ -1,4 +1,4 @@
-"""Virtual against wall clock: the same trace, replayed with measured steps and in real time, must give the same figures."""
+"""Virtual against wall clock: a trace replayed with measured steps and in real time must give the same numbers."""
 
 from typing import Any
 

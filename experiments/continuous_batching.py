@@ -3,10 +3,10 @@
 from typing import Any
 
 import pandas as pd
-from framework.plots import Figure
 
 from framework import plots
 from framework.metrics import aggregate, saturation
+from framework.plots import Figure
 from framework.replay import Clock
 from framework.report import read_tables, report, representative_points
 from framework.study import Arms, Study, run_study
@@ -30,8 +30,8 @@ def run(
 ) -> None:
     """Replay every arm at every rate (requests/s; null: as recorded) and draw latency against throughput and rate.
 
-    `slo`: seconds per metric. `reference`: `{arms: [slow, fast], ratio, source}`, what a source reports for the ratio of
-    the two arms' durations, printed beside the measured one.
+    `slo`: seconds per metric. `reference`: `{arms: [slow, fast], ratio, source}`, a source's ratio of the two arms'
+    durations, printed beside the measured one.
     """
     study = run_study(
         arms=arms,
@@ -59,7 +59,7 @@ def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
         "timeline": plots.timeline(read_tables(folders, "requests.parquet")),
         "batch_and_cache": plots.batch_and_cache(read_tables(folders, "steps.parquet")),
     }
-    if points["rate"].nunique() > 1:
+    if len(set(points["rate"])) > 1:
         figures["throughput_latency"] = plots.throughput_latency(summary, saturation_rates)
         figures["latency_rate"] = plots.latency_rate(summary, saturation_rates)
     return figures

@@ -60,7 +60,9 @@ def make_requests(
                 f"the model's context of {max_model_len}"
             )
     return [
-        Request(index, 0.0, len(tokens), num_output_tokens, prompt_token_ids=tuple(tokens), stop_token_ids=stop_token_ids)
+        Request(
+            index, 0.0, len(tokens), num_output_tokens, prompt_token_ids=tuple(tokens), stop_token_ids=stop_token_ids
+        )
         for index, tokens in enumerate(prompts)
     ]
 

@@ -78,7 +78,7 @@ def suggest(word: str, allowed: Any) -> str:
 
 
 def describe(value: Any) -> Any:
-    """Plain data from which Hydra's instantiate rebuilds `value`: partials with their defaults filled in, and scalars."""
+    """Plain data from which Hydra's instantiate rebuilds `value`; partials have their defaults filled in."""
     if isinstance(value, partial):
         parameters = inspect.signature(value.func).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}

@@ -61,7 +61,7 @@ def step_table(steps: Iterable[Step]) -> pd.DataFrame:
 def summarize(
     requests: pd.DataFrame, steps: pd.DataFrame, slo: dict[str, float], warmup_fraction: float = 0.1
 ) -> dict[str, float]:
-    """All numbers of one point: the whole run, 95% intervals (`…_low`, `…_high`), and the steady window (`steady_…`)."""
+    """All numbers of one point: whole run, 95% intervals (`…_low`, `…_high`), steady window (`steady_…`)."""
     check_slo(slo)
     first_arrival, last_arrival = requests["arrival_time"].min(), requests["arrival_time"].max()
     whole = window_metrics(requests, steps, slo, first_arrival, requests["finish_time"].max())
@@ -145,7 +145,7 @@ def statistics(values: Values, axis: int = -1) -> Values:
 
 
 def intervals(requests: pd.DataFrame) -> dict[str, float]:
-    """Percentile-bootstrap intervals over requests (Efron 1979), for every latency statistic and for normalized latency.
+    """Percentile-bootstrap intervals (Efron 1979) of every latency statistic, drawing requests with replacement.
 
     The gaps of a request depend on each other, so for ITL whole requests are drawn, not gaps.
     """

@@ -1,6 +1,7 @@
 """Table → figure; the only importer of matplotlib. Sized for a paper column, colour-blind safe (Okabe & Ito 2008)."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -9,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-
 COLUMN_WIDTH, TEXT_WIDTH = 3.35, 6.9  # inches
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-STYLE = {
+STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -42,7 +42,10 @@ def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
-        for path, options in ((folder / f"{name}.png", {"dpi": 200}), (folder / f"{name}.svg", {"metadata": {"Date": None}})):
+        for path, options in (
+            (folder / f"{name}.png", {"dpi": 200}),
+            (folder / f"{name}.svg", {"metadata": {"Date": None}}),
+        ):
             figure.savefig(path, **options)
             paths.append(path)
     return paths

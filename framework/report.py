@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from framework.plots import Figure
 
 from framework.config import describe
 from framework.console import print_table
 from framework.metrics import aggregate
-from framework.plots import save
+from framework.plots import Figure, save
 from framework.points import locked, write_table
 from framework.study import Study
 

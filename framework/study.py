@@ -1,7 +1,7 @@
 """A study runs arms × rates × seeds as replays in one process and gathers them in one folder.
 
-Arms are mappings of components (scheduler, engine, model, trace, clock): a component of an arm replaces the study's own,
-or, where it is a plain mapping of keywords, changes only these.
+Arms are mappings of components (scheduler, engine, model, trace, clock). A component of an arm replaces the study's
+own, or, where it is a plain mapping of keywords, changes only these.
 """
 
 import gc
@@ -85,14 +85,16 @@ def run_study(
     check_points(arms, rates, seeds)
     check_slo(slo)
     study = open_study(resolve_arms(arms, defaults), slo, device, output_dir)
-    points = [Point(arm, rate, seed, study.arm_digests[arm]) for arm, rate, seed in point_order(study.arms, rates, seeds)]
+    points = [
+        Point(arm, rate, seed, study.arm_digests[arm]) for arm, rate, seed in point_order(study.arms, rates, seeds)
+    ]
     engines = EngineCache(study.device)
     with SweepProgress(study.console, len(points)) as progress, table_saved_at_end(study):
         for point in points:
             compute_or_reuse(study, point, engines, progress, fresh)
     if progress.num_reused:
         study.console.print(
-            f"{progress.num_reused} of {len(points)} points reused: same config, code and device (fresh=true redoes them)",
+            f"{progress.num_reused} of {len(points)} points reused: same config, code, device (fresh=true redoes them)",
             highlight=False,
         )
     if study.failures and study.table().empty:
@@ -107,9 +109,7 @@ def open_study(arms: Arms, slo: dict[str, float], device: str, output_dir: str) 
     return Study(arms, path, slo, resolved, environment(resolved), make_console(), {})
 
 
-def compute_or_reuse(
-    study: Study, point: Point, engines: "EngineCache", progress: SweepProgress, fresh: bool
-) -> None:
+def compute_or_reuse(study: Study, point: Point, engines: "EngineCache", progress: SweepProgress, fresh: bool) -> None:
     folder = study.folder(point.name)
     record = None if fresh else read_point(folder, study.slo)
     reused = record is not None
@@ -277,5 +277,3 @@ def check_points(arms: Arms, rates: list[float | None], seeds: list[int]) -> Non
     for seed in seeds:
         if seed < 0:
             raise ValueError(f"seeds must be at least 0, not {seed}")
-
-

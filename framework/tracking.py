@@ -4,7 +4,9 @@ One run per arm with `arrival_rate` as the step metric, then a final run with th
 one group per study.
 """
 
+import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,24 +29,40 @@ def track_wandb(
 ) -> None:
     """Log the points' curves; `configs` maps arm → its config, `figures` are image files.
 
-    Offline runs land in `output_dir/wandb`. Raises ValueError for `online` without an API key.
+    Offline runs land in `output_dir/wandb` and take the place of an earlier run of the same arm or summary there.
+    Raises ValueError for `online` without an API key.
     """
     if mode == "online" and not has_api_key():
         raise ValueError("tracking.mode=online needs an account: run `wandb login`, or use tracking.mode=offline")
-    common = {"project": project, "entity": entity, "group": study, "dir": str(output_dir), "mode": mode}
-    settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
+    shared: dict[str, Any] = {"project": project, "entity": entity, "group": study, "mode": mode}
+
     for arm, rows in points.groupby("arm", sort=False):
-        with wandb.init(**common, name=arm, config=configs[str(arm)], reinit="finish_previous", settings=settings) as run:
+        with start_run(output_dir, name=arm, config=configs[arm], **shared) as run:
             run.define_metric("arrival_rate")
             run.define_metric("*", step_metric="arrival_rate")
             for row in rows.sort_values(["rate", "seed"]).to_dict("records"):
                 run.log({"arrival_rate": row["rate"]} | numbers(row))
-    with wandb.init(**common, name="summary", job_type="summary", reinit="finish_previous", settings=settings) as run:
+    with start_run(output_dir, name="summary", job_type="summary", **shared) as run:
         run.log({path.stem: wandb.Image(str(path)) for path in figures if path.suffix == ".png"})
         run.log({"points": wandb.Table(dataframe=points)})
 
 
-def track_nothing(points: pd.DataFrame, configs: dict[str, Any], figures: list[Path], *, study: str, output_dir: Path) -> None:
+def start_run(output_dir: Path, *, name: str, mode: Mode, **options: Any) -> Any:
+    """A run to be used in `with`; offline its id is its name, so that a repeated study does not pile up runs."""
+    run_id = None
+    if mode == "offline":
+        run_id = hashlib.sha256(f"{options['group']}/{name}".encode()).hexdigest()[:8]
+        for earlier in (output_dir / "wandb").glob(f"offline-run-*-{run_id}"):
+            shutil.rmtree(earlier)
+    settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
+    return wandb.init(
+        dir=str(output_dir), name=name, mode=mode, id=run_id, reinit="finish_previous", settings=settings, **options
+    )
+
+
+def track_nothing(
+    points: pd.DataFrame, configs: dict[str, Any], figures: list[Path], *, study: str, output_dir: Path
+) -> None:
     """`tracking=none`."""
 
 

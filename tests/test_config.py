@@ -14,7 +14,12 @@ from framework.config import check, describe
 from framework.scheduler.continuous import ContinuousScheduler
 
 CONF = Path(__file__).parents[1] / "conf"
-NEEDED = {"trace=csv": ["trace.path=x.csv"], "trace=vidur": ["trace.path=x.csv"], "model=hub": ["model.path=a/b"], "model=local": ["model.path=x"]}  # fmt: skip
+NEEDED = {
+    "trace=csv": ["trace.path=x.csv"],
+    "trace=vidur": ["trace.path=x.csv"],
+    "model=hub": ["model.path=a/b"],
+    "model=local": ["model.path=x"],
+}
 
 
 def options() -> list[str]:
@@ -41,7 +46,9 @@ def test_every_yaml_fits_what_it_calls(option):
         check(composed(option, *NEEDED.get(option, [])))
 
 
-def target(*, size: int, rate: float = 1.0, mode: Literal["stretch", "thin"] = "thin", rates: list[float] | None = None):
+def target(
+    *, size: int, rate: float = 1.0, mode: Literal["stretch", "thin"] = "thin", rates: list[float] | None = None
+):
     return size
 
 
@@ -51,7 +58,10 @@ TARGET = {"_target_": f"{__name__}.target"}
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({**TARGET, "size": 1, "ratt": 2}, r"unknown key 'ratt' in .*target; did you mean 'rate'\?; allowed: size, rate"),
+        (
+            {**TARGET, "size": 1, "ratt": 2},
+            r"unknown key 'ratt' in .*target; did you mean 'rate'\?; allowed: size, rate",
+        ),
         ({"trace": {**TARGET, "_partial_": True, "sise": 1}}, r"unknown key 'sise' in trace \("),
         ({"arms": {"a": {"scheduler": {**TARGET, "_partial_": True, "x": 1}}}}, "unknown key 'x' in arms.a.scheduler"),
         ({**TARGET}, "missing size in"),

@@ -1,4 +1,4 @@
-"""run.py as a user meets it: whole studies on the smallest model, bad input, resumption, interruption, parallel jobs."""
+"""run.py as a user meets it: studies on the smallest model, bad input, resuming, interruption, parallel jobs."""
 
 import json
 import os
@@ -104,7 +104,8 @@ def test_an_slo_changes_attainment_without_a_new_replay(cli, smallest, tmp_path)
 
 
 def test_one_failing_arm_does_not_lose_the_other(cli, smallest, tmp_path):
-    code, output = cli(*smallest, "rates=[50]", "+arms.tight={scheduler: ${arms.continuous.scheduler}, engine: {num_blocks: 1, kv_cache_bytes: null}}")  # fmt: skip
+    tight = "{scheduler: ${arms.continuous.scheduler}, engine: {num_blocks: 1, kv_cache_bytes: null}}"
+    code, output = cli(*smallest, "rates=[50]", f"+arms.tight={tight}")
     assert code == 1
     assert "needs 2 KV blocks" in output
     assert "Traceback" not in output
@@ -150,7 +151,7 @@ GOOD_TRACE = "arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2
         (["trace=csv", "trace.path=none.csv"], None, "none.csv"),
         (["trace=csv"], None, "trace.path"),
         ([], "", "bad.csv"),
-        ([], GOOD_TRACE[:54], "has no"),
+        ([], GOOD_TRACE[: GOOD_TRACE.index("\n") + 1], "the trace is empty"),
         ([], GOOD_TRACE + "0.5,4,2\n", "row 3"),
         ([], GOOD_TRACE + "2.0,four,2\n", "column 'num_prompt_tokens'"),
         ([], GOOD_TRACE + "2.0,4,0\n", "column 'num_output_tokens'"),
@@ -220,7 +221,8 @@ def test_an_interruption_keeps_finished_points(smallest, tmp_path, signal_number
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_share_a_folder_and_the_last_draws_the_whole_figure(smallest, tmp_path, launcher):
     options = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.cpus_per_task=1"]
-    process = spawn("-m", *smallest, "experiment=continuous_batching", "rates=[50],[60],[70]", f"hydra/launcher={launcher}", *options, cwd=tmp_path)  # fmt: skip
+    sweep = ["experiment=continuous_batching", "rates=[50],[60],[70]", f"hydra/launcher={launcher}", *options]
+    process = spawn("-m", *smallest, *sweep, cwd=tmp_path)
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
     folder = tmp_path / "outputs" / "continuous_batching"

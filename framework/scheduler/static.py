@@ -1,4 +1,4 @@
-"""Static batching, as Hugging Face `generate` does it: a batch is padded to its longest prompt and runs until all finish.
+"""Static batching, as Hugging Face `generate` does it: padded to the longest prompt, run until all finish.
 
 The padding and the seats of finished sequences are part of every Batch, so the engine really computes them.
 """

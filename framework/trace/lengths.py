@@ -75,9 +75,7 @@ def independent(
     return prompt(prompt_rng, num_requests), output(output_rng, num_requests)
 
 
-def resample(
-    rng: np.random.Generator, num_requests: int, *, trace: Callable[[], Trace]
-) -> tuple[Lengths, Lengths]:
+def resample(rng: np.random.Generator, num_requests: int, *, trace: Callable[[], Trace]) -> tuple[Lengths, Lengths]:
     """(prompt, output) pairs drawn with replacement from the requests of `trace()`; each pair stays together."""
     pairs = np.array([(request.num_prompt_tokens, request.num_output_tokens) for request in trace().requests])
     drawn = pairs[rng.integers(len(pairs), size=num_requests)]  # (num_requests, 2)

@@ -21,7 +21,7 @@ AZURE = Path(__file__).parents[3] / "shared" / "traces" / "AzureLLMInferenceTrac
 
 
 class ConstantEngine(FakeEngine):
-    """As little work as an engine can do, at about the speed of a large model: 10 ms a step and 20 µs a prompt token."""
+    """As little work as an engine can do, at a large model's speed: 10 ms a step and 20 µs a prompt token."""
 
     def step(self, batch: Batch) -> StepResult:
         return StepResult([7] * len(batch.sequences), 0.010 + 20e-6 * batch.num_prefill_tokens)

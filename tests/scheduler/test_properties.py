@@ -1,5 +1,7 @@
 """What must hold for any trace under either scheduler."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +18,9 @@ BLOCK_SIZE = 4
 @st.composite
 def workloads(draw):
     rows = draw(
-        st.lists(st.tuples(st.floats(0, 5), st.integers(1, 20), st.integers(1, 12)), min_size=1, max_size=25).map(sorted)
+        st.lists(st.tuples(st.floats(0, 5), st.integers(1, 20), st.integers(1, 12)), min_size=1, max_size=25).map(
+            sorted
+        )
     )
     requests = [Request(index, *row) for index, row in enumerate(rows)]
     largest = max(-(-(prompt + output) // BLOCK_SIZE) for _, prompt, output in rows)
@@ -52,7 +56,7 @@ def test_every_request_completes_once_with_its_tokens(scheduler_type, workload, 
         request = sequence.request
         assert sequence.output_token_ids == list(range(request.num_output_tokens))
         times = [request.arrival_time, sequence.scheduled_time, *sequence.token_times]
-        assert all(later >= earlier - 1e-12 for earlier, later in zip(times, times[1:], strict=False))
+        assert all(later >= earlier - 1e-12 for earlier, later in pairwise(times))
         assert sequence.block_table == []
     assert scheduler.blocks.num_free == num_blocks
     assert sorted(scheduler.blocks.free) == list(range(num_blocks))

@@ -1,0 +1,60 @@
+"""Offline W&B runs, read back with wandb's own tool."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from framework.plots import save
+from framework.tracking import track_wandb
+
+POINTS = pd.DataFrame(
+    [("a", 2.0, 0, 20.5), ("a", 1.0, 0, 10.5), ("b", 1.0, 0, 11.5)], columns=["arm", "rate", "seed", "output_throughput"]
+)
+
+
+def track(folder: Path) -> None:
+    figures = save({"curve": Figure(figsize=(1, 1))}, folder / "figures")
+    track_wandb(POINTS, {"a": {"x": 1}, "b": {"x": 2}}, figures, study="my_study", output_dir=folder)
+
+
+def read_runs(folder: Path) -> dict[str, list[dict]]:
+    """Run name → the records of its log."""
+    runs = {}
+    for path in sorted(folder.glob("wandb/offline-run-*")):
+        command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(path)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        records = [json.loads(line) for line in output.splitlines()]
+        run = next(record["run"] for record in records if record["type"] == "run")
+        assert run["run_group"] == "my_study"
+        runs[run["display_name"]] = records
+    return runs
+
+
+def history(records: list[dict]) -> list[dict]:
+    return [record["history"]["item"] for record in records if record["type"] == "history"]
+
+
+def test_one_run_per_arm_and_a_summary(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    track(tmp_path)
+    track(tmp_path)  # a repeated study replaces its runs
+    runs = read_runs(tmp_path)
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 3
+    assert sorted(runs) == ["a", "b", "summary"]
+    logged = [(row["arrival_rate"], row["output_throughput"]) for row in history(runs["a"])]
+    assert logged == [(1.0, 10.5), (2.0, 20.5)]
+    metrics = [record["metric"] for record in runs["a"] if record["type"] == "metric"]
+    assert any(metric.get("step_metric") == "arrival_rate" for metric in metrics)
+    assert {"curve", "points"} <= {key for row in history(runs["summary"]) for key in row}
+
+
+def test_online_without_a_key_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr("framework.tracking.has_api_key", lambda: False)
+    with pytest.raises(ValueError, match="wandb login"):
+        track_wandb(POINTS, {}, [], study="s", output_dir=tmp_path, mode="online")
