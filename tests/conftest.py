@@ -1,6 +1,10 @@
-"""Fixtures shared by the tests: a model so small that a whole study takes seconds."""
+"""Fixtures shared by the tests: the command line, and a model so small that a whole study takes seconds."""
+
+import sys
 
 import pytest
+
+import run as run_module
 
 
 @pytest.fixture
@@ -16,3 +20,22 @@ def smallest() -> list[str]:
         "trace.max_output_tokens=4",
         "tracking=none",
     ]
+
+
+@pytest.fixture
+def cli(monkeypatch, tmp_path, capsys):
+    """Runs a command line in this process; (exit code, everything it printed)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def call(*overrides: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["run.py", *run_module.expand_preset(list(overrides))])
+        code = 0
+        try:
+            run_module.main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return call

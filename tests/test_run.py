@@ -12,8 +12,6 @@ import pandas as pd
 import pytest
 from hydra.errors import InstantiationException
 
-import run as run_module
-
 ROOT = Path(__file__).parents[1]
 COLUMNS = (
     "arm,rate,seed,num_requests,num_completed,duration_s,request_throughput,output_throughput,total_throughput,"
@@ -21,25 +19,6 @@ COLUMNS = (
     "itl_mean,itl_p50,itl_p90,itl_p95,itl_p99,e2e_mean,e2e_p50,e2e_p90,e2e_p95,e2e_p99,"
     "normalized_latency_mean,normalized_latency_p50,slo_attainment,goodput,mean_batch_size,num_preemptions"
 )
-
-
-@pytest.fixture
-def cli(monkeypatch, tmp_path, capsys):
-    """Runs a command line in this process; (exit code, everything it printed)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-
-    def call(*overrides: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["run.py", *run_module.expand_preset(list(overrides))])
-        code = 0
-        try:
-            run_module.main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return call
 
 
 def test_a_study_writes_points_tables_and_figures(cli, smallest, tmp_path):

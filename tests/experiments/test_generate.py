@@ -1,0 +1,69 @@
+"""experiment=generate as a user calls it."""
+
+import json
+
+import pytest
+
+from tests.models.checkpoints import greedy, make_hf_model
+
+
+def generations(folder):
+    lines = (folder / "outputs/generate/generations.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_text_in_text_out(cli, tmp_path):
+    code, output = cli("experiment=generate", 'prompts=["The quick","b"]', "num_output_tokens=5")
+    assert code == 0, output
+    first, second = generations(tmp_path)
+    assert first["prompt_token_ids"] == list(b"The quick")
+    assert second["prompt_token_ids"] == list(b"b")
+    for record in (first, second):
+        assert len(record["output_token_ids"]) == len(record["token_times"]) == 5
+        assert record["token_times"] == sorted(record["token_times"])
+        assert record["text"] == bytes(record["output_token_ids"]).decode(errors="replace")
+
+
+def test_a_local_checkpoint_with_token_ids_equals_transformers(cli, tmp_path):
+    model = make_hf_model("qwen3")
+    model.save_pretrained(tmp_path / "checkpoint")
+    options = ["model=local", "model.path=checkpoint", "model.dtype=float32", "device=cpu", "prompts=[]"]
+    code, output = cli("experiment=generate", *options, "prompt_token_ids=[[1,2,3],[5]]", "num_output_tokens=7")
+    assert code == 0, output
+    records = generations(tmp_path)
+    assert [record["output_token_ids"] for record in records] == [greedy(model, [1, 2, 3], 7), greedy(model, [5], 7)]
+    assert [record["text"] for record in records] == [None, None]
+
+
+def test_ignore_eos_false_ends_at_the_models_eos(cli, tmp_path):
+    model = make_hf_model("llama")
+    tokens = greedy(model, [1, 2, 3], 12)
+    eos = tokens[4]
+    model.config.eos_token_id = eos
+    model.generation_config.eos_token_id = eos
+    model.save_pretrained(tmp_path / "checkpoint")
+    options = ["model=local", "model.path=checkpoint", "model.dtype=float32", "prompts=[]", "ignore_eos=false"]
+    code, output = cli("experiment=generate", *options, "prompt_token_ids=[[1,2,3]]", "num_output_tokens=12")
+    assert code == 0, output
+    assert generations(tmp_path)[0]["output_token_ids"] == tokens[: tokens.index(eos) + 1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prompts=[]"], "nothing to generate from"),
+        (['prompts=[""]'], "prompt 0 is empty"),
+        (["num_output_tokens=0"], "num_output_tokens must be at least 1, not 0"),
+        (["num_output_tokens=5000"], "more than the model's context of 4096"),
+        (["prompts=[]", "prompt_token_ids=[[1,999]]"], "prompt token 999"),
+        (["prompts=7"], "prompts is 7"),
+        (["model=local", "model.path=nowhere"], "nowhere"),
+        (["engine.temperature=-1"], "temperature"),
+    ],
+)
+def test_bad_input_is_one_clear_message(cli, tmp_path, overrides, message):
+    code, output = cli("experiment=generate", *overrides)
+    assert code == 1
+    assert message in output
+    assert "Traceback" not in output
+    assert not list(tmp_path.rglob("generations.jsonl"))
