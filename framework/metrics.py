@@ -20,6 +20,7 @@ STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 SLO_METRICS = ("ttft", "tpot", "e2e", "normalized_latency")
 MAX_RESAMPLED = 20_000_000  # values drawn per bootstrap: bounds its time on large traces
 CONFIDENCE = 0.95
+TARGET_ATTAINMENT = 0.9  # of capacity, as in DistServe (OSDI 2024)
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
 Interval = tuple[float, float]
@@ -223,7 +224,7 @@ def meets_slo(requests: pd.DataFrame, slo: dict[str, float]) -> "pd.Series[bool]
     return met
 
 
-def capacity(points: pd.DataFrame, target: float) -> dict[str, float]:
+def capacity(points: pd.DataFrame, target: float = TARGET_ATTAINMENT) -> dict[str, float]:
     """Per arm, the highest rate (1/s) whose mean attainment over seeds is at least `target`; NaN if none reaches it."""
     attainment = points.groupby(["arm", "rate"], sort=False)["slo_attainment"].mean()
     return {

@@ -124,7 +124,7 @@ def batch_and_cache(steps: dict[str, pd.DataFrame]) -> Figure:
             for axes, name in ((upper, "num_seqs"), (lower, "num_used_blocks")):
                 times, values = with_idle_gaps(table, name)
                 axes.step(times, values, where="post", color=COLOURS[index], linewidth=0.8, label=arm)
-        upper.set_ylabel("sequences in the step")
+        upper.set_ylabel("sequences per step")
         lower.set(ylabel="KV blocks in use", xlabel="time (s)")
         for axes in (upper, lower):
             axes.set_ylim(bottom=0)

@@ -7,6 +7,7 @@ folder appears under its name only when it is complete.
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -112,13 +113,15 @@ def point_table(output_dir: Path, arm_digests: dict[str, str], slo: dict[str, fl
             continue
         record = read_point(path.parent, slo)
         assert record is not None
-        offered_rate = record["trace"]["offered_rate"]
+        offered_rate = record["trace"]["offered_rate"] or math.inf  # null: all at once
         rate = offered_rate if record["rate"] is None else record["rate"]
         key = {"arm": record["arm"], "rate": rate, "seed": record["seed"]}
         rows.append(key | record["metrics"] | {"offered_rate": offered_rate, "point": path.parent.name})
     if not rows:
         return pd.DataFrame(columns=["arm", "rate", "seed", "num_requests", "num_completed", *metric_names(), "point"])
     table = pd.DataFrame(rows)
+    undefined = table.columns[table.isna().all()]  # null in every record: not a column of numbers yet
+    table[undefined] = table[undefined].astype(float)
     position = table["arm"].map({arm: index for index, arm in enumerate(arm_digests)})
     order = table.assign(position=position).sort_values(["position", "rate", "seed"]).index
     return table.loc[order].reset_index(drop=True)
@@ -131,7 +134,16 @@ def write_table(output_dir: Path, table: pd.DataFrame) -> Path:
 
 
 def write_json(path: Path, data: Any) -> None:
-    write_atomically(path, json.dumps(data, indent=2) + "\n")
+    write_atomically(path, json.dumps(finite(data), indent=2, allow_nan=False) + "\n")
+
+
+def finite(data: Any) -> Any:
+    """JSON has neither NaN nor infinity: null stands for both."""
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -85,7 +85,8 @@ def serve(
             yield sleep(env, scheduler, arriving, bell)
             continue
         result = engine.step(batch)
-        step = describe_step(env.now, batch, scheduler, schedule, result)
+        elapsed = max(timer() - started, schedule + result.elapsed)  # a modelled step takes the host no time
+        step = describe_step(env.now, elapsed, batch, scheduler, schedule, result)
         yield env.timeout(charge(step.elapsed))
         started = timer()
         step.num_output_tokens = scheduler.postprocess(batch, result.token_ids, env.now)
@@ -95,10 +96,12 @@ def serve(
             yield env.timeout(charge(step.update))
 
 
-def describe_step(start_time: float, batch: Batch, scheduler: Scheduler, schedule: float, result: StepResult) -> Step:
+def describe_step(
+    start_time: float, elapsed: float, batch: Batch, scheduler: Scheduler, schedule: float, result: StepResult
+) -> Step:
     return Step(
         start_time=start_time,
-        elapsed=schedule + result.elapsed,
+        elapsed=elapsed,
         phase=batch.phase,
         num_seqs=len(batch.sequences),
         num_prefill_tokens=batch.num_prefill_tokens,
@@ -140,6 +143,16 @@ def sleep(env: simpy.Environment, scheduler: Scheduler, arriving: simpy.Process,
     return bell.event
 
 
+class PollingEnvironment(RealtimeEnvironment):
+    """Waits for the next event awake, as a server does: a process that slept finds a cold processor."""
+
+    def step(self) -> None:
+        due = self.real_start + self.peek()
+        while due < inf and time.monotonic() < due:
+            pass
+        super().step()
+
+
 def make_clock(clock: Clock) -> tuple[simpy.Environment, Callable[[float], float]]:
     """An environment, and how many seconds of its time a measured duration is charged as.
 
@@ -147,7 +160,7 @@ def make_clock(clock: Clock) -> tuple[simpy.Environment, Callable[[float], float
     """
     if clock == "virtual":
         return simpy.Environment(), lambda measured: measured
-    env = RealtimeEnvironment(strict=False)
+    env = PollingEnvironment(strict=False)
     return env, lambda measured: max(0.0, time.monotonic() - env.real_start - env.now)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from framework.config import describe
 from framework.console import print_table
-from framework.metrics import aggregate
+from framework.metrics import TARGET_ATTAINMENT, aggregate, capacity, saturation
 from framework.plots import Figure, save
 from framework.points import locked, write_table
 from framework.study import Study
@@ -29,8 +29,21 @@ def report(study: Study, name: str, draw: Draw, tracking: Callable[..., None]) -
         tracking(points, configs, figures, study=name, output_dir=study.output_dir)
     device = study.environment["device"]
     print_table(study.console, aggregate(points), title=f"{name} on {device}")
+    print_limits(study, points)
     print_paths(study, [csv, study.output_dir / "points", *figures])
     return points
+
+
+def print_limits(study: Study, points: pd.DataFrame) -> None:
+    """Per arm, the most it can serve, and its capacity: the highest rate at which enough requests meet the SLOs."""
+    limits = " and ".join(f"{metric.upper()} ≤ {1e3 * limit:g} ms" for metric, limit in study.slo.items())
+    capacities, most = capacity(points), saturation(points)
+    for arm in most:
+        parts = [f"serves at most {most[arm]:.3g} req/s" if most[arm] == most[arm] else "not saturated at any rate"]
+        if study.slo:
+            rate = f"{capacities[arm]:g} req/s" if capacities[arm] == capacities[arm] else "below every rate here"
+            parts.append(f"capacity with {TARGET_ATTAINMENT:.0%} of requests within {limits}: {rate}")
+        study.console.print(f"{arm}: {'; '.join(parts)}", highlight=False)
 
 
 def print_paths(study: Study, paths: list[Path]) -> None:

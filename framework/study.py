@@ -153,9 +153,8 @@ def compute_point(study: Study, point: Point, engines: "EngineCache", progress: 
         raise ValueError(f"no request of the trace fits the model's context of {engine.max_model_len} tokens")
     engines.warm_up(arm, engine, trace.requests)
     progress.begin_point(str(point), sum(request.num_output_tokens for request in trace.requests))
-    sequences, steps = replay(
-        trace.requests, make_scheduler(arm, engine), engine, clock=arm["clock"], on_step=progress.advance
-    )
+    on_step = progress.advance if arm["clock"] == "virtual" else None  # drawing takes real time
+    sequences, steps = replay(trace.requests, make_scheduler(arm, engine), engine, arm["clock"], on_step)
     requests, step_rows = request_table(sequences), step_table(steps)
     record = {
         "config": describe(arm),
