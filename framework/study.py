@@ -8,6 +8,7 @@ import gc
 import inspect
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -270,6 +271,11 @@ def check_points(arms: Arms, rates: list[float | None], seeds: list[int]) -> Non
     for name, values in (("arms", arms), ("rates", rates), ("seeds", seeds)):
         if not values:
             raise ValueError(f"{name} is empty: a study needs at least one")
+    for arm in arms:
+        if not re.fullmatch(r"[\w.+-]+", arm):
+            raise ValueError(
+                f"arm name {arm!r} names a folder: use letters, digits, '_', '.', '+' and '-' only"
+            )
     for rate in rates:
         if rate is not None and not (math.isfinite(rate) and rate > 0):
             raise ValueError(f"rates must be positive finite numbers of requests/s (or null: as recorded), not {rate}")

@@ -1,0 +1,64 @@
+"""What the operator sees on a terminal and in a file."""
+
+import io
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from framework.console import SweepProgress, print_table, short
+from framework.core import Step
+from framework.metrics import metric_names
+
+STEP = Step(0.0, 0.1, "decode", 8, 0, 8, 5, 0, 0, 0, 0.1, num_output_tokens=8)
+METRICS = {"output_throughput": 1234.5, "ttft_p50": 0.0123, "tpot_p50": 0.00456}
+
+
+def sweep(is_terminal: bool) -> str:
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=100)
+    with SweepProgress(console, num_points=3) as progress:
+        progress.begin_point("a, 1 req/s", 16)
+        progress.refreshed = -1.0  # long ago
+        progress.advance(STEP)
+        progress.end_point("a, 1 req/s", METRICS, reused=False)
+        progress.end_point("a, 2 req/s", METRICS, reused=True)
+        progress.fail_point("a, 4 req/s", "no [room] left")
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_every_point_has_its_line(is_terminal):
+    output = sweep(is_terminal)
+    assert "a, 1 req/s: 1,234 tok/s, TTFT P50 12.3 ms, TPOT P50 4.56 ms" in output
+    assert "s left)" in output
+    assert "(reused)" in output
+    assert "no [room] left" in output
+
+
+def test_a_terminal_has_a_bar_with_speed_and_point():
+    output = sweep(is_terminal=True)
+    assert "[1/3] a, 1 req/s" in output
+    assert "tok/s" in output
+    assert "━" in output
+    assert "━" not in sweep(is_terminal=False)
+
+
+def test_the_table_has_units_and_intervals():
+    names = [*metric_names(), *(f"{name}{end}" for name in metric_names() for end in ("_low", "_high"))]
+    row = dict.fromkeys(names, 0.25) | {"arm": "a", "rate": 2.0, "ttft_p50_low": float("nan")}
+    console = Console(file=io.StringIO(), width=140)
+    print_table(console, pd.DataFrame([row]), title="study")
+    output = console.file.getvalue()
+    for text in ("TTFT P50", "req/s", "tok/s", "ms/token", "[250, 250]", "[low, high]: 95% interval", "25%"):
+        assert text in output
+
+
+def test_numbers_are_short():
+    values = (0.01234, 1.5, 99.96, 123.4, 45678.9)
+    assert [short(value) for value in values] == [
+        "0.0123",
+        "1.5",
+        "100",
+        "123",
+        "45,679",
+    ]
