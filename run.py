@@ -1,6 +1,7 @@
 """Compose the config, check it, call it: `python run.py experiment=NAME key=value …`. The only importer of hydra."""
 
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -28,8 +29,7 @@ def main(config: DictConfig) -> None:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         raise CompactHydraException(f"error: {innermost(error)}") from None
-    overrides = " ".join(HydraConfig.get().overrides.task)
-    print(f"reproduce with: python run.py {overrides}".rstrip())
+    print("reproduce with:", shlex.join(["python", "run.py", *HydraConfig.get().overrides.task]))
 
 
 def innermost(error: BaseException) -> BaseException:

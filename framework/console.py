@@ -1,6 +1,7 @@
 """What the operator sees: progress with tokens/s and ETA, one line per point, the final table, one line per failure."""
 
 import time
+from math import inf
 from types import TracebackType
 from typing import Self
 
@@ -101,7 +102,7 @@ def print_table(console: Console, summary: pd.DataFrame, title: str) -> None:
         latencies = ("ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99", "normalized_latency_mean")
         table.add_row(
             row["arm"],
-            f"{row['rate']:.4g}",
+            f"{row['rate']:.4g}" if row["rate"] < inf else "at once",
             f"{row['request_throughput']:.4g}",
             f"{row['output_throughput']:,.0f}",
             *(milliseconds(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in latencies),

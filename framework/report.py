@@ -1,6 +1,7 @@
 """The end of a study: gather every finished point in the folder, draw, track, and say what was written where."""
 
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def print_limits(study: Study, points: pd.DataFrame) -> None:
     capacities, most = capacity(points), saturation(points)
     for arm in most:
         parts = [f"serves at most {most[arm]:.3g} req/s" if most[arm] == most[arm] else "not saturated at any rate"]
-        if study.slo:
+        if study.slo and points["rate"].max() < inf:
             rate = f"{capacities[arm]:g} req/s" if capacities[arm] == capacities[arm] else "below every rate here"
             parts.append(f"capacity with {TARGET_ATTAINMENT:.0%} of requests within {limits}: {rate}")
         study.console.print(f"{arm}: {'; '.join(parts)}", highlight=False)

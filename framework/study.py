@@ -273,9 +273,7 @@ def check_points(arms: Arms, rates: list[float | None], seeds: list[int]) -> Non
             raise ValueError(f"{name} is empty: a study needs at least one")
     for arm in arms:
         if not re.fullmatch(r"[\w.+-]+", arm):
-            raise ValueError(
-                f"arm name {arm!r} names a folder: use letters, digits, '_', '.', '+' and '-' only"
-            )
+            raise ValueError(f"arm name {arm!r} names a folder: use letters, digits, '_', '.', '+' and '-' only")
     for rate in rates:
         if rate is not None and not (math.isfinite(rate) and rate > 0):
             raise ValueError(f"rates must be positive finite numbers of requests/s (or null: as recorded), not {rate}")
