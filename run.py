@@ -19,6 +19,10 @@ from framework.study import StudyError
 DEFAULT_EXPERIMENT = "continuous_batching"  # as in conf/config.yaml
 
 
+# A step's tensors have ever new sizes; without this the CUDA allocator keeps blocks that fit none of them
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
 def main(config: DictConfig) -> None:
     """User errors become one line; HYDRA_FULL_ERROR=1 shows where they come from."""

@@ -1,5 +1,6 @@
 """Static against continuous batching over arrival rates (Orca, OSDI 2022; lesson 3 of "Efficiently Serving LLMs")."""
 
+from math import inf
 from typing import Any
 
 import pandas as pd
@@ -55,9 +56,10 @@ def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
     too_much = points["rate"][points["rate"] > min(saturation_rates.values())]
     rate = too_much.min() if len(too_much) else points["rate"].max()
     folders = representative_points(study, points, rate)
+    title = "all at once" if rate == inf else f"{rate:g} requests/s"
     figures = {
-        "timeline": plots.timeline(read_tables(folders, "requests.parquet")),
-        "batch_and_cache": plots.batch_and_cache(read_tables(folders, "steps.parquet")),
+        "timeline": plots.timeline(read_tables(folders, "requests.parquet"), title),
+        "batch_and_cache": plots.batch_and_cache(read_tables(folders, "steps.parquet"), title),
     }
     if len(set(points["rate"])) > 1:
         figures["throughput_latency"] = plots.throughput_latency(summary, saturation_rates)

@@ -90,7 +90,10 @@ class SweepProgress:
 
 def print_table(console: Console, summary: pd.DataFrame, title: str) -> None:
     """`summary` has one row per (arm, rate) as `metrics.aggregate` makes it."""
-    table = Table(title=title, caption=r"\[low, high]: 95% interval, over seeds if there are several, else bootstrap")
+    table = Table(
+        title=title,
+        caption=r"\[low, high]: 95% interval, over seeds if there are several, else bootstrap within the one run",
+    )
     table.add_column("arm")
     for header in ("rate\nreq/s", "done\nreq/s", "output\ntok/s"):
         table.add_column(header, justify="right")
@@ -106,7 +109,7 @@ def print_table(console: Console, summary: pd.DataFrame, title: str) -> None:
             f"{row['request_throughput']:.4g}",
             f"{row['output_throughput']:,.0f}",
             *(milliseconds(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in latencies),
-            f"{row['slo_attainment']:.0%}",
+            f"{row['slo_attainment']:.1%}",
             f"{row['mean_batch_size']:.1f}",
         )
     console.print(table)

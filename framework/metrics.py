@@ -20,6 +20,7 @@ STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 SLO_METRICS = ("ttft", "tpot", "e2e", "normalized_latency")
 MAX_RESAMPLED = 20_000_000  # values drawn per bootstrap: bounds its time on large traces
 CONFIDENCE = 0.95
+SATURATION_LAG = 0.1  # of the arrival rate
 TARGET_ATTAINMENT = 0.9  # of capacity, as in DistServe (OSDI 2024)
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
@@ -69,7 +70,13 @@ def summarize(
     steady_start = first_arrival + warmup_fraction * (last_arrival - first_arrival)
     steady = window_metrics(requests, steps, slo, steady_start, last_arrival)
     counts = {"num_requests": len(requests), "num_completed": int(requests["finish_time"].notna().sum())}
-    return counts | whole | intervals(requests) | {f"steady_{name}": value for name, value in steady.items()}
+    return (
+        counts
+        | whole
+        | sustained_rates(requests)
+        | intervals(requests)
+        | {f"steady_{name}": value for name, value in steady.items()}
+    )
 
 
 def window_metrics(
@@ -154,7 +161,9 @@ def intervals(requests: pd.DataFrame) -> dict[str, float]:
     for latency in ("ttft", "tpot", "e2e", "normalized_latency"):
         low, high = bootstrap_statistics(latency_values(requests, latency))
         bounds |= named_bounds(latency, low, high)
-    return bounds | named_bounds("itl", *bootstrap_pooled(list(requests["token_times"])))
+    bounds |= named_bounds("itl", *bootstrap_pooled(list(requests["token_times"])))
+    names = metric_names()
+    return {name: bound for name, bound in bounds.items() if name.rpartition("_")[0] in names}
 
 
 def named_bounds(latency: str, low: Values, high: Values) -> dict[str, float]:
@@ -224,24 +233,35 @@ def meets_slo(requests: pd.DataFrame, slo: dict[str, float]) -> "pd.Series[bool]
     return met
 
 
-def capacity(points: pd.DataFrame, target: float = TARGET_ATTAINMENT) -> dict[str, float]:
-    """Per arm, the highest rate (1/s) whose mean attainment over seeds is at least `target`; NaN if none reaches it."""
-    attainment = points.groupby(["arm", "rate"], sort=False)["slo_attainment"].mean()
-    return {
-        str(arm): max((rate for (_, rate), value in rows.items() if value >= target), default=float("nan"))
-        for arm, rows in attainment.groupby(level="arm", sort=False)
-    }
+def sustained_rates(requests: pd.DataFrame) -> dict[str, float]:
+    """Arrivals and completions per second of the middle 80% of requests, which neither warm-up nor drain touches."""
+    rates = {}
+    for name, column in (("sustained_arrival_rate", "arrival_time"), ("sustained_throughput", "finish_time")):
+        start, end = requests[column].quantile([0.1, 0.9])
+        rates[name] = 0.8 * len(requests) / (end - start) if end > start else float("inf")
+    return rates
+
+
+def is_saturated(points: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether completions fell behind arrivals by more than a tenth."""
+    return points["sustained_throughput"] < (1 - SATURATION_LAG) * points["sustained_arrival_rate"]
 
 
 def saturation(points: pd.DataFrame) -> dict[str, float]:
-    """Per arm, the most it can serve: its highest request throughput (1/s) at any rate.
+    """Per arm, the most it served (requests/s) at a rate that was too much for it; NaN where no rate was."""
+    too_much = points[is_saturated(points)]
+    served = too_much.groupby(["arm", "rate"])["sustained_throughput"].mean().groupby(level="arm").max()
+    return {str(arm): float(served.get(arm, float("nan"))) for arm in points["arm"].unique()}
 
-    NaN where no rate was at least a tenth above that, since then more might have been served.
+
+def capacity(points: pd.DataFrame, target: float = TARGET_ATTAINMENT) -> dict[str, float]:
+    """Per arm, the highest rate (1/s) whose mean attainment over seeds is at least `target`; NaN if none reaches it.
+
+    A rate that saturates the arm does not count: there the attainment falls with the length of the trace.
     """
-    served = points.groupby(["arm", "rate"], sort=False)["request_throughput"].mean()
-    peaks = served.groupby(level="arm", sort=False).max()
-    highest_rates = points.groupby("arm", sort=False)["rate"].max()
-    return {str(arm): peak if highest_rates[arm] >= 1.1 * peak else float("nan") for arm, peak in peaks.items()}
+    met = points[~is_saturated(points)].groupby(["arm", "rate"])["slo_attainment"].mean()
+    rates = met[met >= target].reset_index().groupby("arm")["rate"].max()
+    return {str(arm): float(rates.get(arm, float("nan"))) for arm in points["arm"].unique()}
 
 
 def aggregate(points: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 COLUMN_WIDTH, TEXT_WIDTH = 3.35, 6.9  # inches
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -40,6 +41,8 @@ PHASE_COLOURS = {"waiting": "#dddddd", "prefill": "#E69F00", "decode": "#0072B2"
 def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
     """Write every figure as PNG and SVG; the paths written."""
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in (*folder.glob("*.png"), *folder.glob("*.svg")):
+        earlier.unlink()
     paths = []
     for name, figure in figures.items():
         for path, options in (
@@ -71,33 +74,39 @@ def throughput_latency(summary: pd.DataFrame, saturation_rates: dict[str, float]
 
 
 def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> Figure:
-    """Normalized latency, TTFT and TPOT (ms) over the arrival rate; dotted lines at the most each arm can serve."""
+    """Normalized latency, TTFT and TPOT (ms) over the arrival rate; dotted lines at the most each arm served."""
     panels = (
-        ("mean latency per output token", {"normalized_latency_mean": "mean"}),
-        ("time to first token", {"ttft_p50": "P50", "ttft_p99": "P99"}),
-        ("time per output token", {"tpot_p50": "P50", "tpot_p99": "P99"}),
+        ("mean latency per output token", ["normalized_latency_mean"]),
+        ("time to first token", ["ttft_p50", "ttft_p99"]),
+        ("time per output token", ["tpot_p50", "tpot_p99"]),
     )
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(TEXT_WIDTH, 2.5))
+        figure = Figure(figsize=(TEXT_WIDTH, 2.6))
         for axes, (title, metrics) in zip(figure.subplots(1, 3), panels, strict=True):
             for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
-                for line, (metric, statistic) in zip(("-", "--"), metrics.items(), strict=False):
+                for line, metric in zip(LINES, metrics, strict=False):
                     axes.errorbar(
-                        rows["rate"], 1e3 * rows[metric], yerr=errors(rows, metric, 1e3), label=f"{arm}, {statistic}",
-                        color=COLOURS[index], marker=MARKERS[index], linestyle=line,
+                        rows["rate"], 1e3 * rows[metric], yerr=errors(rows, metric, 1e3), linestyle=line,
+                        color=COLOURS[index], marker=MARKERS[index], elinewidth=0.7,
                     )  # fmt: skip
-                if np.isfinite(saturation_rates[str(arm)]):
-                    axes.axvline(saturation_rates[str(arm)], color=COLOURS[index], linestyle=":", linewidth=1)
-            axes.set(title=title, xlabel="arrival rate (requests/s)", ylabel="ms", yscale="log", xscale="log")
+                axes.axvline(saturation_rates[str(arm)], color=COLOURS[index], linestyle=":", linewidth=1)
+            axes.set(title=title, xlabel="arrival rate (requests/s)", ylabel="ms", xscale="log")
             label_rates(axes, summary["rate"])
+        for axes in figure.axes[:2]:
+            axes.set_yscale("log")
             label_log_axis(axes.yaxis)
-        handles, labels = figure.axes[-1].get_legend_handles_labels()
-        handles += figure.axes[0].plot([], [], ":", color="#555555", linewidth=1)
-        figure.legend(handles, [*labels, "most it can serve"], loc="outside upper center", ncols=len(labels) + 1)
+        figure.axes[2].set_ylim(bottom=0)
+        arms = [
+            Line2D([], [], color=COLOURS[index], marker=MARKERS[index], label=arm)
+            for index, arm in enumerate(summary["arm"].unique())
+        ]
+        lines: dict[str, Any] = {"mean or P50": "-", "P99": "--", "most it served": ":"}
+        styles = [Line2D([], [], color="#555555", linestyle=line, label=label) for label, line in lines.items()]
+        figure.legend(handles=[*arms, *styles], loc="outside upper center", ncols=len(arms) + 3)
         return figure
 
 
-def timeline(requests: dict[str, pd.DataFrame], num_requests: int = 60) -> Figure:
+def timeline(requests: dict[str, pd.DataFrame], title: str, num_requests: int = 60) -> Figure:
     """Per arm, one bar per request (the first `num_requests`): waiting, prefill, decode over time (s)."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(COLUMN_WIDTH, 1.9 * len(requests) + 0.3))
@@ -107,7 +116,7 @@ def timeline(requests: dict[str, pd.DataFrame], num_requests: int = 60) -> Figur
             times = [shown[name] for name in ("arrival_time", "scheduled_time", "first_token_time", "finish_time")]
             for (phase, colour), start, end in zip(PHASE_COLOURS.items(), times, times[1:], strict=False):
                 axes.barh(np.arange(len(shown)), end - start, left=start, height=0.85, color=colour, label=phase)
-            axes.set(title=arm, ylabel="request")
+            axes.set(title=f"{arm}, {title}", ylabel="request")
             axes.invert_yaxis()
             axes.grid(axis="y", visible=False)
         panels[-1].set_xlabel("time (s)")
@@ -115,7 +124,7 @@ def timeline(requests: dict[str, pd.DataFrame], num_requests: int = 60) -> Figur
         return figure
 
 
-def batch_and_cache(steps: dict[str, pd.DataFrame]) -> Figure:
+def batch_and_cache(steps: dict[str, pd.DataFrame], title: str) -> Figure:
     """Sequences per step and KV blocks in use over time (s), one curve per arm."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(COLUMN_WIDTH, 3.0))
@@ -124,7 +133,7 @@ def batch_and_cache(steps: dict[str, pd.DataFrame]) -> Figure:
             for axes, name in ((upper, "num_seqs"), (lower, "num_used_blocks")):
                 times, values = with_idle_gaps(table, name)
                 axes.step(times, values, where="post", color=COLOURS[index], linewidth=0.8, label=arm)
-        upper.set_ylabel("sequences per step")
+        upper.set(title=title, ylabel="sequences per step")
         lower.set(ylabel="KV blocks in use", xlabel="time (s)")
         for axes in (upper, lower):
             axes.set_ylim(bottom=0)

@@ -122,14 +122,17 @@ def point_table(output_dir: Path, arm_digests: dict[str, str], slo: dict[str, fl
     table = pd.DataFrame(rows)
     undefined = table.columns[table.isna().all()]  # null in every record: not a column of numbers yet
     table[undefined] = table[undefined].astype(float)
+    table["sustained_arrival_rate"] = table["sustained_arrival_rate"].fillna(math.inf)  # all at once
     position = table["arm"].map({arm: index for index, arm in enumerate(arm_digests)})
     order = table.assign(position=position).sort_values(["position", "rate", "seed"]).index
     return table.loc[order].reset_index(drop=True)
 
 
 def write_table(output_dir: Path, table: pd.DataFrame) -> Path:
+    """`points.csv`, unless nothing has finished: then what an earlier run wrote stays."""
     path = output_dir / "points.csv"
-    write_atomically(path, table.to_csv(index=False))
+    if not table.empty:
+        write_atomically(path, table.to_csv(index=False))
     return path
 
 

@@ -1,6 +1,7 @@
 """What a result depends on besides its config: code, packages, device."""
 
 import hashlib
+import os
 import platform
 import subprocess
 from functools import cache
@@ -18,10 +19,12 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Git commit, hash of the source, package versions, device, driver and platform, as JSON-ready data."""
     return {
         "git_commit": git("rev-parse", "HEAD"),
-        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "git_dirty": bool(git("status", "--porcelain", "--", "run.py", "conf", "experiments", "framework")),
         "code_version": code_version(),
         "packages": {name: package_version(name) for name in PACKAGES},
         "device": device_name(device),
+        "device_type": device.type,
+        "num_cores": os.cpu_count(),
         "driver": driver_version() if device.type == "cuda" else None,
         "python": platform.python_version(),
         "platform": platform.platform(),

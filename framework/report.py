@@ -36,11 +36,11 @@ def report(study: Study, name: str, draw: Draw, tracking: Callable[..., None]) -
 
 
 def print_limits(study: Study, points: pd.DataFrame) -> None:
-    """Per arm, the most it can serve, and its capacity: the highest rate at which enough requests meet the SLOs."""
+    """Per arm, the most it served, and its capacity: the highest rate at which enough requests meet the SLOs."""
     limits = " and ".join(f"{metric.upper()} ≤ {1e3 * limit:g} ms" for metric, limit in study.slo.items())
     capacities, most = capacity(points), saturation(points)
     for arm in most:
-        parts = [f"serves at most {most[arm]:.3g} req/s" if most[arm] == most[arm] else "not saturated at any rate"]
+        parts = [f"served at most {most[arm]:.3g} req/s" if most[arm] == most[arm] else "not saturated at any rate"]
         if study.slo and points["rate"].max() < inf:
             rate = f"{capacities[arm]:g} req/s" if capacities[arm] == capacities[arm] else "below every rate here"
             parts.append(f"capacity with {TARGET_ATTAINMENT:.0%} of requests within {limits}: {rate}")

@@ -158,7 +158,7 @@ def compute_point(study: Study, point: Point, engines: "EngineCache", progress: 
     sequences, steps = replay(trace.requests, make_scheduler(arm, engine), engine, arm["clock"], on_step)
     requests, step_rows = request_table(sequences), step_table(steps)
     record = {
-        "config": describe(arm),
+        "config": describe(arm | {"trace": with_keywords(arm["trace"], rate=point.rate, seed=point.seed)}),
         "environment": study.environment,
         "trace": describe_trace(trace),
         "slo": study.slo,
@@ -252,19 +252,23 @@ def resolve_component(arm: str, name: str, value: Any, defaults: dict[str, Any])
     for key in value:
         if key not in parameters:
             raise ValueError(f"unknown key {key!r} in arms.{arm}.{name}{suggest(key, parameters)}")
-    return partial(base.func, **(base.keywords | value))
+    return with_keywords(base, **value)
+
+
+def with_keywords(call: partial[Any], **keywords: Any) -> partial[Any]:
+    return partial(call.func, **(call.keywords | keywords))
 
 
 def point_order(arms: Arms, rates: list[float | None], seeds: list[int]) -> list[tuple[str, float | None, int]]:
-    """Arms that share an engine take turns, so that a drift of the machine's speed meets them alike."""
-    return [
-        (arm, rate, seed)
-        for _, group in groupby(arms, key=lambda arm: engine_digest(arms[arm]))
-        for names in [list(group)]
-        for seed in seeds
-        for rate in rates
-        for arm in names
-    ]
+    """Arms that share an engine take turns, in changing order, so that a drift of the machine's speed meets all."""
+    order: list[tuple[str, float | None, int]] = []
+    for _, group in groupby(arms, key=lambda arm: engine_digest(arms[arm])):
+        names = list(group)
+        for seed in seeds:
+            for rate in rates:
+                order += [(arm, rate, seed) for arm in names]
+                names.reverse()
+    return order
 
 
 def check_points(arms: Arms, rates: list[float | None], seeds: list[int]) -> None:
