@@ -5,9 +5,10 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
+from framework.arms import Arms
 from framework.plots import Figure, latency_cdf
 from framework.report import read_tables, report, representative_points
-from framework.study import Arms, Study, run_study
+from framework.study import Study, run_study
 
 COMPARED = ("output_throughput", "ttft_p50", "tpot_p50", "ttft_p99", "tpot_p99", "e2e_mean")
 
@@ -39,8 +40,8 @@ def run(
         fresh=fresh,
     )
     points = report(study, "clock_fidelity", draw, tracking)
-    print_differences(study, points)
     study.raise_failures()
+    print_differences(study, points)
 
 
 def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:

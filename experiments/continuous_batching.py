@@ -6,11 +6,12 @@ from typing import Any
 import pandas as pd
 
 from framework import plots
-from framework.metrics import aggregate, saturation
+from framework.arms import Arms
+from framework.metrics import aggregate, is_saturated, saturation
 from framework.plots import Figure
 from framework.replay import Clock
 from framework.report import read_tables, report, representative_points
-from framework.study import Arms, Study, run_study
+from framework.study import Study, run_study
 
 
 def run(
@@ -53,7 +54,7 @@ def run(
 def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
     """The curves over all rates, and timelines at the first rate that is too much for some arm."""
     summary, saturation_rates = aggregate(points), saturation(points)
-    too_much = points["rate"][points["rate"] > min(saturation_rates.values())]
+    too_much = points["rate"][is_saturated(points)]
     rate = too_much.min() if len(too_much) else points["rate"].max()
     folders = representative_points(study, points, rate)
     title = "all at once" if rate == inf else f"{rate:g} requests/s"

@@ -12,10 +12,12 @@ from framework.models.tokenizer import Tokenizer, load_tokenizer
 from framework.provenance import resolve_device
 from framework.replay import replay
 
+EXAMPLE = "The quick brown fox"
+
 
 def run(
     *,
-    prompts: list[str],
+    prompts: list[str] | None,
     prompt_token_ids: list[list[int]],
     num_output_tokens: int,
     ignore_eos: bool,
@@ -28,8 +30,11 @@ def run(
     """Write `generations.jsonl`: token ids, text and per-token times (s, on the virtual clock) of every prompt.
 
     All prompts arrive at once. `prompt_token_ids` are taken as they are; without any `prompts` beside them no tokenizer
-    is loaded and `text` is null. `ignore_eos` false ends an output at the model's end-of-sequence token.
+    is loaded and `text` is null. With neither there is an example. `ignore_eos` false ends an output at the model's
+    end-of-sequence token.
     """
+    if prompts is None:
+        prompts = [] if prompt_token_ids else [EXAMPLE]
     if num_output_tokens < 1:
         raise ValueError(f"num_output_tokens must be at least 1, not {num_output_tokens}")
     loaded = model(device=resolve_device(device))

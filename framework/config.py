@@ -29,16 +29,23 @@ def check(config: Any, path: str = "") -> None:
 
 def check_call(config: dict[str, Any], path: str) -> None:
     target = locate(config["_target_"], path)
-    parameters = inspect.signature(target).parameters
     given = {key: value for key, value in config.items() if key not in SPECIAL_KEYS}
+    check_keywords(target, given, path)
+    parameters = inspect.signature(target).parameters
     place = f"{path} ({config['_target_']})" if path else config["_target_"]
-    for key in given:
-        if key not in parameters:
-            raise ValueError(f"unknown key {key!r} in {place}{suggest(key, parameters)}")
     required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
     missing = [name for name in required if name not in given]
     if missing and not config.get("_partial_"):
         raise ValueError(f"missing {', '.join(missing)} in {place}")
+
+
+def check_keywords(target: Callable[..., Any], given: dict[str, Any], path: str) -> None:
+    """Raise ValueError for a keyword that `target` does not have, or a simple value that is not of its type."""
+    parameters = inspect.signature(target).parameters
+    place = f"{path} ({target.__module__}.{target.__qualname__})" if path else target.__qualname__
+    for key in given:
+        if key not in parameters:
+            raise ValueError(f"unknown key {key!r} in {place}{suggest(key, parameters)}")
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     for key, value in given.items():
         if key in hints and not holds_call(value):

@@ -281,10 +281,12 @@ def aggregate(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def interval_over_seeds(group: pd.DataFrame, name: str) -> Interval:
+    assert not group["seed"].duplicated().any(), "a seed counted twice"
     values = group[name].dropna()
     if len(values) > 1:
         half_width = student_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.sem()
         return float(values.mean() - half_width), float(values.mean() + half_width)
-    if f"{name}_low" in group:
-        return float(group[f"{name}_low"].iloc[0]), float(group[f"{name}_high"].iloc[0])
+    if f"{name}_low" in group and len(values):
+        first = values.index[0]
+        return float(group[f"{name}_low"][first]), float(group[f"{name}_high"][first])
     return float("nan"), float("nan")

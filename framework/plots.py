@@ -35,6 +35,7 @@ STYLE: Any = {
     "svg.hashsalt": "figures",
     "figure.constrained_layout.use": True,
 }
+IDLE = 1e-3  # seconds; a shorter gap is the simulator at work
 PHASE_COLOURS = {"waiting": "#dddddd", "prefill": "#E69F00", "decode": "#0072B2"}
 
 
@@ -49,7 +50,8 @@ def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
             (folder / f"{name}.png", {"dpi": 200}),
             (folder / f"{name}.svg", {"metadata": {"Date": None}}),
         ):
-            figure.savefig(path, **options)
+            with mpl.rc_context(STYLE):
+                figure.savefig(path, **options)
             paths.append(path)
     return paths
 
@@ -63,9 +65,9 @@ def throughput_latency(summary: pd.DataFrame, saturation_rates: dict[str, float]
             x, y = rows["output_throughput"], 1e3 * rows["normalized_latency_mean"]
             axes.errorbar(
                 x, y, xerr=errors(rows, "output_throughput"), yerr=errors(rows, "normalized_latency_mean", 1e3),
-                color=COLOURS[index], marker=MARKERS[index], label=arm,
+                color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], label=arm,
             )  # fmt: skip
-            mark_saturation(axes, rows, x, y, saturation_rates[str(arm)], COLOURS[index])
+            mark_saturation(axes, rows, x, y, saturation_rates[str(arm)], COLOURS[index % len(COLOURS)])
         axes.set(xlabel="output throughput (tokens/s)", ylabel="mean latency (ms/output token)", yscale="log")
         axes.set_xlim(left=0)
         label_log_axis(axes.yaxis)
@@ -87,9 +89,11 @@ def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> F
                 for line, metric in zip(LINES, metrics, strict=False):
                     axes.errorbar(
                         rows["rate"], 1e3 * rows[metric], yerr=errors(rows, metric, 1e3), linestyle=line,
-                        color=COLOURS[index], marker=MARKERS[index], elinewidth=0.7,
+                        color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], elinewidth=0.7,
                     )  # fmt: skip
-                axes.axvline(saturation_rates[str(arm)], color=COLOURS[index], linestyle=":", linewidth=1)
+                axes.axvline(
+                    saturation_rates[str(arm)], color=COLOURS[index % len(COLOURS)], linestyle=":", linewidth=1
+                )
             axes.set(title=title, xlabel="arrival rate (requests/s)", ylabel="ms", xscale="log")
             label_rates(axes, summary["rate"])
         for axes in figure.axes[:2]:
@@ -97,7 +101,7 @@ def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> F
             label_log_axis(axes.yaxis)
         figure.axes[2].set_ylim(bottom=0)
         arms = [
-            Line2D([], [], color=COLOURS[index], marker=MARKERS[index], label=arm)
+            Line2D([], [], color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], label=arm)
             for index, arm in enumerate(summary["arm"].unique())
         ]
         lines: dict[str, Any] = {"mean or P50": "-", "P99": "--", "most it served": ":"}
@@ -132,7 +136,7 @@ def batch_and_cache(steps: dict[str, pd.DataFrame], title: str) -> Figure:
         for index, (arm, table) in enumerate(steps.items()):
             for axes, name in ((upper, "num_seqs"), (lower, "num_used_blocks")):
                 times, values = with_idle_gaps(table, name)
-                axes.step(times, values, where="post", color=COLOURS[index], linewidth=0.8, label=arm)
+                axes.step(times, values, where="post", color=COLOURS[index % len(COLOURS)], linewidth=0.8, label=arm)
         upper.set(title=title, ylabel="sequences per step")
         lower.set(ylabel="KV blocks in use", xlabel="time (s)")
         for axes in (upper, lower):
@@ -146,7 +150,7 @@ def with_idle_gaps(steps: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarr
     """Times (s) and values of a step function that is zero while the server sleeps."""
     starts = steps["start_time"].to_numpy()
     ends = starts + (steps["elapsed"] + steps["update"]).to_numpy()
-    is_idle = np.append(starts[1:] > ends[:-1] + 1e-6, True)
+    is_idle = np.append(starts[1:] > ends[:-1] + IDLE, True)
     times = np.concatenate([starts, ends[is_idle]])
     values = np.concatenate([steps[name].to_numpy(), np.zeros(is_idle.sum())])
     order = np.argsort(times, kind="stable")
@@ -154,11 +158,11 @@ def with_idle_gaps(steps: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarr
 
 
 def errors(rows: pd.DataFrame, metric: str, scale: float = 1.0) -> "np.ndarray | None":
-    """(2, num_rows) distances below and above the value; None where there is no interval."""
+    """(2, num_rows) distances below and above the value; zero, or None for all, where there is no interval."""
     low, high = rows[f"{metric}_low"], rows[f"{metric}_high"]
-    if low.isna().any():
+    if low.isna().all():
         return None
-    return scale * np.clip(np.array([rows[metric] - low, high - rows[metric]]), 0, None)
+    return scale * np.nan_to_num(np.clip(np.array([rows[metric] - low, high - rows[metric]]), 0, None))
 
 
 def mark_saturation(axes: Axes, rows: pd.DataFrame, x: pd.Series, y: pd.Series, rate: float, colour: str) -> None:
@@ -201,7 +205,14 @@ def latency_cdf(requests: dict[str, pd.DataFrame]) -> Figure:
             for index, (arm, table) in enumerate(requests.items()):
                 values = np.sort(1e3 * table[metric].dropna())
                 shares = np.arange(1, len(values) + 1) / len(values)
-                axes.step(values, shares, where="post", color=COLOURS[index], linestyle=LINES[index % 4], label=arm)
+                axes.step(
+                    values,
+                    shares,
+                    where="post",
+                    color=COLOURS[index % len(COLOURS)],
+                    linestyle=LINES[index % 4],
+                    label=arm,
+                )
             axes.set(title=title, xlabel="ms", xscale="log")
             label_log_axis(axes.xaxis)
         figure.axes[0].set_ylabel("share of requests")

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,9 +63,14 @@ def fingerprint_files(config: Any) -> list[Any]:
     if not isinstance(config, dict):
         return []
     prints = [print_ for item in config.values() for print_ in fingerprint_files(item)]
-    path = locate(str(config.get("path")))
+    if config.get("path") is None:
+        return prints
+    if config.get("url") is not None:
+        return [*prints, config["url"], config.get("sha256")]  # a published file, perhaps not downloaded yet
+    path = locate(config["path"])
     if path.is_file():
-        return [*prints, hashlib.sha256(path.read_bytes()).hexdigest()]
+        with path.open("rb") as file:
+            return [*prints, hashlib.file_digest(file, "sha256").hexdigest()]
     if path.is_dir():
         files = sorted(path.iterdir())
         return [*prints, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
@@ -85,9 +89,10 @@ def write_point(
         steps.to_parquet(unfinished / "steps.parquet", compression="zstd")
         identity = {"arm": point.arm, "rate": point.rate, "seed": point.seed, "arm_digest": point.arm_digest}
         write_json(unfinished / "point.json", identity | record)
-        if folder.exists():  # a job beside this one was quicker, or `fresh` redoes it
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
+        with locked(folder.parents[1]):
+            if folder.exists():  # a job beside this one was quicker, or `fresh` redoes it
+                folder.rename(Path(parent) / "earlier")
+            unfinished.rename(folder)
 
 
 def read_point(folder: Path, slo: dict[str, float]) -> dict[str, Any] | None:

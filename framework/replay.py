@@ -74,7 +74,7 @@ def serve(
     charge: Callable[[float], float],
     arriving: simpy.Process,
     bell: Bell,
-    record: Callable[[Step], None],
+    record: Callable[[Step, int], None],
 ) -> Process:
     timer = engine.timer
     while arriving.is_alive or scheduler.num_unfinished:
@@ -91,7 +91,7 @@ def serve(
         started = timer()
         step.num_output_tokens = scheduler.postprocess(batch, result.token_ids, env.now)
         step.update = timer() - started
-        record(step)
+        record(step, batch.sequences[0].request.request_id)
         if step.update:
             yield env.timeout(charge(step.update))
 
@@ -114,16 +114,19 @@ def describe_step(
     )
 
 
-def recorder(steps: list[Step], on_step: Callable[[Step], None] | None) -> Callable[[Step], None]:
+def recorder(steps: list[Step], on_step: Callable[[Step], None] | None) -> Callable[[Step, int], None]:
     """Appends each step to `steps`; a scheduler that goes in circles is an error rather than an endless replay."""
     num_fruitless = 0
 
-    def record(step: Step) -> None:
+    def record(step: Step, request_id: int) -> None:
         nonlocal num_fruitless
         steps.append(step)
         num_fruitless = 0 if step.num_output_tokens else num_fruitless + 1
         if num_fruitless > MAX_STEPS_WITHOUT_TOKEN or not step.num_prefill_tokens + step.num_decode_tokens:
-            raise RuntimeError(f"the scheduler makes no progress: {num_fruitless} steps without a token, last {step}")
+            raise RuntimeError(
+                f"the scheduler makes no progress on request {request_id}: {num_fruitless} steps without a token, "
+                f"the last of {step.num_prefill_tokens} prompt and {step.num_decode_tokens} decode tokens"
+            )
         if on_step is not None:
             on_step(step)
 
@@ -132,12 +135,12 @@ def recorder(steps: list[Step], on_step: Callable[[Step], None] | None) -> Calla
 
 def sleep(env: simpy.Environment, scheduler: Scheduler, arriving: simpy.Process, bell: Bell) -> simpy.Event:
     """The event an idle server waits for: the next arrival or the scheduler's wake time."""
-    if scheduler.wake_time < inf:
+    if env.now < scheduler.wake_time < inf:
         return env.any_of([bell.event, env.timeout(scheduler.wake_time - env.now)])
-    if not arriving.is_alive:
+    if not arriving.is_alive or scheduler.wake_time <= env.now:
         stuck = f"request {scheduler.waiting[0].request.request_id} waits" if scheduler.waiting else "none waits"
         raise RuntimeError(
-            f"the scheduler stalled at {env.now:.6f} s: nothing more arrives, it schedules nothing, "
+            f"the scheduler stalled at {env.now:.6f} s: it schedules nothing and nothing will wake it, "
             f"{scheduler.num_unfinished} requests are unfinished and {stuck}"
         )
     return bell.event

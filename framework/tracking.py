@@ -5,6 +5,7 @@ one group per study.
 """
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -51,7 +52,8 @@ def start_run(output_dir: Path, *, name: str, mode: Mode, **options: Any) -> Any
     """A run to be used in `with`; offline its id is its name, so that a repeated study does not pile up runs."""
     run_id = None
     if mode == "offline":
-        run_id = hashlib.sha256(f"{options['group']}/{name}".encode()).hexdigest()[:8]
+        identity = [str(output_dir.resolve()), options["group"], name, options.get("config")]
+        run_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         for earlier in (output_dir / "wandb").glob(f"offline-run-*-{run_id}"):
             shutil.rmtree(earlier)
     settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)

@@ -49,7 +49,7 @@ def test_the_table_has_units_and_intervals():
     console = Console(file=io.StringIO(), width=140)
     print_table(console, pd.DataFrame([row]), title="study")
     output = console.file.getvalue()
-    for text in ("TTFT P50", "req/s", "tok/s", "ms/token", "[250, 250]", "[low, high]: 95% interval", "25%"):
+    for text in ("TTFT P50", "req/s", "tok/s", "ms/token", "[250, 250]", "[low, high]: 95% interval", "25.0%"):
         assert text in output
 
 

@@ -18,6 +18,7 @@ from framework.metrics import (
     saturation,
     step_table,
     summarize,
+    sustained_rates,
 )
 
 
@@ -138,11 +139,21 @@ def test_intervals_are_undefined_for_a_single_value():
 
 
 def points(rows):
-    table = pd.DataFrame(rows, columns=["arm", "rate", "seed", "slo_attainment", "request_throughput"])
+    table = pd.DataFrame(rows, columns=["arm", "rate", "seed", "slo_attainment", "sustained_throughput"])
     for name in (*metric_names(), *(f"steady_{name}" for name in metric_names())):
         if name not in table:
             table[name] = 1.0
-    return table.assign(offered_rate=table["rate"])
+    return table.assign(offered_rate=table["rate"], sustained_arrival_rate=table["rate"])
+
+
+def test_sustained_rates_leave_out_warm_up_and_drain():
+    """Eleven requests one second apart, each done 30 s after it came."""
+    requests = pd.DataFrame({"arrival_time": np.arange(11.0), "finish_time": np.arange(11.0) + 30.0})
+    rates = sustained_rates(requests)
+    assert rates["sustained_arrival_rate"] == pytest.approx(1.1)  # 0.8 · 11 requests in 8 s
+    assert rates["sustained_throughput"] == pytest.approx(1.1)
+    requests["finish_time"] = 2 * requests["arrival_time"] + 30.0
+    assert sustained_rates(requests)["sustained_throughput"] == pytest.approx(0.55)
 
 
 def test_capacity_and_saturation():
@@ -151,6 +162,7 @@ def test_capacity_and_saturation():
     )
     assert capacity(table, 0.9)["a"] == 2.0
     assert math.isnan(capacity(table, 0.9)["b"])
+    assert capacity(table, 0.4)["a"] == 2.0  # at 4.0 it is saturated: the attainment would fall with a longer trace
     assert saturation(table)["a"] == 2.5
     assert saturation(table)["b"] == 0.5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -28,7 +29,7 @@ class TorchEngine:
     The cache's size is `num_blocks`, or what `kv_cache_bytes` hold; with neither, 90% of the GPU memory that is free
     now after a headroom of 2 GiB, or 512 MiB on a CPU. Tokens are sampled with `temperature` (0: greedy), `top_k` (0:
     off) and `top_p` (1: off). `use_cache=False` keeps no keys and values: every step recomputes prompt and output so
-    far. `num_threads` CPU threads compute a step, in the whole process (None: as PyTorch has it); more than one makes
+    far. `num_threads` CPU threads compute a step, in the whole process (None: one per core); more than one makes
     times unsteady where cores are shared. A model serves one engine at a time: the last one built, or the last one
     whose `begin` was called.
     """
@@ -57,7 +58,7 @@ class TorchEngine:
         self.max_model_len = model.config.max_model_len
         self.block_size = block_size
         self.use_cache = use_cache
-        self.num_threads = num_threads
+        self.num_threads = len(os.sched_getaffinity(0)) if num_threads is None else num_threads
         self.temperature, self.top_k, self.top_p, self.seed = temperature, top_k, top_p, seed
         self.timer: Callable[[], float] = time.perf_counter
         attach_cache(model, [])  # what an earlier engine left would count as used memory
@@ -76,8 +77,7 @@ class TorchEngine:
         attach_cache(self.model, self._cache)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # an earlier replay may have left blocks of other sizes
-        if self.num_threads is not None:
-            torch.set_num_threads(self.num_threads)
+        torch.set_num_threads(self.num_threads)
         self._warm_up()
         self._prompts = {}
         for request in requests:

@@ -18,6 +18,7 @@ IntArray = npt.NDArray[np.int64]
 
 MAX_SPREAD = 4  # one call pads its contexts to the longest, at most this many times the shortest
 MAX_GATHERED_SLOTS = 2**18  # cache slots copied out in one call: 1 GiB with 8 KV heads of 128 channels in bfloat16
+MAX_MASK_ENTRIES = 2**27  # query-key pairs of one call: with 4 query heads per KV head, 1 GiB in bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +140,15 @@ def _group_members(query_lens: IntArray, context_lens: IntArray) -> list[tuple[I
     members = []
     for query_len, fresh in sorted({*zip(query_lens.tolist(), is_fresh.tolist(), strict=True)}):
         same = np.flatnonzero((query_lens == query_len) & (is_fresh == fresh))
-        for part in [same] if fresh else _split_by_context(same, context_lens):
+        for part in _split_fresh(same, query_len) if fresh else _split_by_context(same, context_lens):
             members.append((part, fresh))
     return members
+
+
+def _split_fresh(members: IntArray, query_len: int) -> list[IntArray]:
+    """Cut a group of whole prompts where its masks, should it need them, would take too much memory."""
+    size = max(1, MAX_MASK_ENTRIES // query_len**2)
+    return [members[start : start + size] for start in range(0, len(members), size)]
 
 
 def _split_by_context(members: IntArray, context_lens: IntArray) -> list[IntArray]:

@@ -24,12 +24,14 @@ def recorded(
     max_output_tokens: int | None = None,
     rate: float | None = None,
     seed: int = 0,
+    max_model_len: int | None = None,
 ) -> Trace:
     """The file at `path` as a trace that starts at 0 s with request 0; a missing file is downloaded if `url` is given.
 
-    In this order: `window` [start, end) in seconds of the file's clock (None: open); thinning to `rate` requests/s
-    (rescale=thin); the first `num_requests`; stretching to `rate` (rescale=stretch); clipping to the two limits.
-    `rate` None keeps the recorded rate. `seed` matters to thinning only.
+    In this order: `window` [start, end) in seconds of the file's clock (None: open); clipping to the two limits;
+    dropping what is longer than `max_model_len` (prompt and output; None: nothing); thinning to `rate` requests/s
+    (rescale=thin); the first `num_requests`; stretching to `rate` (rescale=stretch). `rate` None keeps the recorded
+    rate. `seed` matters to thinning only.
     """
     if rescale not in ("stretch", "thin"):
         raise ValueError(f"rescale={rescale!r} is not one of 'stretch', 'thin'")
@@ -38,13 +40,16 @@ def recorded(
         if len(window) != 2:
             raise ValueError(f"window={window!r} is not a pair [start, end] of seconds (null: open)")
         trace = transforms.window(trace, *window)
+    trace = transforms.clip(trace, max_prompt_tokens, max_output_tokens)
+    if max_model_len is not None:
+        trace = transforms.drop_longer_than(trace, max_model_len)
     if rate is not None and rescale == "thin":
         trace = transforms.thin(trace, rate, seed)
     if num_requests is not None:
         trace = transforms.first(trace, num_requests)
     if rate is not None and rescale == "stretch":
         trace = transforms.stretch(trace, rate)
-    return transforms.restart(transforms.clip(trace, max_prompt_tokens, max_output_tokens))
+    return transforms.restart(trace)
 
 
 def locate(path: str | Path) -> Path:

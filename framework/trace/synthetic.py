@@ -4,6 +4,8 @@ The lengths do not depend on the rate: every rate of a study replays the same re
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import repeat
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from framework.core import Request, Trace
 from framework.trace.arrivals import Times
 from framework.trace.checks import whole
 from framework.trace.lengths import Lengths
-from framework.trace.transforms import clip
+from framework.trace.transforms import clip, drop_longer_than
 
 
 def synthetic(
@@ -23,14 +25,23 @@ def synthetic(
     max_output_tokens: int | None = None,
     rate: float | None = None,
     seed: int = 0,
+    max_model_len: int | None = None,
 ) -> Trace:
     """`num_requests` requests that arrive at `rate` requests/s on average; same seed, same trace.
 
     `arrivals` is one of arrivals.py, `lengths` one of lengths.py; longer lengths are clipped to the two limits.
+    Requests longer than `max_model_len` (prompt and output; None: any) are dropped before the arrivals are drawn.
     """
     whole("num_requests", num_requests)
     arrival_rng, length_rng = np.random.default_rng(seed).spawn(2)
-    times = arrivals(arrival_rng, num_requests, rate)
     prompts, outputs = lengths(length_rng, num_requests)
-    requests = list(map(Request, range(num_requests), times.tolist(), prompts.tolist(), outputs.tolist()))
-    return clip(Trace(requests), max_prompt_tokens, max_output_tokens)
+    unplaced = list(map(Request, range(num_requests), repeat(0.0), prompts.tolist(), outputs.tolist()))
+    trace = clip(Trace(unplaced), max_prompt_tokens, max_output_tokens)
+    if max_model_len is not None:
+        trace = drop_longer_than(trace, max_model_len)
+    times = arrivals(arrival_rng, len(trace.requests), rate).tolist()
+    requests = [
+        replace(request, request_id=index, arrival_time=time)
+        for index, (request, time) in enumerate(zip(trace.requests, times, strict=True))
+    ]
+    return replace(trace, requests=requests)

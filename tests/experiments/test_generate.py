@@ -27,7 +27,7 @@ def test_text_in_text_out(cli, tmp_path):
 def test_a_local_checkpoint_with_token_ids_equals_transformers(cli, tmp_path):
     model = make_hf_model("qwen3")
     model.save_pretrained(tmp_path / "checkpoint")
-    options = ["model=local", "model.path=checkpoint", "model.dtype=float32", "device=cpu", "prompts=[]"]
+    options = ["model=local", "model.path=checkpoint", "model.dtype=float32", "device=cpu"]
     code, output = cli("experiment=generate", *options, "prompt_token_ids=[[1,2,3],[5]]", "num_output_tokens=7")
     assert code == 0, output
     records = generations(tmp_path)
@@ -42,7 +42,7 @@ def test_ignore_eos_false_ends_at_the_models_eos(cli, tmp_path):
     model.config.eos_token_id = eos
     model.generation_config.eos_token_id = eos
     model.save_pretrained(tmp_path / "checkpoint")
-    options = ["model=local", "model.path=checkpoint", "model.dtype=float32", "prompts=[]", "ignore_eos=false"]
+    options = ["model=local", "model.path=checkpoint", "model.dtype=float32", "ignore_eos=false"]
     code, output = cli("experiment=generate", *options, "prompt_token_ids=[[1,2,3]]", "num_output_tokens=12")
     assert code == 0, output
     assert generations(tmp_path)[0]["output_token_ids"] == tokens[: tokens.index(eos) + 1]

@@ -135,6 +135,12 @@ class Lazy(ContinuousScheduler):
         return None
 
 
+class Oversleeping(Lazy):
+    """Wants to be woken at a time that has passed."""
+
+    wake_time = 0.5
+
+
 class Thrashing(ContinuousScheduler):
     """Schedules nothing of a sequence, for ever."""
 
@@ -147,6 +153,11 @@ def test_a_stalled_scheduler_is_an_error_that_names_the_request():
         run(requests_at((0.0, 4, 4), (1.0, 4, 4)), Lazy)
 
 
-def test_a_scheduler_without_progress_is_an_error():
-    with pytest.raises(RuntimeError, match="no progress"):
+def test_a_wake_time_that_has_passed_is_an_error():
+    with pytest.raises(RuntimeError, match=r"stalled at 0\.5"):
+        run(requests_at((0.0, 4, 4)), Oversleeping)
+
+
+def test_a_scheduler_without_progress_is_an_error_that_names_the_request():
+    with pytest.raises(RuntimeError, match="no progress on request 0"):
         run(requests_at((0.0, 4, 4)), Thrashing)

@@ -1,0 +1,69 @@
+"""Arms: what each variant of a study is made of, and in which order their points run.
+
+An arm is a mapping of components. A component of an arm replaces the study's own, or, where it is a plain mapping of
+keywords, changes only these.
+"""
+
+import re
+from functools import partial
+from typing import Any
+
+from framework.config import check_keywords, describe, suggest
+from framework.points import digest_of
+
+Arms = dict[str, dict[str, Any]]
+COMPONENTS = ("scheduler", "engine", "model", "trace", "clock")
+
+
+def model_digest(arm: dict[str, Any]) -> str:
+    return digest_of(describe(arm["model"]))
+
+
+def engine_digest(arm: dict[str, Any]) -> str:
+    return digest_of(describe([arm["model"], arm["engine"]]))
+
+
+def resolve_arms(arms: Arms, defaults: dict[str, Any]) -> Arms:
+    """Every arm with all its components; raises ValueError for an unknown component or keyword."""
+    resolved = {}
+    for arm, components in arms.items():
+        if not re.fullmatch(r"[\w.+-]+", arm):
+            raise ValueError(f"arm name {arm!r} names a folder: use letters, digits, '_', '.', '+' and '-' only")
+        if not isinstance(components, dict):
+            raise ValueError(f"arms.{arm} is {components!r}: give a mapping of {', '.join(COMPONENTS)}")
+        changed = {name: resolve_component(arm, name, value, defaults) for name, value in components.items()}
+        resolved[arm] = defaults | changed
+        missing = [name for name in COMPONENTS if name not in resolved[arm]]
+        if missing:
+            raise ValueError(f"arms.{arm} has no {', '.join(missing)}, and the study gives none")
+    return resolved
+
+
+def resolve_component(arm: str, name: str, value: Any, defaults: dict[str, Any]) -> Any:
+    if name not in COMPONENTS:
+        raise ValueError(f"unknown component {name!r} in arms.{arm}{suggest(name, COMPONENTS)}")
+    if not isinstance(value, dict):
+        return value
+    if name not in defaults:
+        raise ValueError(f"arms.{arm}.{name} changes keywords of a {name} that the study does not have")
+    check_keywords(defaults[name].func, value, f"arms.{arm}.{name}")
+    return with_keywords(defaults[name], **value)
+
+
+def with_keywords(call: partial[Any], **keywords: Any) -> partial[Any]:
+    return partial(call.func, **(call.keywords | keywords))
+
+
+def point_order(arms: Arms, rates: list[float | None], seeds: list[int]) -> list[tuple[str, float | None, int]]:
+    """Arms that share an engine take turns, in changing order, so that a drift of the machine's speed meets all."""
+    models: dict[str, dict[str, list[str]]] = {}  # model → engine → arms
+    for arm, components in arms.items():
+        engines = models.setdefault(model_digest(components), {})
+        engines.setdefault(engine_digest(components), []).append(arm)
+    order: list[tuple[str, float | None, int]] = []
+    for names in (names for engines in models.values() for names in engines.values()):
+        for seed in seeds:
+            for rate in rates:
+                order += [(arm, rate, seed) for arm in names]
+                names.reverse()
+    return order

@@ -1,0 +1,64 @@
+"""The model and the engine at hand while a study goes from arm to arm, loaded once and warmed before they are timed."""
+
+import gc
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from framework.arms import engine_digest, model_digest
+from framework.config import describe
+from framework.core import Engine, Request, Scheduler
+from framework.points import digest_of
+from framework.replay import replay
+
+
+def make_scheduler(arm: dict[str, Any], engine: Engine) -> Scheduler:
+    scheduler: Scheduler = arm["scheduler"](num_blocks=engine.num_blocks, block_size=engine.block_size)
+    return scheduler
+
+
+class EngineCache:
+    """Keeps one model and one engine, so that neighbouring arms which share them load them once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.model_key = self.engine_key = ""
+        self.model: Any = None
+        self.engine: Engine | None = None
+        self.warmed: set[str] = set()
+
+    def get(self, arm: dict[str, Any]) -> Engine:
+        model_key, engine_key = model_digest(arm), engine_digest(arm)
+        if engine_key != self.engine_key or self.engine is None:
+            self.engine, self.engine_key = None, ""
+            self.warmed.clear()
+            self.free()
+            if model_key != self.model_key or self.model is None:
+                self.model, self.model_key = None, ""
+                self.free()
+                self.model, self.model_key = arm["model"](device=self.device), model_key
+            self.engine, self.engine_key = arm["engine"](model=self.model), engine_key
+        return self.engine
+
+    def warm_up(self, arm: dict[str, Any], engine: Engine, requests: list[Request]) -> None:
+        """Before an arm's first point, replay some of its requests at once: full batches, then ever smaller ones."""
+        scheduler = make_scheduler(arm, engine)
+        key = digest_of(describe([arm["scheduler"], arm["trace"]]))
+        if key in self.warmed:
+            return
+        replay(warm_up_requests(requests, scheduler.max_num_seqs), scheduler, engine)
+        self.warmed.add(key)
+
+    def free(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def warm_up_requests(requests: list[Request], max_num_seqs: int) -> list[Request]:
+    """One request per seat, ending one step after the other, so that every decode batch size occurs."""
+    return [
+        replace(request, arrival_time=0.0, num_output_tokens=min(request.num_output_tokens, index + 1))
+        for index, request in enumerate(requests[:max_num_seqs])
+    ]

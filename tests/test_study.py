@@ -1,0 +1,188 @@
+"""Order, sharing and reuse of points, with fake models and engines."""
+
+from functools import partial
+from pathlib import Path
+from threading import Thread
+
+import pandas as pd
+import pytest
+import torch
+
+from framework.arms import resolve_arms
+from framework.engines import EngineCache
+from framework.metrics import aggregate, saturation
+from framework.plots import latency_rate, throughput_latency
+from framework.points import Point, arm_digest, write_point
+from framework.scheduler.continuous import ContinuousScheduler
+from framework.scheduler.static import StaticScheduler
+from framework.study import StudyError, run_study
+from framework.trace.arrivals import poisson
+from framework.trace.files import read_table
+from framework.trace.lengths import fixed, independent
+from framework.trace.recorded import recorded
+from framework.trace.synthetic import synthetic
+from tests.fakes import FakeEngine
+
+LOADED: list[str] = []
+
+
+def load_fake_model(*, name: str, device: torch.device) -> str:
+    LOADED.append(name)
+    return name
+
+
+def build_fake_engine(*, model: str, step_time: float = 0.01, num_blocks: int = 1000) -> FakeEngine:
+    return FakeEngine(lambda batch: step_time, num_blocks=num_blocks)
+
+
+LENGTHS = partial(independent, prompt=partial(fixed, length=8), output=partial(fixed, length=4))
+DEFAULTS = {
+    "model": partial(load_fake_model, name="a"),
+    "engine": partial(build_fake_engine),
+    "trace": partial(synthetic, arrivals=partial(poisson), lengths=LENGTHS, num_requests=40),
+    "scheduler": partial(ContinuousScheduler),
+    "clock": "virtual",
+}
+
+
+@pytest.fixture
+def study(tmp_path):
+    LOADED.clear()
+
+    def run(arms, rates, seeds=(0,), slo=None, defaults=DEFAULTS):
+        options = {"slo": slo or {}, "device": "cpu", "output_dir": str(tmp_path), "fresh": False}
+        return run_study(arms=arms, defaults=defaults, rates=list(rates), seeds=list(seeds), **options)
+
+    return run
+
+
+def test_arms_that_share_a_model_load_it_once_wherever_they_stand(study):
+    other = partial(load_fake_model, name="b")
+    arms = {"first": {}, "second": {"model": other}, "third": {"scheduler": {"max_num_seqs": 2}}}
+    study(arms, [1.0])
+    assert LOADED == ["a", "b"]
+
+
+def test_a_rate_is_the_same_point_however_it_is_written(study):
+    study({"only": {}}, [50])
+    table = study({"only": {}}, [50.0]).table()
+    assert table[["rate", "seed"]].to_numpy().tolist() == [[50.0, 0.0]]
+
+
+def test_a_deterministic_engine_gives_exact_metrics(study):
+    table = study({"only": {}}, [0.01]).table()  # so slow that no request meets another
+    assert table["ttft_p99"][0] == pytest.approx(0.01)
+    assert table["tpot_p99"][0] == pytest.approx(0.01)
+    assert table["e2e_p50"][0] == pytest.approx(0.04)
+
+
+def test_what_every_rate_served_is_not_saturated(study):
+    arms = {"quick": {}, "slow": {"engine": {"step_time": 0.2}, "scheduler": {"max_num_seqs": 1}}}
+    table = study(arms, [0.25, 20.0]).table().set_index(["arm", "rate"])
+    too_much = table["sustained_throughput"] < 0.9 * table["sustained_arrival_rate"]
+    assert too_much.to_dict() == {
+        ("quick", 0.25): False, ("quick", 20.0): False, ("slow", 0.25): False, ("slow", 20.0): True,
+    }  # fmt: skip
+    assert table.loc[("slow", 20.0), "sustained_throughput"] == pytest.approx(1 / 0.8, rel=0.05)
+
+
+def test_a_dataset_that_is_downloaded_on_the_way_keeps_its_points(study, tmp_path):
+    source = tmp_path / "source.csv"
+    source.write_text("arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2\n")
+    trace = partial(recorded, reader=partial(read_table), path=str(tmp_path / "copy.csv"), url=source.as_uri())
+    for _ in range(2):
+        assert len(study({"only": {"trace": trace}}, [None]).table()) == 1
+
+
+def test_dropped_requests_leave_the_rate_as_it_was_asked_for(tmp_path):
+    path = tmp_path / "mixed.csv"
+    rows = [f"{0.5 * index},{4 if index % 2 else 400},2" for index in range(100)]
+    path.write_text("\n".join(["arrival_time,num_prompt_tokens,num_output_tokens", *rows]))
+    trace = recorded(reader=read_table, path=path, num_requests=20, rate=8.0, max_model_len=100)
+    times = [request.arrival_time for request in trace.requests]
+    assert len(times) == 20
+    assert (len(times) - 1) / (times[-1] - times[0]) == pytest.approx(8.0)
+    assert sum(trace.dropped.values()) == 50
+    lengths = partial(independent, prompt=partial(fixed, length=8), output=partial(fixed, length=4))
+    with pytest.raises(ValueError, match="longer than the model's context"):
+        synthetic(arrivals=poisson, lengths=lengths, num_requests=5, rate=1.0, max_model_len=11)
+
+
+def test_failures_are_named_and_the_rest_is_kept(study):
+    result = study({"good": {}, "tight": {"engine": {"num_blocks": 1}}}, [1.0, 2.0])
+    assert result.table()["arm"].tolist() == ["good", "good"]
+    with pytest.raises(StudyError, match=r"request 0 needs 3 KV blocks.*\(tight, 1 req/s, seed 0; tight, 2 req/s"):
+        result.raise_failures()
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ({"a": 5}, "arms.a is 5"),
+        ({"a": {"engin": {}}}, "unknown component 'engin' in arms.a; did you mean 'engine'"),
+        ({"a": {"engine": {"steptime": 1.0}}}, "unknown key 'steptime' in arms.a.engine"),
+        ({"a": {"engine": {"num_blocks": "many"}}}, "arms.a.engine.num_blocks is 'many'"),
+        ({"a/b": {}}, "arm name 'a/b'"),
+    ],
+)
+def test_bad_arms_are_named(arms, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_arms(arms, DEFAULTS)
+
+
+def test_an_arm_without_a_scheduler_is_named():
+    with pytest.raises(ValueError, match=r"arms.a has no scheduler"):
+        resolve_arms({"a": {}}, {name: value for name, value in DEFAULTS.items() if name != "scheduler"})
+
+
+def test_warm_up_ends_one_sequence_per_step():
+    engines = EngineCache(torch.device("cpu"))
+    engine = engines.get(DEFAULTS)
+    requests = synthetic(arrivals=poisson, lengths=LENGTHS, num_requests=40, rate=1.0).requests
+    engines.warm_up(DEFAULTS | {"scheduler": partial(StaticScheduler, max_num_seqs=4)}, engine, requests)
+    assert engine.batches == [("prefill", [0, 1, 2, 3]), *[("decode", [0, 1, 2, 3])] * 3]
+    engines.warm_up(DEFAULTS | {"scheduler": partial(ContinuousScheduler, max_num_seqs=3)}, engine, requests)
+    assert engine.batches == [("prefill", [0, 1, 2]), ("decode", [1, 2]), ("decode", [2])]
+
+
+def test_jobs_that_write_the_same_point_leave_one_whole(tmp_path):
+    point = Point("a", 1.0, 0, "digest")
+    folder = tmp_path / "points" / point.name
+    errors = []
+
+    def write():
+        try:
+            for _ in range(20):
+                write_point(folder, point, pd.DataFrame({"x": [1]}), pd.DataFrame({"y": [2]}), {"slo": {}})
+        except OSError as error:
+            errors.append(error)
+
+    threads = [Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert sorted(path.name for path in folder.iterdir()) == ["point.json", "requests.parquet", "steps.parquet"]
+    assert [path.name for path in folder.parent.iterdir()] == [point.name]
+
+
+def test_a_path_is_a_file_only_where_the_config_names_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    environment = {"code_version": "1", "device": "cpu", "packages": {"torch": "2"}}
+    before = arm_digest({"trace": {"path": None}}, environment)
+    Path("None").write_text("a file of that name")
+    assert arm_digest({"trace": {"path": None}}, environment) == before
+
+
+def test_figures_take_any_number_of_arms(study):
+    arms = {f"arm{index}": {"scheduler": {"max_num_seqs": index + 1}} for index in range(12)}
+    result = study(arms, [1.0, 100.0])
+    summary, rates = aggregate(result.table()), saturation(result.table())
+    assert len(throughput_latency(summary, rates).axes) == 1
+    curves = latency_rate(summary, rates).axes[0].containers
+    assert len(curves) == 12
+    line = curves[0].lines[0]
+    assert line.get_xdata().tolist() == [1.0, 100.0]
+    shown = summary[summary["arm"] == "arm0"]["normalized_latency_mean"] * 1e3
+    assert line.get_ydata().tolist() == pytest.approx(shown.tolist())
