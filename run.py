@@ -14,13 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from framework.config import check
-from framework.study import StudyError
+from framework.core import StudyError
 
 DEFAULT_EXPERIMENT = "continuous_batching"  # as in conf/config.yaml
-
-
-# A step's tensors have ever new sizes; without this the CUDA allocator keeps blocks that fit none of them
-os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")

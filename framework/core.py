@@ -182,3 +182,7 @@ class Engine(Protocol):
         """Get ready for a replay of these requests, outside the measured window."""
 
     def step(self, batch: Batch) -> StepResult: ...
+
+
+class StudyError(RuntimeError):
+    """Some points of a study failed; the others are on disk."""

@@ -15,16 +15,12 @@ from rich.console import Console
 from framework.arms import Arms, point_order, resolve_arms, with_keywords
 from framework.config import describe
 from framework.console import SweepProgress, make_console
-from framework.core import Trace
+from framework.core import StudyError, Trace
 from framework.engines import EngineCache, make_scheduler
 from framework.metrics import check_slo, request_table, step_table, summarize
 from framework.points import Point, arm_digest, locked, point_table, read_point, write_point, write_table
 from framework.provenance import environment, resolve_device
 from framework.replay import replay
-
-
-class StudyError(RuntimeError):
-    """Some points failed; the others are on disk."""
 
 
 @dataclass

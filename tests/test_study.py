@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from framework.arms import resolve_arms
+from framework.core import StudyError
 from framework.engines import EngineCache
 from framework.metrics import aggregate, saturation
 from framework.plots import latency_rate, throughput_latency
 from framework.points import Point, arm_digest, write_point
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
-from framework.study import StudyError, run_study
+from framework.study import run_study
 from framework.trace.arrivals import poisson
 from framework.trace.files import read_table
 from framework.trace.lengths import fixed, independent

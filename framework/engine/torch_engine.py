@@ -75,8 +75,6 @@ class TorchEngine:
         model, or whose id is there twice.
         """
         attach_cache(self.model, self._cache)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # an earlier replay may have left blocks of other sizes
         torch.set_num_threads(self.num_threads)
         self._warm_up()
         self._prompts = {}
