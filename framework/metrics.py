@@ -74,7 +74,7 @@ def summarize(
         counts
         | whole
         | sustained_rates(requests)
-        | intervals(requests)
+        | intervals(requests, slo)
         | {f"steady_{name}": value for name, value in steady.items()}
     )
 
@@ -152,8 +152,8 @@ def statistics(values: Values, axis: int = -1) -> Values:
     )
 
 
-def intervals(requests: pd.DataFrame) -> dict[str, float]:
-    """Percentile-bootstrap intervals (Efron 1979) of every latency statistic, drawing requests with replacement.
+def intervals(requests: pd.DataFrame, slo: dict[str, float]) -> dict[str, float]:
+    """Percentile-bootstrap intervals (Efron 1979) of attainment and of every latency statistic, drawing requests.
 
     The gaps of a request depend on each other, so for ITL whole requests are drawn, not gaps.
     """
@@ -163,7 +163,9 @@ def intervals(requests: pd.DataFrame) -> dict[str, float]:
         bounds |= named_bounds(latency, low, high)
     bounds |= named_bounds("itl", *bootstrap_pooled(list(requests["token_times"])))
     names = metric_names()
-    return {name: bound for name, bound in bounds.items() if name.rpartition("_")[0] in names}
+    low, high = bootstrap_statistics(meets_slo(requests, slo).to_numpy(dtype=float))
+    attainment = {"slo_attainment_low": float(low[0]), "slo_attainment_high": float(high[0])}  # the mean's
+    return {name: bound for name, bound in bounds.items() if name.rpartition("_")[0] in names} | attainment
 
 
 def named_bounds(latency: str, low: Values, high: Values) -> dict[str, float]:

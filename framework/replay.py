@@ -170,8 +170,10 @@ def make_clock(clock: Clock) -> tuple[simpy.Environment, Callable[[float], float
 @contextmanager
 def garbage_collector_paused() -> Iterator[None]:
     """Sequences and steps only ever grow in number: collecting cycles among them would only disturb the timing."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()

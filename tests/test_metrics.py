@@ -71,6 +71,7 @@ def test_whole_run():
     assert numbers["normalized_latency_p50"] == 2.0
     assert numbers["slo_attainment"] == pytest.approx(1 / 3)  # 1 misses TTFT; 2 misses TPOT
     assert numbers["goodput"] == 0.1
+    assert 0.0 <= numbers["slo_attainment_low"] < 1 / 3 < numbers["slo_attainment_high"] <= 1.0
     assert numbers["mean_batch_size"] == (1 * 1 + 3 * 3) / 4
     assert numbers["num_preemptions"] == 2
 
