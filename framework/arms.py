@@ -8,8 +8,9 @@ import re
 from functools import partial
 from typing import Any
 
-from framework.config import check_keywords, describe, suggest
+from framework.config import check_keywords, check_type, describe, suggest
 from framework.points import digest_of
+from framework.replay import Clock
 
 Arms = dict[str, dict[str, Any]]
 COMPONENTS = ("scheduler", "engine", "model", "trace", "clock")
@@ -42,8 +43,13 @@ def resolve_arms(arms: Arms, defaults: dict[str, Any]) -> Arms:
 def resolve_component(arm: str, name: str, value: Any, defaults: dict[str, Any]) -> Any:
     if name not in COMPONENTS:
         raise ValueError(f"unknown component {name!r} in arms.{arm}{suggest(name, COMPONENTS)}")
-    if not isinstance(value, dict):
+    if name == "clock":
+        check_type(Clock, value, f"arms.{arm}.clock")
         return value
+    if callable(value):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"arms.{arm}.{name} is {value!r}: give another {name}, or a mapping of keywords to change")
     if name not in defaults:
         raise ValueError(f"arms.{arm}.{name} changes keywords of a {name} that the study does not have")
     check_keywords(defaults[name].func, value, f"arms.{arm}.{name}")

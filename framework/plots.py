@@ -97,9 +97,11 @@ def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> F
             axes.set(title=title, xlabel="arrival rate (requests/s)", ylabel="ms", xscale="log")
             label_rates(axes, summary["rate"])
         for axes in figure.axes[:2]:
-            axes.set_yscale("log")
-            label_log_axis(axes.yaxis)
-        figure.axes[2].set_ylim(bottom=0)
+            if (summary[["normalized_latency_mean", "ttft_p50"]] > 0).all(axis=None):
+                axes.set_yscale("log")
+                label_log_axis(axes.yaxis)
+        if summary["tpot_p50"].notna().any():  # undefined where every output has one token
+            figure.axes[2].set_ylim(bottom=0)
         arms = [
             Line2D([], [], color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], label=arm)
             for index, arm in enumerate(summary["arm"].unique())

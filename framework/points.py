@@ -10,6 +10,7 @@ import json
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from framework.metrics import metric_names, summarize
 from framework.trace.recorded import locate
 
 DISTINGUISHING = ("code_version", "device")  # of the environment; beside the config
+POINT_FILES = ("point.json", "requests.parquet", "steps.parquet")
+RECORD_KEYS = {"arm", "rate", "seed", "arm_digest", "slo", "metrics", "trace"}
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,9 @@ def write_point(
 def read_point(folder: Path, slo: dict[str, float]) -> dict[str, Any] | None:
     """The record of a finished point, its metrics recomputed if they were for other SLOs; None if there is none."""
     path = folder / "point.json"
-    if not path.exists():
+    record = load_record(folder)
+    if record is None:
         return None
-    record: dict[str, Any] = json.loads(path.read_text())
     if record["slo"] != slo:
         requests = pd.read_parquet(folder / "requests.parquet")
         steps = pd.read_parquet(folder / "steps.parquet")
@@ -109,12 +112,28 @@ def read_point(folder: Path, slo: dict[str, float]) -> dict[str, Any] | None:
     return record
 
 
+def load_record(folder: Path) -> dict[str, Any] | None:
+    """What `point.json` says; None, with a warning, where the folder is damaged or no point's."""
+    if not folder.exists():
+        return None
+    missing = [file for file in POINT_FILES if not (folder / file).exists()]
+    try:
+        record = {} if missing else json.loads((folder / "point.json").read_text())
+        lacking = RECORD_KEYS - set(record)
+    except (ValueError, TypeError) as error:
+        missing, lacking = [f"readable point.json ({error})"], set()
+    if missing or lacking:
+        warnings.warn(f"{folder} is no finished point: no {', '.join([*missing, *lacking])}; ignored", stacklevel=2)
+        return None
+    return dict(record)
+
+
 def point_table(output_dir: Path, arm_digests: dict[str, str], slo: dict[str, float]) -> pd.DataFrame:
     """Every finished point of these arms in the folder, whichever run or job computed it, one row each."""
     rows = []
     for path in sorted((output_dir / "points").glob("*/point.json")):
-        identity = json.loads(path.read_text())
-        if arm_digests.get(identity["arm"]) != identity["arm_digest"]:
+        identity = load_record(path.parent)
+        if identity is None or arm_digests.get(identity["arm"]) != identity["arm_digest"]:
             continue
         record = read_point(path.parent, slo)
         assert record is not None
@@ -156,8 +175,11 @@ def finite(data: Any) -> Any:
 
 def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

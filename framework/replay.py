@@ -55,6 +55,9 @@ def replay(
         bell = Bell(env)
         arriving = env.process(arrivals(env, sequences, scheduler, bell))
         env.run(until=env.process(serve(env, scheduler, engine, charge, arriving, bell, recorder(steps, on_step))))
+    for sequence in sequences:
+        if not sequence.is_finished:
+            raise RuntimeError(f"the scheduler lost request {sequence.request.request_id}: it was never finished")
     return sequences, steps
 
 
@@ -84,6 +87,8 @@ def serve(
         if batch is None:
             yield sleep(env, scheduler, arriving, bell)
             continue
+        if not batch.sequences:
+            raise RuntimeError(f"the scheduler makes no progress: an empty batch at {env.now:.6f} s")
         result = engine.step(batch)
         elapsed = max(timer() - started, schedule + result.elapsed)  # a modelled step takes the host no time
         step = describe_step(env.now, elapsed, batch, scheduler, schedule, result)
@@ -163,6 +168,8 @@ def make_clock(clock: Clock) -> tuple[simpy.Environment, Callable[[float], float
     """
     if clock == "virtual":
         return simpy.Environment(), lambda measured: measured
+    if clock != "wall":
+        raise ValueError(f"clock={clock!r} is not one of 'virtual', 'wall'")
     env = PollingEnvironment(strict=False)
     return env, lambda measured: max(0.0, time.monotonic() - env.real_start - env.now)
 

@@ -25,12 +25,13 @@ def report(study: Study, name: str, draw: Draw, tracking: Callable[..., None]) -
     with locked(study.output_dir):
         points = study.table()
         csv = write_table(study.output_dir, points)
+    print_table(study.console, aggregate(points), title=f"{name} on {study.environment['device']}")
+    print_limits(study, points)
+    with locked(study.output_dir):
+        points = study.table()
         figures = save(draw(study, points), study.output_dir / "figures")
         configs = {arm: describe(components) for arm, components in study.arms.items()}
         tracking(points, configs, figures, study=name, output_dir=study.output_dir)
-    device = study.environment["device"]
-    print_table(study.console, aggregate(points), title=f"{name} on {device}")
-    print_limits(study, points)
     print_paths(study, [csv, study.output_dir / "points", *figures])
     return points
 

@@ -12,7 +12,7 @@ from framework.arms import resolve_arms
 from framework.core import StudyError
 from framework.engines import EngineCache
 from framework.metrics import aggregate, saturation
-from framework.plots import latency_rate, throughput_latency
+from framework.plots import latency_rate, save, throughput_latency
 from framework.points import Point, arm_digest, write_point
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
@@ -123,6 +123,8 @@ def test_failures_are_named_and_the_rest_is_kept(study):
         ({"a": {"engin": {}}}, "unknown component 'engin' in arms.a; did you mean 'engine'"),
         ({"a": {"engine": {"steptime": 1.0}}}, "unknown key 'steptime' in arms.a.engine"),
         ({"a": {"engine": {"num_blocks": "many"}}}, "arms.a.engine.num_blocks is 'many'"),
+        ({"a": {"clock": "atomic"}}, "arms.a.clock is 'atomic': input should be 'virtual' or 'wall'"),
+        ({"a": {"scheduler": "fifo"}}, "arms.a.scheduler is 'fifo': give another scheduler"),
         ({"a/b": {}}, "arm name 'a/b'"),
     ],
 )
@@ -187,3 +189,24 @@ def test_figures_take_any_number_of_arms(study):
     assert line.get_xdata().tolist() == [1.0, 100.0]
     shown = summary[summary["arm"] == "arm0"]["normalized_latency_mean"] * 1e3
     assert line.get_ydata().tolist() == pytest.approx(shown.tolist())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "without requests"])
+def test_a_damaged_point_is_computed_again(study, damage):
+    result = study({"only": {}}, [1.0])
+    folder = result.folder(result.table()["point"][0])
+    if damage == "without requests":
+        (folder / "requests.parquet").unlink()
+    else:
+        (folder / "point.json").write_text("{" if damage == "truncated" else "{}")
+    with pytest.warns(UserWarning, match="is no finished point"):
+        assert len(study({"only": {}}, [1.0]).table()) == 1
+
+
+def test_outputs_of_one_token_have_figures_too(study):
+    lengths = partial(independent, prompt=partial(fixed, length=8), output=partial(fixed, length=1))
+    trace = partial(synthetic, arrivals=partial(poisson), lengths=lengths, num_requests=20)
+    result = study({"only": {"trace": trace}}, [1.0, 5.0], seeds=[0, 1])
+    summary, rates = aggregate(result.table()), saturation(result.table())
+    for figure in (latency_rate(summary, rates), throughput_latency(summary, rates)):
+        save({"figure": figure}, result.output_dir)

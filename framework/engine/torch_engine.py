@@ -69,7 +69,7 @@ class TorchEngine:
         self._prompts: dict[int, npt.NDArray[np.int32]] = {}
 
     def begin(self, requests: list[Request]) -> None:
-        """Draw all prompts, attach the cache, warm up, and reseed the sampling, so that a replay can be repeated.
+        """Draw all prompts, attach the cache, warm up, and reseed the sampling: the same batches give the same tokens.
 
         Raises ValueError naming the request that is longer than `max_model_len`, or whose prompt is no prompt of this
         model, or whose id is there twice.

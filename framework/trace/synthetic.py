@@ -3,6 +3,7 @@
 The lengths do not depend on the rate: every rate of a study replays the same requests.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import repeat
@@ -40,6 +41,8 @@ def synthetic(
     if max_model_len is not None:
         trace = drop_longer_than(trace, max_model_len)
     times = arrivals(arrival_rng, len(trace.requests), rate).tolist()
+    if not all(map(math.isfinite, times)):
+        raise ValueError(f"the arrival process gives times that are not finite at rate={rate}: check its keys")
     requests = [
         replace(request, request_id=index, arrival_time=time)
         for index, (request, time) in enumerate(zip(trace.requests, times, strict=True))

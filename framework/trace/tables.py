@@ -151,12 +151,17 @@ def _parse_ids(table: Table, column: str, position: int) -> tuple[int, ...]:
     if value is None:
         return ()
     try:
-        return tuple(map(int, value.split())) if isinstance(value, str) else tuple(map(operator.index, value))
+        ids = tuple(map(int, value.split())) if isinstance(value, str) else tuple(map(operator.index, value))
+        if min(ids, default=0) < 0:
+            raise ValueError
+        return ids
     except (TypeError, ValueError):
-        raise fault(table, position, column, f"{str(value)!r} is not a list of whole numbers") from None
+        raise fault(table, position, column, f"{str(value)!r} is not a list of whole numbers from 0") from None
 
 
 def _numbers(table: Table, column: str) -> npt.NDArray[np.float64]:
+    if table.frame[column].dtype.kind in "mMb":  # to_numeric would make numbers of times and truth values
+        raise fault(table, 0, column, f"{str(table.frame[column].iloc[0])!r} is no plain number")
     return pd.to_numeric(table.frame[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
 
 

@@ -153,6 +153,31 @@ def test_a_stalled_scheduler_is_an_error_that_names_the_request():
         run(requests_at((0.0, 4, 4), (1.0, 4, 4)), Lazy)
 
 
+class Forgetful(ContinuousScheduler):
+    """Loses every second request."""
+
+    def add(self, sequence: Sequence) -> None:
+        if sequence.request.request_id % 2 == 0:
+            super().add(sequence)
+
+
+class Hollow(ContinuousScheduler):
+    """Schedules nobody."""
+
+    def schedule(self, now: float) -> Batch | None:
+        return Batch([], [], 0, 0)
+
+
+def test_a_lost_request_is_named():
+    with pytest.raises(RuntimeError, match="lost request 1"):
+        run(requests_at((0.0, 4, 4), (1.0, 4, 4)), Forgetful)
+
+
+def test_an_empty_batch_is_an_error():
+    with pytest.raises(RuntimeError, match="an empty batch"):
+        run(requests_at((0.0, 4, 4)), Hollow)
+
+
 def test_a_wake_time_that_has_passed_is_an_error():
     with pytest.raises(RuntimeError, match=r"stalled at 0\.5"):
         run(requests_at((0.0, 4, 4)), Oversleeping)
