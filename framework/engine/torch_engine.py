@@ -58,7 +58,7 @@ class TorchEngine:
         self.max_model_len = model.config.max_model_len
         self.block_size = block_size
         self.use_cache = use_cache
-        self.num_threads = len(os.sched_getaffinity(0)) if num_threads is None else num_threads
+        self.num_threads = (os.cpu_count() or 1) if num_threads is None else num_threads
         self.temperature, self.top_k, self.top_p, self.seed = temperature, top_k, top_p, seed
         self.timer: Callable[[], float] = time.perf_counter
         attach_cache(model, [])  # what an earlier engine left would count as used memory
