@@ -46,14 +46,17 @@ class Sequence:
     """The mutable serving state of one Request.
 
     The KV cache holds a sequence at slots 0, 1, 2, … of its block table: first `num_padding` pad tokens (only under
-    static batching), then the prompt, then the output. `num_computed_tokens` of these slots are filled.
+    static batching), then the prompt, then the output. `num_computed_tokens` of these slots are computed, or will be
+    when the steps in flight end. `num_unscheduled_tokens` output tokens are in no step yet.
     """
 
     __slots__ = (
         "block_table",
+        "is_finished",
         "num_computed_tokens",
         "num_padding",
         "num_preemptions",
+        "num_unscheduled_tokens",
         "output_token_ids",
         "request",
         "scheduled_time",
@@ -68,11 +71,13 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_padding = 0
         self.num_preemptions = 0
+        self.num_unscheduled_tokens = request.num_output_tokens
+        self.is_finished = False
         self.scheduled_time: float | None = None  # first time in a batch (s)
 
     @property
     def num_tokens(self) -> int:
-        """Slots that exist so far: padding, prompt and output."""
+        """Slots whose token is known: padding, prompt and output so far."""
         return self.num_padding + self.request.num_prompt_tokens + len(self.output_token_ids)
 
     def append(self, token_id: int, now: float) -> bool:
@@ -81,14 +86,8 @@ class Sequence:
         output.append(token_id)
         self.token_times.append(now)
         request = self.request
-        return len(output) >= request.num_output_tokens or token_id in request.stop_token_ids
-
-    @property
-    def is_finished(self) -> bool:
-        output = self.output_token_ids
-        if len(output) >= self.request.num_output_tokens:
-            return True
-        return bool(output) and output[-1] in self.request.stop_token_ids
+        self.is_finished = len(output) >= request.num_output_tokens or token_id in request.stop_token_ids
+        return self.is_finished
 
     def __repr__(self) -> str:
         return f"Sequence({self.request.request_id})"
@@ -96,13 +95,14 @@ class Sequence:
 
 @dataclass(slots=True)
 class Batch:
-    """The sequences of one step; `num_tokens[i]` slots of `sequences[i]` are computed in it.
+    """The sequences of one step; `num_tokens[i]` slots of `sequences[i]` are computed in it, from `starts[i]` on.
 
     A sequence whose computed slots reach its last token samples one new token. Under static batching `sequences` holds
     finished sequences too: their seats are computed and the tokens thrown away.
     """
 
     sequences: list[Sequence]
+    starts: list[int]
     num_tokens: list[int]
     num_prefill_tokens: int
     num_decode_tokens: int
@@ -118,7 +118,8 @@ class Batch:
 class StepResult:
     """What a step produced: one token per sequence of the batch (None where its prompt is not complete yet).
 
-    `elapsed` is the seconds from the call until the tokens were on the host; `prepare` and `device` are its parts.
+    `elapsed` is the seconds from the launch until the tokens were on the host; `prepare` is the host's part before the
+    device could begin, `device` what the device took.
     """
 
     token_ids: list[int | None]
@@ -132,7 +133,7 @@ class Step:
     """What one step was and took; all times in seconds."""
 
     start_time: float
-    elapsed: float  # until the tokens were on the host, as measured
+    elapsed: float  # until the tokens were on the host, as measured; of a step launched ahead, since the one before
     phase: str
     num_seqs: int
     num_prefill_tokens: int
@@ -147,7 +148,11 @@ class Step:
 
 
 class Scheduler(Protocol):
-    """Picks the next Batch; owns the waiting and the running sequences."""
+    """Picks the next Batch; owns the waiting and the running sequences.
+
+    A batch counts as computed once it is scheduled: with an engine that runs a step ahead, the next `schedule` comes
+    before its `postprocess`.
+    """
 
     max_num_seqs: int
     wake_time: float  # ask again at this time (s) even if nothing arrives; inf if only an arrival can help
@@ -176,12 +181,18 @@ class Engine(Protocol):
     num_blocks: int
     block_size: int
     max_model_len: int
+    num_steps_ahead: int  # batches that may be launched before the tokens of an earlier one are collected
     timer: Callable[[], float]  # clock of the host's own work in seconds; constant 0.0 where time is modelled
+    on_progress: Callable[[str], None]  # told what takes long in `begin`
 
-    def begin(self, requests: list[Request]) -> None:
-        """Get ready for a replay of these requests, outside the measured window."""
+    def begin(self, requests: list[Request], max_num_seqs: int) -> None:
+        """Get ready, outside the measured window, for a replay of these requests in batches of up to `max_num_seqs`."""
 
-    def step(self, batch: Batch) -> StepResult: ...
+    def launch(self, batch: Batch) -> None:
+        """Start a step."""
+
+    def collect(self) -> StepResult:
+        """Wait for the oldest step in flight."""
 
 
 class StudyError(RuntimeError):

@@ -1,6 +1,7 @@
 """The model and the engine at hand while a study goes from arm to arm, loaded once and warmed before they are timed."""
 
 import gc
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +22,8 @@ def make_scheduler(arm: dict[str, Any], engine: Engine) -> Scheduler:
 class EngineCache:
     """Keeps one model and one engine, so that neighbouring arms which share them load them once."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, on_progress: Callable[[str], None]) -> None:
+        self.device, self.on_progress = device, on_progress
         self.model_key = self.engine_key = ""
         self.model: Any = None
         self.engine: Engine | None = None
@@ -39,6 +40,7 @@ class EngineCache:
                 self.free()
                 self.model, self.model_key = arm["model"](device=self.device), model_key
             self.engine, self.engine_key = arm["engine"](model=self.model), engine_key
+            self.engine.on_progress = self.on_progress
         return self.engine
 
     def warm_up(self, arm: dict[str, Any], engine: Engine, requests: list[Request]) -> None:

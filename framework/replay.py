@@ -2,10 +2,12 @@
 
 `clock="virtual"` advances simulated time by measured durations, so idle time costs nothing; `clock="wall"` runs the
 same two processes in real time. Host work is timed with the engine's own timer, so a modelled engine is deterministic.
+While a step launched ahead is in flight every moment counts, so that only an overlap that really happened is free.
 """
 
 import gc
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from math import inf
@@ -47,7 +49,7 @@ def replay(
     """
     for request in requests:
         scheduler.check(request)
-    engine.begin(requests)
+    engine.begin(requests, scheduler.max_num_seqs)
     sequences = [Sequence(request) for request in requests]
     steps: list[Step] = []
     with garbage_collector_paused():
@@ -80,24 +82,35 @@ def serve(
     record: Callable[[Step, int], None],
 ) -> Process:
     timer = engine.timer
+    in_flight: deque[tuple[Batch, float]] = deque()  # with the seconds each took to schedule
+    charged_until = timer()
     while arriving.is_alive or scheduler.num_unfinished:
         started = timer()
+        if not in_flight:
+            charged_until = started
         batch = scheduler.schedule(env.now)
         schedule = timer() - started
-        if batch is None:
+        if batch is not None:
+            if not batch.sequences:
+                raise RuntimeError(f"the scheduler makes no progress: an empty batch at {env.now:.6f} s")
+            engine.launch(batch)
+            in_flight.append((batch, schedule))
+            if len(in_flight) <= engine.num_steps_ahead:
+                continue
+        if not in_flight:
             yield sleep(env, scheduler, arriving, bell)
             continue
-        if not batch.sequences:
-            raise RuntimeError(f"the scheduler makes no progress: an empty batch at {env.now:.6f} s")
-        result = engine.step(batch)
-        elapsed = max(timer() - started, schedule + result.elapsed)  # a modelled step takes the host no time
+        batch, schedule = in_flight.popleft()
+        result = engine.collect()
+        elapsed = max(timer() - charged_until, result.elapsed)  # a modelled step takes the host no time
+        charged_until = timer()
         step = describe_step(env.now, elapsed, batch, scheduler, schedule, result)
         yield env.timeout(charge(step.elapsed))
         started = timer()
         step.num_output_tokens = scheduler.postprocess(batch, result.token_ids, env.now)
         step.update = timer() - started
         record(step, batch.sequences[0].request.request_id)
-        if step.update:
+        if step.update and not in_flight:
             yield env.timeout(charge(step.update))
 
 

@@ -72,8 +72,8 @@ def run_study(
         Point(arm, None if rate is None else float(rate), seed, study.arm_digests[arm])
         for arm, rate, seed in point_order(study.arms, rates, seeds)
     ]
-    engines = EngineCache(study.device)
     with SweepProgress(study.console, len(points)) as progress, table_saved_at_end(study):
+        engines = EngineCache(study.device, progress.say)
         for point in points:
             compute_or_reuse(study, point, engines, progress, fresh)
     if progress.num_reused:

@@ -1,5 +1,6 @@
 """Engines without a model: a step takes a time that the test chooses."""
 
+from collections import deque
 from collections.abc import Callable
 from itertools import count
 
@@ -12,25 +13,39 @@ class FakeEngine:
     max_model_len = 1 << 20
 
     def __init__(
-        self, step_time: Callable[[Batch], float] = lambda batch: 0.1, num_blocks: int = 1000, block_size: int = 4
+        self,
+        step_time: Callable[[Batch], float] = lambda batch: 0.1,
+        num_blocks: int = 1000,
+        block_size: int = 4,
+        num_steps_ahead: int = 0,
     ) -> None:
         self.step_time = step_time
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.num_steps_ahead = num_steps_ahead
         self.timer = lambda: 0.0
+        self.on_progress = lambda message: None
+        self.num_tokens: dict[Sequence, int] = {}  # sampled so far
+        self.in_flight: deque[StepResult] = deque()
         self.batches: list[tuple[str, list[int]]] = []
 
-    def begin(self, requests: list[Request]) -> None:
+    def begin(self, requests: list[Request], max_num_seqs: int) -> None:
         self.batches.clear()
 
-    def step(self, batch: Batch) -> StepResult:
+    def launch(self, batch: Batch) -> None:
         token_ids: list[int | None] = []
-        for sequence, num_tokens in zip(batch.sequences, batch.num_tokens, strict=True):
-            end = sequence.num_computed_tokens + num_tokens
+        for sequence, start, num_tokens in zip(batch.sequences, batch.starts, batch.num_tokens, strict=True):
+            end = start + num_tokens
             assert end <= len(sequence.block_table) * self.block_size, f"{sequence} has no room for slot {end - 1}"
-            token_ids.append(len(sequence.output_token_ids) if end >= sequence.num_tokens else None)
+            num_sampled = self.num_tokens.get(sequence, 0)
+            is_sampled = end >= sequence.num_tokens
+            token_ids.append(num_sampled if is_sampled else None)
+            self.num_tokens[sequence] = num_sampled + is_sampled
         self.batches.append((batch.phase, [sequence.request.request_id for sequence in batch.sequences]))
-        return StepResult(token_ids, self.step_time(batch))
+        self.in_flight.append(StepResult(token_ids, self.step_time(batch)))
+
+    def collect(self) -> StepResult:
+        return self.in_flight.popleft()
 
 
 def requests_at(*rows: tuple[float, int, int]) -> list[Request]:

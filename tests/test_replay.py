@@ -53,10 +53,10 @@ class SleepingEngine(FakeEngine):
         super().__init__()
         self.timer = time.perf_counter
 
-    def step(self, batch):
+    def collect(self):
         started = time.perf_counter()
         time.sleep(0.01)
-        token_ids = super().step(batch).token_ids
+        token_ids = super().collect().token_ids
         return StepResult(token_ids, time.perf_counter() - started)
 
 

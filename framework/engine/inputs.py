@@ -26,13 +26,17 @@ class StepInputs:
     block_tables: IntArray | None  # (num_seqs, max_blocks); None without a KV cache
     samples: npt.NDArray[np.bool_]  # whether the sequence's last token is reached
 
+    @property
+    def lengths(self) -> tuple[IntArray, IntArray, IntArray]:
+        return self.query_lens, self.context_lens, self.padding
+
 
 def step_inputs(
     batch: Batch, prompts: Mapping[int, npt.NDArray[np.int32]], *, max_model_len: int, block_size: int, use_cache: bool
 ) -> StepInputs:
-    """Inputs for slots [num_computed_tokens, + num_tokens) of each sequence, or [0, end) if there is no cache."""
+    """Inputs for slots [start, start + num_tokens) of each sequence, or [0, end) if there is no cache."""
     sequences = batch.sequences
-    starts = np.array([sequence.num_computed_tokens for sequence in sequences])
+    starts = np.array(batch.starts)
     context_lens = starts + np.array(batch.num_tokens)
     samples = context_lens >= np.array([sequence.num_tokens for sequence in sequences])
     if not use_cache:
@@ -43,7 +47,7 @@ def step_inputs(
     token_ids = np.empty(query_lens.sum(), dtype=np.int64)
     row = 0
     for sequence, start, end in zip(sequences, starts.tolist(), context_lens.tolist(), strict=True):
-        _write_tokens(token_ids[row : row + end - start], sequence, prompts[sequence.request.request_id], start)
+        write_tokens(token_ids[row : row + end - start], sequence, prompts[sequence.request.request_id], start)
         row += end - start
     seq_index, slot_index = flatten_slots(query_lens, context_lens)
     # Only finished sequences, which stay in a static batch, can run past the model's positions
@@ -52,7 +56,7 @@ def step_inputs(
     return StepInputs(token_ids, positions, query_lens, context_lens, padding, tables, samples)
 
 
-def _write_tokens(target: IntArray, sequence: Sequence, prompt: npt.NDArray[np.int32], start: int) -> None:
+def write_tokens(target: IntArray, sequence: Sequence, prompt: npt.NDArray[np.int32], start: int) -> None:
     """Fill `target` with the tokens at slots [start, start + len(target))."""
     output = sequence.output_token_ids
     first_output_slot = sequence.num_padding + len(prompt)

@@ -1,10 +1,17 @@
-"""TorchEngine: really executes a batch on the device where the model is, and times it to tokens on the host."""
+"""TorchEngine: really executes a batch on the device where the model is, and times it to tokens on the host.
+
+On a GPU, steps of one new token per sequence take the Decoder's way; prompts, and everything on a CPU, are laid out by
+the host for each step.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +19,21 @@ import torch
 from torch import Tensor
 
 from framework.core import Batch, Request, Sequence, StepResult
-from framework.engine.inputs import StepInputs, step_inputs
+from framework.engine.compilation import compilation_refused, configure_model
+from framework.engine.decoder import Decoder
+from framework.engine.in_flight import Done, OnDevice, pinned, record_event
+from framework.engine.inputs import StepInputs, step_inputs, write_tokens
 from framework.engine.kv_cache import allocate_cache, attach_cache, count_blocks
 from framework.engine.prompts import prompt_token_ids
 from framework.engine.sampling import check_sampling, sample
-from framework.kernels.attention import AttentionInput, attention_input
+from framework.engine.upload import upload
+from framework.kernels.attention import Attention, IntArray, plain_attention
+from framework.kernels.gpu_attention import FLASH_DTYPES, flash_attention, flash_inputs
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
-MAX_WARM_UP_TOKENS = 32
+WARM_UP_PROMPTS = (1, 31, 600)  # tokens: below and above what the fused kernels take
+MAX_FUSED_ROWS = 64
 
 
 class TorchEngine:
@@ -30,8 +43,12 @@ class TorchEngine:
     now after a headroom of 2 GiB, or 512 MiB on a CPU. Tokens are sampled with `temperature` (0: greedy), `top_k` (0:
     off) and `top_p` (1: off). `use_cache=False` keeps no keys and values: every step recomputes prompt and output so
     far. `num_threads` CPU threads compute a step, in the whole process (None: one per core); more than one makes
-    times unsteady where cores are shared. A model serves one engine at a time: the last one built, or the last one
-    whose `begin` was called.
+    times unsteady where cores are shared.
+
+    For a GPU: `fused` takes linear layers of few rows with their norm, activation and residual in one Triton kernel,
+    `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps from a captured
+    graph (None: on, where the model is on a GPU). `overlap` launches a step before the tokens of the one before are on
+    the host. A model serves one engine at a time: the last one built, or the last one whose `begin` was called.
     """
 
     def __init__(
@@ -45,6 +62,10 @@ class TorchEngine:
         top_k: int = 0,
         top_p: float = 1.0,
         use_cache: bool = True,
+        fused: bool | None = None,
+        compile: bool | None = None,
+        cuda_graphs: bool | None = None,
+        overlap: bool = False,
         seed: int = 0,
         num_threads: int | None = 1,
     ) -> None:
@@ -55,28 +76,38 @@ class TorchEngine:
             raise ValueError(f"num_threads {num_threads} must be at least 1")
         embedding = model.embed_tokens.weight
         self.model, self.device, self.dtype = model, embedding.device, embedding.dtype
+        self.is_on_gpu = self.device.type == "cuda"
+        self.fused = _gpu_only("fused", fused, self.device)
+        self.compile = _gpu_only("compile", compile, self.device)
+        self.cuda_graphs = _gpu_only("cuda_graphs", cuda_graphs, self.device) and use_cache
+        self.num_steps_ahead = int(_gpu_only("overlap", overlap, self.device) and use_cache)
         self.max_model_len = model.config.max_model_len
         self.block_size = block_size
         self.use_cache = use_cache
         self.num_threads = (os.cpu_count() or 1) if num_threads is None else num_threads
         self.temperature, self.top_k, self.top_p, self.seed = temperature, top_k, top_p, seed
         self.timer: Callable[[], float] = time.perf_counter
+        self.on_progress: Callable[[str], None] = lambda message: None
         attach_cache(model, [])  # what an earlier engine left would count as used memory
         self.num_blocks = count_blocks(model.config, block_size, self.dtype, self.device, num_blocks, kv_cache_bytes)
         num_slots = self.num_blocks * block_size
         self._cache = allocate_cache(model.config, num_slots, self.dtype, self.device) if use_cache else []
         self._generator = torch.Generator(self.device)
         self._prompts: dict[int, npt.NDArray[np.int32]] = {}
+        self._decoder: Decoder | None = None
+        self._in_flight: deque[Launched] = deque()
 
-    def begin(self, requests: list[Request]) -> None:
+    def begin(self, requests: list[Request], max_num_seqs: int) -> None:
         """Draw all prompts, attach the cache, warm up, and reseed the sampling: the same batches give the same tokens.
 
         Raises ValueError naming the request that is longer than `max_model_len`, or whose prompt is no prompt of this
         model, or whose id is there twice.
         """
         attach_cache(self.model, self._cache)
+        configure_model(self.model, max_fused_rows=MAX_FUSED_ROWS if self.fused else 0, compile=self.compile)
         torch.set_num_threads(self.num_threads)
-        self._warm_up()
+        self._in_flight.clear()
+        self._warm_up(max_num_seqs)
         self._prompts = {}
         for request in requests:
             length = request.num_prompt_tokens + request.num_output_tokens
@@ -90,69 +121,158 @@ class TorchEngine:
             self._prompts[request.request_id] = prompt_token_ids(request, self.model.config.vocab_size, self.seed)
         self._generator.manual_seed(self.seed)
 
-    @torch.inference_mode()
     def step(self, batch: Batch) -> StepResult:
         """Compute the batch's new slots; one token per sequence that reaches its last one, None for the others."""
-        start_time = self.timer()
-        inputs = step_inputs(
-            batch,
-            self._prompts,
-            max_model_len=self.max_model_len,
-            block_size=self.block_size,
-            use_cache=self.use_cache,
-        )
-        uploaded = self._upload(inputs)
-        prepared_time = self.timer()
-        sampled = iter(self._run(*uploaded))
-        end_time = self.timer()
-        token_ids = [next(sampled) if is_sampled else None for is_sampled in inputs.samples]
-        return StepResult(
-            token_ids,
-            elapsed=end_time - start_time,
-            prepare=prepared_time - start_time,
-            device=end_time - prepared_time,
-        )
+        self.launch(batch)
+        return self.collect()
 
-    def _upload(self, inputs: StepInputs) -> tuple[Tensor, Tensor, AttentionInput, Tensor | None]:
-        """Token ids, positions, attention input, and the rows to sample from (None: all), on the device."""
+    def launch(self, batch: Batch) -> None:
+        """Start the step; on a CPU it is over when this returns. RuntimeError if something had to be compiled for it."""
+        with compilation_refused() if self.is_on_gpu else nullcontext():
+            self._launch(batch)
+
+    def collect(self) -> StepResult:
+        """Wait for the oldest step in flight."""
+        launched = self._in_flight.popleft()
+        sampled, device = launched.running.wait()
+        elapsed = self.timer() - launched.start_time
+        tokens = iter(sampled)
+        token_ids = [next(tokens) if is_sampled else None for is_sampled in launched.samples]
+        return StepResult(token_ids, elapsed, prepare=launched.prepare, device=device)
+
+    @torch.inference_mode()
+    def _launch(self, batch: Batch) -> None:
+        start_time = self.timer()
+        if self._decoder is not None and batch.num_prefill_tokens == 0:
+            running: OnDevice | Done = self._decoder.launch(batch, self._write_tokens)
+            prepare, samples = self.timer() - start_time, [True] * len(batch.sequences)
+        else:
+            inputs = step_inputs(
+                batch,
+                self._prompts,
+                max_model_len=self.max_model_len,
+                block_size=self.block_size,
+                use_cache=self.use_cache,
+            )
+            run = self._run_on_gpu if self.is_on_gpu else self._run_on_cpu
+            running, prepared_time = run(batch, inputs)
+            prepare, samples = prepared_time - start_time, inputs.samples.tolist()
+        self._in_flight.append(Launched(start_time, prepare, samples, running))
+
+    def _run_on_cpu(self, batch: Batch, inputs: StepInputs) -> tuple[Done, float]:
+        token_ids, positions = torch.from_numpy(inputs.token_ids), torch.from_numpy(inputs.positions)
+        attention, rows = self._plain_attention(inputs), torch.from_numpy(last_rows(inputs))
+        prepared_time = self.timer()
+        sampled = self._sample(self._forward(token_ids, positions, attention, rows)).tolist()
+        return Done(sampled, device=self.timer() - prepared_time), prepared_time
+
+    def _run_on_gpu(self, batch: Batch, inputs: StepInputs) -> tuple[OnDevice, float]:
+        start = record_event()
+        arrays = {"token_ids": inputs.token_ids, "positions": inputs.positions, "rows": last_rows(inputs)}
+        if self._decoder is not None:
+            assert inputs.block_tables is not None
+            seats = self._decoder.admit(batch.sequences, inputs.context_lens, inputs.samples)
+            arrays |= {"seats": seats, "sampled_seats": seats[inputs.samples], "tables": inputs.block_tables}
+        if self.dtype in FLASH_DTYPES:
+            flash_arrays, lens = flash_inputs(*inputs.lengths, inputs.block_tables, self.block_size)
+            sent = upload(self.device, arrays | flash_arrays)
+            attention: Attention = flash_attention(sent, *lens)
+        else:
+            sent = upload(self.device, arrays)
+            attention = self._plain_attention(inputs)
+        prepared_time = self.timer()
+        sampled = self._sample(self._forward(sent["token_ids"], sent["positions"], attention, sent["rows"]))
+        if self._decoder is not None:
+            tables = sent["tables"].view(len(batch.sequences), -1)
+            self._decoder.store(sent["seats"], tables, sent["sampled_seats"], sampled)
+        token_ids = pinned(len(sampled), dtype=sampled.dtype)
+        token_ids.copy_(sampled, non_blocking=True)
+        return OnDevice(token_ids, start, record_event()), prepared_time
+
+    def _plain_attention(self, inputs: StepInputs) -> Attention:
         config = self.model.config
-        attention = attention_input(
-            inputs.query_lens,
-            inputs.context_lens,
-            inputs.padding,
+        return plain_attention(
+            *inputs.lengths,
             inputs.block_tables,
             block_size=self.block_size,
             num_queries_per_kv=config.num_heads // config.num_kv_heads,
             dtype=self.dtype,
             device=self.device,
         )
-        last_rows = (np.cumsum(inputs.query_lens) - 1)[inputs.samples]
-        rows = None if len(last_rows) == len(inputs.token_ids) else torch.from_numpy(last_rows).to(self.device)
-        token_ids = torch.from_numpy(inputs.token_ids).to(self.device)
-        return token_ids, torch.from_numpy(inputs.positions).to(self.device), attention, rows
 
-    def _run(self, token_ids: Tensor, positions: Tensor, attention: AttentionInput, rows: Tensor | None) -> list[int]:
-        """Forward pass and sampling; returns when the tokens are on the host."""
-        hidden = self.model(token_ids, positions, attention)
-        if rows is not None:
-            hidden = hidden.index_select(0, rows)  # the vocabulary head is needed for these only
-        if len(hidden) == 0:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            return []
-        logits = self.model.logits(hidden)
-        sampled: list[int] = sample(logits, self.temperature, self.top_k, self.top_p, self._generator).tolist()
-        return sampled
+    def _forward(self, token_ids: Tensor, positions: Tensor, attention: Attention, rows: Tensor) -> Tensor:
+        """Logits of the rows to sample from: the vocabulary head is needed for these only."""
+        hidden = self.model(token_ids, positions, attention).index_select(0, rows)
+        return self.model.logits(hidden)
 
-    def _warm_up(self) -> None:
-        """One prompt and one decode step, so that libraries load and memory is taken before anything is timed."""
-        capacity = min(MAX_WARM_UP_TOKENS, self.num_blocks * self.block_size, self.max_model_len)
-        num_prompt_tokens = max(capacity - 1, 1)
+    def _sample(self, logits: Tensor) -> Tensor:
+        return sample(logits, self.temperature, self.top_k, self.top_p, self._generator)
+
+    def _write_tokens(self, target: IntArray, sequence: Sequence, slot: int) -> None:
+        write_tokens(target, sequence, self._prompts[sequence.request.request_id], slot)
+
+    def _warm_up(self, max_num_seqs: int) -> None:
+        """Everything that is loaded, compiled or captured once, before anything is timed."""
+        if self.is_on_gpu and self.use_cache:
+            if self._decoder is None or self._decoder.max_num_seqs < max_num_seqs:
+                self._decoder = self._make_decoder(max_num_seqs)
+            self._decoder.reset()
+        for num_prompt_tokens in self._warm_up_prompts():
+            self.on_progress(f"warming up: a prompt of {num_prompt_tokens} tokens")
+            self._warm_up_with(num_prompt_tokens)
+        if self._decoder is not None and self.cuda_graphs and not self._decoder.graphs:
+            with torch.inference_mode():
+                self._decoder.capture(self.on_progress)
+
+    def _make_decoder(self, max_num_seqs: int) -> Decoder:
+        return Decoder(
+            self.model,
+            self._sample,
+            max_num_seqs=max_num_seqs,
+            block_size=self.block_size,
+            num_blocks=self.num_blocks,
+            sample_in_graph=self.temperature == 0.0,
+        )
+
+    def _warm_up_prompts(self) -> list[int]:
+        capacity = min(self.num_blocks * self.block_size, self.max_model_len) - 1
+        prompts = WARM_UP_PROMPTS if self.is_on_gpu else (31,)
+        return sorted({max(1, min(num_prompt_tokens, capacity)) for num_prompt_tokens in prompts})
+
+    def _warm_up_with(self, num_prompt_tokens: int) -> None:
+        """A prompt, the same as a chunk behind its first token, and a decode step."""
         sequence = Sequence(Request(0, 0.0, num_prompt_tokens, 2))
-        sequence.block_table = list(range(-(-capacity // self.block_size)))
+        sequence.block_table = list(range(min(num_prompt_tokens // self.block_size + 1, self.num_blocks)))
         self._prompts = {0: np.zeros(num_prompt_tokens, dtype=np.int32)}
-        self.step(Batch([sequence], [num_prompt_tokens], num_prompt_tokens, 0))
-        if capacity > num_prompt_tokens:
-            sequence.num_computed_tokens = num_prompt_tokens
+        batches = [Batch([sequence], [0], [num_prompt_tokens], num_prompt_tokens, 0)]
+        if num_prompt_tokens > 1:
+            batches.append(Batch([sequence], [1], [num_prompt_tokens - 1], num_prompt_tokens - 1, 0))
+        if num_prompt_tokens < len(sequence.block_table) * self.block_size:
+            batches.append(Batch([sequence], [num_prompt_tokens], [1], 0, 1))
+        for batch in batches:
+            self._launch(batch)
+            self.collect()
             sequence.output_token_ids = [0]
-            self.step(Batch([sequence], [1], 0, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step in flight; times in seconds."""
+
+    start_time: float
+    prepare: float
+    samples: list[bool]  # which sequences sample a token
+    running: OnDevice | Done
+
+
+def last_rows(inputs: StepInputs) -> IntArray:
+    """The rows of the flattened batch to sample from."""
+    rows: IntArray = (np.cumsum(inputs.query_lens) - 1)[inputs.samples]
+    return rows
+
+
+def _gpu_only(name: str, value: bool | None, device: torch.device) -> bool:
+    """`value`, or whether there is a GPU; ValueError if it asks for what only a GPU has."""
+    if value and device.type == "cpu":
+        raise ValueError(f"engine.{name}=true needs a GPU; the model is on the CPU (null: on wherever there is a GPU)")
+    return device.type != "cpu" if value is None else value

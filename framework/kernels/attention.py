@@ -1,18 +1,21 @@
-"""Attention over a paged KV cache for a flattened ragged batch, in plain PyTorch.
+"""Attention over a paged KV cache for a flattened ragged batch: what every implementation does, and plain PyTorch's.
 
 Sequences with equally many new tokens share one scaled_dot_product_attention call; what depends on the batch alone
-(cache slots to read, masks) is built once per step in AttentionInput and shared by all layers.
+(cache slots to read, masks) is built once per step and shared by all layers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from framework.kernels.rope_store import plain_rope_store
 
 IntArray = npt.NDArray[np.int64]
 
@@ -33,35 +36,64 @@ class AttentionGroup:
     is_causal: bool  # whole prompts without padding need no mask
 
 
+class Heads(TypedDict):
+    """How a layer's heads are laid out and normed; the norms' weights are (head_dim,), None: no norm."""
+
+    num_kv_heads: int
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    norm_eps: float
+
+
+class Attention(Protocol):
+    """One step's attention, called by every layer: what it knows of the batch is the same for all of them."""
+
+    def __call__(
+        self,
+        qkv: Tensor,
+        rope: Tensor | None,
+        k_cache: Tensor | None,
+        v_cache: Tensor | None,
+        **heads: Unpack[Heads],
+    ) -> Tensor:
+        """Norm and turn q and k, write k and v to the cache, attend causally to each sequence's whole context.
+
+        qkv is (num_tokens, num_heads + 2 num_kv_heads, head_dim), the heads of q, k and v in this order; rope
+        (num_tokens, 2, head_dim) or None; the caches (num_slots, num_kv_heads, head_dim). Query head h reads key
+        head h // (num_heads / num_kv_heads). Scores are scaled by head_dim ** -0.5. Returns (num_tokens, num_heads *
+        head_dim).
+        """
+
+
 @dataclass(frozen=True, slots=True)
-class AttentionInput:
-    """What attention needs to know about the step, whatever the layer."""
+class PlainAttention:
+    """Attention in plain PyTorch: any device, any dtype."""
 
     slots: Tensor | None  # (num_tokens,) cache slot of every new token; None: nothing is written
     groups: list[AttentionGroup]
 
+    def __call__(
+        self,
+        qkv: Tensor,
+        rope: Tensor | None,
+        k_cache: Tensor | None,
+        v_cache: Tensor | None,
+        **heads: Unpack[Heads],
+    ) -> Tensor:
+        q, k, v = plain_rope_store(qkv, rope, self.slots, k_cache, v_cache, **heads)
+        return attend(q, k, v, k_cache, v_cache, self.groups).flatten(1)
 
-def paged_attention(
-    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor | None, v_cache: Tensor | None, attention: AttentionInput
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor | None, v_cache: Tensor | None, groups: list[AttentionGroup]
 ) -> Tensor:
-    """Write k and v to the cache, attend causally to the whole context, return (num_tokens, num_heads, head_dim).
-
-    q is (num_tokens, num_heads, head_dim), k and v (num_tokens, num_kv_heads, head_dim), the caches (num_slots,
-    num_kv_heads, head_dim); query head h reads key head h // (num_heads / num_kv_heads). Scores are scaled by
-    head_dim ** -0.5.
-    """
-    if attention.slots is not None:
-        assert k_cache is not None, "no KV cache is attached to the model"
-        assert v_cache is not None
-        k_cache.index_copy_(0, attention.slots, k)
-        v_cache.index_copy_(0, attention.slots, v)
-    if len(attention.groups) == 1 and attention.groups[0].rows is None:
-        return _attend(q, k, v, k_cache, v_cache, attention.groups[0])
+    """q is (num_tokens, num_heads, head_dim), k and v this step's own; returns (num_tokens, num_heads, head_dim)."""
+    if len(groups) == 1 and groups[0].rows is None:
+        return _attend(q, k, v, k_cache, v_cache, groups[0])
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    for group in attention.groups:
+    for group in groups:
         assert group.rows is not None
-        fresh = group.slots is None
-        group_k, group_v = (k[group.rows], v[group.rows]) if fresh else (k, v)
+        group_k, group_v = (k[group.rows], v[group.rows]) if group.slots is None else (k, v)
         output[group.rows] = _attend(q[group.rows], group_k, group_v, k_cache, v_cache, group)
     return output
 
@@ -88,7 +120,7 @@ def _attend(
     return output.view(folded.shape).permute(0, 3, 1, 2, 4).reshape(q.shape)
 
 
-def attention_input(
+def plain_attention(
     query_lens: IntArray,
     context_lens: IntArray,
     padding: IntArray,
@@ -98,17 +130,15 @@ def attention_input(
     num_queries_per_kv: int,
     dtype: torch.dtype,
     device: torch.device,
-) -> AttentionInput:
-    """AttentionInput of sequences whose last `query_lens[i]` of `context_lens[i]` slots are new, all (num_seqs,).
+) -> PlainAttention:
+    """PlainAttention for sequences whose last `query_lens[i]` of `context_lens[i]` slots are new, all (num_seqs,).
 
     The first `padding[i]` slots are attended to by nobody but themselves. `block_tables` is (num_seqs, max_blocks);
     None keeps no cache, and then every slot must be new.
     """
     slots = None
     if block_tables is not None:
-        seq_index, slot_index = flatten_slots(query_lens, context_lens)
-        flat_slots = block_tables[seq_index, slot_index // block_size] * block_size + slot_index % block_size
-        slots = torch.from_numpy(flat_slots).to(device)
+        slots = torch.from_numpy(cache_slots(query_lens, context_lens, block_tables, block_size)).to(device)
     row_starts = np.cumsum(query_lens) - query_lens
     groups = []
     for members, is_fresh in _group_members(query_lens, context_lens):
@@ -124,7 +154,7 @@ def attention_input(
         if not is_causal:
             mask = _mask(contexts, pads, query_len, num_queries_per_kv, dtype, device)
         groups.append(AttentionGroup(len(members), query_len, rows, read_slots, mask, is_causal))
-    return AttentionInput(slots, groups)
+    return PlainAttention(slots, groups)
 
 
 def flatten_slots(query_lens: IntArray, context_lens: IntArray) -> tuple[IntArray, IntArray]:
@@ -132,6 +162,12 @@ def flatten_slots(query_lens: IntArray, context_lens: IntArray) -> tuple[IntArra
     seq_index = np.repeat(np.arange(len(query_lens)), query_lens)
     shift = context_lens - np.cumsum(query_lens)  # from row in the batch to slot in the sequence
     return seq_index, np.arange(len(seq_index)) + shift[seq_index]
+
+
+def cache_slots(query_lens: IntArray, context_lens: IntArray, block_tables: IntArray, block_size: int) -> IntArray:
+    """Cache slots of the last `query_lens[i]` of `context_lens[i]` slots of each sequence, (sum of query_lens,)."""
+    seq_index, slot_index = flatten_slots(query_lens, context_lens)
+    return block_tables[seq_index, slot_index // block_size] * block_size + slot_index % block_size
 
 
 def _group_members(query_lens: IntArray, context_lens: IntArray) -> list[tuple[IntArray, bool]]:

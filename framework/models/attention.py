@@ -1,10 +1,11 @@
-"""The attention modules' common part: one layer's KV cache, which an engine assigns, and the call of the kernel."""
+"""The attention modules' common part: one layer's KV cache, which an engine assigns, and its heads' norms."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from framework.kernels.attention import AttentionInput, paged_attention
+from framework.kernels.attention import Attention
+from framework.models.config import ModelConfig
 
 
 class PagedAttention(nn.Module):
@@ -13,11 +14,23 @@ class PagedAttention(nn.Module):
     k_cache: Tensor | None
     v_cache: Tensor | None
 
-    def __init__(self) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.num_kv_heads, self.head_dim, self.norm_eps = config.num_kv_heads, config.head_dim, config.norm_eps
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.register_buffer("k_cache", None, persistent=False)
         self.register_buffer("v_cache", None, persistent=False)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, attention: AttentionInput) -> Tensor:
-        """(num_tokens, num_heads, head_dim), k and v with num_kv_heads → (num_tokens, num_heads * head_dim)."""
-        return paged_attention(q, k, v, self.k_cache, self.v_cache, attention).flatten(1)
+    def forward(self, qkv: Tensor, rope: Tensor | None, attention: Attention) -> Tensor:
+        """(num_tokens, (num_heads + 2 num_kv_heads) * head_dim) → (num_tokens, num_heads * head_dim)."""
+        return attention(
+            qkv.unflatten(-1, (-1, self.head_dim)),
+            rope,
+            self.k_cache,
+            self.v_cache,
+            num_kv_heads=self.num_kv_heads,
+            q_norm=None if self.q_norm is None else self.q_norm.weight,
+            k_norm=None if self.k_norm is None else self.k_norm.weight,
+            norm_eps=self.norm_eps,
+        )

@@ -61,6 +61,8 @@ def build_model(config: ModelConfig, dtype: torch.dtype, device: torch.device | 
     with torch.device("meta"):
         model: Llama | GPT2 = GPT2(config) if config.model_type == "gpt2" else Llama(config)
     model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    if config.tie_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
     if isinstance(model, Llama):
         model.reset_rope()
     return model

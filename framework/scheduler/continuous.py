@@ -41,11 +41,12 @@ class ContinuousScheduler:
         self.num_reserved_blocks = int(watermark * num_blocks)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.ending: list[Sequence] = []  # their last token is in a step in flight
         self.split: Sequence | None = None  # the sequence whose prompt is spread over several steps
 
     @property
     def num_unfinished(self) -> int:
-        return len(self.waiting) + len(self.running)
+        return len(self.waiting) + len(self.running) + len(self.ending)
 
     @property
     def num_used_blocks(self) -> int:
@@ -61,28 +62,34 @@ class ContinuousScheduler:
         return self._continue_prompt() or self._prefill(now) or self._decode()
 
     def postprocess(self, batch: Batch, token_ids: list[int | None], now: float) -> int:
-        finished = set()
         num_delivered = 0
-        for sequence, num_tokens, token_id in zip(batch.sequences, batch.num_tokens, token_ids, strict=True):
-            sequence.num_computed_tokens += num_tokens
-            if token_id is not None:
-                num_delivered += 1
-                if sequence.append(token_id, now):
-                    finished.add(sequence)
-                    self.blocks.release(sequence)
-        if finished:
-            self.running = [sequence for sequence in self.running if sequence not in finished]
+        any_finished = False
+        for sequence, token_id in zip(batch.sequences, token_ids, strict=True):
+            if token_id is None or sequence.is_finished:
+                continue
+            num_delivered += 1
+            if sequence.append(token_id, now):
+                any_finished = True
+                self._retire(sequence)
+        if any_finished:
+            self.running = [sequence for sequence in self.running if not sequence.is_finished]
+            self.ending = [sequence for sequence in self.ending if not sequence.is_finished]
         return num_delivered
+
+    def _retire(self, sequence: Sequence) -> None:
+        if sequence.block_table:
+            self.blocks.release(sequence)
+        else:  # a stop token came after the sequence was preempted
+            self.waiting.remove(sequence)
 
     def _continue_prompt(self) -> Batch | None:
         if self.split is None:
             return None
-        sequence = self.split
-        remaining = sequence.num_tokens - sequence.num_computed_tokens
-        num_tokens = min(remaining, self.max_num_batched_tokens)
-        if num_tokens == remaining:
+        sequence, start = self.split, self.split.num_computed_tokens
+        num_tokens = min(sequence.num_tokens - start, self.max_num_batched_tokens)
+        if start + num_tokens == sequence.num_tokens:
             self.split = None
-        return Batch([sequence], [num_tokens], num_prefill_tokens=num_tokens, num_decode_tokens=0)
+        return self._prefill_batch([sequence], [start], [num_tokens])
 
     def _prefill(self, now: float) -> Batch | None:
         sequences: list[Sequence] = []
@@ -99,9 +106,19 @@ class ContinuousScheduler:
             sequences.append(sequence)
             num_tokens.append(min(sequence.num_tokens, budget))
             budget -= num_tokens[-1]
-        if not sequences:
-            return None
-        return Batch(sequences, num_tokens, num_prefill_tokens=sum(num_tokens), num_decode_tokens=0)
+        return self._prefill_batch(sequences, [0] * len(sequences), num_tokens) if sequences else None
+
+    def _prefill_batch(self, sequences: list[Sequence], starts: list[int], num_tokens: list[int]) -> Batch:
+        for sequence, num in zip(sequences, num_tokens, strict=True):
+            sequence.num_computed_tokens += num
+            if sequence is not self.split:
+                sequence.num_unscheduled_tokens -= 1
+        self._set_ending_apart()
+        return Batch(sequences, starts, num_tokens, num_prefill_tokens=sum(num_tokens), num_decode_tokens=0)
+
+    def _set_ending_apart(self) -> None:
+        self.ending += [sequence for sequence in self.running if not sequence.num_unscheduled_tokens]
+        self.running = [sequence for sequence in self.running if sequence.num_unscheduled_tokens]
 
     def _can_admit(self, budget: int, alone: bool) -> bool:
         if not self.waiting or len(self.running) >= self.max_num_seqs:
@@ -115,20 +132,28 @@ class ContinuousScheduler:
     def _decode(self) -> Batch | None:
         blocks, running = self.blocks, self.running
         block_size = blocks.block_size
-        index = 0
-        while index < len(running):
-            sequence = running[index]
-            if sequence.num_computed_tokens == len(sequence.block_table) * block_size:
+        starts: list[int] = []
+        any_ending = False
+        while len(starts) < len(running):
+            sequence = running[len(starts)]
+            start = sequence.num_computed_tokens
+            if start == len(sequence.block_table) * block_size:
                 while not blocks.free and running[-1] is not sequence:
                     self._preempt()
                 if not blocks.free:
                     self._preempt()
                     break
                 sequence.block_table.append(blocks.free.pop())
-            index += 1
+            starts.append(start)
+            sequence.num_computed_tokens = start + 1
+            sequence.num_unscheduled_tokens -= 1
+            any_ending |= not sequence.num_unscheduled_tokens
         if not running:
             return None
-        return Batch(running.copy(), [1] * len(running), num_prefill_tokens=0, num_decode_tokens=len(running))
+        sequences = running.copy()
+        if any_ending:
+            self._set_ending_apart()
+        return Batch(sequences, starts, [1] * len(starts), num_prefill_tokens=0, num_decode_tokens=len(starts))
 
     def _preempt(self) -> None:
         sequence = self.running.pop()

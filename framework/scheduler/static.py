@@ -45,8 +45,7 @@ class StaticScheduler:
 
     def schedule(self, now: float) -> Batch | None:
         if self.running:
-            num_seats = len(self.running)
-            return Batch(self.running, [1] * num_seats, num_prefill_tokens=0, num_decode_tokens=num_seats)
+            return self._decode()
         self.wake_time = inf
         if not self.waiting:
             return None
@@ -58,18 +57,27 @@ class StaticScheduler:
 
     def postprocess(self, batch: Batch, token_ids: list[int | None], now: float) -> int:
         num_delivered = 0
-        all_finished = True
-        for sequence, num_tokens, token_id in zip(batch.sequences, batch.num_tokens, token_ids, strict=True):
-            sequence.num_computed_tokens += num_tokens
+        for sequence, token_id in zip(batch.sequences, token_ids, strict=True):
             if not sequence.is_finished:
                 assert token_id is not None
                 num_delivered += 1
-                all_finished &= sequence.append(token_id, now)
-        if all_finished:
+                sequence.append(token_id, now)
+        if all(sequence.is_finished for sequence in self.running):
             for sequence in self.running:
                 self.blocks.release(sequence)
             self.running = []
         return num_delivered
+
+    def _decode(self) -> Batch | None:
+        """One more slot for every seat, finished or not; None while the last tokens are in a step in flight."""
+        seats = self.running
+        if all(sequence.num_unscheduled_tokens <= 0 for sequence in seats):
+            return None
+        starts = [sequence.num_computed_tokens for sequence in seats]
+        for sequence in seats:
+            sequence.num_computed_tokens += 1
+            sequence.num_unscheduled_tokens -= 1
+        return Batch(seats, starts, [1] * len(seats), num_prefill_tokens=0, num_decode_tokens=len(seats))
 
     def _start(self, now: float) -> Batch:
         longest_prompt, num_slots, num_seats = self._size_batch()
@@ -78,9 +86,11 @@ class StaticScheduler:
             sequence.num_padding = longest_prompt - sequence.request.num_prompt_tokens
             sequence.scheduled_time = now
             self.blocks.grow(sequence, num_slots)
+            sequence.num_computed_tokens = longest_prompt
+            sequence.num_unscheduled_tokens -= 1
             self.running.append(sequence)
         num_prefill_tokens = longest_prompt * num_seats
-        return Batch(self.running, [longest_prompt] * num_seats, num_prefill_tokens, num_decode_tokens=0)
+        return Batch(self.running, [0] * num_seats, [longest_prompt] * num_seats, num_prefill_tokens, 0)
 
     def _size_batch(self) -> tuple[int, int, int]:
         """(longest prompt, slots per seat, seats) of the largest first-come batch that fits into the cache."""

@@ -23,8 +23,9 @@ AZURE = Path(__file__).parents[3] / "shared" / "traces" / "AzureLLMInferenceTrac
 class ConstantEngine(FakeEngine):
     """As little work as an engine can do, at a large model's speed: 10 ms a step and 20 µs a prompt token."""
 
-    def step(self, batch: Batch) -> StepResult:
-        return StepResult([7] * len(batch.sequences), 0.010 + 20e-6 * batch.num_prefill_tokens)
+    def launch(self, batch: Batch) -> None:
+        elapsed = 0.010 + 20e-6 * batch.num_prefill_tokens
+        self.in_flight.append(StepResult([7] * len(batch.sequences), elapsed))
 
 
 def azure_hour() -> list[Request]:
@@ -135,7 +136,7 @@ def test_decode_step_of_the_cpu_engine(benchmark, num_seqs):
     engine = TorchEngine(load_model(**options, config=TINY, device=cpu))
     requests = [Request(index, 0.0, 128, 64) for index in range(num_seqs)]
     scheduler = ContinuousScheduler(engine.num_blocks, engine.block_size, max_num_batched_tokens=1 << 20)
-    engine.begin(requests)
+    engine.begin(requests, num_seqs)
     for request in requests:
         scheduler.add(Sequence(request))
     prefill = scheduler.schedule(0.0)

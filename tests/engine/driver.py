@@ -29,8 +29,11 @@ def generate(engine, requests, chunk=10**9, is_static=False):
     while not all(sequence.is_finished for sequence in sequences):
         num_joined += 1
         seats = sequences if is_static else [one for one in sequences[:num_joined] if not one.is_finished]
+        starts = [one.num_computed_tokens for one in seats]
         num_tokens = [min(chunk, max(one.num_tokens - one.num_computed_tokens, 1)) for one in seats]
-        result = engine.step(Batch(seats, num_tokens, 0, sum(num_tokens)))
+        is_decode = all(one.output_token_ids for one in seats) and max(num_tokens) == 1
+        num_decode_tokens = len(seats) if is_decode else 0
+        result = engine.step(Batch(seats, starts, num_tokens, sum(num_tokens) - num_decode_tokens, num_decode_tokens))
         for sequence, num, token_id in zip(seats, num_tokens, result.token_ids, strict=True):
             sequence.num_computed_tokens += num
             assert (token_id is None) == (sequence.num_computed_tokens < sequence.num_tokens)

@@ -31,8 +31,8 @@ def load(path, device="cpu", dtype="float32"):
     return load_model(path=str(path), dtype=dtype, device=device, **keywords)
 
 
-def make_engine(max_model_len=None, device="cpu", **keywords):
-    given = {"path": None, "weights": "random", "config": GPT2_CONFIG, "dtype": "float32", "seed": 0}
+def make_engine(max_model_len=None, device="cpu", config=GPT2_CONFIG, **keywords):
+    given = {"path": None, "weights": "random", "config": config, "dtype": "float32", "seed": 0}
     model = load_model(**given, max_model_len=max_model_len, device=device)
     for parameter in model.parameters():
         parameter.mul_(10.0)  # else the model repeats one token, whatever came before
@@ -50,7 +50,7 @@ def test_tokens_equal_transformers(checkpoint, mode):
     use_cache = "uncached" not in mode
     engine = TorchEngine(load(folder), block_size=7, num_blocks=64, use_cache=use_cache)
     requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
-    engine.begin(requests)
+    engine.begin(requests, 8)
     if use_cache:
         poison(engine)
     chunk = 4 if mode == "chunked" else 10**9
@@ -61,39 +61,38 @@ def test_static_batch_runs_past_the_positions_of_finished_sequences():
     """The short prompt's seat would reach position 42 of 40; the others' tokens must not notice."""
     engine = make_engine(max_model_len=40)
     requests = make_requests([30, 2], [3, 30])
-    engine.begin(requests)
+    engine.begin(requests, 8)
     static = generate(engine, requests, is_static=True)
-    engine.begin(requests)
+    engine.begin(requests, 8)
     assert static == generate(engine, requests)
 
 
 def test_preempted_sequence_recomputes_prompt_and_output():
     engine = make_engine()
     requests = make_requests([9], [8])
-    engine.begin(requests)
+    engine.begin(requests, 8)
     expected = generate(engine, requests)[0]
     assert len(set(expected)) > 4
     for chunk in (14, 5, 1):
-        engine.begin(requests)
+        engine.begin(requests, 8)
         (sequence,) = seat(engine, requests)
         sequence.output_token_ids = expected[:5]
         for start in range(0, 14, chunk):
-            sequence.num_computed_tokens = start
             num_tokens = min(chunk, 14 - start)
-            token_ids = engine.step(Batch([sequence], [num_tokens], num_tokens, 0)).token_ids
+            token_ids = engine.step(Batch([sequence], [start], [num_tokens], num_tokens, 0)).token_ids
             assert token_ids == ([expected[5]] if start + num_tokens == 14 else [None])
 
 
 def test_step_leaves_sequences_alone_and_reports_times():
     engine = make_engine()
-    ticks = iter([10.0, 10.5, 12.0])
+    ticks = iter([10.0, 10.5, 12.0, 12.25])
     requests = make_requests([6], [2])
-    engine.begin(requests)
+    engine.begin(requests, 8)
     (sequence,) = seat(engine, requests)
     table = list(sequence.block_table)
     engine.timer = lambda: next(ticks)
-    result = engine.step(Batch([sequence], [4], 4, 0))
-    assert (result.token_ids, result.elapsed, result.prepare, result.device) == ([None], 2.0, 0.5, 1.5)
+    result = engine.step(Batch([sequence], [0], [4], 4, 0))
+    assert (result.token_ids, result.elapsed, result.prepare, result.device) == ([None], 2.25, 0.5, 1.5)
     assert (sequence.num_computed_tokens, sequence.output_token_ids, sequence.block_table) == (0, [], table)
 
 
@@ -102,28 +101,28 @@ def test_sampled_replays_repeat():
     requests = make_requests([5, 9], [12, 12])
     outputs = []
     for _ in range(2):
-        engine.begin(requests)
+        engine.begin(requests, 8)
         outputs.append(generate(engine, requests))
     assert outputs[0] == outputs[1]
     other = make_engine(temperature=1.0, top_k=50, top_p=0.9, seed=4)
-    other.begin(requests)
+    other.begin(requests, 8)
     assert generate(other, requests) != outputs[0]
 
 
 def test_engines_share_a_model_one_after_the_other():
     first = make_engine()
     requests = make_requests([9, 4], [8, 8])
-    first.begin(requests)
+    first.begin(requests, 8)
     expected = generate(first, requests)
     second = TorchEngine(first.model, block_size=4, num_blocks=40)
     for engine in (second, first):
-        engine.begin(requests)
+        engine.begin(requests, 8)
         assert generate(engine, requests) == expected
 
 
 def test_without_cache_none_is_kept():
     engine = make_engine(use_cache=False)
-    engine.begin([])
+    engine.begin([], 8)
     assert all(module.k_cache is None for module in attention_modules(engine.model))
 
 
@@ -141,25 +140,25 @@ def test_sizes():
         make_engine(block_size=0)
     with pytest.raises(ValueError, match="num_threads 0"):
         make_engine(num_threads=0)
-    make_engine(num_blocks=1, block_size=1).begin([])  # warms up on the one slot there is
+    make_engine(num_blocks=1, block_size=1).begin([], 8)  # warms up on the one slot there is
 
 
 def test_begin_refuses_requests_it_cannot_run():
     engine = make_engine(max_model_len=40)
     with pytest.raises(ValueError, match="request 1 has 30 prompt and 11 output tokens; together at most 40"):
-        engine.begin(make_requests([30, 30], [10, 11]))
+        engine.begin(make_requests([30, 30], [10, 11]), 8)
     with pytest.raises(ValueError, match="two requests have the id 7"):
-        engine.begin([Request(7, 0.0, 1, 1), Request(7, 0.0, 2, 1)])
+        engine.begin([Request(7, 0.0, 1, 1), Request(7, 0.0, 2, 1)], 8)
 
 
 def test_block_table_too_short():
     engine = make_engine()
     requests = make_requests([20], [2])
-    engine.begin(requests)
+    engine.begin(requests, 8)
     sequence = Sequence(requests[0])
     sequence.block_table = [0, 1]
     with pytest.raises(AssertionError, match=r"Sequence\(0\) needs 3 blocks and has 2"):
-        engine.step(Batch([sequence], [20], 20, 0))
+        engine.step(Batch([sequence], [0], [20], 20, 0))
 
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -172,7 +171,7 @@ def test_tokens_equal_transformers_on_cuda(checkpoint, mode):
     folder, expected = checkpoint
     engine = TorchEngine(load(folder, device="cuda"), block_size=7, num_blocks=64, use_cache=mode != "uncached")
     requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
-    engine.begin(requests)
+    engine.begin(requests, 8)
     assert generate(engine, requests, chunk=4 if mode == "chunked" else 10**9, is_static=mode == "static") == expected
 
 
@@ -183,6 +182,6 @@ def test_default_cache_takes_most_of_the_gpu():
     torch.cuda.empty_cache()
     free_bytes, _ = torch.cuda.mem_get_info()
     engine = make_engine(device="cuda", num_blocks=None)
-    engine.begin([])
+    engine.begin([], 8)
     cache_bytes = sum(2 * module.k_cache.nbytes for module in attention_modules(engine.model))
     assert 0.85 * (free_bytes - 2 * 2**30) < cache_bytes <= 0.9 * free_bytes

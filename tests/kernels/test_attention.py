@@ -1,11 +1,11 @@
-"""paged_attention equals a naive float64 loop over sequences, tokens and heads, and never sees foreign cache slots."""
+"""PlainAttention equals a naive float64 loop over sequences, tokens and heads, and never sees foreign cache slots."""
 
 import numpy as np
 import pytest
 import torch
 
 from framework.kernels import attention as kernel
-from framework.kernels.attention import attention_input, paged_attention
+from framework.kernels.attention import plain_attention
 
 HEAD_DIM = 8
 # (query_len, context_len, padding) of each sequence
@@ -63,7 +63,7 @@ def make_case(lengths, num_heads, num_kv_heads, block_size, seed=0):
 def attend(case, block_size, dtype=torch.float32, device="cpu", use_cache=True):
     (q, k, v), caches, lengths, tables, _ = case
     q, k, v, *caches = (tensor.to(device, dtype) for tensor in (q, k, v, *caches))
-    attention = attention_input(
+    attention = plain_attention(
         *lengths,
         tables if use_cache else None,
         block_size=block_size,
@@ -71,7 +71,10 @@ def attend(case, block_size, dtype=torch.float32, device="cpu", use_cache=True):
         dtype=dtype,
         device=torch.device(device),
     )
-    return paged_attention(q, k, v, *(caches if use_cache else (None, None)), attention), caches
+    qkv = torch.cat((q, k, v), dim=1)
+    given = caches if use_cache else (None, None)
+    norms = {"q_norm": None, "k_norm": None, "norm_eps": 0.0}
+    return attention(qkv, None, *given, num_kv_heads=k.shape[1], **norms).view(q.shape), caches
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(2, 2), (4, 2), (4, 1), (8, 1)])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from framework.kernels.attention import attention_input
+from framework.kernels.attention import plain_attention
 from framework.models.loading import load_model
 from tests.models.checkpoints import GPT2_SHAPE, MODEL_NAMES, SHAPE, make_hf_model
 
@@ -27,7 +27,7 @@ def logits(model, tokens):
     length = torch.tensor([len(tokens)]).numpy()
     group = model.config.num_heads // model.config.num_kv_heads
     shape = {"block_size": 1, "num_queries_per_kv": group, "dtype": model.norm.weight.dtype}
-    attention = attention_input(length, length, 0 * length, None, **shape, device=torch.device("cpu"))
+    attention = plain_attention(length, length, 0 * length, None, **shape, device=torch.device("cpu"))
     return model.logits(model(tokens, torch.arange(len(tokens)), attention))
 
 
@@ -53,7 +53,7 @@ def test_logits_equal_transformers(name, tmp_path):
     expected = oracle(tokens[None]).logits[0]
     torch.testing.assert_close(logits(model, tokens), expected, atol=2e-4, rtol=2e-4)
     assert model.config.checkpoint == str(tmp_path)
-    assert (model.lm_head is None) == model.config.tie_embeddings == oracle.config.tie_word_embeddings
+    assert (model.lm_head.weight is model.embed_tokens.weight) == model.config.tie_embeddings == oracle.config.tie_word_embeddings
     assert sum(one.numel() for one in model.parameters()) == sum(one.numel() for one in oracle.parameters())
 
 
@@ -107,9 +107,9 @@ def test_random_weights_are_seeded():
     pairs = zip(first.parameters(), same.parameters(), strict=True)
     assert all(torch.equal(one, two) for one, two in pairs)
     assert not torch.equal(first.embed_tokens.weight, other.embed_tokens.weight)
-    weight = first.layers[0].mlp.up_proj.weight
+    weight = first.layers[0].up_proj.weight
     assert weight.std().item() == pytest.approx(0.02, rel=0.05)
-    assert first.layers[0].mlp.up_proj.bias.count_nonzero() == 0
+    assert first.layers[0].up_proj.bias.count_nonzero() == 0
     assert torch.equal(first.norm.weight, torch.ones(48))
     assert not any(one.requires_grad for one in first.parameters())
     assert first.config.checkpoint is None

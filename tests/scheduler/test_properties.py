@@ -33,8 +33,9 @@ def checked(scheduler_type):
     class Checked(scheduler_type):
         def schedule(self, now):
             batch = super().schedule(now)
-            check_blocks(self.running, self.blocks.num_blocks)
-            assert self.blocks.num_used == sum(len(sequence.block_table) for sequence in self.running)
+            seated = [*self.running, *getattr(self, "ending", [])]
+            check_blocks(seated, self.blocks.num_blocks)
+            assert self.blocks.num_used == sum(len(sequence.block_table) for sequence in seated)
             assert len(self.running) <= self.max_num_seqs
             return batch
 
@@ -43,10 +44,18 @@ def checked(scheduler_type):
 
 @pytest.mark.parametrize("scheduler_type", [StaticScheduler, ContinuousScheduler])
 @settings(max_examples=150, deadline=None)
-@given(workload=workloads(), max_num_seqs=st.integers(1, 6), budget=st.integers(1, 30), watermark=st.floats(0, 0.5))
-def test_every_request_completes_once_with_its_tokens(scheduler_type, workload, max_num_seqs, budget, watermark):
+@given(
+    workload=workloads(),
+    max_num_seqs=st.integers(1, 6),
+    budget=st.integers(1, 30),
+    watermark=st.floats(0, 0.5),
+    num_steps_ahead=st.integers(0, 1),
+)
+def test_every_request_completes_once_with_its_tokens(
+    scheduler_type, workload, max_num_seqs, budget, watermark, num_steps_ahead
+):
     requests, num_blocks = workload
-    engine = FakeEngine(lambda batch: 0.01 * sum(batch.num_tokens), num_blocks=num_blocks, block_size=BLOCK_SIZE)
+    engine = FakeEngine(lambda batch: 0.01 * sum(batch.num_tokens), num_blocks, BLOCK_SIZE, num_steps_ahead)
     options = (
         {"max_num_batched_tokens": budget, "watermark": watermark} if scheduler_type is ContinuousScheduler else {}
     )

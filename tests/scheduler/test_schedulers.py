@@ -145,7 +145,7 @@ class Thrashing(ContinuousScheduler):
     """Schedules nothing of a sequence, for ever."""
 
     def schedule(self, now: float) -> Batch | None:
-        return Batch([Sequence(requests_at((0.0, 4, 4))[0])], [0], 0, 0)
+        return Batch([Sequence(requests_at((0.0, 4, 4))[0])], [0], [0], 0, 0)
 
 
 def test_a_stalled_scheduler_is_an_error_that_names_the_request():
@@ -165,7 +165,7 @@ class Hollow(ContinuousScheduler):
     """Schedules nobody."""
 
     def schedule(self, now: float) -> Batch | None:
-        return Batch([], [], 0, 0)
+        return Batch([], [], [], 0, 0)
 
 
 def test_a_lost_request_is_named():

@@ -1,0 +1,197 @@
+"""Decode steps on a GPU: the state of every sequence stays on the device, and each batch size has a captured graph.
+
+A sequence in the cache has a seat: a row of the block tables, and its last token, which the next step takes without
+asking the host. Per step the host sends four numbers per sequence in one copy.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from framework.core import Batch, Sequence
+from framework.engine.in_flight import OnDevice, pinned, record_event
+from framework.kernels.attention import IntArray
+from framework.kernels.gpu_attention import DecodeAttention
+from framework.models.gpt2 import GPT2
+from framework.models.llama import Llama
+
+NUM_BUFFERS = 2  # steps whose inputs and tokens may be on their way between host and device
+
+
+def batch_sizes(max_num_seqs: int) -> list[int]:
+    """The batch sizes that are captured: 1, 2, 4, then every 8, from 256 on every 32, up to `max_num_seqs`."""
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, max_num_seqs + 32, 32)]
+    return [*(size for size in sizes if size < max_num_seqs), max_num_seqs]
+
+
+class Decoder:
+    """Runs batches of one new token per sequence, at most `max_num_seqs` of them."""
+
+    def __init__(
+        self,
+        model: Llama | GPT2,
+        sample: Callable[[Tensor], Tensor],
+        *,
+        max_num_seqs: int,
+        block_size: int,
+        num_blocks: int,
+        sample_in_graph: bool,
+    ) -> None:
+        device = model.embed_tokens.weight.device
+        self.model, self.sample, self.sample_in_graph = model, sample, sample_in_graph
+        self.max_num_seqs, self.block_size = max_num_seqs, block_size
+        self.max_position = model.config.max_model_len - 1
+        # A static batch may reserve the longest prompt and another request's longest output
+        max_blocks = min(-(-2 * model.config.max_model_len // block_size), num_blocks)
+        num_seats = 2 * max_num_seqs  # those of this step and of the one in flight; one more for empty rows
+        self.empty_seat = num_seats
+        self.tables = torch.zeros(num_seats + 1, max_blocks, dtype=torch.int32, device=device)
+        self.last_tokens = torch.zeros(num_seats + 1, dtype=torch.int64, device=device)
+        self.rows = torch.zeros(4, max_num_seqs, dtype=torch.int32, device=device)
+        self.sampled = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._sent = [pinned(4, max_num_seqs, dtype=torch.int32) for _ in range(NUM_BUFFERS)]
+        self._received = [pinned(max_num_seqs, dtype=torch.int64) for _ in range(NUM_BUFFERS)]
+        self._sizes = batch_sizes(max_num_seqs)
+        self._num_launched = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all sequences."""
+        self._seat_of: dict[Sequence, int] = {}
+        self._free_seats = list(range(self.empty_seat))
+        self._next_slots = np.full(self.empty_seat, -1)  # the slot of each seat's last token
+        self._sequences: list[Sequence] = []  # the rows of the last decode step; empty once another step came between
+        self._recent: list[Sequence] = []  # of the last step of any kind, which may be in flight
+        self._host_rows = np.zeros((4, self.max_num_seqs), dtype=np.int32)
+
+    @torch.inference_mode()
+    def capture(self, on_progress: Callable[[str], None]) -> None:
+        """Capture a graph for every batch size; `rows` are empty meanwhile, so nothing is written to the cache."""
+        self.rows.zero_()
+        self.rows[0] = self.empty_seat
+        pool = torch.cuda.graph_pool_handle()
+        for index, size in enumerate(reversed(self._sizes)):  # the largest first: the others reuse its memory
+            on_progress(f"capturing CUDA graphs: {index + 1} of {len(self._sizes)}")
+            self._forward(size)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                logits = self._forward(size)
+            self.graphs[size] = graph, logits
+
+    def admit(self, sequences: list[Sequence], context_lens: IntArray, samples: npt.NDArray[np.bool_]) -> IntArray:
+        """Seats for sequences whose tables and tokens another path is about to write with `store`."""
+        seats = np.array([self._seat(sequence, sequences) for sequence in sequences])
+        self._next_slots[seats] = np.where(samples, context_lens, -1)
+        self._sequences, self._recent = [], sequences
+        return seats
+
+    def store(self, seats: Tensor, tables: Tensor, sampled_seats: Tensor, sampled: Tensor) -> None:
+        """Block tables (rows, width) of `seats`, and the tokens just sampled for `sampled_seats`; all on the device."""
+        self.tables[:, : tables.shape[1]].index_put_((seats,), tables)
+        self.last_tokens.index_put_((sampled_seats,), sampled)
+
+    def launch(self, batch: Batch, write_tokens: Callable[[IntArray, Sequence, int], None]) -> OnDevice:
+        """Start a step; `write_tokens(target, sequence, slot)` gives a token that the device does not have."""
+        num_seqs = len(batch.sequences)
+        self._fill_rows(batch, write_tokens)
+        buffer = self._num_launched % NUM_BUFFERS
+        self._num_launched += 1
+        sent, received = self._sent[buffer], self._received[buffer][:num_seqs]
+        sent.numpy()[:] = self._host_rows
+        start = record_event()
+        self.rows.copy_(sent, non_blocking=True)
+        self._run(num_seqs)
+        received.copy_(self.sampled[:num_seqs], non_blocking=True)
+        return OnDevice(received, start, record_event())
+
+    def _run(self, num_seqs: int) -> None:
+        if not self.graphs:
+            logits = self._forward(num_seqs)
+        else:
+            graph, logits = self.graphs[self._sizes[bisect_left(self._sizes, num_seqs)]]
+            graph.replay()
+        if not self.sample_in_graph:
+            self._finish(logits)
+
+    def _forward(self, num_seqs: int) -> Tensor:
+        """Logits of one step over the first `num_seqs` rows; with greedy sampling its tokens too."""
+        seats, context_lens, padding, new_blocks = self.rows[:, :num_seqs]
+        last_slots = (context_lens - 1).clamp_(min=0)
+        self.tables.index_put_((seats, last_slots // self.block_size), new_blocks)
+        positions = (last_slots - padding).clamp_(0, self.max_position)  # finished static seats run past the end
+        attention = DecodeAttention(self.tables, seats, context_lens, padding, self.block_size)
+        hidden = self.model(self.last_tokens.index_select(0, seats), positions, attention)
+        logits = self.model.logits(hidden)
+        if self.sample_in_graph:
+            self._finish(logits)
+        return logits
+
+    def _finish(self, logits: Tensor) -> None:
+        sampled = self.sample(logits)
+        self.sampled[: len(sampled)].copy_(sampled)
+        self.last_tokens.index_put_((self.rows[0, : len(sampled)],), sampled)
+
+    def _fill_rows(self, batch: Batch, write_tokens: Callable[[IntArray, Sequence, int], None]) -> None:
+        """Seats, context lengths, padding, and the block of the new slot."""
+        num_seqs, sequences = len(batch.sequences), batch.sequences
+        starts = np.array(batch.starts)
+        seats, context_lens, padding, new_blocks = self._host_rows[:, :num_seqs]
+        if sequences != self._sequences:
+            self._host_rows[:] = 0
+            self._host_rows[0] = self.empty_seat
+            seats[:] = [self._seat_of.get(sequence, -1) for sequence in sequences]
+            for index in np.flatnonzero(seats < 0).tolist():
+                seats[index] = self._seat(sequences[index], sequences)
+            padding[:] = [sequence.num_padding for sequence in sequences]
+            new_blocks[:] = [
+                sequence.block_table[block]
+                for sequence, block in zip(sequences, (starts // self.block_size).tolist(), strict=True)
+            ]
+            self._sequences = self._recent = list(sequences)
+        else:
+            for index in np.flatnonzero(starts % self.block_size == 0).tolist():
+                new_blocks[index] = sequences[index].block_table[starts[index] // self.block_size]
+        context_lens[:] = starts + 1
+        stale = np.flatnonzero(self._next_slots[seats] != starts)
+        if len(stale):
+            self._send_state([sequences[index] for index in stale.tolist()], seats[stale], starts[stale], write_tokens)
+        self._next_slots[seats] = starts + 1
+
+    def _send_state(
+        self,
+        sequences: list[Sequence],
+        seats: IntArray,
+        starts: IntArray,
+        write_tokens: Callable[[IntArray, Sequence, int], None],
+    ) -> None:
+        """Bring what the device does not have of these sequences: their block tables and the tokens at `starts`."""
+        tokens = np.zeros(len(sequences), dtype=np.int64)
+        tables = np.zeros((len(sequences), self.tables.shape[1]), dtype=np.int32)
+        for row, (sequence, start) in enumerate(zip(sequences, starts.tolist(), strict=True)):
+            write_tokens(tokens[row : row + 1], sequence, start)
+            tables[row, : len(sequence.block_table)] = sequence.block_table
+        device = self.tables.device
+        on_device = torch.from_numpy(seats.astype(np.int64)).to(device)
+        self.store(on_device, torch.from_numpy(tables).to(device), on_device, torch.from_numpy(tokens).to(device))
+
+    def _seat(self, sequence: Sequence, batch: list[Sequence]) -> int:
+        seat = self._seat_of.get(sequence)
+        if seat is None:
+            if not self._free_seats:
+                self._reclaim({*batch, *self._recent})
+            seat = self._seat_of[sequence] = self._free_seats.pop()
+            self._next_slots[seat] = -1
+        return seat
+
+    def _reclaim(self, kept: set[Sequence]) -> None:
+        """Take the seats of all others; one that comes back later brings its state anew."""
+        for sequence in [sequence for sequence in self._seat_of if sequence not in kept]:
+            self._free_seats.append(self._seat_of.pop(sequence))

@@ -1,0 +1,42 @@
+"""Steps that were launched: on a GPU their tokens come later, on a CPU they are there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class OnDevice:
+    """The tokens reach `token_ids`, in pinned memory, once `end` has happened."""
+
+    token_ids: Tensor  # (number of samples,) on the host
+    start: torch.cuda.Event
+    end: torch.cuda.Event
+
+    def wait(self) -> tuple[list[int], float]:
+        """The sampled tokens, and the seconds that the device took."""
+        self.end.synchronize()
+        return self.token_ids.tolist(), 1e-3 * self.start.elapsed_time(self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    token_ids: list[int]
+    device: float  # seconds
+
+    def wait(self) -> tuple[list[int], float]:
+        return self.token_ids, self.device
+
+
+def pinned(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Host memory that copies to and from a GPU need not wait for."""
+    return torch.zeros(*shape, dtype=dtype, pin_memory=torch.cuda.is_available())
+
+
+def record_event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

@@ -1,0 +1,196 @@
+"""A linear layer of few rows with its norm, bias, activation and residual in one kernel, beside plain PyTorch.
+
+Such a layer is as fast as its weights are read, so each is read once, and the first ones before the kernel ahead is
+done. The weight tile is the left operand of the product: output features fill the tensor core's 64 rows, tokens its N.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS = (None, "silu_gate", "gelu")
+MAX_COUNTERS = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How one launch cuts its work; tile sizes are powers of two.
+
+    block_m rows (1: a matrix-vector product without tensor cores), block_n output features (twice that many weight
+    rows under silu_gate), block_k input features per iteration, split_k programs that share one tile's sum.
+    `prefetch` (0 or a power of two) iterations of weights are brought to L2 before the previous kernel is done; `pdl`
+    lets the launches overlap.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    split_k: int
+    num_warps: int
+    num_stages: int
+    prefetch: int = 4
+    pdl: bool = True
+
+
+def plain_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_eps: float = 0.0,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """residual + activation(norm(x) @ weight.T + bias) for x (rows, in_features), weight (out_features, in_features).
+
+    The norm is RMSNorm if only norm_weight (in_features,) is given, LayerNorm if norm_bias is too. "gelu" is the tanh
+    approximation; "silu_gate" is silu(first half of the columns) * second half, so that the result, like the residual,
+    is (rows, out_features / 2).
+    """
+    _check_activation(activation)
+    if norm_weight is not None:
+        if norm_bias is None:
+            x = F.rms_norm(x, x.shape[1:], norm_weight, norm_eps)
+        else:
+            x = F.layer_norm(x, x.shape[1:], norm_weight, norm_bias, norm_eps)
+    y = F.linear(x, weight, bias)
+    if activation == "silu_gate":
+        gate, up = y.chunk(2, dim=-1)
+        y = F.silu(gate) * up
+    elif activation == "gelu":
+        y = F.gelu(y, approximate="tanh")
+    return y if residual is None else residual + y
+
+
+def fused_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_eps: float = 0.0,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    tiles: Tiles | None = None,
+) -> Tensor:
+    """What plain_linear computes, to the last bits of x's dtype and the same bits every run; sums are float32.
+
+    One stream at a time may use it, and it must have run once on the device before a CUDA graph captures it. More than
+    one row with a norm are two kernels. Tensors are contiguous, but rows of x and residual may be apart.
+    """
+    _check_activation(activation)
+    kernels = _kernels()
+    rows, in_features = x.shape
+    gated = activation == "silu_gate"
+    out_features = weight.shape[0] // 2 if gated else weight.shape[0]
+    assert weight.shape[1] == in_features, (x.shape, weight.shape)
+    assert weight.is_contiguous()
+    assert x.stride(1) == 1
+    assert residual is None or (residual.shape == (rows, out_features) and residual.stride(1) == 1), residual.shape
+    num_sms, has_pdl = _device_facts(x.device)
+    if tiles is None:
+        tiles = choose_tiles(rows, out_features, in_features, num_sms, gated)
+        if x.element_size() == 4:  # same bytes per tile
+            tiles = replace(tiles, block_k=tiles.block_k // 2)
+    pdl = tiles.pdl and has_pdl
+    if norm_weight is not None and tiles.block_m > 1:
+        x = _normalized(x, norm_weight, norm_bias, norm_eps, pdl)
+        norm_weight = norm_bias = None
+    out = torch.empty(rows, out_features, dtype=x.dtype, device=x.device)
+    num_tiles = _ceil_div(rows, tiles.block_m) * _ceil_div(out_features, tiles.block_n)
+    partials = counters = None
+    if tiles.split_k > 1:
+        assert num_tiles <= MAX_COUNTERS, num_tiles
+        shape = (num_tiles, tiles.split_k, 2 if gated else 1, tiles.block_n, tiles.block_m)
+        partials, counters = torch.empty(shape, dtype=torch.float32, device=x.device), _counters(x.device)
+    even_k = in_features % tiles.block_k == 0
+    kernels.linear_kernel[(num_tiles * tiles.split_k,)](
+        x, weight, bias, norm_weight, norm_bias, residual, out, partials, counters,
+        rows, out_features, in_features, x.stride(0), 0 if residual is None else residual.stride(0), norm_eps,
+        ACTIVATION=activation, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
+        SPLIT_K=tiles.split_k, NUM_STAGES=tiles.num_stages, EVEN_K=even_k,
+        NORM_BLOCK=1 if norm_weight is None else _power_of_two(in_features),
+        PREFETCH=tiles.prefetch if pdl and even_k and weight.data_ptr() % 16 == 0 else 0, PDL=pdl,
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages, launch_pdl=pdl,
+    )  # fmt: skip
+    return out
+
+
+def choose_tiles(rows: int, out_features: int, in_features: int, num_sms: int, gated: bool) -> Tiles:
+    """Tiles for a shape; out_features are those of the result.
+
+    One row is a matrix-vector product: small programs, many per SM, need no split. More rows take tiles of 64 output
+    features, the tensor core's M, and the split that keeps two programs per SM busiest; each further split costs 3%.
+    """
+    if rows == 1:
+        block_k = 1024 if in_features % 1024 == 0 else 256
+        return Tiles(1, 4 if gated else 8, block_k, 1, num_warps=4, num_stages=1)
+    block_m = min(128, max(16, _power_of_two(rows)))
+    block_n, block_k = 64, 64 if block_m >= 64 else 128
+    num_tiles = _ceil_div(rows, block_m) * _ceil_div(out_features, block_n)
+    num_iterations = _ceil_div(in_features, block_k)
+    gains = {split: busy_share(num_tiles, num_iterations, split, 2 * num_sms) - 0.03 * split for split in range(1, 9)}
+    split_k = max(gains, key=gains.__getitem__)
+    return Tiles(block_m, block_n, block_k, split_k, num_warps=4, num_stages=3 if gated else 4)
+
+
+def busy_share(num_tiles: int, num_iterations: int, split_k: int, num_slots: int) -> float:
+    """Share of the slots' time at work: waves of num_slots programs, each as long as a tile's longest part."""
+    num_waves = _ceil_div(num_tiles * split_k, num_slots)
+    return num_tiles * num_iterations / (num_waves * num_slots * _ceil_div(num_iterations, split_k))
+
+
+def _ceil_div(amount: int, size: int) -> int:
+    return -(-amount // size)
+
+
+def _power_of_two(size: int) -> int:
+    """The smallest that is at least `size`."""
+    return 1 << (size - 1).bit_length()
+
+
+def _kernels() -> ModuleType:
+    try:
+        from framework.kernels import linear_triton
+    except ImportError as error:  # no wheel for this platform
+        raise ImportError("fused_linear needs the package triton; plain_linear computes the same without it") from error
+    return linear_triton
+
+
+def _check_activation(activation: str | None) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}, must be one of {ACTIVATIONS}")
+
+
+@functools.cache
+def _device_facts(device: torch.device) -> tuple[int, bool]:
+    """(multiprocessors, whether kernels may overlap by programmatic dependent launch); the CPU is the interpreter."""
+    if device.type != "cuda":
+        return 1, False
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.major >= 9
+
+
+@functools.cache
+def _counters(device: torch.device) -> Tensor:
+    """Arrivals at each tile, zero between launches: whoever arrives last resets."""
+    return torch.zeros(MAX_COUNTERS, dtype=torch.int32, device=device)
+
+
+def _normalized(x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, norm_eps: float, pdl: bool) -> Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    block = _power_of_two(x.shape[1])
+    _kernels().norm_kernel[(x.shape[0],)](
+        x, norm_weight, norm_bias, out, x.shape[1], x.stride(0), norm_eps, BLOCK=block, PDL=pdl,
+        num_warps=min(16, max(1, block // 512)), launch_pdl=pdl,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,178 @@
+"""Triton kernels of linear.py, which says what they compute. Shapes in comments are (output features, rows).
+
+A matrix product with its weights as left operand, or a matrix-vector product for one row; the sum over input features
+may be split over programs, of which the last to arrive adds the parts in a fixed order.
+"""
+
+# mypy: allow-untyped-defs
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _vector(pointer, at, size):
+    """Values `at` of a vector of `size`, in float32, zero past its end."""
+    return tl.load(pointer + at, mask=at < size, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _row_moments(row, in_features, norm_eps, IS_RMS: tl.constexpr, BLOCK: tl.constexpr):
+    """Mean (0 for RMSNorm) and 1 / sqrt(variance + norm_eps) of the in_features values at `row`."""
+    k = tl.arange(0, BLOCK)
+    values = _vector(row, k, in_features)
+    mean = 0.0
+    if not IS_RMS:
+        mean = tl.sum(values, 0) / in_features
+        values = tl.where(k < in_features, values - mean, 0.0)
+    return mean, tl.rsqrt(tl.sum(values * values, 0) / in_features + norm_eps)
+
+
+@triton.jit
+def norm_kernel(
+    x, norm_weight, norm_bias, out, in_features, x_stride, norm_eps, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    k = tl.arange(0, BLOCK)
+    scale = _vector(norm_weight, k, in_features)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    row = x + tl.program_id(0) * x_stride
+    mean, rstd = _row_moments(row, in_features, norm_eps, norm_bias is None, BLOCK)
+    values = (_vector(row, k, in_features) - mean) * rstd * scale
+    if norm_bias is not None:
+        values += _vector(norm_bias, k, in_features)
+    tl.store(out + tl.program_id(0) * in_features + k, values.to(out.dtype.element_ty), mask=k < in_features)
+
+
+@triton.jit
+def _prefetch(rows, start, end, BLOCK_K: tl.constexpr, PREFETCH: tl.constexpr):
+    """Ask L2 for PREFETCH * BLOCK_K values from `start` of each row; no thread waits for them."""
+    k = tl.minimum(start + BLOCK_K * tl.arange(0, PREFETCH), end - BLOCK_K)
+    addresses = (rows[:, None] + k[None, :]).to(tl.int64)
+    num_bytes: tl.constexpr = BLOCK_K * rows.dtype.element_ty.primitive_bitwidth // 8
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;", "=r,l,r", [addresses, num_bytes],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _accumulate(acc, weight_rows, x_tile, k, in_features, EVEN_K: tl.constexpr):
+    """Add one tile's product; x_tile is (BLOCK_M, BLOCK_K), k its input features."""
+    pointers = weight_rows[:, None] + k[None, :]
+    if EVEN_K:
+        weight_tile = tl.load(pointers, eviction_policy="evict_first")
+    else:
+        weight_tile = tl.load(pointers, mask=(k < in_features)[None, :], other=0.0, eviction_policy="evict_first")
+    if x_tile.shape[0] == 1:
+        acc += weight_tile.to(tl.float32) * x_tile.to(tl.float32)  # (BLOCK_N, BLOCK_K)
+    else:
+        acc = tl.dot(weight_tile, tl.trans(x_tile), acc, input_precision="ieee")  # (BLOCK_N, BLOCK_M)
+    return acc
+
+
+@triton.jit
+def _store(acc, up, bias, residual, out, cols, rows, out_features, num_rows, residual_stride, ACTIVATION: tl.constexpr):
+    """Bias, activation and residual of the sums acc and, under silu_gate, up: (BLOCK_N, BLOCK_M) at cols and rows."""
+    if bias is not None:
+        acc += _vector(bias, cols, out_features)[:, None]
+    if ACTIVATION == "silu_gate":
+        if bias is not None:
+            up += _vector(bias + out_features, cols, out_features)[:, None]
+        acc = acc * tl.sigmoid(acc) * up
+    elif ACTIVATION == "gelu":  # 0.5 (1 + tanh(u)) = sigmoid(2 u)
+        acc = acc * tl.sigmoid(1.5957691216057308 * (acc + 0.044715 * acc * acc * acc))
+    mask = (cols < out_features)[:, None] & (rows < num_rows)[None, :]
+    if residual is not None:
+        acc += tl.load(residual + rows[None, :] * residual_stride + cols[:, None], mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + rows[None, :] * out_features + cols[:, None], acc.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _arrives_last(acc, up, parts, counter, split, SPLIT_K: tl.constexpr, GATED: tl.constexpr):
+    """Write this program's part of the sums; whether all others had written theirs."""
+    SIZE: tl.constexpr = acc.shape[0] * acc.shape[1]
+    tl.store(parts + split * (1 + GATED) * SIZE, acc)
+    if GATED:
+        tl.store(parts + (split * 2 + 1) * SIZE, up)
+    tl.debug_barrier()  # all threads have written before the one that counts arrives
+    is_last = tl.atomic_add(counter, 1, sem="acq_rel") == SPLIT_K - 1
+    if is_last:
+        tl.store(counter, 0)
+    return is_last
+
+
+@triton.jit
+def _sum_parts(parts, acc, up, SPLIT_K: tl.constexpr, GATED: tl.constexpr):
+    """Always in the same order, whoever arrives last; .cg reads past an L1 that may be stale."""
+    SIZE: tl.constexpr = acc.shape[0] * acc.shape[1]
+    acc, up = tl.zeros_like(acc), tl.zeros_like(up)
+    for split in range(SPLIT_K):
+        acc += tl.load(parts + split * (1 + GATED) * SIZE, cache_modifier=".cg")
+        if GATED:
+            up += tl.load(parts + (split * 2 + 1) * SIZE, cache_modifier=".cg")
+    return acc, up
+
+
+@triton.jit(do_not_specialize=["num_rows"])  # it changes from step to step
+def linear_kernel(
+    x, weight, bias, norm_weight, norm_bias, residual, out, partials, counters,
+    num_rows, out_features, in_features, x_stride, residual_stride, norm_eps,
+    ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr, NUM_STAGES: tl.constexpr, EVEN_K: tl.constexpr, NORM_BLOCK: tl.constexpr,
+    PREFETCH: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    GATED: tl.constexpr = ACTIVATION == "silu_gate"
+    # One row keeps a sum per weight of the tile and adds them up at the end
+    ACC_WIDTH: tl.constexpr = BLOCK_K if BLOCK_M == 1 else BLOCK_M
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    tile, split = tl.program_id(0) // SPLIT_K, tl.program_id(0) % SPLIT_K
+    num_row_blocks = tl.cdiv(num_rows, BLOCK_M)  # neighbours share weights, not rows
+    rows = tile % num_row_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tile // num_row_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    share = tl.cdiv(tl.cdiv(in_features, BLOCK_K), SPLIT_K) * BLOCK_K
+    start = split * share
+    end = tl.minimum(start + share, in_features)
+    # Past the last feature the last one is read again: no mask in the loop, none of it is stored
+    weight_rows = weight + tl.minimum(cols, out_features - 1).to(tl.int64) * in_features
+    up_rows = weight_rows + tl.cast(out_features, tl.int64) * in_features
+    if PDL:
+        if PREFETCH:
+            _prefetch(weight_rows, start, end, BLOCK_K, PREFETCH)
+            if GATED:
+                _prefetch(up_rows, start, end, BLOCK_K, PREFETCH)
+        tl.extra.cuda.gdc_wait()  # nothing the previous kernel wrote is read above, nothing at all is written
+    if norm_weight is not None:
+        row = x + tile % num_row_blocks * x_stride
+        mean, rstd = _row_moments(row, in_features, norm_eps, norm_bias is None, NORM_BLOCK)
+
+    acc = tl.zeros([BLOCK_N, ACC_WIDTH], tl.float32)
+    up = tl.zeros([BLOCK_N, ACC_WIDTH], tl.float32)
+    for k0 in tl.range(start, end, BLOCK_K, num_stages=NUM_STAGES):
+        k = k0 + tl.arange(0, BLOCK_K)
+        mask = (rows < num_rows)[:, None]
+        if not EVEN_K:
+            mask = mask & (k < in_features)[None, :]
+        x_tile = tl.load(x + rows[:, None] * x_stride + k[None, :], mask=mask, other=0.0, eviction_policy="evict_last")
+        if norm_weight is not None:
+            x_tile = (x_tile.to(tl.float32) - mean) * rstd * _vector(norm_weight, k, in_features)[None, :]
+            if norm_bias is not None:
+                x_tile += _vector(norm_bias, k, in_features)[None, :]
+        acc = _accumulate(acc, weight_rows, x_tile, k, in_features, EVEN_K)
+        if GATED:
+            up = _accumulate(up, up_rows, x_tile, k, in_features, EVEN_K)
+
+    if BLOCK_M == 1:
+        acc, up = tl.sum(acc, 1, keep_dims=True), tl.sum(up, 1, keep_dims=True)
+    if SPLIT_K == 1:
+        _store(acc, up, bias, residual, out, cols, rows, out_features, num_rows, residual_stride, ACTIVATION)
+    else:
+        # (num_tiles, SPLIT_K, 1 or 2 sums, BLOCK_N, BLOCK_M)
+        place = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
+        parts = partials + place + tile * (SPLIT_K * (1 + GATED) * BLOCK_N * BLOCK_M)
+        if _arrives_last(acc, up, parts, counters + tile, split, SPLIT_K, GATED):
+            acc, up = _sum_parts(parts, acc, up, SPLIT_K, GATED)
+            _store(acc, up, bias, residual, out, cols, rows, out_features, num_rows, residual_stride, ACTIVATION)

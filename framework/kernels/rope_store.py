@@ -1,0 +1,177 @@
+"""QK-norm, rope and the write to the paged KV cache after a fused QKV projection, in one launch; and in plain PyTorch.
+
+It prepares the tokens of a prefill for FlashAttention; a decode step does the same inside paged_decode.
+"""
+
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # no wheel for this platform: plain_rope_store still works
+    triton = None
+
+jit = triton.jit if triton else lambda kernel: kernel
+
+HEADS_PER_PROGRAM = 16
+
+
+def plain_rope_store(
+    qkv: Tensor,
+    rope: Tensor | None,
+    slots: Tensor | None,
+    k_cache: Tensor | None,
+    v_cache: Tensor | None,
+    *,
+    num_kv_heads: int,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    norm_eps: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q (rows, num_heads, head_dim), k and v (rows, num_kv_heads, head_dim) of qkv, ready for attention.
+
+    qkv is (rows, num_heads + 2 num_kv_heads, head_dim). q_norm and k_norm (head_dim,) are RMSNorm weights per head;
+    rope (rows, 2, head_dim) is cos and sin at each row's position, sin's first half negated. Row i's k and v are also
+    written to slot slots[i] of the caches (num_slots, num_kv_heads, head_dim), unless that is -1 or there are none.
+    Rounds once, at the end: everything between is float32 (float64 for float64). qkv is left as it was.
+    """
+    q, k, v = qkv.split((qkv.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads), dim=1)
+    q, k = _plain_turn(q, rope, q_norm, norm_eps), _plain_turn(k, rope, k_norm, norm_eps)
+    if slots is not None and k_cache is not None and v_cache is not None:
+        written = slots >= 0
+        k_cache[slots[written].long()] = k[written]
+        v_cache[slots[written].long()] = v[written]
+    return q, k, v
+
+
+def _plain_turn(heads: Tensor, rope: Tensor | None, norm: Tensor | None, norm_eps: float) -> Tensor:
+    """(rows, heads, head_dim) → the same, normalised and turned."""
+    x = heads.to(torch.promote_types(heads.dtype, torch.float32))
+    if norm is not None:
+        x = F.rms_norm(x, norm.shape, norm.to(x.dtype), norm_eps)
+    if rope is not None:
+        cos, sin = rope.to(x.dtype).unbind(1)  # (rows, head_dim)
+        x = x * cos[:, None] + x.roll(x.shape[-1] // 2, -1) * sin[:, None]
+    return x.to(heads.dtype)
+
+
+def rope_store(
+    qkv: Tensor,
+    rope: Tensor | None,
+    slots: Tensor | None,
+    k_cache: Tensor | None,
+    v_cache: Tensor | None,
+    *,
+    num_kv_heads: int,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    norm_eps: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """plain_rope_store as one Triton launch. q and k share new memory, v is a view of qkv; their rows are strided.
+
+    Everything must be contiguous, head_dim a power of two of at least 16.
+    """
+    check_triton("rope_store")
+    check_qkv(qkv, num_kv_heads)
+    num_rows, num_all_heads, head_dim = qkv.shape
+    num_heads = num_all_heads - 2 * num_kv_heads
+    q, k, v = qkv.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    is_stored = slots is not None and k_cache is not None and v_cache is not None
+    is_turned = rope is not None or q_norm is not None or k_norm is not None
+    if is_turned:
+        turned = torch.empty((num_rows, num_heads + num_kv_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
+        q, k = turned.split((num_heads, num_kv_heads), dim=1)
+    if num_rows and (is_turned or is_stored):
+        tile = min(HEADS_PER_PROGRAM, triton.next_power_of_2(num_heads))
+        num_tiles = triton.cdiv(num_heads, tile) + (1 + is_stored) * triton.cdiv(num_kv_heads, tile)
+        caches = (slots, k_cache, v_cache) if is_stored else (None, None, None)
+        _rope_store_kernel[(num_rows, num_tiles)](
+            qkv, rope, q_norm, k_norm, norm_eps, turned if is_turned else None, *caches,
+            NUM_HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, TILE=tile, num_warps=4,
+        )  # fmt: skip
+    return q, k, v
+
+
+def check_triton(name: str) -> None:
+    """RuntimeError where Triton is not installed."""
+    if triton is None:
+        raise RuntimeError(f"{name} needs triton, which has no wheel for this platform: call plain_{name} instead")
+
+
+def check_qkv(qkv: Tensor, num_kv_heads: int) -> None:
+    """ValueError unless the Triton kernels take qkv (rows, num_heads + 2 num_kv_heads, head_dim)."""
+    num_heads, head_dim = qkv.shape[1] - 2 * num_kv_heads, qkv.shape[2]
+    if head_dim < 16 or head_dim & (head_dim - 1):
+        raise ValueError(f"head_dim {head_dim} must be a power of two of at least 16")
+    if num_heads <= 0 or num_heads % num_kv_heads:
+        raise ValueError(f"{num_heads} query heads cannot share {num_kv_heads} key heads evenly")
+    if not qkv.is_contiguous():
+        raise ValueError(f"qkv must be contiguous, not strided by {qkv.stride()}")
+
+
+@jit
+def load_turned(heads, rope, norm, norm_eps, mask, HEAD_DIM: tl.constexpr):
+    """Pointers to heads (num, 1), and to their row's cos and sin → normalised and turned heads (num, HEAD_DIM), float32.
+
+    Channel c is turned together with c + HEAD_DIM / 2, which is loaded again: a cache hit, cheaper than a shuffle.
+    """
+    channels = tl.arange(0, HEAD_DIM)[None, :]
+    partners = (channels + HEAD_DIM // 2) % HEAD_DIM
+    x = tl.load(heads + channels, mask, other=0.0).to(tl.float32)
+    factor = 1.0
+    if norm is not None:
+        factor = tl.rsqrt(tl.sum(x * x, 1) / HEAD_DIM + norm_eps)[:, None]
+        x = x * factor * tl.load(norm + channels).to(tl.float32)
+    if rope is not None:
+        partner = tl.load(heads + partners, mask, other=0.0).to(tl.float32)
+        if norm is not None:
+            partner = partner * factor * tl.load(norm + partners).to(tl.float32)
+        cos = tl.load(rope + channels).to(tl.float32)
+        sin = tl.load(rope + HEAD_DIM + channels).to(tl.float32)
+        x = x * cos + partner * sin
+    return x
+
+
+@jit
+def _rope_store_kernel(
+    qkv, rope, q_norm, k_norm, norm_eps, turned, slots, k_cache, v_cache,
+    NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Program (row, tile): TILE heads of one row, first the query heads' tiles, then the keys', then the values'."""
+    Q_TILES: tl.constexpr = (NUM_HEADS + TILE - 1) // TILE
+    KV_TILES: tl.constexpr = (KV_HEADS + TILE - 1) // TILE
+    row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    head = tl.arange(0, TILE)[:, None]
+    channels = tl.arange(0, HEAD_DIM)[None, :]
+    source = qkv + row * ((NUM_HEADS + 2 * KV_HEADS) * HEAD_DIM)
+    if rope is not None:
+        rope += row * (2 * HEAD_DIM)
+    if turned is not None:
+        turned += row * ((NUM_HEADS + KV_HEADS) * HEAD_DIM)
+    slot, num_stored = row, KV_HEADS
+    if slots is not None:
+        slot = tl.load(slots + row).to(tl.int64)
+        num_stored = tl.where(slot >= 0, KV_HEADS, 0)
+    if tile < Q_TILES:
+        if turned is not None:
+            head += tile * TILE
+            q = load_turned(source + head * HEAD_DIM, rope, q_norm, norm_eps, head < NUM_HEADS, HEAD_DIM)
+            tl.store(turned + head * HEAD_DIM + channels, q.to(turned.dtype.element_ty), head < NUM_HEADS)
+    elif tile < Q_TILES + KV_TILES:
+        head += (tile - Q_TILES) * TILE
+        k = load_turned(source + (NUM_HEADS + head) * HEAD_DIM, rope, k_norm, norm_eps, head < KV_HEADS, HEAD_DIM)
+        k = k.to(qkv.dtype.element_ty)
+        if turned is not None:
+            tl.store(turned + (NUM_HEADS + head) * HEAD_DIM + channels, k, head < KV_HEADS)
+        if slots is not None:
+            tl.store(k_cache + (slot * KV_HEADS + head) * HEAD_DIM + channels, k, head < num_stored)
+    elif slots is not None:
+        head += (tile - Q_TILES - KV_TILES) * TILE
+        v = tl.load(source + (NUM_HEADS + KV_HEADS + head) * HEAD_DIM + channels, head < KV_HEADS)
+        tl.store(v_cache + (slot * KV_HEADS + head) * HEAD_DIM + channels, v, head < num_stored)

@@ -1,0 +1,134 @@
+"""The GPU's way through the engine, on a CPU: Triton's interpreter, host memory that is not pinned, and a fake event."""
+
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from framework.core import Batch
+from framework.engine import decoder, in_flight, torch_engine
+from framework.engine.compilation import configure_model
+from framework.engine.decoder import batch_sizes
+from framework.engine.torch_engine import TorchEngine
+from framework.replay import replay
+from framework.scheduler.continuous import ContinuousScheduler
+from framework.scheduler.static import StaticScheduler
+from tests.engine.driver import generate, make_requests, seat
+from tests.engine.test_torch_engine import GPT2_CONFIG
+from tests.engine.test_torch_engine import make_engine as make_any_engine
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the real path is tested there")
+
+make_engine = partial(make_any_engine, config=GPT2_CONFIG | {"n_embd": 32, "n_head": 2, "n_layer": 2})
+PROMPT_LENS, OUTPUT_LENS = [7, 7, 1, 12], [4, 6, 8, 1]
+
+
+class Event:
+    """Has happened when it is recorded."""
+
+    def __init__(self) -> None:
+        self.time = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 1e3 * (end.time - self.time)
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """An engine that takes the GPU's way with the interpreter's kernels."""
+    for module in (in_flight, decoder, torch_engine):
+        monkeypatch.setattr(module, "record_event", Event)
+    monkeypatch.setattr(torch_engine, "WARM_UP_PROMPTS", (3,))
+    monkeypatch.setattr(torch_engine, "MAX_FUSED_ROWS", 0)
+
+    def make(num_steps_ahead: int = 0, **keywords) -> TorchEngine:
+        engine = make_engine(**keywords)
+        engine.is_on_gpu, engine.num_steps_ahead = True, num_steps_ahead
+        return engine
+
+    return make
+
+
+def expected(requests, **keywords):
+    engine = make_engine(**keywords)
+    engine.begin(requests, 8)
+    return generate(engine, requests)
+
+
+@pytest.mark.parametrize("mode", ["ragged", "chunked", "static"])
+def test_tokens_equal_the_plain_way(pretend, mode):
+    requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
+    engine = pretend()
+    engine.begin(requests, 8)
+    tokens = generate(engine, requests, chunk=4 if mode == "chunked" else 10**9, is_static=mode == "static")
+    assert tokens == expected(requests)
+
+
+SCHEDULERS = {
+    "continuous": partial(ContinuousScheduler, max_num_seqs=4),
+    "preemptions": partial(ContinuousScheduler, max_num_seqs=4, watermark=0.0),
+    "split prompts": partial(ContinuousScheduler, max_num_seqs=4, max_num_batched_tokens=8),
+    "static": partial(StaticScheduler, max_num_seqs=3, max_wait=0.0),
+}
+
+
+@pytest.mark.parametrize("num_steps_ahead", [0, 1])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_replayed_tokens_equal_the_plain_way(pretend, name, num_steps_ahead):
+    requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
+    engine = pretend(num_steps_ahead, num_blocks=4 if name == "preemptions" else 64)
+    sequences, steps = replay(requests, SCHEDULERS[name](engine.num_blocks, engine.block_size), engine)
+    assert [sequence.output_token_ids for sequence in sequences] == expected(requests)
+    assert any(sequence.num_preemptions for sequence in sequences) == (name == "preemptions")
+    assert all(step.elapsed > 0 and step.prepare > 0 and step.device > 0 for step in steps)
+
+
+def test_a_seat_taken_away_is_brought_anew(pretend):
+    """Two seats per running sequence: with 4 requests in batches of 1, everyone's seat is taken again and again."""
+    requests = make_requests(PROMPT_LENS, [3] * 4)
+    engine = pretend()
+    engine.begin(requests, 1)
+    sequences = seat(engine, requests)
+    for _ in range(3):
+        for sequence in sequences:
+            step(engine, [sequence])
+    assert [sequence.output_token_ids for sequence in sequences] == expected(requests)
+
+
+def step(engine, sequences):
+    """One step of these sequences: whole prompts, or one token each."""
+    starts = [sequence.num_computed_tokens for sequence in sequences]
+    num_tokens = [sequence.num_tokens - start for sequence, start in zip(sequences, starts, strict=True)]
+    num_decode_tokens = len(sequences) if sequences[0].output_token_ids else 0
+    result = engine.step(Batch(sequences, starts, num_tokens, sum(num_tokens) - num_decode_tokens, num_decode_tokens))
+    for sequence, num, token_id in zip(sequences, num_tokens, result.token_ids, strict=True):
+        sequence.num_computed_tokens += num
+        sequence.append(token_id, 0.0)
+
+
+def test_batch_sizes():
+    assert batch_sizes(1) == [1]
+    assert batch_sizes(6) == [1, 2, 4, 6]
+    assert batch_sizes(32) == [1, 2, 4, 8, 16, 24, 32]
+    assert batch_sizes(300)[-4:] == [248, 256, 288, 300]
+
+
+def test_blocks_are_configured_anew_each_time():
+    model = make_engine().model
+    rows = []
+    for compile in (True, False):
+        configure_model(model, max_fused_rows=5, compile=compile)
+        rows.append(["project" in vars(block) for block in model.layers])
+        assert model.layers[0].qkv_proj.max_fused_rows == model.lm_head.max_fused_rows == 5
+    assert rows == [[True] * 2, [False] * 2]
+
+
+@pytest.mark.parametrize("option", ["fused", "compile", "cuda_graphs", "overlap"])
+def test_what_needs_a_gpu_says_so(option):
+    with pytest.raises(ValueError, match=f"engine.{option}=true needs a GPU"):
+        make_engine(**{option: True})

@@ -1,0 +1,166 @@
+"""paged_decode equals its plain reference in float64, caches included, and reads nothing that isn't the sequence's."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from framework.kernels.paged_decode import DecodeTiles, choose_splits, paged_decode, plain_paged_decode
+
+pytest.importorskip("triton")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_interpreter = pytest.mark.skipif(torch.cuda.is_available(), reason="runs in Triton's interpreter without CUDA")
+
+SMALL = DecodeTiles(block_keys=16, min_keys=16)
+
+
+@dataclasses.dataclass
+class Case:
+    """Arguments of paged_decode; unused cache slots are NaN."""
+
+    args: dict
+    kwargs: dict
+
+    def to(self, device, dtype):
+        def move(value):
+            if not isinstance(value, torch.Tensor):
+                return value
+            return value.to(device, dtype if value.is_floating_point() else None, copy=True)
+
+        return Case(*({name: move(value) for name, value in part.items()} for part in (self.args, self.kwargs)))
+
+    def run(self, function, **options):
+        output = function(**self.args, **self.kwargs, **options)
+        return output, self.args["k_cache"], self.args["v_cache"]
+
+
+def make_case(lengths, num_kv_heads=2, group=2, head_dim=16, block_size=16, padding=None, rope=True, norms=False):
+    """float32 on the CPU; empty rows get NaN and a seat that doesn't exist."""
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    num_rows, num_seats = len(lengths), len(lengths) + 3
+    max_blocks = max(1, *(-(-length // block_size) for length in lengths))
+    tables = torch.from_numpy(rng.permutation(num_seats * max_blocks + 2)[: num_seats * max_blocks].astype(np.int32))
+    tables = tables.view(num_seats, max_blocks)
+    seats = torch.from_numpy(rng.permutation(num_seats)[:num_rows].astype(np.int32))
+    caches = torch.full((2, (num_seats * max_blocks + 2) * block_size, num_kv_heads, head_dim), torch.nan)
+    for seat, length in zip(seats.tolist(), lengths, strict=True):
+        places = torch.arange(max(0, length - 1))
+        slots = tables[seat][places // block_size] * block_size + places % block_size
+        caches[:, slots] = torch.randn(2, len(places), num_kv_heads, head_dim)
+    qkv = torch.randn(num_rows, (group + 2) * num_kv_heads, head_dim)
+    empty = torch.tensor(lengths) == 0
+    qkv[empty], seats[empty] = torch.nan, 10**6
+    args = {
+        "qkv": qkv,
+        "rope": torch.randn(num_rows, 2, head_dim) if rope else None,
+        "tables": tables,
+        "seats": seats,
+        "context_lens": torch.tensor(lengths, dtype=torch.int32),
+        "padding": torch.tensor(padding or [0] * num_rows, dtype=torch.int32),
+        "k_cache": caches[0],
+        "v_cache": caches[1],
+    }
+    kwargs = {"num_kv_heads": num_kv_heads, "block_size": block_size}
+    if norms:
+        kwargs |= {"q_norm": torch.rand(head_dim), "k_norm": torch.rand(head_dim) + 0.5, "norm_eps": 1e-5}
+    return Case(args, kwargs)
+
+
+def check(case, device="cpu", dtype=torch.float32, tolerance=2e-5, **options):
+    case = case.to(device, dtype)
+    expected = case.to(device, torch.float64).run(plain_paged_decode)
+    actual = case.run(paged_decode, **options)
+    assert actual[0].isfinite().all()
+    for got, want in zip(actual, expected, strict=True):
+        torch.testing.assert_close(got.double(), want, atol=tolerance, rtol=tolerance, equal_nan=True)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("num_splits", [1, 4, 16, None])
+@pytest.mark.parametrize("block_size", [7, 16, 256])
+def test_lengths(block_size, num_splits):
+    case = make_case([1, 2, 15, 16, 17, 33, 0, 65], block_size=block_size)
+    check(case, num_splits=num_splits, tiles=SMALL)
+
+
+@needs_interpreter
+@pytest.mark.parametrize(("num_kv_heads", "group", "head_dim"), [(3, 1, 64), (1, 2, 128), (2, 3, 32), (1, 4, 64), (1, 8, 16)])
+def test_heads(num_kv_heads, group, head_dim):
+    check(make_case([5, 40, 0], num_kv_heads, group, head_dim), num_splits=4, tiles=SMALL)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("num_splits", [1, 4])
+def test_padding_is_read_but_not_attended_to(num_splits):
+    check(make_case([40, 40, 40, 17, 1], padding=[3, 16, 39, 16, 0]), num_splits=num_splits, tiles=SMALL)
+
+
+@needs_interpreter
+@pytest.mark.parametrize(("rope", "norms"), [(False, False), (True, True), (False, True)])
+def test_rope_and_norms_are_optional(rope, norms):
+    check(make_case([9, 33], rope=rope, norms=norms), num_splits=2, tiles=SMALL)
+
+
+@needs_interpreter
+def test_tiles_larger_and_smaller_than_a_block():
+    case = make_case([70, 64, 3], block_size=32)
+    for block_keys, min_keys in [(16, 64), (32, 32), (64, 64)]:
+        check(case, num_splits=4, tiles=DecodeTiles(block_keys, min_keys=min_keys))
+
+
+@needs_interpreter
+def test_half_precision_and_default_tiles():
+    check(make_case([70, 5, 129], head_dim=32), dtype=torch.float16, tolerance=3e-3)
+
+
+@needs_interpreter
+def test_unusable_heads_are_refused():
+    with pytest.raises(ValueError, match="head_dim 24 must be a power of two"):
+        make_case([3], head_dim=24).run(paged_decode)
+    case = make_case([3, 3])
+    case.args["qkv"] = case.args["qkv"].repeat(2, 1, 1)[::2]
+    with pytest.raises(ValueError, match="contiguous"):
+        case.run(paged_decode)
+
+
+def test_splits():
+    assert [choose_splits(rows, 8, 132) for rows in (1, 2, 4, 8, 16, 32, 256, 4096)] == [32, 32, 16, 8, 4, 4, 4, 4]
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(
+    ("num_kv_heads", "group", "head_dim", "block_size"),
+    [(8, 4, 128, 16), (8, 4, 64, 256), (12, 1, 64, 7), (2, 8, 128, 16), (4, 7, 32, 7)],
+)
+def test_equals_reference_on_cuda(num_kv_heads, group, head_dim, block_size, dtype, tolerance):
+    lengths, padding = [1, 2, 0, 64, 65, 66, 513, 2049, 1500, 300], [0, 1, 0, 0, 64, 3, 0, 700, 1499, 0]
+    case = make_case(lengths, num_kv_heads, group, head_dim, block_size, padding, norms=group == 8)
+    for num_splits in (1, 4, 16, None):
+        check(case, "cuda", dtype, tolerance, num_splits=num_splits)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_repeated_runs_are_bit_equal():
+    case = make_case([3000, 17, 1200], 8, 4, 128).to("cuda", torch.bfloat16)
+    first = case.run(paged_decode, num_splits=16)[0]
+    assert all(torch.equal(first, case.run(paged_decode, num_splits=16)[0]) for _ in range(50))
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_captured_graph_follows_the_lengths():
+    case = make_case([600, 600, 600, 600], 8, 4, 128).to("cuda", torch.bfloat16)
+    case.run(paged_decode)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = case.run(paged_decode)[0]
+    for lengths in ([600, 5, 1, 300], [0, 599, 64, 0], [65, 600, 600, 2]):
+        case.args["context_lens"].copy_(torch.tensor(lengths))
+        expected = case.to("cuda", torch.float64).run(plain_paged_decode)[0]
+        graph.replay()
+        torch.testing.assert_close(output.double(), expected, atol=3e-2, rtol=3e-2)
