@@ -9,32 +9,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from framework.models.gpt2 import GPT2
 from framework.models.linear import Linear
+from framework.models.llama import Llama
 
 COMPILED_METHODS = ("project", "finish")
+MAX_FUSED_ROWS = 32  # of a block's layers; beyond, cuBLAS with compiled surroundings is faster (H200, bfloat16)
+MAX_FUSED_HEAD_ROWS = 128  # of the vocabulary head
 MAX_COMPILED_ROWS = 2**15  # beyond it an index into the activations may need 64 bits, which would compile anew
 
 
-def configure_model(model: nn.Module, *, max_fused_rows: int, compile: bool) -> None:
+def configure_model(model: Llama | GPT2, *, fused: bool, compile: bool) -> None:
     """Say which calls of `model` take the fused kernels and which the compiled blocks; undoes an earlier choice."""
     for module in model.modules():
         if isinstance(module, Linear):
-            module.max_fused_rows = max_fused_rows
+            module.max_fused_rows = MAX_FUSED_ROWS if fused else 0
+    model.lm_head.max_fused_rows = MAX_FUSED_HEAD_ROWS if fused else 0
     compiled: dict[str, Callable[..., Tensor]] = {}
-    layers = model.get_submodule("layers")
-    assert isinstance(layers, nn.ModuleList)
-    for block in layers:
+    for block in model.layers:
         for name in COMPILED_METHODS:
             block.__dict__.pop(name, None)
             if compile:
                 method = getattr(type(block), name)
                 compiled.setdefault(name, torch.compile(method, dynamic=True))
-                block.__dict__[name] = _by_rows(block, method, compiled[name], max_fused_rows)
+                block.__dict__[name] = _by_rows(block, method, compiled[name], MAX_FUSED_ROWS if fused else 0)
 
 
-def _by_rows(block: nn.Module, plain: Callable[..., Tensor], compiled: Any, max_fused_rows: int) -> Any:
+def _by_rows(block: nn.Module, plain: Callable[..., Tensor], compiled: Callable[..., Tensor], num_fused: int) -> Any:
     def call(x: Tensor, *others: Tensor) -> Tensor:
-        is_compiled = max_fused_rows < x.shape[0] <= MAX_COMPILED_ROWS
+        is_compiled = num_fused < x.shape[0] <= MAX_COMPILED_ROWS
         return (compiled if is_compiled else plain)(block, x, *others)
 
     return call

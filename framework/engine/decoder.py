@@ -17,6 +17,7 @@ from torch import Tensor
 from framework.core import Batch, Sequence
 from framework.engine.in_flight import OnDevice, pinned, record_event
 from framework.kernels.attention import IntArray
+from framework.kernels.decode_step import begin_rows, finish_rows
 from framework.kernels.gpu_attention import DecodeAttention
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
@@ -31,20 +32,22 @@ def batch_sizes(max_num_seqs: int) -> list[int]:
 
 
 class Decoder:
-    """Runs batches of one new token per sequence, at most `max_num_seqs` of them."""
+    """Runs batches of one new token per sequence, at most `max_num_seqs` of them.
+
+    `sample` takes logits (rows, vocab_size) to tokens (rows,); without it the largest logit is taken, in the graph.
+    """
 
     def __init__(
         self,
         model: Llama | GPT2,
-        sample: Callable[[Tensor], Tensor],
+        sample: Callable[[Tensor], Tensor] | None,
         *,
         max_num_seqs: int,
         block_size: int,
         num_blocks: int,
-        sample_in_graph: bool,
     ) -> None:
         device = model.embed_tokens.weight.device
-        self.model, self.sample, self.sample_in_graph = model, sample, sample_in_graph
+        self.model, self.sample = model, sample
         self.max_num_seqs, self.block_size = max_num_seqs, block_size
         self.max_position = model.config.max_model_len - 1
         # A static batch may reserve the longest prompt and another request's longest output
@@ -118,26 +121,26 @@ class Decoder:
         else:
             graph, logits = self.graphs[self._sizes[bisect_left(self._sizes, num_seqs)]]
             graph.replay()
-        if not self.sample_in_graph:
-            self._finish(logits)
+        if self.sample is not None:
+            sampled = self.sample(logits)
+            self.sampled[: len(sampled)].copy_(sampled)
+            self.last_tokens.index_put_((self.rows[0, : len(sampled)],), sampled)
 
     def _forward(self, num_seqs: int) -> Tensor:
-        """Logits of one step over the first `num_seqs` rows; with greedy sampling its tokens too."""
-        seats, context_lens, padding, new_blocks = self.rows[:, :num_seqs]
-        last_slots = (context_lens - 1).clamp_(min=0)
-        self.tables.index_put_((seats, last_slots // self.block_size), new_blocks)
-        positions = (last_slots - padding).clamp_(0, self.max_position)  # finished static seats run past the end
+        """Logits of one step over the first `num_seqs` rows; unless they are sampled from, its tokens too."""
+        seats, context_lens, padding, _ = self.rows[:, :num_seqs]
+        token_ids, positions = begin_rows(
+            self.rows[:, :num_seqs],
+            self.tables,
+            self.last_tokens,
+            block_size=self.block_size,
+            max_position=self.max_position,  # finished static seats run past the end
+        )
         attention = DecodeAttention(self.tables, seats, context_lens, padding, self.block_size)
-        hidden = self.model(self.last_tokens.index_select(0, seats), positions, attention)
-        logits = self.model.logits(hidden)
-        if self.sample_in_graph:
-            self._finish(logits)
+        logits = self.model.logits(self.model(token_ids, positions, attention))
+        if self.sample is None:
+            finish_rows(logits, seats, self.sampled, self.last_tokens)
         return logits
-
-    def _finish(self, logits: Tensor) -> None:
-        sampled = self.sample(logits)
-        self.sampled[: len(sampled)].copy_(sampled)
-        self.last_tokens.index_put_((self.rows[0, : len(sampled)],), sampled)
 
     def _fill_rows(self, batch: Batch, write_tokens: Callable[[IntArray, Sequence, int], None]) -> None:
         """Seats, context lengths, padding, and the block of the new slot."""

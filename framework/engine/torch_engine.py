@@ -28,12 +28,11 @@ from framework.engine.prompts import prompt_token_ids
 from framework.engine.sampling import check_sampling, sample
 from framework.engine.upload import upload
 from framework.kernels.attention import Attention, IntArray, plain_attention
-from framework.kernels.gpu_attention import FLASH_DTYPES, flash_attention, flash_inputs
+from framework.kernels.gpu_attention import FLASH_DTYPES, flash_attention, flash_inputs, is_supported
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
-WARM_UP_PROMPTS = (1, 31, 600)  # tokens: below and above what the fused kernels take
-MAX_FUSED_ROWS = 64
+WARM_UP_LENGTHS = (16, 1, 32, 64, 128, 600)  # tokens: one for each size of kernel, and one beyond them
 
 
 class TorchEngine:
@@ -48,7 +47,7 @@ class TorchEngine:
     For a GPU: `fused` takes linear layers of few rows with their norm, activation and residual in one Triton kernel,
     `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps from a captured
     graph (None: on, where the model is on a GPU). `overlap` launches a step before the tokens of the one before are on
-    the host. A model serves one engine at a time: the last one built, or the last one whose `begin` was called.
+    the host. Decode steps of models whose head_dim is no power of two take plain attention, without graphs. A model serves one engine at a time: the last one built, or the last one whose `begin` was called.
     """
 
     def __init__(
@@ -77,10 +76,12 @@ class TorchEngine:
         embedding = model.embed_tokens.weight
         self.model, self.device, self.dtype = model, embedding.device, embedding.dtype
         self.is_on_gpu = self.device.type == "cuda"
-        self.fused = _gpu_only("fused", fused, self.device)
-        self.compile = _gpu_only("compile", compile, self.device)
-        self.cuda_graphs = _gpu_only("cuda_graphs", cuda_graphs, self.device) and use_cache
-        self.num_steps_ahead = int(_gpu_only("overlap", overlap, self.device) and use_cache)
+        self.has_decoder = self.is_on_gpu and use_cache and is_supported(model.config.head_dim)
+        self.fused = _resolve("fused", fused, self.is_on_gpu, "needs a GPU")
+        self.compile = _resolve("compile", compile, self.is_on_gpu, "needs a GPU")
+        needs_decoder = "needs a GPU, a KV cache, and a head_dim of 16, 32, 64, 128 or 256"
+        self.cuda_graphs = _resolve("cuda_graphs", cuda_graphs, self.has_decoder, needs_decoder)
+        self.num_steps_ahead = int(_resolve("overlap", overlap, self.has_decoder, needs_decoder))
         self.max_model_len = model.config.max_model_len
         self.block_size = block_size
         self.use_cache = use_cache
@@ -104,7 +105,7 @@ class TorchEngine:
         model, or whose id is there twice.
         """
         attach_cache(self.model, self._cache)
-        configure_model(self.model, max_fused_rows=MAX_FUSED_ROWS if self.fused else 0, compile=self.compile)
+        configure_model(self.model, fused=self.fused, compile=self.compile)
         torch.set_num_threads(self.num_threads)
         self._in_flight.clear()
         self._warm_up(max_num_seqs)
@@ -173,7 +174,7 @@ class TorchEngine:
             assert inputs.block_tables is not None
             seats = self._decoder.admit(batch.sequences, inputs.context_lens, inputs.samples)
             arrays |= {"seats": seats, "sampled_seats": seats[inputs.samples], "tables": inputs.block_tables}
-        if self.dtype in FLASH_DTYPES:
+        if self.dtype in FLASH_DTYPES and is_supported(self.model.config.head_dim):
             flash_arrays, lens = flash_inputs(*inputs.lengths, inputs.block_tables, self.block_size)
             sent = upload(self.device, arrays | flash_arrays)
             attention: Attention = flash_attention(sent, *lens)
@@ -213,13 +214,13 @@ class TorchEngine:
 
     def _warm_up(self, max_num_seqs: int) -> None:
         """Everything that is loaded, compiled or captured once, before anything is timed."""
-        if self.is_on_gpu and self.use_cache:
+        if self.has_decoder:
             if self._decoder is None or self._decoder.max_num_seqs < max_num_seqs:
                 self._decoder = self._make_decoder(max_num_seqs)
             self._decoder.reset()
-        for num_prompt_tokens in self._warm_up_prompts():
-            self.on_progress(f"warming up: a prompt of {num_prompt_tokens} tokens")
-            self._warm_up_with(num_prompt_tokens)
+        for num_seqs, num_prompt_tokens in self._warm_up_batches(max_num_seqs):
+            self.on_progress(f"warming up: {num_seqs} prompts of {num_prompt_tokens} tokens")
+            self._warm_up_with(num_seqs, num_prompt_tokens)
         if self._decoder is not None and self.cuda_graphs and not self._decoder.graphs:
             with torch.inference_mode():
                 self._decoder.capture(self.on_progress)
@@ -227,32 +228,39 @@ class TorchEngine:
     def _make_decoder(self, max_num_seqs: int) -> Decoder:
         return Decoder(
             self.model,
-            self._sample,
+            self._sample if self.temperature > 0.0 else None,
             max_num_seqs=max_num_seqs,
             block_size=self.block_size,
             num_blocks=self.num_blocks,
-            sample_in_graph=self.temperature == 0.0,
         )
 
-    def _warm_up_prompts(self) -> list[int]:
+    def _warm_up_batches(self, max_num_seqs: int) -> list[tuple[int, int]]:
+        """How many prompts of how many tokens: on a GPU every number of rows that has kernels of its own."""
         capacity = min(self.num_blocks * self.block_size, self.max_model_len) - 1
-        prompts = WARM_UP_PROMPTS if self.is_on_gpu else (31,)
-        return sorted({max(1, min(num_prompt_tokens, capacity)) for num_prompt_tokens in prompts})
+        lengths = WARM_UP_LENGTHS if self.is_on_gpu else WARM_UP_LENGTHS[:1]
+        batches = {(1, max(1, min(length, capacity))) for length in lengths}
+        if self.is_on_gpu:
+            batches |= {(min(length, max_num_seqs, self.num_blocks), 1) for length in lengths}
+        return sorted(batches)
 
-    def _warm_up_with(self, num_prompt_tokens: int) -> None:
-        """A prompt, the same as a chunk behind its first token, and a decode step."""
-        sequence = Sequence(Request(0, 0.0, num_prompt_tokens, 2))
-        sequence.block_table = list(range(min(num_prompt_tokens // self.block_size + 1, self.num_blocks)))
-        self._prompts = {0: np.zeros(num_prompt_tokens, dtype=np.int32)}
-        batches = [Batch([sequence], [0], [num_prompt_tokens], num_prompt_tokens, 0)]
-        if num_prompt_tokens > 1:
-            batches.append(Batch([sequence], [1], [num_prompt_tokens - 1], num_prompt_tokens - 1, 0))
-        if num_prompt_tokens < len(sequence.block_table) * self.block_size:
-            batches.append(Batch([sequence], [num_prompt_tokens], [1], 0, 1))
-        for batch in batches:
-            self._launch(batch)
-            self.collect()
-            sequence.output_token_ids = [0]
+    def _warm_up_with(self, num_seqs: int, num_prompt_tokens: int) -> None:
+        """Prompts, the same as chunks behind their first token, and a decode step."""
+        blocks_each = min(num_prompt_tokens // self.block_size + 1, self.num_blocks // num_seqs)
+        sequences = [Sequence(Request(index, 0.0, num_prompt_tokens, 2)) for index in range(num_seqs)]
+        for index, sequence in enumerate(sequences):
+            sequence.block_table = list(range(index * blocks_each, (index + 1) * blocks_each))
+        self._prompts = dict.fromkeys(range(num_seqs), np.zeros(num_prompt_tokens, dtype=np.int32))
+        parts = [(0, num_prompt_tokens), (1, num_prompt_tokens - 1), (num_prompt_tokens, 1)]
+        for start, num_tokens in parts:
+            if 0 < num_tokens <= blocks_each * self.block_size - start:
+                num_decode_tokens = num_seqs if start == num_prompt_tokens else 0
+                num_prefill_tokens = num_seqs * num_tokens - num_decode_tokens
+                self._launch(
+                    Batch(sequences, [start] * num_seqs, [num_tokens] * num_seqs, num_prefill_tokens, num_decode_tokens)
+                )
+                self.collect()
+            for sequence in sequences:
+                sequence.output_token_ids = [0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,8 +279,8 @@ def last_rows(inputs: StepInputs) -> IntArray:
     return rows
 
 
-def _gpu_only(name: str, value: bool | None, device: torch.device) -> bool:
-    """`value`, or whether there is a GPU; ValueError if it asks for what only a GPU has."""
-    if value and device.type == "cpu":
-        raise ValueError(f"engine.{name}=true needs a GPU; the model is on the CPU (null: on wherever there is a GPU)")
-    return device.type != "cpu" if value is None else value
+def _resolve(name: str, value: bool | None, is_possible: bool, needs: str) -> bool:
+    """`value`, or whether it is possible; ValueError if it asks for what is not."""
+    if value and not is_possible:
+        raise ValueError(f"engine.{name}=true {needs} (null: on wherever it can be)")
+    return is_possible if value is None else value

@@ -16,6 +16,11 @@ from framework.kernels.rope_store import rope_store
 FLASH_DTYPES = (torch.float16, torch.bfloat16)
 
 
+def is_supported(head_dim: int) -> bool:
+    """Whether the kernels take heads of this size."""
+    return head_dim in (16, 32, 64, 128, 256)
+
+
 @dataclass(frozen=True, slots=True)
 class FlashAttention:
     """Prompts and chunks of prompts through the FlashAttention-2 that ships with torch (arXiv:2307.08691).

@@ -16,6 +16,8 @@ from torch import Tensor
 
 ACTIVATIONS = (None, "silu_gate", "gelu")
 MAX_COUNTERS = 2**16
+MAX_VECTOR_WEIGHTS = 2**25  # beyond, tensor cores are faster for one row too
+MAX_VECTOR_FEATURES = 3072
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,8 @@ def fused_linear(
 ) -> Tensor:
     """What plain_linear computes, to the last bits of x's dtype and the same bits every run; sums are float32.
 
-    One stream at a time may use it, and it must have run once on the device before a CUDA graph captures it. More than
+    One stream at a time may use it, and it must have run once on the device before a CUDA graph captures it. Weights
+    and norm vectors are read before the previous kernel is done, so they must not be results of fused_linear. More than
     one row with a norm are two kernels. Tensors are contiguous, but rows of x and residual may be apart.
     """
     _check_activation(activation)
@@ -98,7 +101,7 @@ def fused_linear(
     assert residual is None or (residual.shape == (rows, out_features) and residual.stride(1) == 1), residual.shape
     num_sms, has_pdl = _device_facts(x.device)
     if tiles is None:
-        tiles = choose_tiles(rows, out_features, in_features, num_sms, gated)
+        tiles = choose_tiles(rows, out_features, in_features, num_sms, gated, norm_weight is not None)
         if x.element_size() == 4:  # same bytes per tile
             tiles = replace(tiles, block_k=tiles.block_k // 2)
     pdl = tiles.pdl and has_pdl
@@ -125,28 +128,36 @@ def fused_linear(
     return out
 
 
-def choose_tiles(rows: int, out_features: int, in_features: int, num_sms: int, gated: bool) -> Tiles:
-    """Tiles for a shape; out_features are those of the result.
+def choose_tiles(
+    rows: int, out_features: int, in_features: int, num_sms: int, gated: bool = False, normed: bool = False
+) -> Tiles:
+    """Tiles for a shape, chosen by what was fastest on an H200; out_features are those of the result.
 
-    One row is a matrix-vector product: small programs, many per SM, need no split. More rows take tiles of 64 output
-    features, the tensor core's M, and the split that keeps two programs per SM busiest; each further split costs 3%.
+    One row is a matrix-vector product where the matrix is small or a norm comes with it. Else a program has 64 output
+    features, the tensor core's M, and so many share their sums that there are about two programs per SM; where that
+    would leave a remainder, 32 features need no sharing.
     """
-    if rows == 1:
-        block_k = 1024 if in_features % 1024 == 0 else 256
-        return Tiles(1, 4 if gated else 8, block_k, 1, num_warps=4, num_stages=1)
+    num_weights = out_features * in_features * (2 if gated else 1)
+    if rows == 1 and not gated and num_weights < MAX_VECTOR_WEIGHTS and (normed or in_features <= MAX_VECTOR_FEATURES):
+        return _vector_tiles(out_features, in_features, num_sms)
     block_m = min(128, max(16, _power_of_two(rows)))
-    block_n, block_k = 64, 64 if block_m >= 64 else 128
-    num_tiles = _ceil_div(rows, block_m) * _ceil_div(out_features, block_n)
-    num_iterations = _ceil_div(in_features, block_k)
-    gains = {split: busy_share(num_tiles, num_iterations, split, 2 * num_sms) - 0.03 * split for split in range(1, 9)}
-    split_k = max(gains, key=gains.__getitem__)
-    return Tiles(block_m, block_n, block_k, split_k, num_warps=4, num_stages=3 if gated else 4)
+    num_row_blocks = _ceil_div(rows, block_m)
+    num_tiles = num_row_blocks * _ceil_div(out_features, 64)
+    if block_m == 16 and 0.7 * num_sms < num_tiles < 1.4 * num_sms:
+        return Tiles(block_m, 32, 256 if gated else 128, 1, num_warps=4, num_stages=3 if gated else 4, prefetch=2)
+    split_k = min(8, _power_of_two(max(1, 2 * num_sms // num_tiles) + 1) // 2)
+    if split_k == 1 and in_features < 4096 or block_m >= 32 and gated or block_m >= 64:
+        return Tiles(block_m, 64, 64, split_k, num_warps=4, num_stages=5 if block_m < 64 else 3, prefetch=2)
+    return Tiles(block_m, 64, 128, split_k, num_warps=4, num_stages=3 if gated else 4, prefetch=2)
 
 
-def busy_share(num_tiles: int, num_iterations: int, split_k: int, num_slots: int) -> float:
-    """Share of the slots' time at work: waves of num_slots programs, each as long as a tile's longest part."""
-    num_waves = _ceil_div(num_tiles * split_k, num_slots)
-    return num_tiles * num_iterations / (num_waves * num_slots * _ceil_div(num_iterations, split_k))
+def _vector_tiles(out_features: int, in_features: int, num_sms: int) -> Tiles:
+    """For one row without tensor cores; more features per program where that still gives every SM one."""
+    if out_features < 8 * num_sms and in_features >= 2048:
+        return Tiles(1, 4, 1024, 1, num_warps=4, num_stages=1, prefetch=4)
+    if in_features < 2048:
+        return Tiles(1, 8, 256, 1, num_warps=4, num_stages=1, prefetch=4)
+    return Tiles(1, 16, 512, 1, num_warps=4, num_stages=1, prefetch=0 if in_features >= 4096 else 8)
 
 
 def _ceil_div(amount: int, size: int) -> int:

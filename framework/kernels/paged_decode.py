@@ -51,22 +51,10 @@ class DecodeTiles:
 
 
 def plain_paged_decode(
-    qkv: Tensor,
-    rope: Tensor | None,
-    tables: Tensor,
-    seats: Tensor,
-    context_lens: Tensor,
-    padding: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    *,
-    num_kv_heads: int,
-    block_size: int,
-    q_norm: Tensor | None = None,
-    k_norm: Tensor | None = None,
-    norm_eps: float = 0.0,
-    num_splits: int | None = None,
-) -> Tensor:
+    qkv: Tensor, rope: Tensor | None, tables: Tensor, seats: Tensor, context_lens: Tensor, padding: Tensor,
+    k_cache: Tensor, v_cache: Tensor, *, num_kv_heads: int, block_size: int,
+    q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 0.0, num_splits: int | None = None,
+) -> Tensor:  # fmt: skip
     """Attention of one new token per row over its whole context, (rows, num_heads * head_dim).
 
     qkv, rope, norms and caches are those of plain_rope_store; slot = block * block_size + offset. Row i's blocks are
@@ -82,41 +70,32 @@ def plain_paged_decode(
         blocks = tables[seat].long()[places // block_size] if length else places
         all_slots.append(blocks * block_size + places % block_size)
     new_slots = torch.tensor([int(slots[-1]) if len(slots) else -1 for slots in all_slots], device=qkv.device)
-    norms = {"q_norm": q_norm, "k_norm": k_norm, "norm_eps": norm_eps}
-    q, _, _ = plain_rope_store(qkv, rope, new_slots, k_cache, v_cache, num_kv_heads=num_kv_heads, **norms)
+    q, _, _ = plain_rope_store(
+        qkv, rope, new_slots, k_cache, v_cache,
+        num_kv_heads=num_kv_heads, q_norm=q_norm, k_norm=k_norm, norm_eps=norm_eps,
+    )  # fmt: skip
     for row, slots in enumerate(all_slots):
         if not len(slots):
             outputs.append(torch.zeros_like(q[row]))
             continue
         seen = slots[min(int(padding[row]), len(slots) - 1) :]
         keys, values = k_cache[seen].transpose(0, 1)[None], v_cache[seen].transpose(0, 1)[None]
-        is_grouped = q.shape[1] != num_kv_heads
-        outputs.append(F.scaled_dot_product_attention(q[row][None, :, None], keys, values, enable_gqa=is_grouped)[0, :, 0])
+        query, is_grouped = q[row][None, :, None], q.shape[1] != num_kv_heads
+        outputs.append(F.scaled_dot_product_attention(query, keys, values, enable_gqa=is_grouped)[0, :, 0])
     return torch.stack(outputs).flatten(1)
 
 
 def paged_decode(
-    qkv: Tensor,
-    rope: Tensor | None,
-    tables: Tensor,
-    seats: Tensor,
-    context_lens: Tensor,
-    padding: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    *,
-    num_kv_heads: int,
-    block_size: int,
-    q_norm: Tensor | None = None,
-    k_norm: Tensor | None = None,
-    norm_eps: float = 0.0,
-    num_splits: int | None = None,
+    qkv: Tensor, rope: Tensor | None, tables: Tensor, seats: Tensor, context_lens: Tensor, padding: Tensor,
+    k_cache: Tensor, v_cache: Tensor, *, num_kv_heads: int, block_size: int,
+    q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 0.0, num_splits: int | None = None,
     tiles: DecodeTiles | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """plain_paged_decode as one Triton launch: num_splits programs (None: choose_splits) per row and key head.
 
     Everything must be contiguous, head_dim a power of two of at least 16. With overlapping launches tables, seats and
-    context_lens are read before the previous kernel is done: an ordinary launch must lie between. One stream at a time.
+    context_lens are read before the kernels ahead are done: an ordinary launch must follow what writes them. Launches
+    share counters, so they must be of one stream.
     """
     check_triton("paged_decode")
     check_qkv(qkv, num_kv_heads)
@@ -149,18 +128,19 @@ def paged_decode(
 
 
 def choose_splits(num_rows: int, num_kv_heads: int, num_sms: int) -> int:
-    """A power of two: about PROGRAMS_PER_SM programs a multiprocessor, whatever the lengths, at most MAX_SPLITS.
-
-    Splits that a short row has no use for leave at once. Large batches are split as well, so that one long row among
-    short ones isn't one program's work.
-    """
-    wanted = PROGRAMS_PER_SM * num_sms // (num_rows * num_kv_heads)
-    return min(MAX_SPLITS, max(4, 1 << wanted.bit_length() >> 1))
+    """How many parts a long row has at most; splits that a short row has no use for leave at once."""
+    num_programs = num_rows * num_kv_heads
+    if num_programs < num_sms:
+        return MAX_SPLITS
+    return 8 if num_programs < PROGRAMS_PER_SM * num_sms else 4
 
 
 def choose_tiles(num_rows: int, num_kv_heads: int, num_sms: int) -> DecodeTiles:
-    """Short splits while they are few; once they fill the device, longer ones that hide their own start."""
-    return DecodeTiles(min_keys=64 if num_rows * num_kv_heads < num_sms else 512)
+    """Few programs: short splits. Once rows alone fill the device, only very long ones are split."""
+    num_programs = num_rows * num_kv_heads
+    if num_programs < num_sms:
+        return DecodeTiles(block_keys=128, num_stages=2, min_keys=128)
+    return DecodeTiles(min_keys=256 if num_programs < PROGRAMS_PER_SM * num_sms else 2048)
 
 
 @functools.cache
@@ -193,7 +173,8 @@ def _paged_decode_kernel(
     length = tl.load(context_lens + row)
     num_old = tl.maximum(length - 1, 0)
     num_tiles = tl.cdiv(num_old, BLOCK_KEYS)
-    split_tiles = tl.maximum(tl.cdiv(num_tiles, num_splits), min_tiles)
+    num_parts = tl.maximum(tl.minimum(num_tiles // min_tiles, num_splits), 1)
+    split_tiles = tl.maximum(tl.cdiv(num_tiles, num_parts), 1)
     num_parts = tl.maximum(tl.cdiv(num_tiles, split_tiles), 1)
     start = split * split_tiles * BLOCK_KEYS
     end = tl.minimum(start + split_tiles * BLOCK_KEYS, num_old)
@@ -216,22 +197,10 @@ def _paged_decode_kernel(
             q, top, total, mean, table, k_head, v_head, slots, start, end, num_hidden, scale,
             KV_HEADS * HEAD_DIM, HEAD_DIM, BLOCK_SIZE, BLOCK_KEYS,
         )  # fmt: skip
-        total = tl.where(total > 0, total, 1.0)  # 0 if all of the split is padding: its part then weighs 2 ** top = 0
-        mean = tl.where(length > 0, mean / total[:, None], 0.0)
-        place = row * KV_HEADS + kv_head
-        head = tl.arange(0, q.shape[0])[:, None]
-        at = head * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-        output += place * (GROUP * HEAD_DIM)
-        if num_parts == 1:
-            tl.store(output + at, mean.to(output.dtype.element_ty), head < GROUP)
-        elif parts is not None:
-            part = place * num_splits + split
-            tl.store(parts + part * (GROUP * HEAD_DIM) + at, mean, head < GROUP)
-            tl.store(logs + part * GROUP + head, (top + tl.log2(total))[:, None], head < GROUP)
-            tl.debug_barrier()  # all threads' parts are stored before one of them counts
-            if tl.atomic_add(counters + place, 1, sem="acq_rel") == num_parts - 1:
-                combine(parts, logs, output, place * num_splits, num_parts, GROUP, HEAD_DIM)
-                tl.store(counters + place, 0)
+        finish(
+            top, total, mean, output, parts, logs, counters, row * KV_HEADS + kv_head,
+            split, num_splits, num_parts, length, GROUP, HEAD_DIM,
+        )  # fmt: skip
 
 
 @jit
@@ -297,7 +266,7 @@ def old_tokens(
     """Online softmax (arXiv:2205.14135) over places start … end; `slots` are those of the first BLOCK_KEYS."""
     channels = tl.arange(0, HEAD_DIM)[None, :]
     for first in range(start, end, BLOCK_KEYS):
-        next_slots = load_slots(table, first + BLOCK_KEYS, end, BLOCK_SIZE, BLOCK_KEYS)  # a tile early: hides its latency
+        next_slots = load_slots(table, first + BLOCK_KEYS, end, BLOCK_SIZE, BLOCK_KEYS)  # a tile early
         places = first + tl.arange(0, BLOCK_KEYS)
         at = slots[:, None] * STRIDE + channels
         k = tl.load(k_head + at, (places < end)[:, None], other=0.0)
@@ -312,6 +281,29 @@ def old_tokens(
         mean = tl.dot(weights.to(v.dtype), v, mean * shrink[:, None], input_precision="ieee")
         top, slots = new_top, next_slots
     return top, total, mean
+
+
+@jit
+def finish(
+    top, total, mean, output, parts, logs, counters, place, split, num_splits, num_parts, length,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """Store the output, or this split's part of it, and then the output if that was the last part to arrive."""
+    total = tl.where(total > 0, total, 1.0)  # 0 if all of the split is padding: its part then weighs 2 ** top = 0
+    mean = tl.where(length > 0, mean / total[:, None], 0.0)
+    head = tl.arange(0, mean.shape[0])[:, None]
+    at = head * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+    output += place * (GROUP * HEAD_DIM)
+    if num_parts == 1:
+        tl.store(output + at, mean.to(output.dtype.element_ty), head < GROUP)
+    elif parts is not None:
+        part = place * num_splits + split
+        tl.store(parts + part * (GROUP * HEAD_DIM) + at, mean, head < GROUP)
+        tl.store(logs + part * GROUP + head, (top + tl.log2(total))[:, None], head < GROUP)
+        tl.debug_barrier()  # all threads' parts are stored before one of them counts
+        if tl.atomic_add(counters + place, 1, sem="acq_rel") == num_parts - 1:
+            combine(parts, logs, output, place * num_splits, num_parts, GROUP, HEAD_DIM)
+            tl.store(counters + place, 0)
 
 
 @jit

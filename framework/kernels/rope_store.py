@@ -117,7 +117,7 @@ def check_qkv(qkv: Tensor, num_kv_heads: int) -> None:
 
 @jit
 def load_turned(heads, rope, norm, norm_eps, mask, HEAD_DIM: tl.constexpr):
-    """Pointers to heads (num, 1), and to their row's cos and sin → normalised and turned heads (num, HEAD_DIM), float32.
+    """Pointers to heads (num, 1) and to their row's cos and sin → normalised, turned heads (num, HEAD_DIM), float32.
 
     Channel c is turned together with c + HEAD_DIM / 2, which is loaded again: a cache hit, cheaper than a shuffle.
     """

@@ -43,12 +43,12 @@ def pretend(monkeypatch):
     """An engine that takes the GPU's way with the interpreter's kernels."""
     for module in (in_flight, decoder, torch_engine):
         monkeypatch.setattr(module, "record_event", Event)
-    monkeypatch.setattr(torch_engine, "WARM_UP_PROMPTS", (3,))
-    monkeypatch.setattr(torch_engine, "MAX_FUSED_ROWS", 0)
+    monkeypatch.setattr(torch_engine, "WARM_UP_LENGTHS", (3,))
 
     def make(num_steps_ahead: int = 0, **keywords) -> TorchEngine:
         engine = make_engine(**keywords)
-        engine.is_on_gpu, engine.num_steps_ahead = True, num_steps_ahead
+        engine.is_on_gpu = engine.has_decoder = True
+        engine.num_steps_ahead = num_steps_ahead
         return engine
 
     return make
@@ -122,9 +122,9 @@ def test_blocks_are_configured_anew_each_time():
     model = make_engine().model
     rows = []
     for compile in (True, False):
-        configure_model(model, max_fused_rows=5, compile=compile)
+        configure_model(model, fused=compile, compile=compile)
         rows.append(["project" in vars(block) for block in model.layers])
-        assert model.layers[0].qkv_proj.max_fused_rows == model.lm_head.max_fused_rows == 5
+        assert (model.layers[0].qkv_proj.max_fused_rows > 0) == (model.lm_head.max_fused_rows > 0) == compile
     assert rows == [[True] * 2, [False] * 2]
 
 

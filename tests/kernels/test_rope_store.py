@@ -45,7 +45,9 @@ def check(args, tolerance=1e-5):
             torch.testing.assert_close(got.double(), want, atol=tolerance, rtol=tolerance, equal_nan=True)
 
 
-@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(4, 2, 16), (12, 12, 64), (32, 8, 128), (18, 1, 32)])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim"), [(4, 2, 16), (12, 12, 64), (32, 8, 128), (18, 1, 32)]
+)
 def test_heads(num_heads, num_kv_heads, head_dim):
     check(make_case(5, num_heads, num_kv_heads, head_dim))
 

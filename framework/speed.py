@@ -1,0 +1,264 @@
+"""How fast an engine is: its start, single steps against their floors, attention alone, and a queue served to the end.
+
+Steps are timed over a KV cache of random numbers in shuffled blocks, launched ahead where the engine does so.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from framework.ceilings import Ceilings, measure_ceilings, median_time
+from framework.config import describe
+from framework.core import Batch, Request, Scheduler, Sequence
+from framework.engine.kv_cache import attention_modules
+from framework.engine.torch_engine import TorchEngine
+from framework.engines import warm_up_requests
+from framework.floors import Work, attention_work, model_costs, step_work
+from framework.kernels.gpu_attention import DecodeAttention
+from framework.metrics import step_table
+from framework.models.llama import Llama
+from framework.replay import replay
+from framework.scheduler.block_manager import BlockManager
+
+NUM_WARM_UP_STEPS = 5
+FULL = 0.9  # share of the seats from which on a decode step counts as one of a full batch
+
+Kind = Literal["decode", "prefill", "attention"]
+MakeScheduler = Callable[..., Scheduler]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One kind of step or kernel; times are medians in seconds."""
+
+    kind: Kind
+    num_seqs: int
+    num_tokens: int  # of context, or of each prompt
+    work: Work
+    device: float
+    elapsed: float  # from one step's tokens to the next one's, by the host's clock; NaN for a kernel alone
+
+    def line(self, ceilings: Ceilings) -> str:
+        row = self.row(ceilings)
+        elapsed = "" if math.isnan(self.elapsed) else f", from step to step {1e3 * self.elapsed:.3f} ms"
+        return (
+            f"{row['case']}: floor {1e3 * row['floor']:.3f} ms, device {1e3 * self.device:.3f} ms{elapsed}, "
+            f"{row['bound']} {row['utilisation']:.1%}"
+        )
+
+    def row(self, ceilings: Ceilings) -> dict[str, Any]:
+        """Everything of the case as one row of a table; `utilisation` is of the ceiling that binds (`bound`)."""
+        limits = ceilings.read_bandwidth, ceilings.matmul_rate
+        floor = self.work.floor(*limits)
+        return {
+            "case": case_name(self.kind, self.num_seqs, self.num_tokens),
+            "kind": self.kind,
+            "num_seqs": self.num_seqs,
+            "num_tokens": self.num_tokens,
+            "num_bytes": self.work.num_bytes,
+            "num_flops": self.work.num_flops,
+            "floor": floor,
+            "device": self.device,
+            "elapsed": self.elapsed,
+            "bound": "MBU" if self.work.is_bandwidth_bound(*limits) else "MFU",
+            "utilisation": floor / self.device,
+        }
+
+
+def case_name(kind: Kind, num_seqs: int, num_tokens: int) -> str:
+    return f"{kind} {num_seqs} × {num_tokens}"
+
+
+def ceilings_for(model: Any, engine: Any, device: torch.device) -> Ceilings:
+    """What `device` can do in the model's dtype with the engine's number of CPU threads."""
+    return measure_ceilings(device, getattr(torch, describe(model)["dtype"]), describe(engine)["num_threads"])
+
+
+def start_engine(
+    model: Any, engine: Any, device: torch.device, max_num_seqs: int, on_progress: Say
+) -> tuple[TorchEngine, dict[str, float]]:
+    """An engine that is ready for batches of `max_num_seqs`, and the seconds that its model and the rest took."""
+    started = time.perf_counter()
+    on_progress("building the model")
+    loaded = model(device=device)
+    synchronize(device)
+    built = time.perf_counter()
+    ready = engine(model=loaded)
+    ready.on_progress = on_progress
+    get_ready(ready, max_num_seqs)
+    return ready, {"model": built - started, "engine": time.perf_counter() - built}
+
+
+def get_ready(engine: TorchEngine, max_num_seqs: int) -> None:
+    """Compile and capture everything up to `max_num_seqs`; later, smaller batches take what is there.
+
+    The cache is filled with random numbers: zeros would take less power, and so less time.
+    """
+    engine.begin([], max_num_seqs)
+    for module in attention_modules(engine.model):
+        for cache in (module.k_cache, module.v_cache):
+            if cache is None:
+                raise ValueError("engine.use_cache=false keeps no keys and values: there are no decode steps to time")
+            cache.normal_()
+    synchronize(engine.device)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure_cases(
+    kind: Kind, sizes: Iterable[list[int]], engine: TorchEngine, num_steps: int, ceilings: Ceilings, say: Say
+) -> list[Case]:
+    """Measure what fits of `sizes`, [num_seqs, num_tokens] each, and tell every result, or why there is none."""
+    measure = {"decode": measure_decode, "prefill": measure_prefill, "attention": measure_attention}[kind]
+    cases = []
+    for num_seqs, num_tokens in sizes:
+        reason = why_not(kind, engine, num_seqs, num_tokens + (num_steps if kind == "decode" else 0))
+        if reason:
+            say(f"{case_name(kind, num_seqs, num_tokens)}: skipped, {reason}")
+            continue
+        cases.append(measure(engine, num_seqs, num_tokens, num_steps))
+        say(cases[-1].line(ceilings))
+    return cases
+
+
+def why_not(kind: Kind, engine: TorchEngine, num_seqs: int, num_tokens: int) -> str:
+    """Why the engine cannot hold `num_seqs` sequences of `num_tokens`; empty if it can."""
+    if kind == "attention" and not engine.is_on_gpu:
+        return "the kernel needs a GPU"
+    if num_tokens > engine.max_model_len:
+        return f"{num_tokens} tokens are more than the model's context of {engine.max_model_len}"
+    needed = num_seqs * -(-num_tokens // engine.block_size)
+    if needed > engine.num_blocks:
+        return f"{needed:,} KV blocks of {engine.block_size} tokens are more than the cache's {engine.num_blocks:,}"
+    return ""
+
+
+def make_sequences(engine: TorchEngine, requests: list[Request]) -> list[Sequence]:
+    """Sequences with blocks for all their tokens, scattered as on a server that has run for a while."""
+    blocks = BlockManager(engine.num_blocks, engine.block_size)
+    random.Random(0).shuffle(blocks.free)
+    sequences = [Sequence(request) for request in requests]
+    for sequence in sequences:
+        blocks.grow(sequence, sequence.request.num_prompt_tokens + sequence.request.num_output_tokens)
+    return sequences
+
+
+def measure_decode(engine: TorchEngine, num_seqs: int, context: int, num_steps: int) -> Case:
+    """Decode steps of `num_seqs` sequences, of `context` tokens each in the middle one of the `num_steps` timed."""
+    first = context - 1 - num_steps // 2 - NUM_WARM_UP_STEPS
+    if first < 1:
+        least = context - first + 1
+        raise ValueError(f"context={context} is too short for {num_steps} steps up to it: at least {least}")
+    num_all = NUM_WARM_UP_STEPS + num_steps
+    requests = [Request(index, 0.0, first, num_all + 1) for index in range(num_seqs)]
+    engine.begin(requests, num_seqs)
+    sequences = make_sequences(engine, requests)
+    for sequence in sequences:
+        sequence.output_token_ids = [0]
+    batches = [Batch(sequences, [first + step] * num_seqs, [1] * num_seqs, 0, num_seqs) for step in range(num_all)]
+    device, elapsed = time_steps(engine, batches)
+    middle = batches[NUM_WARM_UP_STEPS + num_steps // 2]
+    return Case("decode", num_seqs, context, step_work(model_costs(engine.model), middle), device, elapsed)
+
+
+def measure_prefill(engine: TorchEngine, num_prompts: int, num_tokens: int, num_steps: int) -> Case:
+    """Steps that compute `num_prompts` prompts of `num_tokens` each, the same ones every time."""
+    requests = [Request(index, 0.0, num_tokens, 1) for index in range(num_prompts)]
+    engine.begin(requests, num_prompts)
+    sequences = make_sequences(engine, requests)
+    batch = Batch(sequences, [0] * num_prompts, [num_tokens] * num_prompts, num_prompts * num_tokens, 0)
+    device, elapsed = time_steps(engine, [batch] * (NUM_WARM_UP_STEPS + num_steps))
+    return Case("prefill", num_prompts, num_tokens, step_work(model_costs(engine.model), batch), device, elapsed)
+
+
+def time_steps(engine: TorchEngine, batches: list[Batch]) -> tuple[float, float]:
+    """Median seconds on the device, and from one step's tokens to the next one's, after the warm-up."""
+    device, ends = [], []
+    for index in range(len(batches) + engine.num_steps_ahead):
+        if index < len(batches):
+            engine.launch(batches[index])
+        if index >= engine.num_steps_ahead:
+            device.append(engine.collect().device)
+            ends.append(engine.timer())
+    elapsed = np.diff(ends)[NUM_WARM_UP_STEPS - 1 :]
+    return float(np.median(device[NUM_WARM_UP_STEPS:])), float(np.median(elapsed))
+
+
+@torch.inference_mode()
+def measure_attention(engine: TorchEngine, num_seqs: int, context: int, num_steps: int) -> Case:
+    """The decode kernel over the caches of all layers in turn, replayed from one CUDA graph; per launch."""
+    model, config = engine.model, engine.model.config
+    sequences = make_sequences(engine, [Request(index, 0.0, context, 0) for index in range(num_seqs)])
+    tables = torch.tensor([one.block_table for one in sequences], dtype=torch.int32, device=engine.device)
+    seats = torch.arange(num_seqs, dtype=torch.int32, device=engine.device)
+    lens = torch.full_like(seats, context)
+    attention = DecodeAttention(tables, seats, lens, torch.zeros_like(seats), engine.block_size)
+    qkv = torch.randn(num_seqs, sum(config.qkv_sizes), device=engine.device).to(engine.dtype)
+    rope = model.rope[context - 1].expand(num_seqs, -1, -1).contiguous() if isinstance(model, Llama) else None
+    modules = attention_modules(model)
+
+    def run_all_layers() -> None:
+        for module in modules:
+            module(qkv, rope, attention)
+
+    run_all_layers()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run_all_layers()
+    device = median_time(graph.replay, engine.device, num_steps) / len(modules)
+    work = attention_work(model, num_seqs, context, engine.dtype)
+    return Case("attention", num_seqs, context, work, device, float("nan"))
+
+
+def measure_serving(engine: TorchEngine, make_scheduler: MakeScheduler, requests: list[Request]) -> dict[str, float]:
+    """Replay `requests` after a warm-up: output tokens/s on the virtual clock, and the host's work per full step."""
+
+    def serve(some: list[Request]) -> tuple[list[Sequence], pd.DataFrame]:
+        scheduler = make_scheduler(num_blocks=engine.num_blocks, block_size=engine.block_size)
+        sequences, steps = replay(some, scheduler, engine)
+        return sequences, step_table(steps)
+
+    serve(warm_up_requests(requests, max_num_seqs_of(make_scheduler)))
+    sequences, steps = serve(requests)
+    num_output_tokens = sum(len(sequence.output_token_ids) for sequence in sequences)
+    duration = max(sequence.token_times[-1] for sequence in sequences)
+    return {
+        "num_requests": len(requests),
+        "num_prompt_tokens": sum(request.num_prompt_tokens for request in requests),
+        "num_output_tokens": num_output_tokens,
+        "duration": duration,
+        "output_throughput": num_output_tokens / duration,
+        "num_steps": len(steps),
+    } | host_times(steps, max_num_seqs_of(make_scheduler))
+
+
+def max_num_seqs_of(make_scheduler: MakeScheduler) -> int:
+    return make_scheduler(num_blocks=1, block_size=1).max_num_seqs
+
+
+def host_times(steps: pd.DataFrame, max_num_seqs: int) -> dict[str, float]:
+    """Medians (s) over the decode steps of at least 90% of `max_num_seqs` sequences that another such step follows.
+
+    `exposed` is what the device waited for: from one step to the next on the virtual clock, less the device's time.
+    """
+    is_full = (steps["phase"] == "decode") & (steps["num_seqs"] >= FULL * max_num_seqs)
+    full = steps[is_full & is_full.shift(-1, fill_value=False)]
+    period = steps["start_time"].diff().shift(-1)[full.index]
+    host = full["schedule"] + full["prepare"] + full["update"]
+    parts = {name: full[name].median() for name in ("schedule", "prepare", "device", "update")}
+    exposed = (period - full["device"]).median()
+    return {"num_full_steps": len(full), **parts, "host": host.median(), "exposed": exposed}
