@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,6 @@ from framework.scheduler.block_manager import BlockManager
 NUM_WARM_UP_STEPS = 5
 FULL = 0.9  # share of the seats from which on a decode step counts as one of a full batch
 
-Kind = Literal["decode", "prefill", "attention"]
 MakeScheduler = Callable[..., Scheduler]
 Say = Callable[[str], None]
 
@@ -41,7 +40,7 @@ Say = Callable[[str], None]
 class Case:
     """One kind of step or kernel; times are medians in seconds."""
 
-    kind: Kind
+    kind: str  # decode, prefill or attention
     num_seqs: int
     num_tokens: int  # of context, or of each prompt
     work: Work
@@ -75,7 +74,7 @@ class Case:
         }
 
 
-def case_name(kind: Kind, num_seqs: int, num_tokens: int) -> str:
+def case_name(kind: str, num_seqs: int, num_tokens: int) -> str:
     return f"{kind} {num_seqs} × {num_tokens}"
 
 
@@ -119,22 +118,22 @@ def synchronize(device: torch.device) -> None:
 
 
 def measure_cases(
-    kind: Kind, sizes: Iterable[list[int]], engine: TorchEngine, num_steps: int, ceilings: Ceilings, say: Say
+    sizes: Mapping[str, list[list[int]]], engine: TorchEngine, num_steps: int, ceilings: Ceilings, say: Say
 ) -> list[Case]:
-    """Measure what fits of `sizes`, [num_seqs, num_tokens] each, and tell every result, or why there is none."""
-    measure = {"decode": measure_decode, "prefill": measure_prefill, "attention": measure_attention}[kind]
+    """Measure what fits of `sizes`, kind → [num_seqs, num_tokens] each; tell every result, or why there is none."""
+    measures = {"decode": measure_decode, "prefill": measure_prefill, "attention": measure_attention}
     cases = []
-    for num_seqs, num_tokens in sizes:
+    for kind, (num_seqs, num_tokens) in ((kind, size) for kind in sizes for size in sizes[kind]):
         reason = why_not(kind, engine, num_seqs, num_tokens + (num_steps if kind == "decode" else 0))
         if reason:
             say(f"{case_name(kind, num_seqs, num_tokens)}: skipped, {reason}")
             continue
-        cases.append(measure(engine, num_seqs, num_tokens, num_steps))
+        cases.append(measures[kind](engine, num_seqs, num_tokens, num_steps))
         say(cases[-1].line(ceilings))
     return cases
 
 
-def why_not(kind: Kind, engine: TorchEngine, num_seqs: int, num_tokens: int) -> str:
+def why_not(kind: str, engine: TorchEngine, num_seqs: int, num_tokens: int) -> str:
     """Why the engine cannot hold `num_seqs` sequences of `num_tokens`; empty if it can."""
     if kind == "attention" and not engine.is_on_gpu:
         return "the kernel needs a GPU"

@@ -32,7 +32,8 @@ from framework.kernels.gpu_attention import FLASH_DTYPES, flash_attention, flash
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
-WARM_UP_LENGTHS = (16, 1, 32, 64, 128, 600)  # tokens: one for each size of kernel, and one beyond them
+WARM_UP_LENGTHS = (16, 1, 32, 600)  # prompt tokens: one for each size of the blocks' kernels, and one beyond
+WARM_UP_BATCHES = (16, 32, 64, 128)  # prompts of one token: one for each size of the vocabulary head's
 
 
 class TorchEngine:
@@ -240,7 +241,7 @@ class TorchEngine:
         lengths = WARM_UP_LENGTHS if self.is_on_gpu else WARM_UP_LENGTHS[:1]
         batches = {(1, max(1, min(length, capacity))) for length in lengths}
         if self.is_on_gpu:
-            batches |= {(min(length, max_num_seqs, self.num_blocks), 1) for length in lengths}
+            batches |= {(min(num_seqs, max_num_seqs, self.num_blocks), 1) for num_seqs in WARM_UP_BATCHES}
         return sorted(batches)
 
     def _warm_up_with(self, num_seqs: int, num_prompt_tokens: int) -> None:

@@ -128,19 +128,24 @@ def paged_decode(
 
 
 def choose_splits(num_rows: int, num_kv_heads: int, num_sms: int) -> int:
-    """How many parts a long row has at most; splits that a short row has no use for leave at once."""
+    """How many parts a long row has at most; splits that a short row has no use for leave at once.
+
+    They are not free: where rows alone fill the device, none is split.
+    """
     num_programs = num_rows * num_kv_heads
     if num_programs < num_sms:
         return MAX_SPLITS
-    return 8 if num_programs < PROGRAMS_PER_SM * num_sms else 4
+    return 8 if num_programs < PROGRAMS_PER_SM * num_sms else 1
 
 
 def choose_tiles(num_rows: int, num_kv_heads: int, num_sms: int) -> DecodeTiles:
-    """Few programs: short splits. Once rows alone fill the device, only very long ones are split."""
+    """Short splits while programs are few; once rows alone fill the device, no more memory than hides its latency."""
     num_programs = num_rows * num_kv_heads
     if num_programs < num_sms:
         return DecodeTiles(block_keys=128, num_stages=2, min_keys=128)
-    return DecodeTiles(min_keys=256 if num_programs < PROGRAMS_PER_SM * num_sms else 2048)
+    if num_programs < PROGRAMS_PER_SM * num_sms:
+        return DecodeTiles(num_warps=2, num_stages=3, min_keys=512)
+    return DecodeTiles(num_warps=2, num_stages=2)
 
 
 @functools.cache

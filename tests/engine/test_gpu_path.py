@@ -44,6 +44,7 @@ def pretend(monkeypatch):
     for module in (in_flight, decoder, torch_engine):
         monkeypatch.setattr(module, "record_event", Event)
     monkeypatch.setattr(torch_engine, "WARM_UP_LENGTHS", (3,))
+    monkeypatch.setattr(torch_engine, "WARM_UP_BATCHES", ())
 
     def make(num_steps_ahead: int = 0, **keywords) -> TorchEngine:
         engine = make_engine(**keywords)

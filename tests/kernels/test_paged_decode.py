@@ -128,7 +128,7 @@ def test_unusable_heads_are_refused():
 
 
 def test_splits():
-    assert [choose_splits(rows, 8, 132) for rows in (1, 16, 17, 65, 66, 4096)] == [32, 32, 8, 8, 4, 4]
+    assert [choose_splits(rows, 8, 132) for rows in (1, 16, 17, 65, 66, 4096)] == [32, 32, 8, 8, 1, 1]
 
 
 @pytest.mark.gpu

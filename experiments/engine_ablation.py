@@ -1,0 +1,98 @@
+"""What each of an engine's options buys, added one after the other: eager, fused, compiled, graphs, overlap."""
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from framework.arms import Arms, resolve_arms
+from framework.config import describe
+from framework.console import make_console, short
+from framework.engines import EngineCache
+from framework.plots import save
+from framework.plots_speed import ablation, limits
+from framework.points import write_atomically, write_json
+from framework.provenance import environment, resolve_device
+from framework.speed import ceilings_for, get_ready, max_num_seqs_of, measure_cases, measure_serving
+
+
+def run(
+    *,
+    arms: Arms,
+    batch_sizes: list[int],
+    context: int,
+    num_steps: int,
+    seed: int,
+    trace: Any,
+    model: Any,
+    engine: Any,
+    scheduler: Any,
+    device: str,
+    output_dir: str,
+) -> None:
+    """Decode steps and the served requests of `trace` for every arm, each with its factor over the arm before.
+
+    What is measured is written after each arm. Raises ValueError for an arm that wants what the device does not have.
+    """
+    console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    defaults = {"model": model, "engine": engine, "scheduler": scheduler, "trace": trace, "clock": "virtual"}
+    variants = resolve_arms(arms, defaults)
+    ceilings = ceilings_for(model, engine, resolved)
+    record = {"config": describe(variants), "environment": environment(resolved), "ceilings": asdict(ceilings)}
+    title = f"{record['environment']['device']}: {limits(ceilings)}"
+    say(title)
+    sizes = {"decode": [[batch_size, context] for batch_size in batch_sizes]}
+    rows: list[dict[str, Any]] = []
+    serving: dict[str, dict[str, float]] = {}
+    with console.status("") as status:
+        engines = EngineCache(resolved, status.update)
+    for arm, components in variants.items():
+        with console.status(arm):
+            ready: Any = engines.get(components)
+            get_ready(ready, max([*batch_sizes, max_num_seqs_of(components["scheduler"])]))
+        say(f"{arm}:")
+        rows += [{"arm": arm} | case.row(ceilings) for case in measure_cases(sizes, ready, num_steps, ceilings, say)]
+        requests = components["trace"](rate=None, seed=seed, max_model_len=ready.max_model_len).requests
+        serving[arm] = measure_serving(ready, components["scheduler"], requests)
+        say(f"{serving[arm]['output_throughput']:,.0f} output tok/s")
+        write(folder, record | {"serving": serving}, pd.DataFrame(rows))
+    console.print(factors_table(rows, serving, title))
+    figure = ablation(pd.DataFrame(rows), output_throughputs(serving), title)
+    for path in (folder / "ablation.json", folder / "ablation.csv", *save({"ablation": figure}, folder / "figures")):
+        say(f"wrote {path}")
+
+
+def output_throughputs(serving: dict[str, dict[str, float]]) -> pd.Series:
+    return pd.Series({arm: numbers["output_throughput"] for arm, numbers in serving.items()})
+
+
+def write(folder: Path, record: dict[str, Any], cases: pd.DataFrame) -> None:
+    """`ablation.json` with everything, and `ablation.csv` with one row per arm and decode step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "ablation.json", record | {"cases": cases.to_dict("records")})
+    write_atomically(folder / "ablation.csv", cases.to_csv(index=False))
+
+
+def factors_table(rows: list[dict[str, Any]], serving: dict[str, dict[str, float]], title: str) -> Table:
+    """Per arm the decode steps (ms, device and step to step) and output tokens/s, with factors over the arm before."""
+    times = {(row["arm"], row["case"]): (row["device"], row["elapsed"]) for row in rows}
+    names = list(dict.fromkeys(row["case"] for row in rows))
+    table = Table("arm", title=title, caption="decode: device / step to step, ms; ×: faster than the arm before")
+    for header in (*names, "output tok/s"):
+        table.add_column(header, justify="right")
+    before = next(iter(serving))
+    for arm, numbers in serving.items():
+        cells = []
+        for name in names:
+            device, elapsed = times[arm, name]
+            factor = times[before, name][1] / elapsed
+            cells.append(f"{short(1e3 * device)} / {short(1e3 * elapsed)} ({factor:.2f}×)")
+        throughput = numbers["output_throughput"]
+        cells.append(f"{throughput:,.0f} ({throughput / serving[before]['output_throughput']:.2f}×)")
+        table.add_row(arm, *cells)
+        before = arm
+    return table
