@@ -48,11 +48,11 @@ def run(
     sizes = {"decode": [[batch_size, context] for batch_size in batch_sizes]}
     rows: list[dict[str, Any]] = []
     serving: dict[str, dict[str, float]] = {}
-    with console.status("") as status:
-        engines = EngineCache(resolved, status.update)
+    engines = EngineCache(resolved, say)
     for arm, components in variants.items():
-        with console.status(arm):
+        with console.status(arm) as status:
             ready: Any = engines.get(components)
+            ready.on_progress = status.update
             get_ready(ready, max([*batch_sizes, max_num_seqs_of(components["scheduler"])]))
         say(f"{arm}:")
         rows += [{"arm": arm} | case.row(ceilings) for case in measure_cases(sizes, ready, num_steps, ceilings, say)]
@@ -61,8 +61,8 @@ def run(
         say(f"{serving[arm]['output_throughput']:,.0f} output tok/s")
         write(folder, record | {"serving": serving}, pd.DataFrame(rows))
     console.print(factors_table(rows, serving, title))
-    figure = ablation(pd.DataFrame(rows), output_throughputs(serving), title)
-    for path in (folder / "ablation.json", folder / "ablation.csv", *save({"ablation": figure}, folder / "figures")):
+    figures = {"ablation": ablation(pd.DataFrame(rows), output_throughputs(serving), title)} if rows else {}
+    for path in (folder / "ablation.json", folder / "ablation.csv", *save(figures, folder / "figures")):
         say(f"wrote {path}")
 
 

@@ -21,7 +21,7 @@ from framework.plots import save
 from framework.plots_speed import decode_step, limits, roofline
 from framework.points import write_atomically, write_json
 from framework.provenance import environment, resolve_device
-from framework.speed import Case, Say, ceilings_for, max_num_seqs_of, measure_cases, measure_serving, start_engine
+from framework.speed import Say, ceilings_for, max_num_seqs_of, measure_cases, measure_serving, start_engine
 
 PEERS = {"HF continuous batching": continuous, "HF generate, static batches": static}
 
@@ -53,7 +53,7 @@ def run(
     record: dict[str, Any] = {"config": config, "environment": environment(resolved)}
     ceilings = ceilings_for(model, engine, resolved)
     title = f"{record['environment']['device']}: {limits(ceilings)}"
-    say(f"{title} (copy {1e-12 * ceilings.copy_bandwidth:.3g} TB/s)")
+    say(f"{title} (copy {1e-9 * ceilings.copy_bandwidth:,.0f} GB/s)")
     with console.status("") as status:
         max_num_seqs = max([*batch_sizes, max_num_seqs_of(scheduler)])
         ready, start = start_engine(model, engine, resolved, max_num_seqs, status.update)

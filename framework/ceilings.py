@@ -40,16 +40,22 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, num_threads: int 
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     sizes = ON_GPU if device.type == "cuda" else ON_CPU
-    source = torch.randn(sizes.num_bytes // 4, device=device).view(-1, 2**16)
+    return Ceilings(*_bandwidths(device, sizes.num_bytes), _matmul_rate(device, dtype, sizes.matrix_side))
+
+
+def _bandwidths(device: torch.device, num_bytes: int) -> tuple[float, float]:
+    """Of reading and of copying."""
+    source = torch.randn(num_bytes // 4, device=device).view(-1, 2**16)
     target = torch.empty_like(source)
     read = min(median_time(call, device) for call in readers(source))
     copy = median_time(lambda: target.copy_(source), device)
-    del source, target
-    side = sizes.matrix_side
+    return num_bytes / read, 2 * num_bytes / copy
+
+
+def _matmul_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    product = median_time(lambda: torch.mm(a, b, out=out), device)
-    return Ceilings(sizes.num_bytes / read, 2 * sizes.num_bytes / copy, 2 * side**3 / product)
+    return 2 * side**3 / median_time(lambda: torch.mm(a, b, out=out), device)
 
 
 def readers(source: Tensor) -> list[Callable[[], Tensor]]:

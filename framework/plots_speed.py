@@ -35,7 +35,7 @@ def ridge(ceilings: Ceilings) -> float:
 
 
 def limits(ceilings: Ceilings) -> str:
-    return f"{1e-12 * ceilings.read_bandwidth:.3g} TB/s, {1e-12 * ceilings.matmul_rate:.3g} TFLOP/s"
+    return f"{1e-9 * ceilings.read_bandwidth:,.0f} GB/s, {1e-12 * ceilings.matmul_rate:.3g} TFLOP/s"
 
 
 def decode_step(cases: pd.DataFrame, title: str) -> Figure:

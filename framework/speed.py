@@ -123,7 +123,7 @@ def measure_cases(
     """Measure what fits of `sizes`, kind → [num_seqs, num_tokens] each; tell every result, or why there is none."""
     measures = {"decode": measure_decode, "prefill": measure_prefill, "attention": measure_attention}
     cases = []
-    for kind, (num_seqs, num_tokens) in ((kind, size) for kind in sizes for size in sizes[kind]):
+    for kind, num_seqs, num_tokens in [(kind, one, other) for kind, pairs in sizes.items() for one, other in pairs]:
         reason = why_not(kind, engine, num_seqs, num_tokens + (num_steps if kind == "decode" else 0))
         if reason:
             say(f"{case_name(kind, num_seqs, num_tokens)}: skipped, {reason}")
@@ -242,19 +242,19 @@ def measure_serving(engine: TorchEngine, make_scheduler: MakeScheduler, requests
         "duration": duration,
         "output_throughput": num_output_tokens / duration,
         "num_steps": len(steps),
-    } | host_times(steps, max_num_seqs_of(make_scheduler))
+    } | host_times(steps, min(max_num_seqs_of(make_scheduler), len(requests)))
 
 
 def max_num_seqs_of(make_scheduler: MakeScheduler) -> int:
     return make_scheduler(num_blocks=1, block_size=1).max_num_seqs
 
 
-def host_times(steps: pd.DataFrame, max_num_seqs: int) -> dict[str, float]:
-    """Medians (s) over the decode steps of at least 90% of `max_num_seqs` sequences that another such step follows.
+def host_times(steps: pd.DataFrame, num_seats: int) -> dict[str, float]:
+    """Medians (s) over the decode steps of at least 90% of `num_seats` sequences that another such step follows.
 
     `exposed` is what the device waited for: from one step to the next on the virtual clock, less the device's time.
     """
-    is_full = (steps["phase"] == "decode") & (steps["num_seqs"] >= FULL * max_num_seqs)
+    is_full = (steps["phase"] == "decode") & (steps["num_seqs"] >= FULL * num_seats)
     full = steps[is_full & is_full.shift(-1, fill_value=False)]
     period = steps["start_time"].diff().shift(-1)[full.index]
     host = full["schedule"] + full["prepare"] + full["update"]

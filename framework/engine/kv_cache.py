@@ -65,9 +65,18 @@ def attention_modules(model: Llama | GPT2) -> list[PagedAttention]:
 
 
 def allocate_cache(config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device) -> Cache:
+    """Raises ValueError with the numbers if the device has no room for it."""
     shape = (num_slots, config.num_kv_heads, config.head_dim)
-    keys_and_values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * config.num_layers))
-    return list(zip(keys_and_values, keys_and_values, strict=True))
+    try:
+        keys_and_values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * config.num_layers)]
+    except torch.OutOfMemoryError as error:
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        raise ValueError(
+            f"a KV cache of {bytes_per_block(config, num_slots, dtype) / 2**30:.1f} GiB ({num_slots} tokens) does not "
+            f"fit: {device} has {total_bytes / 2**30:.1f} GiB, of which the weights left too little and "
+            f"{free_bytes / 2**30:.1f} GiB are free now; lower engine.num_blocks or engine.kv_cache_bytes"
+        ) from error
+    return list(zip(keys_and_values[::2], keys_and_values[1::2], strict=True))
 
 
 def attach_cache(model: Llama | GPT2, cache: Cache) -> None:

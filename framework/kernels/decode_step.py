@@ -20,6 +20,12 @@ except ImportError:  # no wheel for this platform: the plain functions still wor
 
 jit = triton.jit if triton else lambda kernel: kernel
 
+
+def jit_for_any_num_rows(kernel):
+    """It changes from step to step: no value of it is worth a kernel of its own."""
+    return triton.jit(kernel, do_not_specialize=["num_rows"]) if triton else kernel
+
+
 VOCABULARY_BLOCK = 2048
 
 
@@ -73,7 +79,7 @@ def finish_rows(logits: Tensor, seats: Tensor, sampled: Tensor, last_tokens: Ten
     )
 
 
-@jit
+@jit_for_any_num_rows
 def _begin_rows_kernel(
     rows, tables, last_tokens, token_ids, positions, num_rows, row_stride, table_stride, max_position,
     BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr,

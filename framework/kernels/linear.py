@@ -88,7 +88,7 @@ def fused_linear(
 
     One stream at a time may use it, and it must have run once on the device before a CUDA graph captures it. Weights
     and norm vectors are read before the previous kernel is done, so they must not be results of fused_linear. More than
-    one row with LayerNorm are two kernels. Tensors are contiguous, but rows of x and residual may be apart.
+    one row with a norm are two kernels. Tensors are contiguous, but rows of x and residual may be apart.
     """
     _check_activation(activation)
     kernels = _kernels()
@@ -105,20 +105,19 @@ def fused_linear(
         if x.element_size() == 4:  # same bytes per tile
             tiles = replace(tiles, block_k=tiles.block_k // 2)
     pdl = tiles.pdl and has_pdl
-    if norm_bias is not None and tiles.block_m > 1:
+    if norm_weight is not None and tiles.block_m > 1:
         x = _normalized(x, norm_weight, norm_bias, norm_eps, pdl)
         norm_weight = norm_bias = None
     out = torch.empty(rows, out_features, dtype=x.dtype, device=x.device)
     num_tiles = _ceil_div(rows, tiles.block_m) * _ceil_div(out_features, tiles.block_n)
-    partials = square_partials = counters = None
+    partials = counters = None
     if tiles.split_k > 1:
         assert num_tiles <= MAX_COUNTERS, num_tiles
         shape = (num_tiles, tiles.split_k, 2 if gated else 1, tiles.block_n, tiles.block_m)
         partials, counters = torch.empty(shape, dtype=torch.float32, device=x.device), _counters(x.device)
-        square_partials = torch.empty(num_tiles, tiles.split_k, tiles.block_m, dtype=torch.float32, device=x.device)
     even_k = in_features % tiles.block_k == 0
     kernels.linear_kernel[(num_tiles * tiles.split_k,)](
-        x, weight, bias, norm_weight, norm_bias, residual, out, partials, square_partials, counters,
+        x, weight, bias, norm_weight, norm_bias, residual, out, partials, counters,
         rows, out_features, in_features, x.stride(0), 0 if residual is None else residual.stride(0), norm_eps,
         ACTIVATION=activation, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         SPLIT_K=tiles.split_k, NUM_STAGES=tiles.num_stages, EVEN_K=even_k,

@@ -91,24 +91,12 @@ def _store(acc, up, bias, residual, out, cols, rows, out_features, num_rows, res
 
 
 @triton.jit
-def _scale(acc, up, squares, in_features, norm_eps):
-    """Divide the sums by each row's root mean square; squares are the rows' sums of squares."""
-    factor = tl.rsqrt(squares / in_features + norm_eps)[None, :]
-    return acc * factor, up * factor
-
-
-@triton.jit
-def _arrives_last(
-    acc, up, squares, parts, square_parts, counter, split, SPLIT_K: tl.constexpr, GATED: tl.constexpr,
-    IS_SCALED: tl.constexpr,
-):  # fmt: skip
+def _arrives_last(acc, up, parts, counter, split, SPLIT_K: tl.constexpr, GATED: tl.constexpr):
     """Write this program's part of the sums; whether all others had written theirs."""
     SIZE: tl.constexpr = acc.shape[0] * acc.shape[1]
     tl.store(parts + split * (1 + GATED) * SIZE, acc)
     if GATED:
         tl.store(parts + (split * 2 + 1) * SIZE, up)
-    if IS_SCALED:
-        tl.store(square_parts + split * squares.shape[0], squares)
     tl.debug_barrier()  # all threads have written before the one that counts arrives
     is_last = tl.atomic_add(counter, 1, sem="acq_rel") == SPLIT_K - 1
     if is_last:
@@ -117,32 +105,26 @@ def _arrives_last(
 
 
 @triton.jit
-def _sum_parts(
-    parts, square_parts, acc, up, squares, SPLIT_K: tl.constexpr, GATED: tl.constexpr, IS_SCALED: tl.constexpr
-):
+def _sum_parts(parts, acc, up, SPLIT_K: tl.constexpr, GATED: tl.constexpr):
     """Always in the same order, whoever arrives last; .cg reads past an L1 that may be stale."""
     SIZE: tl.constexpr = acc.shape[0] * acc.shape[1]
-    acc, up, squares = tl.zeros_like(acc), tl.zeros_like(up), tl.zeros_like(squares)
+    acc, up = tl.zeros_like(acc), tl.zeros_like(up)
     for split in range(SPLIT_K):
-        if IS_SCALED:
-            squares += tl.load(square_parts + split * squares.shape[0], cache_modifier=".cg")
         acc += tl.load(parts + split * (1 + GATED) * SIZE, cache_modifier=".cg")
         if GATED:
             up += tl.load(parts + (split * 2 + 1) * SIZE, cache_modifier=".cg")
-    return acc, up, squares
+    return acc, up
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # it changes from step to step
 def linear_kernel(
-    x, weight, bias, norm_weight, norm_bias, residual, out, partials, square_partials, counters,
+    x, weight, bias, norm_weight, norm_bias, residual, out, partials, counters,
     num_rows, out_features, in_features, x_stride, residual_stride, norm_eps,
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr, NUM_STAGES: tl.constexpr, EVEN_K: tl.constexpr, NORM_BLOCK: tl.constexpr,
     PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     GATED: tl.constexpr = ACTIVATION == "silu_gate"
-    # RMSNorm's factor is the same for all features of a row: several rows are scaled by it after the product
-    IS_SCALED: tl.constexpr = norm_weight is not None and BLOCK_M > 1
     # One row keeps a sum per weight of the tile and adds them up at the end
     ACC_WIDTH: tl.constexpr = BLOCK_K if BLOCK_M == 1 else BLOCK_M
     if PDL:
@@ -163,24 +145,19 @@ def linear_kernel(
             if GATED:
                 _prefetch(up_rows, start, end, BLOCK_K, PREFETCH)
         tl.extra.cuda.gdc_wait()  # nothing the previous kernel wrote is read above, nothing at all is written
-    if norm_weight is not None and BLOCK_M == 1:
+    if norm_weight is not None:
         row = x + tile % num_row_blocks * x_stride
         mean, rstd = _row_moments(row, in_features, norm_eps, norm_bias is None, NORM_BLOCK)
 
     acc = tl.zeros([BLOCK_N, ACC_WIDTH], tl.float32)
     up = tl.zeros([BLOCK_N, ACC_WIDTH], tl.float32)
-    squares = tl.zeros([BLOCK_M], tl.float32)
     for k0 in tl.range(start, end, BLOCK_K, num_stages=NUM_STAGES):
         k = k0 + tl.arange(0, BLOCK_K)
         mask = (rows < num_rows)[:, None]
         if not EVEN_K:
             mask = mask & (k < in_features)[None, :]
         x_tile = tl.load(x + rows[:, None] * x_stride + k[None, :], mask=mask, other=0.0, eviction_policy="evict_last")
-        if IS_SCALED:
-            values = x_tile.to(tl.float32)
-            squares += tl.sum(values * values, 1)
-            x_tile = (values * _vector(norm_weight, k, in_features)[None, :]).to(x_tile.dtype)
-        elif norm_weight is not None:
+        if norm_weight is not None:
             x_tile = (x_tile.to(tl.float32) - mean) * rstd * _vector(norm_weight, k, in_features)[None, :]
             if norm_bias is not None:
                 x_tile += _vector(norm_bias, k, in_features)[None, :]
@@ -191,18 +168,11 @@ def linear_kernel(
     if BLOCK_M == 1:
         acc, up = tl.sum(acc, 1, keep_dims=True), tl.sum(up, 1, keep_dims=True)
     if SPLIT_K == 1:
-        if IS_SCALED:
-            acc, up = _scale(acc, up, squares, in_features, norm_eps)
         _store(acc, up, bias, residual, out, cols, rows, out_features, num_rows, residual_stride, ACTIVATION)
     else:
         # (num_tiles, SPLIT_K, 1 or 2 sums, BLOCK_N, BLOCK_M)
         place = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
         parts = partials + place + tile * (SPLIT_K * (1 + GATED) * BLOCK_N * BLOCK_M)
-        square_parts = square_partials + tile * (SPLIT_K * BLOCK_M) + tl.arange(0, BLOCK_M)
-        if _arrives_last(
-            acc, up, squares, parts, square_parts, counters + tile, split, SPLIT_K, GATED, IS_SCALED
-        ):
-            acc, up, squares = _sum_parts(parts, square_parts, acc, up, squares, SPLIT_K, GATED, IS_SCALED)
-            if IS_SCALED:
-                acc, up = _scale(acc, up, squares, in_features, norm_eps)
+        if _arrives_last(acc, up, parts, counters + tile, split, SPLIT_K, GATED):
+            acc, up = _sum_parts(parts, acc, up, SPLIT_K, GATED)
             _store(acc, up, bias, residual, out, cols, rows, out_features, num_rows, residual_stride, ACTIVATION)

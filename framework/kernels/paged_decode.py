@@ -139,13 +139,13 @@ def choose_splits(num_rows: int, num_kv_heads: int, num_sms: int) -> int:
 
 
 def choose_tiles(num_rows: int, num_kv_heads: int, num_sms: int) -> DecodeTiles:
-    """Short splits while programs are few; once rows alone fill the device, no more memory than hides its latency."""
+    """Short splits while programs are few."""
     num_programs = num_rows * num_kv_heads
     if num_programs < num_sms:
         return DecodeTiles(block_keys=128, num_stages=2, min_keys=128)
     if num_programs < PROGRAMS_PER_SM * num_sms:
-        return DecodeTiles(num_warps=2, num_stages=3, min_keys=512)
-    return DecodeTiles(num_warps=2, num_stages=2)
+        return DecodeTiles(num_warps=2, min_keys=512)
+    return DecodeTiles()
 
 
 @functools.cache

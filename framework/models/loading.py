@@ -60,7 +60,16 @@ def build_model(config: ModelConfig, dtype: torch.dtype, device: torch.device | 
     """The model with unset parameters, which need no gradient."""
     with torch.device("meta"):
         model: Llama | GPT2 = GPT2(config) if config.model_type == "gpt2" else Llama(config)
-    model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    model = model.to(dtype)
+    try:
+        model = model.to_empty(device=device).requires_grad_(False).eval()
+    except torch.OutOfMemoryError as error:
+        num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        raise ValueError(
+            f"the model's weights take {num_bytes / 2**30:.1f} GiB; {device} has {free_bytes / 2**30:.1f} of "
+            f"{total_bytes / 2**30:.1f} GiB free"
+        ) from error
     if config.tie_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
     if isinstance(model, Llama):

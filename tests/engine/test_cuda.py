@@ -146,3 +146,8 @@ def test_seats_of_many_requests_are_reused():
         outputs.append([one.output_token_ids for one in replay(requests, scheduler, engine)[0]])
     same = np.mean([a == b for a, b in zip(*outputs, strict=True)])
     assert same > 0.6  # bfloat16 sums differ with the batch, and a token that differs changes all that follow
+
+
+def test_a_cache_that_does_not_fit_is_refused_with_the_numbers():
+    with pytest.raises(ValueError, match=r"a KV cache of \d+\.\d GiB .* does not fit: cuda:0 has \d+\.\d GiB"):
+        TorchEngine(make_model("llama"), kv_cache_bytes=10**13)

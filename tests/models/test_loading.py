@@ -53,7 +53,11 @@ def test_logits_equal_transformers(name, tmp_path):
     expected = oracle(tokens[None]).logits[0]
     torch.testing.assert_close(logits(model, tokens), expected, atol=2e-4, rtol=2e-4)
     assert model.config.checkpoint == str(tmp_path)
-    assert (model.lm_head.weight is model.embed_tokens.weight) == model.config.tie_embeddings == oracle.config.tie_word_embeddings
+    assert (
+        (model.lm_head.weight is model.embed_tokens.weight)
+        == model.config.tie_embeddings
+        == oracle.config.tie_word_embeddings
+    )
     assert sum(one.numel() for one in model.parameters()) == sum(one.numel() for one in oracle.parameters())
 
 

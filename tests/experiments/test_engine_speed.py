@@ -1,0 +1,67 @@
+"""experiment=engine_speed and engine_ablation as a user calls them, on a CPU."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from experiments.peers import hf_config
+from framework.models.config import parse_config
+from framework.models.loading import build_model
+from tests.models.checkpoints import MODEL_NAMES, make_hf_model
+
+SMALL = ["batch_sizes=[1,4,256]", "context=32", "num_steps=4", "device=cpu"]
+ONLY_EAGER = ["~arms.fused", "~arms.compiled", "~arms.graphs", "~arms.overlap"]
+
+
+@pytest.fixture
+def small(smallest):
+    return [*(override for override in smallest if not override.startswith("tracking")), *SMALL]
+
+
+def test_speed_with_peers(cli, small, tmp_path):
+    sizes = ["prefills=[[1,64],[1,8192]]", "attention=[[2,64]]", "trace.num_requests=4"]
+    code, output = cli("experiment=engine_speed", *small, *sizes, "peers=true")
+    assert code == 0, output
+    folder = tmp_path / "outputs/engine_speed"
+    record = json.loads((folder / "speed.json").read_text())
+    assert set(record) == {"config", "environment", "ceilings", "start", "cases", "serving", "peers"}
+    table = pd.read_csv(folder / "speed.csv")
+    assert table["case"].tolist() == ["decode 1 × 32", "decode 4 × 32", "prefill 1 × 64"]
+    assert (table["utilisation"] > 0).all()
+    assert output.count("skipped") == 3
+    assert "8192 tokens are more than the model's context of 512" in output
+    assert "attention 2 × 64: skipped, the kernel needs a GPU" in output
+    for peer in ("HF continuous batching", "HF generate, static batches"):
+        assert record["peers"][peer]["output_throughput"] > 0, record["peers"]
+        assert f"{peer}: " in output
+    figures = {path.name for path in (folder / "figures").iterdir()}
+    assert figures == {f"{name}.{kind}" for name in ("roofline", "decode_step") for kind in ("png", "svg")}
+
+
+def test_ablation_of_what_a_cpu_has(cli, small, tmp_path):
+    code, output = cli("experiment=engine_ablation", *small, *ONLY_EAGER)
+    assert code == 0, output
+    folder = tmp_path / "outputs/engine_ablation"
+    assert pd.read_csv(folder / "ablation.csv")[["arm", "num_seqs"]].to_numpy().tolist() == [["eager", 1], ["eager", 4]]
+    assert list(json.loads((folder / "ablation.json").read_text())["serving"]) == ["eager"]
+    assert (folder / "figures/ablation.png").exists()
+
+
+def test_an_arm_that_needs_a_gpu_says_so_and_what_was_measured_stays(cli, small, tmp_path):
+    code, output = cli("experiment=engine_ablation", *small, *ONLY_EAGER[1:])
+    assert code == 1
+    assert "engine.fused=true needs a GPU" in output
+    assert list(json.loads((tmp_path / "outputs/engine_ablation/ablation.json").read_text())["serving"]) == ["eager"]
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_a_peer_has_the_models_shape(name):
+    import transformers
+
+    theirs = make_hf_model(name).config
+    config = parse_config(theirs.to_dict())
+    with torch.device("meta"):
+        peer = transformers.AutoModelForCausalLM.from_config(hf_config(config))
+    assert peer.num_parameters() == sum(one.numel() for one in build_model(config, torch.float32, "meta").parameters())

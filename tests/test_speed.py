@@ -1,0 +1,145 @@
+"""The measuring code with a fake engine: which steps count, what is skipped, and the host's times."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from framework.ceilings import Ceilings
+from framework.core import StepResult
+from framework.engine.torch_engine import TorchEngine
+from framework.floors import Work
+from framework.scheduler.continuous import ContinuousScheduler
+from framework.speed import (
+    NUM_WARM_UP_STEPS,
+    Case,
+    get_ready,
+    host_times,
+    make_sequences,
+    measure_cases,
+    measure_decode,
+    measure_serving,
+    time_steps,
+    why_not,
+)
+from tests.engine.driver import make_requests
+from tests.engine.test_torch_engine import GPT2_CONFIG, make_engine
+
+CEILINGS = Ceilings(read_bandwidth=100.0, copy_bandwidth=100.0, matmul_rate=1000.0)
+
+
+class FakeEngine:
+    """Step i takes i seconds on the device and, from collect to collect, i + 0.5 by the host's clock."""
+
+    def __init__(self, num_steps_ahead):
+        self.num_steps_ahead, self.num_in_flight, self.most_in_flight, self.now, self.num_collected = (
+            num_steps_ahead, 0, 0, 0.0, 0,
+        )  # fmt: skip
+
+    def launch(self, batch):
+        self.num_in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.num_in_flight)
+
+    def collect(self):
+        self.num_in_flight -= 1
+        self.now += self.num_collected + 0.5
+        self.num_collected += 1
+        return StepResult([], 0.0, device=float(self.num_collected - 1))
+
+    def timer(self):
+        return self.now
+
+
+@pytest.mark.parametrize("num_steps_ahead", [0, 1])
+def test_the_warm_up_is_not_timed_and_steps_are_launched_ahead(num_steps_ahead):
+    engine = FakeEngine(num_steps_ahead)
+    device, elapsed = time_steps(engine, [None] * (NUM_WARM_UP_STEPS + 3))
+    assert (device, elapsed) == (6.0, 6.5)  # of steps 5, 6 and 7
+    assert engine.num_in_flight == 0
+    assert engine.most_in_flight == 1 + num_steps_ahead
+
+
+def test_a_row_says_which_ceiling_binds():
+    case = Case("decode", 2, 16, Work(num_bytes=50.0, num_flops=100.0), device=1.0, elapsed=1.5)
+    row = case.row(CEILINGS)
+    assert (row["floor"], row["bound"], row["utilisation"]) == (0.5, "MBU", 0.5)
+    row = Case("prefill", 1, 16, Work(50.0, 900.0), device=1.0, elapsed=1.5).row(CEILINGS)
+    assert (row["floor"], row["bound"], row["utilisation"]) == (0.9, "MFU", 0.9)
+    line = case.line(CEILINGS)
+    assert line == "decode 2 × 16: floor 500.000 ms, device 1000.000 ms, from step to step 1500.000 ms, MBU 50.0%"
+
+
+def test_sequences_share_no_block_and_are_scattered():
+    engine = SimpleNamespace(num_blocks=64, block_size=4)
+    tables = [one.block_table for one in make_sequences(engine, make_requests([5, 8, 9], [3, 0, 3]))]
+    blocks = [block for table in tables for block in table]
+    assert [len(table) for table in tables] == [2, 2, 3]
+    assert len(set(blocks)) == 7
+    assert blocks != sorted(blocks)
+
+
+def test_what_does_not_fit_says_why():
+    engine = SimpleNamespace(is_on_gpu=False, max_model_len=100, num_blocks=10, block_size=8)
+    assert why_not("decode", engine, 2, 40) == ""
+    assert "101 tokens are more than the model's context of 100" in why_not("prefill", engine, 1, 101)
+    assert "14 KV blocks of 8 tokens are more than the cache's 10" in why_not("decode", engine, 2, 50)
+    assert "needs a GPU" in why_not("attention", engine, 1, 1)
+
+
+@pytest.fixture
+def engine() -> TorchEngine:
+    ready = make_engine(config=GPT2_CONFIG | {"n_embd": 32, "n_head": 2, "n_layer": 2})
+    get_ready(ready, 4)
+    return ready
+
+
+def test_decode_and_prefill_of_a_real_engine(engine):
+    said = []
+    sizes = {"decode": [[1, 24], [3, 24], [999, 24]], "prefill": [[2, 8]], "attention": [[1, 8]]}
+    cases = measure_cases(sizes, engine, 4, CEILINGS, said.append)
+    assert [(case.kind, case.num_seqs, case.num_tokens) for case in cases] == [
+        ("decode", 1, 24), ("decode", 3, 24), ("prefill", 2, 8),
+    ]  # fmt: skip
+    assert all(0 < case.device < case.elapsed for case in cases)
+    assert ["skipped" in line for line in said] == [False, False, True, False, True]
+
+
+def test_a_context_too_short_for_the_steps(engine):
+    least = 20 // 2 + NUM_WARM_UP_STEPS + 2
+    with pytest.raises(ValueError, match=f"context=10 is too short for 20 steps up to it: at least {least}"):
+        measure_decode(engine, 1, 10, 20)
+    assert measure_decode(engine, 1, least, 20).num_tokens == least
+
+
+def test_without_a_cache_there_is_nothing_to_time():
+    with pytest.raises(ValueError, match="use_cache=false"):
+        get_ready(make_engine(use_cache=False), 1)
+
+
+def test_serving_counts_the_tokens_of_the_requests(engine):
+    requests = make_requests([7, 7, 1, 12], [4, 6, 8, 8])
+    serving = measure_serving(engine, partial(ContinuousScheduler, max_num_seqs=4), requests)
+    assert (serving["num_requests"], serving["num_prompt_tokens"], serving["num_output_tokens"]) == (4, 27, 26)
+    assert serving["output_throughput"] == 26 / serving["duration"]
+    assert serving["num_full_steps"] == 2  # of three decode steps with all four
+    assert serving["exposed"] > 0
+
+
+def test_host_times_are_of_full_decode_steps_that_another_follows():
+    columns = ("start_time", "phase", "num_seqs", "schedule", "prepare", "device", "update")
+    steps = pd.DataFrame(
+        [
+            (0.0, "prefill", 10, 9.0, 9.0, 9.0, 9.0),
+            (10.0, "decode", 10, 0.1, 0.2, 3.0, 0.4),
+            (14.0, "decode", 9, 0.2, 0.3, 3.0, 0.5),
+            (20.0, "decode", 9, 9.0, 9.0, 9.0, 9.0),  # the next one has too few
+            (40.0, "decode", 8, 9.0, 9.0, 9.0, 9.0),
+        ],
+        columns=columns,
+    )
+    times = host_times(steps, 10)
+    assert times["num_full_steps"] == 2
+    assert times["exposed"] == 2.0  # (14 - 10 - 3, 20 - 14 - 3) → 1 and 3
+    assert times["host"] == pytest.approx((0.7 + 1.0) / 2)
+    assert times["schedule"] == pytest.approx(0.15)
