@@ -48,7 +48,8 @@ class TorchEngine:
     For a GPU: `fused` takes linear layers of few rows with their norm, activation and residual in one Triton kernel,
     `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps from a captured
     graph (None: on, where the model is on a GPU). `overlap` launches a step before the tokens of the one before are on
-    the host. Decode steps of models whose head_dim is no power of two take plain attention, without graphs. A model serves one engine at a time: the last one built, or the last one whose `begin` was called.
+    the host. Models whose head_dim is no power of two take plain attention, without graphs. A model serves one engine
+    at a time: the last one built, or the last one whose `begin` was called.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class TorchEngine:
         return self.collect()
 
     def launch(self, batch: Batch) -> None:
-        """Start the step; on a CPU it is over when this returns. RuntimeError if something had to be compiled for it."""
+        """Start the step; on a CPU it is over when this returns. RuntimeError if it would have to compile something."""
         with compilation_refused() if self.is_on_gpu else nullcontext():
             self._launch(batch)
 

@@ -146,7 +146,7 @@ def choose_tiles(
     if block_m == 16 and 0.7 * num_sms < num_tiles < 1.4 * num_sms:
         return Tiles(block_m, 32, 256 if gated else 128, 1, num_warps=4, num_stages=3 if gated else 4, prefetch=2)
     split_k = min(8, _power_of_two(max(1, 2 * num_sms // num_tiles) + 1) // 2)
-    if split_k == 1 and in_features < 4096 or block_m >= 32 and gated or block_m >= 64:
+    if (split_k == 1 and in_features < 4096) or (block_m >= 32 and gated) or block_m >= 64:
         return Tiles(block_m, 64, 64, split_k, num_warps=4, num_stages=5 if block_m < 64 else 3, prefetch=2)
     return Tiles(block_m, 64, 128, split_k, num_warps=4, num_stages=3 if gated else 4, prefetch=2)
 

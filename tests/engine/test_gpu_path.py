@@ -1,4 +1,4 @@
-"""The GPU's way through the engine, on a CPU: Triton's interpreter, host memory that is not pinned, and a fake event."""
+"""The GPU's way through the engine, on a CPU: the interpreter, host memory that is not pinned, a fake event."""
 
 import time
 from functools import partial
