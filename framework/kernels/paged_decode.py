@@ -69,11 +69,15 @@ def plain_paged_decode(
         places = torch.arange(length, device=qkv.device)
         blocks = tables[seat].long()[places // block_size] if length else places
         all_slots.append(blocks * block_size + places % block_size)
-    new_slots = torch.tensor([int(slots[-1]) if len(slots) else -1 for slots in all_slots], device=qkv.device)
-    q, _, _ = plain_rope_store(
-        qkv, rope, new_slots, k_cache, v_cache,
-        num_kv_heads=num_kv_heads, q_norm=q_norm, k_norm=k_norm, norm_eps=norm_eps,
-    )  # fmt: skip
+    filled = context_lens > 0
+    new_slots = torch.tensor(
+        [int(slots[-1]) for slots in all_slots if len(slots)], dtype=torch.int64, device=qkv.device
+    )
+    q, k, v = plain_rope_store(
+        qkv, rope, None, None, None, num_kv_heads=num_kv_heads, q_norm=q_norm, k_norm=k_norm, norm_eps=norm_eps
+    )
+    k_cache.index_copy_(0, new_slots, k[filled])
+    v_cache.index_copy_(0, new_slots, v[filled])
     for row, slots in enumerate(all_slots):
         if not len(slots):
             outputs.append(torch.zeros_like(q[row]))

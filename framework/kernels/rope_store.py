@@ -38,27 +38,25 @@ def plain_rope_store(
 
     qkv is (rows, num_heads + 2 num_kv_heads, head_dim). q_norm and k_norm (head_dim,) are RMSNorm weights per head;
     rope (rows, 2, head_dim) is cos and sin at each row's position, sin's first half negated. Row i's k and v are also
-    written to slot slots[i] of the caches (num_slots, num_kv_heads, head_dim), unless that is -1 or there are none.
+    written to slot slots[i] of the caches (num_slots, num_kv_heads, head_dim), if there are any.
     Rounds once, at the end: everything between is float32 (float64 for float64). qkv is left as it was.
     """
-    q, k, v = qkv.split((qkv.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads), dim=1)
-    q, k = _plain_turn(q, rope, q_norm, norm_eps), _plain_turn(k, rope, k_norm, norm_eps)
-    if slots is not None and k_cache is not None and v_cache is not None:
-        written = slots >= 0
-        k_cache[slots[written].long()] = k[written]
-        v_cache[slots[written].long()] = v[written]
-    return q, k, v
-
-
-def _plain_turn(heads: Tensor, rope: Tensor | None, norm: Tensor | None, norm_eps: float) -> Tensor:
-    """(rows, heads, head_dim) → the same, normalised and turned."""
-    x = heads.to(torch.promote_types(heads.dtype, torch.float32))
-    if norm is not None:
-        x = F.rms_norm(x, norm.shape, norm.to(x.dtype), norm_eps)
+    num_heads = qkv.shape[1] - 2 * num_kv_heads
+    heads, v = qkv.split((num_heads + num_kv_heads, num_kv_heads), dim=1)
+    x = heads.to(torch.promote_types(qkv.dtype, torch.float32))
+    if q_norm is not None and k_norm is not None:
+        q, k = x.split((num_heads, num_kv_heads), dim=1)
+        size = q_norm.shape
+        normed = F.rms_norm(q, size, q_norm.to(x.dtype), norm_eps), F.rms_norm(k, size, k_norm.to(x.dtype), norm_eps)
+        x = torch.cat(normed, dim=1)
     if rope is not None:
-        cos, sin = rope.to(x.dtype).unbind(1)  # (rows, head_dim)
-        x = x * cos[:, None] + x.roll(x.shape[-1] // 2, -1) * sin[:, None]
-    return x.to(heads.dtype)
+        cos, sin = rope.to(x.dtype)[:, :, None].unbind(1)  # (rows, 1, head_dim)
+        x = torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)  # q and k at once: half the launches
+    q, k = x.to(qkv.dtype).split((num_heads, num_kv_heads), dim=1)
+    if slots is not None and k_cache is not None and v_cache is not None:
+        k_cache.index_copy_(0, slots.long(), k)
+        v_cache.index_copy_(0, slots.long(), v)
+    return q, k, v
 
 
 def rope_store(
