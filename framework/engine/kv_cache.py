@@ -48,7 +48,7 @@ def count_blocks(
     if num_blocks is None:
         cache_bytes = default_cache_bytes(device) if kv_cache_bytes is None else kv_cache_bytes
         block_bytes = bytes_per_block(config, block_size, dtype)
-        num_blocks = int(cache_bytes // block_bytes)  # bytes may be written as 40e9
+        num_blocks = cache_bytes // block_bytes
         if num_blocks < 1:
             raise ValueError(
                 f"a KV cache of {cache_bytes / 2**20:.1f} MiB holds no block of {block_bytes / 2**20:.1f} MiB "
