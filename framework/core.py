@@ -118,8 +118,8 @@ class Batch:
 class StepResult:
     """What a step produced: one token per sequence of the batch (None where its prompt is not complete yet).
 
-    `elapsed` is the seconds from the launch until the tokens were on the host; `prepare` is the host's part before the
-    device could begin, `device` what the device took.
+    `elapsed` is the seconds from the launch, or from the tokens of the step before if those came later, until the
+    tokens were on the host; `prepare` is the host's part before the device could begin, `device` what the device took.
     """
 
     token_ids: list[int | None]

@@ -77,6 +77,56 @@ def test_both_clocks_charge_what_a_step_takes(clock):
         assert took < sequences[1].token_times[-1]
 
 
+class BusyDevice(FakeEngine):
+    """A device that works on while the host does something else, one step after the other."""
+
+    STEP_TIME = 0.01
+
+    def __init__(self, num_steps_ahead: int) -> None:
+        super().__init__(num_steps_ahead=num_steps_ahead)
+        self.timer = time.perf_counter
+        self.ends: list[float] = []
+        self.collected = 0.0
+
+    def launch(self, batch):
+        super().launch(batch)
+        begun = max([time.perf_counter(), *self.ends[-1:]])
+        self.ends.append(begun + self.STEP_TIME)
+
+    def collect(self):
+        token_ids = super().collect().token_ids
+        end = self.ends[-1 - len(self.in_flight)]
+        while time.perf_counter() < end:
+            pass
+        begun, self.collected = max(self.collected, end - self.STEP_TIME), time.perf_counter()
+        return StepResult(token_ids, self.collected - begun, device=self.STEP_TIME)
+
+
+class SlowScheduler(ContinuousScheduler):
+    """Thinks for as long as half a step takes."""
+
+    def schedule(self, now):
+        end = time.perf_counter() + BusyDevice.STEP_TIME / 2
+        while time.perf_counter() < end:
+            pass
+        return super().schedule(now)
+
+
+def test_only_an_overlap_that_happened_is_free():
+    """The scheduler's time adds to every step, or is hidden behind the step before; either way as in real time."""
+    durations = {}
+    for num_steps_ahead in (0, 1):
+        started = time.perf_counter()
+        engine = BusyDevice(num_steps_ahead)
+        (sequence,), steps = replay(requests_at((0.0, 4, 20)), SlowScheduler(1000, 4), engine)
+        took = time.perf_counter() - started
+        durations[num_steps_ahead] = sequence.token_times[-1]
+        assert 0.9 * took < sequence.token_times[-1] <= took
+        assert len(steps) == 20
+    assert durations[0] > 20 * 1.5 * BusyDevice.STEP_TIME
+    assert 20 * BusyDevice.STEP_TIME < durations[1] < durations[0]
+
+
 def test_on_step_sees_every_step_after_it_happened():
     engine = FakeEngine()
     seen = []

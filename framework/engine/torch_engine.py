@@ -99,6 +99,7 @@ class TorchEngine:
         self._prompts: dict[int, npt.NDArray[np.int32]] = {}
         self._decoder: Decoder | None = None
         self._in_flight: deque[Launched] = deque()
+        self._collected_time = 0.0
 
     def begin(self, requests: list[Request], max_num_seqs: int) -> None:
         """Draw all prompts, attach the cache, warm up, and reseed the sampling: the same batches give the same tokens.
@@ -111,6 +112,7 @@ class TorchEngine:
         torch.set_num_threads(self.num_threads)
         self._in_flight.clear()
         self._warm_up(max_num_seqs)
+        self._collected_time = 0.0
         self._prompts = {}
         for request in requests:
             length = request.num_prompt_tokens + request.num_output_tokens
@@ -138,7 +140,8 @@ class TorchEngine:
         """Wait for the oldest step in flight."""
         launched = self._in_flight.popleft()
         sampled, device = launched.running.wait()
-        elapsed = self.timer() - launched.start_time
+        begun, self._collected_time = max(launched.start_time, self._collected_time), self.timer()
+        elapsed = self._collected_time - begun
         tokens = iter(sampled)
         token_ids = [next(tokens) if is_sampled else None for is_sampled in launched.samples]
         return StepResult(token_ids, elapsed, prepare=launched.prepare, device=device)
