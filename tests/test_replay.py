@@ -121,7 +121,7 @@ def test_only_an_overlap_that_happened_is_free():
         (sequence,), steps = replay(requests_at((0.0, 4, 20)), SlowScheduler(1000, 4), engine)
         took = time.perf_counter() - started
         durations[num_steps_ahead] = sequence.token_times[-1]
-        assert 0.9 * took < sequence.token_times[-1] <= took
+        assert 0.7 * took < sequence.token_times[-1] <= took
         assert len(steps) == 20
     assert durations[0] > 20 * 1.5 * BusyDevice.STEP_TIME
     assert 20 * BusyDevice.STEP_TIME < durations[1] < durations[0]

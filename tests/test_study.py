@@ -14,6 +14,7 @@ from framework.engines import EngineCache
 from framework.metrics import aggregate, saturation
 from framework.plots import latency_rate, save, throughput_latency
 from framework.points import Point, arm_digest, write_point
+from framework.quantization.none import quantize
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from framework.study import run_study
@@ -39,6 +40,7 @@ def build_fake_engine(*, model: str, step_time: float = 0.01, num_blocks: int = 
 LENGTHS = partial(independent, prompt=partial(fixed, length=8), output=partial(fixed, length=4))
 DEFAULTS = {
     "model": partial(load_fake_model, name="a"),
+    "quantization": partial(quantize),
     "engine": partial(build_fake_engine),
     "trace": partial(synthetic, arrivals=partial(poisson), lengths=LENGTHS, num_requests=40),
     "scheduler": partial(ContinuousScheduler),
@@ -139,7 +141,7 @@ def test_an_arm_without_a_scheduler_is_named():
 
 
 def test_warm_up_ends_one_sequence_per_step():
-    engines = EngineCache(torch.device("cpu"))
+    engines = EngineCache(torch.device("cpu"), lambda message: None)
     engine = engines.get(DEFAULTS)
     requests = synthetic(arrivals=poisson, lengths=LENGTHS, num_requests=40, rate=1.0).requests
     engines.warm_up(DEFAULTS | {"scheduler": partial(StaticScheduler, max_num_seqs=4)}, engine, requests)

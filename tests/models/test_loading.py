@@ -1,13 +1,18 @@
 """load_model: what a checkpoint may be, what random weights are, and the errors for everything else."""
 
 import json
+from dataclasses import replace
 
 import huggingface_hub
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from framework.kernels.attention import plain_attention
+from framework.models import checkpoint
+from framework.models.checkpoint import ROOT, write_checkpoint
+from framework.models.config import config_json
 from framework.models.loading import load_model
 from tests.models.checkpoints import GPT2_SHAPE, MODEL_NAMES, SHAPE, make_hf_model
 
@@ -104,6 +109,29 @@ def test_checkpoint_tensors_name_every_parameter_once():
         model = load(weights="random", config=config)
         sizes = [view.numel() for view in model.checkpoint_tensors().values()]
         assert sum(sizes) == sum(one.numel() for one in model.parameters())
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_what_is_written_is_read_by_both(name, tmp_path):
+    oracle = make_hf_model(name)
+    oracle.save_pretrained(tmp_path / "theirs")
+    model = load(tmp_path / "theirs")
+    prefix = "transformer." if name.startswith("gpt2") else "model."
+    write_checkpoint(tmp_path / "ours", config_json(model.config), model.checkpoint_tensors(), prefix=prefix)
+    again = load(tmp_path / "ours")
+    assert replace(again.config, checkpoint=None) == replace(model.config, checkpoint=None)
+    tokens = torch.arange(90)
+    assert torch.equal(logits(again, tokens), logits(model, tokens))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert torch.equal(theirs(tokens[None]).logits, oracle(tokens[None]).logits)
+
+
+def test_a_folder_of_the_repository_is_found_from_anywhere(folder, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(checkpoint, "ROOT", folder.parent)
+    assert load(folder.name).config.checkpoint == str(folder)
+    assert (ROOT / "run.py").exists()
 
 
 def test_random_weights_are_seeded():
