@@ -5,9 +5,13 @@ import pytest
 from framework.corpus import join, read_corpus, sample
 
 
-def read(folder, suffixes=(".py",), exclude=("test",), held_out_share=0.3):
+def read(folder, suffixes=(".py",), exclude=("test",), held_out_share=0.3, max_held_out_bytes=10**6):
     return read_corpus(
-        folder=str(folder), suffixes=list(suffixes), exclude=list(exclude), held_out_share=held_out_share
+        folder=str(folder),
+        suffixes=list(suffixes),
+        exclude=list(exclude),
+        held_out_share=held_out_share,
+        max_held_out_bytes=max_held_out_bytes,
     )
 
 
@@ -45,17 +49,21 @@ def test_a_file_stays_held_out_whatever_else_there_is(folder):
 @pytest.mark.parametrize("share", [0.01, 0.05])
 def test_the_standard_library_is_enough_and_never_overlaps(share):
     exclude = ["site-packages", "test", "tests", "encodings", "idlelib", "distutils", "pydoc_data"]
-    corpus = read_corpus(folder=None, suffixes=[".py"], exclude=exclude, held_out_share=share)
+    corpus = read_corpus(
+        folder=None, suffixes=[".py"], exclude=exclude, held_out_share=share, max_held_out_bytes=100_000
+    )
     names = [{document.name for document in part} for part in (corpus.train, corpus.held_out)]
     contents = [{document.digest for document in part} for part in (corpus.train, corpus.held_out)]
     assert not names[0] & names[1]
     assert not contents[0] & contents[1]
     assert len(join(corpus.train)) > 3e6
+    assert max(len(document.content) for document in corpus.held_out) <= 100_000
     assert len(corpus.held_out) == pytest.approx(share * (len(corpus.train) + len(corpus.held_out)), rel=0.7)
 
 
 def test_sample_cuts_at_lines_and_has_many_documents(folder):
     held_out = read(folder).held_out
+    assert all(len(sample(held_out, size)[0]) <= size for size in range(200))
     text, names = sample(held_out, 400)
     excerpts = text.split(b"\0")[1:]
     assert len(excerpts) == len(names) >= 8
@@ -79,5 +87,5 @@ def test_bad_text(folder, changes, message):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(ValueError, match="no folder of text at .*nowhere"):
+    with pytest.raises(ValueError, match=r"no folder of text at .*nowhere"):
         read(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""Losses of a text: equal to transformers', to a naive loop, and scored once each; forward and gradients of training."""
+"""Losses of a text: each token scored once, as in a naive loop over transformers; loss and gradients of training."""
 
 import math
 

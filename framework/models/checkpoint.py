@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face's format: finding the folder, reading its config.json, filling a model's parameters.
+"""Checkpoints in Hugging Face's format: finding the folder, its config.json, filling a model's parameters, writing.
 
 Shards are read one tensor at a time, so that loading needs little more memory than the model.
 """
@@ -12,8 +12,10 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+ROOT = Path(__file__).parents[2]  # of the repository
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILES = ["*.json", "*.txt", "*.jinja", "tokenizer.model"]
@@ -22,13 +24,14 @@ UNUSED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  #
 
 
 def find_checkpoint(path: str, *, weights: bool) -> Path:
-    """The local folder `path`, or the hub repository of this name, downloaded (with its weights or without).
+    """The folder `path` from here or in the repository, or the hub repository of this name, downloaded.
 
-    Raises ValueError if it is neither, or if the hub cannot be reached and its cache lacks the files.
+    `weights` says whether its weights are needed. Raises ValueError if it is none of these, or if the hub cannot be
+    reached and its cache lacks the files.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
+    for folder in (Path(path).expanduser(), ROOT / path):
+        if folder.is_dir():
+            return folder
     patterns = CONFIG_FILES + (WEIGHT_FILES if weights else [])
     try:
         return Path(snapshot_download(path, allow_patterns=patterns))
@@ -88,3 +91,14 @@ def fill_parameters(targets: dict[str, Tensor], folder: Path, *, prefix: str, is
     if missing:
         listed = ", ".join(sorted(missing)[:5])
         raise ValueError(f"{folder} lacks {len(missing)} tensors of its architecture: {listed}")
+
+
+def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], *, prefix: str) -> None:
+    """config.json and model.safetensors of `tensors`, by checkpoint name less `prefix`, in the dtype they have."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+    assert len(dtypes) == 1, dtypes
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": dtypes.pop()}, indent=2) + "\n")
+    named = {name if name.startswith("lm_head") else prefix + name: tensor for name, tensor in tensors.items()}
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in named.items()}
+    save_file(contiguous, folder / SINGLE_FILE, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""A model's shape: ModelConfig, read from the keys of a Hugging Face config.json.
+"""A model's shape: ModelConfig, read from the keys of a Hugging Face config.json, and written as such.
 
 Whatever would change the arithmetic and is not implemented here is refused by name.
 """
@@ -6,7 +6,7 @@ Whatever would change the arithmetic and is not implemented here is refused by n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 LLAMA_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -82,6 +82,48 @@ def parse_config(config: Mapping[str, Any], max_model_len: int | None = None) ->
     if parsed.num_heads % parsed.num_kv_heads:
         raise ValueError(f"num_key_value_heads {parsed.num_kv_heads} must divide {parsed.num_heads} attention heads")
     return parsed
+
+
+def config_json(config: ModelConfig) -> dict[str, Any]:
+    """The keys of a config.json from which parse_config and transformers make this shape again."""
+    eos = list(config.eos_token_ids)
+    common = {
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": None,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+    }
+    if config.model_type == "gpt2":
+        return common | {
+            "architectures": ["GPT2LMHeadModel"],
+            "n_embd": config.hidden_size,
+            "n_inner": config.intermediate_size,
+            "n_layer": config.num_layers,
+            "n_head": config.num_heads,
+            "n_positions": config.max_positions,
+            "layer_norm_epsilon": config.norm_eps,
+            "activation_function": "gelu_new",
+        }
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if config.rope_scaling is not None:
+        rope = {"rope_type": "llama3", **asdict(config.rope_scaling)}
+    return common | {
+        "architectures": [f"{config.model_type.capitalize()}ForCausalLM"],
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "attention_bias": config.qkv_bias,
+        "mlp_bias": config.mlp_bias,
+        "rope_parameters": {"rope_theta": config.rope_theta, **rope},
+        "sliding_window": None,
+    }
 
 
 def check_keys(config: Mapping[str, Any]) -> None:

@@ -1,0 +1,105 @@
+"""Training a decoder on one long text: AdamW (arXiv:1711.05101) over random windows, cosine schedule, clipping.
+
+Weights stay float32; on a GPU the forward is bfloat16 where autocast has it so. All random starts are drawn beforehand,
+so that the same seed reads the same windows on any device.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from framework.models.gpt2 import GPT2
+from framework.models.llama import Llama
+from framework.perplexity import window_logits
+
+BETAS = (0.9, 0.95)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Losses in nats per token. `train` is the mean over the steps since the evaluation before; NaN at step 0."""
+
+    num_steps: int
+    elapsed: float  # seconds since the start
+    train: float
+    held_out: float
+
+
+def train(
+    model: Llama | GPT2,
+    text: Tensor,
+    *,
+    num_steps: int,
+    batch_size: int,
+    sequence_length: int,
+    learning_rate: float,
+    num_warm_up_steps: int,
+    weight_decay: float,
+    max_grad_norm: float,
+    eval_interval: int,
+    seed: int,
+    evaluate: Callable[[], float],
+    on_step: Callable[[], None],
+) -> Iterator[Evaluation]:
+    """Train `model` in place on `text` (num_tokens,), with an evaluation before, every `eval_interval` steps and after.
+
+    A step reads `batch_size` windows of `sequence_length` tokens, each at a random place. `evaluate` returns the loss
+    on held-out text; `on_step` is called after each step is launched. Raises ValueError if the text is too short.
+    """
+    num_starts = len(text) - sequence_length
+    if num_starts < 1:
+        raise ValueError(f"the text has {len(text)} tokens, a window and its target need {sequence_length + 1}")
+    optimizer = make_optimizer(model.requires_grad_(True), weight_decay)
+    drawn = np.random.default_rng(seed).integers(num_starts, size=(num_steps, batch_size))
+    starts = torch.from_numpy(drawn).to(text.device)
+    offsets = torch.arange(sequence_length + 1, device=text.device)
+    started = time.perf_counter()
+    yield Evaluation(0, 0.0, math.nan, evaluate())
+    losses = []
+    for step in range(num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * schedule(step, num_steps, num_warm_up_steps)
+        loss = window_loss(model, text[starts[step][:, None] + offsets].long())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+        on_step()
+        if (step + 1) % eval_interval == 0 or step + 1 == num_steps:
+            mean = torch.stack(losses).mean().item()
+            losses.clear()
+            yield Evaluation(step + 1, time.perf_counter() - started, mean, evaluate())
+
+
+def window_loss(model: Llama | GPT2, windows: Tensor) -> Tensor:
+    """Mean loss (nats per token) of predicting all but the first token of each window, (batch_size, length + 1)."""
+    with torch.autocast(windows.device.type, dtype=torch.bfloat16, enabled=windows.device.type == "cuda"):
+        logits = window_logits(model, windows[:, :-1])
+    return F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
+
+
+def schedule(step: int, num_steps: int, num_warm_up_steps: int) -> float:
+    """Share of the peak learning rate: up in a line, then down a half cosine to zero."""
+    if step < num_warm_up_steps:
+        return (step + 1) / num_warm_up_steps
+    progress = (step - num_warm_up_steps) / max(1, num_steps - num_warm_up_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def make_optimizer(model: Llama | GPT2, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW that decays matrices, not norms and biases."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [one for one in parameters if one.ndim > 1], "weight_decay": weight_decay},
+        {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=BETAS, fused=parameters[0].device.type == "cuda")
