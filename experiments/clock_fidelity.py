@@ -20,6 +20,7 @@ def run(
     seeds: list[int],
     trace: Any,
     model: Any,
+    quantization: Any,
     engine: Any,
     scheduler: Any,
     slo: dict[str, float],
@@ -31,7 +32,14 @@ def run(
     """Replay the trace under both clocks (`arms`) in turns and print by how much the numbers differ."""
     study = run_study(
         arms=arms,
-        defaults={"model": model, "engine": engine, "trace": trace, "scheduler": scheduler, "clock": "virtual"},
+        defaults={
+            "model": model,
+            "quantization": quantization,
+            "engine": engine,
+            "trace": trace,
+            "scheduler": scheduler,
+            "clock": "virtual",
+        },
         rates=rates,
         seeds=seeds,
         slo=slo,

@@ -21,6 +21,7 @@ def run(
     seeds: list[int],
     trace: Any,
     model: Any,
+    quantization: Any,
     engine: Any,
     slo: dict[str, float],
     clock: Clock,
@@ -37,7 +38,7 @@ def run(
     """
     study = run_study(
         arms=arms,
-        defaults={"model": model, "engine": engine, "trace": trace, "clock": clock},
+        defaults={"model": model, "quantization": quantization, "engine": engine, "trace": trace, "clock": clock},
         rates=rates,
         seeds=seeds,
         slo=slo,

@@ -22,6 +22,7 @@ def run(
     num_output_tokens: int,
     ignore_eos: bool,
     model: Any,
+    quantization: Any,
     engine: Any,
     scheduler: Any,
     device: str,
@@ -37,7 +38,7 @@ def run(
         prompts = [] if prompt_token_ids else [EXAMPLE]
     if num_output_tokens < 1:
         raise ValueError(f"num_output_tokens must be at least 1, not {num_output_tokens}")
-    loaded = model(device=resolve_device(device))
+    loaded = quantization(model(device=resolve_device(device)))
     tokenizer = load_tokenizer(loaded.config) if prompts else None
     encoded = list(prompt_token_ids)
     if tokenizer is not None:

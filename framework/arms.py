@@ -13,15 +13,15 @@ from framework.points import digest_of
 from framework.replay import Clock
 
 Arms = dict[str, dict[str, Any]]
-COMPONENTS = ("scheduler", "engine", "model", "trace", "clock")
+COMPONENTS = ("scheduler", "engine", "model", "quantization", "trace", "clock")
 
 
 def model_digest(arm: dict[str, Any]) -> str:
-    return digest_of(describe(arm["model"]))
+    return digest_of(describe([arm["model"], arm["quantization"]]))
 
 
 def engine_digest(arm: dict[str, Any]) -> str:
-    return digest_of(describe([arm["model"], arm["engine"]]))
+    return digest_of(describe([arm["model"], arm["quantization"], arm["engine"]]))
 
 
 def resolve_arms(arms: Arms, defaults: dict[str, Any]) -> Arms:

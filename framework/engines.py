@@ -38,7 +38,7 @@ class EngineCache:
             if model_key != self.model_key or self.model is None:
                 self.model, self.model_key = None, ""
                 self.free()
-                self.model, self.model_key = arm["model"](device=self.device), model_key
+                self.model, self.model_key = arm["quantization"](arm["model"](device=self.device)), model_key
             self.engine, self.engine_key = arm["engine"](model=self.model), engine_key
             self.engine.on_progress = self.on_progress
         return self.engine

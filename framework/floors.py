@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from framework.core import Batch
 from framework.models.gpt2 import GPT2
+from framework.models.linear import SurroundedLinear
 from framework.models.llama import Llama
-
-EMBEDDINGS = ("embed_tokens", "embed_positions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +45,21 @@ class Costs:
 
 def model_costs(model: Llama | GPT2) -> Costs:
     config = model.config
-    parameters = dict(model.named_parameters())  # a tied head is listed once, as the embedding
-    tables = {name: table for name, table in parameters.items() if name.startswith(EMBEDDINGS)}
-    head = model.lm_head.weight
-    read = [parameter for name, parameter in parameters.items() if name not in tables and parameter is not head]
-    matrices = [parameter for name, parameter in parameters.items() if "layers." in name and parameter.ndim == 2]
+    tables = [table for table in model.children() if isinstance(table, nn.Embedding)]
+    read = {parameter for part in (model.layers, model.norm, model.lm_head) for parameter in part.parameters()}
+    linears = [module for module in model.layers.modules() if isinstance(module, SurroundedLinear)]
     return Costs(
-        weight_bytes=sum(parameter.nbytes for parameter in [*read, head]),
-        embedding_bytes=sum(table.shape[1] * table.itemsize for table in tables.values()),
-        kv_bytes=2 * config.num_layers * config.num_kv_heads * config.head_dim * head.itemsize,
-        layer_parameters=sum(parameter.numel() for parameter in matrices),
-        head_parameters=head.numel(),
+        weight_bytes=sum(parameter.nbytes for parameter in read),
+        embedding_bytes=sum(num_bytes(table) // table.num_embeddings for table in tables),
+        kv_bytes=2 * config.num_layers * config.num_kv_heads * config.head_dim * model.norm.weight.itemsize,
+        layer_parameters=sum(linear.in_features * linear.out_features for linear in linears),
+        head_parameters=model.lm_head.in_features * model.lm_head.out_features,
         score_flops=4 * config.num_heads * config.head_dim * config.num_layers,
     )
+
+
+def num_bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def step_work(costs: Costs, batch: Batch) -> Work:

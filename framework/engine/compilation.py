@@ -10,29 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from framework.models.gpt2 import GPT2
-from framework.models.linear import Linear
+from framework.models.linear import SurroundedLinear
 from framework.models.llama import Llama
 
 COMPILED_METHODS = ("project", "finish")
-MAX_FUSED_ROWS = 32  # of a block's layers; beyond, cuBLAS with compiled surroundings is faster (H200, bfloat16)
-MAX_FUSED_HEAD_ROWS = 128  # of the vocabulary head
 MAX_COMPILED_ROWS = 2**15  # beyond it an index into the activations may need 64 bits, which would compile anew
 
 
 def configure_model(model: Llama | GPT2, *, fused: bool, compile: bool) -> None:
     """Say which calls of `model` take the fused kernels and which the compiled blocks; undoes an earlier choice."""
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.max_fused_rows = MAX_FUSED_ROWS if fused else 0
-    model.lm_head.max_fused_rows = MAX_FUSED_HEAD_ROWS if fused else 0
+    model.lm_head.max_fused_rows = model.lm_head.fused_head_rows if fused else 0
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # rather than run uncompiled with a warning
     compiled: dict[str, Callable[..., Tensor]] = {}
     for block in model.layers:
+        linears = [module for module in block.modules() if isinstance(module, SurroundedLinear)]
+        for linear in linears:
+            linear.max_fused_rows = linear.fused_rows if fused else 0
+        num_fused = min(linear.max_fused_rows for linear in linears)
         for name in COMPILED_METHODS:
             block.__dict__.pop(name, None)
             if compile:
                 method = getattr(type(block), name)
                 compiled.setdefault(name, torch.compile(method, dynamic=True))
-                block.__dict__[name] = _by_rows(block, method, compiled[name], MAX_FUSED_ROWS if fused else 0)
+                block.__dict__[name] = _by_rows(block, method, compiled[name], num_fused)
 
 
 def _by_rows(block: nn.Module, plain: Callable[..., Tensor], compiled: Callable[..., Tensor], num_fused: int) -> Any:

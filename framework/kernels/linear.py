@@ -7,6 +7,7 @@ done. The weight tile is the left operand of the product: output features fill t
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -57,13 +58,35 @@ def plain_linear(
     approximation; "silu_gate" is silu(first half of the columns) * second half, so that the result, like the residual,
     is (rows, out_features / 2).
     """
+    return surrounded(
+        lambda normed: F.linear(normed, weight, bias),
+        x,
+        norm_weight=norm_weight,
+        norm_bias=norm_bias,
+        norm_eps=norm_eps,
+        activation=activation,
+        residual=residual,
+    )
+
+
+def surrounded(
+    product: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_eps: float = 0.0,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """residual + activation(product(norm(x))), each part where it is given, as plain_linear has them."""
     _check_activation(activation)
     if norm_weight is not None:
         if norm_bias is None:
             x = F.rms_norm(x, x.shape[1:], norm_weight, norm_eps)
         else:
             x = F.layer_norm(x, x.shape[1:], norm_weight, norm_bias, norm_eps)
-    y = F.linear(x, weight, bias)
+    y = product(x)
     if activation == "silu_gate":
         gate, up = y.chunk(2, dim=-1)
         y = F.silu(gate) * up
@@ -90,26 +113,54 @@ def fused_linear(
     and norm vectors are read before the previous kernel is done, so they must not be results of fused_linear. More than
     one row with a norm are two kernels. Tensors are contiguous, but rows of x and residual may be apart.
     """
+    rows, out_features, in_features, gated = problem_size(x, weight, activation)
+    if tiles is None:
+        tiles = choose_tiles(rows, out_features, in_features, count_sms(x.device), gated, norm_weight is not None)
+        if x.element_size() == 4:  # same bytes per tile
+            tiles = replace(tiles, block_k=tiles.block_k // 2)
+    return launch_linear(x, weight, bias, norm_weight, norm_bias, norm_eps, activation, residual, tiles)
+
+
+def problem_size(x: Tensor, weight: Tensor, activation: str | None) -> tuple[int, int, int, bool]:
+    """Rows, output features of the result, input features, and whether the columns are halved."""
     _check_activation(activation)
-    kernels = _kernels()
-    rows, in_features = x.shape
     gated = activation == "silu_gate"
-    out_features = weight.shape[0] // 2 if gated else weight.shape[0]
-    assert weight.shape[1] == in_features, (x.shape, weight.shape)
+    assert weight.shape[1] == x.shape[1], (x.shape, weight.shape)
+    return x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0], x.shape[1], gated
+
+
+def launch_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_eps: float,
+    activation: str | None,
+    residual: Tensor | None,
+    tiles: Tiles,
+    scale: Tensor | None = None,
+    group_size: int | None = None,
+) -> Tensor:
+    """fused_linear with given tiles. `scale`, float32, is that of an int8 weight, a column per `group_size` features.
+
+    Without a group_size it has one column. With one, it is a multiple of block_k.
+    """
+    kernels = _kernels()
+    rows, out_features, in_features, gated = problem_size(x, weight, activation)
     assert weight.is_contiguous()
     assert x.stride(1) == 1
     assert residual is None or (residual.shape == (rows, out_features) and residual.stride(1) == 1), residual.shape
-    num_sms, has_pdl = _device_facts(x.device)
-    if tiles is None:
-        tiles = choose_tiles(rows, out_features, in_features, num_sms, gated, norm_weight is not None)
-        if x.element_size() == 4:  # same bytes per tile
-            tiles = replace(tiles, block_k=tiles.block_k // 2)
+    assert (scale is None) == weight.is_floating_point()
+    assert scale is None or (scale.is_contiguous() and scale.dtype == torch.float32)
+    assert group_size is None or group_size % tiles.block_k == 0, (group_size, tiles)
+    _, has_pdl = _device_facts(x.device)
     pdl = tiles.pdl and has_pdl
     if norm_weight is not None and tiles.block_m > 1:
         x = _normalized(x, norm_weight, norm_bias, norm_eps, pdl)
         norm_weight = norm_bias = None
     out = torch.empty(rows, out_features, dtype=x.dtype, device=x.device)
-    num_tiles = _ceil_div(rows, tiles.block_m) * _ceil_div(out_features, tiles.block_n)
+    num_tiles = ceil_div(rows, tiles.block_m) * ceil_div(out_features, tiles.block_n)
     partials = counters = None
     if tiles.split_k > 1:
         assert num_tiles <= MAX_COUNTERS, num_tiles
@@ -117,12 +168,13 @@ def fused_linear(
         partials, counters = torch.empty(shape, dtype=torch.float32, device=x.device), _counters(x.device)
     even_k = in_features % tiles.block_k == 0
     kernels.linear_kernel[(num_tiles * tiles.split_k,)](
-        x, weight, bias, norm_weight, norm_bias, residual, out, partials, counters,
+        x, weight, scale, bias, norm_weight, norm_bias, residual, out, partials, counters,
         rows, out_features, in_features, x.stride(0), 0 if residual is None else residual.stride(0), norm_eps,
         ACTIVATION=activation, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         SPLIT_K=tiles.split_k, NUM_STAGES=tiles.num_stages, EVEN_K=even_k,
-        NORM_BLOCK=1 if norm_weight is None else _power_of_two(in_features),
+        NORM_BLOCK=1 if norm_weight is None else power_of_two(in_features),
         PREFETCH=tiles.prefetch if pdl and even_k and weight.data_ptr() % 16 == 0 else 0, PDL=pdl,
+        GROUP_SIZE=group_size or 0,
         num_warps=tiles.num_warps, num_stages=tiles.num_stages, launch_pdl=pdl,
     )  # fmt: skip
     return out
@@ -140,12 +192,12 @@ def choose_tiles(
     num_weights = out_features * in_features * (2 if gated else 1)
     if rows == 1 and not gated and num_weights < MAX_VECTOR_WEIGHTS and (normed or in_features <= MAX_VECTOR_FEATURES):
         return _vector_tiles(out_features, in_features, num_sms)
-    block_m = min(128, max(16, _power_of_two(rows)))
-    num_row_blocks = _ceil_div(rows, block_m)
-    num_tiles = num_row_blocks * _ceil_div(out_features, 64)
+    block_m = min(128, max(16, power_of_two(rows)))
+    num_row_blocks = ceil_div(rows, block_m)
+    num_tiles = num_row_blocks * ceil_div(out_features, 64)
     if block_m == 16 and 0.7 * num_sms < num_tiles < 1.4 * num_sms:
         return Tiles(block_m, 32, 256 if gated else 128, 1, num_warps=4, num_stages=3 if gated else 4, prefetch=2)
-    split_k = min(8, _power_of_two(max(1, 2 * num_sms // num_tiles) + 1) // 2)
+    split_k = min(8, power_of_two(max(1, 2 * num_sms // num_tiles) + 1) // 2)
     if (split_k == 1 and in_features < 4096) or (block_m >= 32 and gated) or block_m >= 64:
         return Tiles(block_m, 64, 64, split_k, num_warps=4, num_stages=5 if block_m < 64 else 3, prefetch=2)
     return Tiles(block_m, 64, 128, split_k, num_warps=4, num_stages=3 if gated else 4, prefetch=2)
@@ -160,11 +212,11 @@ def _vector_tiles(out_features: int, in_features: int, num_sms: int) -> Tiles:
     return Tiles(1, 16, 512, 1, num_warps=4, num_stages=1, prefetch=0 if in_features >= 4096 else 8)
 
 
-def _ceil_div(amount: int, size: int) -> int:
+def ceil_div(amount: int, size: int) -> int:
     return -(-amount // size)
 
 
-def _power_of_two(size: int) -> int:
+def power_of_two(size: int) -> int:
     """The smallest that is at least `size`."""
     return 1 << (size - 1).bit_length()
 
@@ -180,6 +232,11 @@ def _kernels() -> ModuleType:
 def _check_activation(activation: str | None) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}, must be one of {ACTIVATIONS}")
+
+
+def count_sms(device: torch.device) -> int:
+    """Multiprocessors of `device`; the interpreter counts as one."""
+    return _device_facts(device)[0]
 
 
 @functools.cache
@@ -199,7 +256,7 @@ def _counters(device: torch.device) -> Tensor:
 
 def _normalized(x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, norm_eps: float, pdl: bool) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    block = _power_of_two(x.shape[1])
+    block = power_of_two(x.shape[1])
     _kernels().norm_kernel[(x.shape[0],)](
         x, norm_weight, norm_bias, out, x.shape[1], x.stride(0), norm_eps, BLOCK=block, PDL=pdl,
         num_warps=min(16, max(1, block // 512)), launch_pdl=pdl,

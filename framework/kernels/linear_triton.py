@@ -1,7 +1,8 @@
 """Triton kernels of linear.py, which says what they compute. Shapes in comments are (output features, rows).
 
 A matrix product with its weights as left operand, or a matrix-vector product for one row; the sum over input features
-may be split over programs, of which the last to arrive adds the parts in a fixed order.
+may be split over programs, of which the last to arrive adds the parts in a fixed order. int8 weights become x's dtype
+in registers, so that they are read as int8.
 """
 
 # mypy: allow-untyped-defs
@@ -59,17 +60,27 @@ def _prefetch(rows, start, end, BLOCK_K: tl.constexpr, PREFETCH: tl.constexpr):
 
 
 @triton.jit
-def _accumulate(acc, weight_rows, x_tile, k, in_features, EVEN_K: tl.constexpr):
-    """Add one tile's product; x_tile is (BLOCK_M, BLOCK_K), k its input features."""
+def _accumulate(
+    acc, weight_rows, scale_rows, x_tile, k0, k, in_features, GROUP_SIZE: tl.constexpr, EVEN_K: tl.constexpr
+):
+    """Add one tile's product; x_tile is (BLOCK_M, BLOCK_K), k its input features, which start at k0."""
     pointers = weight_rows[:, None] + k[None, :]
     if EVEN_K:
         weight_tile = tl.load(pointers, eviction_policy="evict_first")
     else:
         weight_tile = tl.load(pointers, mask=(k < in_features)[None, :], other=0.0, eviction_policy="evict_first")
     if x_tile.shape[0] == 1:
-        acc += weight_tile.to(tl.float32) * x_tile.to(tl.float32)  # (BLOCK_N, BLOCK_K)
+        product = weight_tile.to(tl.float32) * x_tile.to(tl.float32)  # (BLOCK_N, BLOCK_K)
+        if GROUP_SIZE:
+            product *= tl.load(scale_rows + k0 // GROUP_SIZE)[:, None]
+        acc += product
     else:
-        acc = tl.dot(weight_tile, tl.trans(x_tile), acc, input_precision="ieee")  # (BLOCK_N, BLOCK_M)
+        weight_tile = weight_tile.to(x_tile.dtype)
+        if GROUP_SIZE:
+            product = tl.dot(weight_tile, tl.trans(x_tile), input_precision="ieee")
+            acc += product * tl.load(scale_rows + k0 // GROUP_SIZE)[:, None]
+        else:
+            acc = tl.dot(weight_tile, tl.trans(x_tile), acc, input_precision="ieee")  # (BLOCK_N, BLOCK_M)
     return acc
 
 
@@ -118,11 +129,11 @@ def _sum_parts(parts, acc, up, SPLIT_K: tl.constexpr, GATED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_rows"])  # it changes from step to step
 def linear_kernel(
-    x, weight, bias, norm_weight, norm_bias, residual, out, partials, counters,
+    x, weight, scale, bias, norm_weight, norm_bias, residual, out, partials, counters,
     num_rows, out_features, in_features, x_stride, residual_stride, norm_eps,
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr, NUM_STAGES: tl.constexpr, EVEN_K: tl.constexpr, NORM_BLOCK: tl.constexpr,
-    PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    PREFETCH: tl.constexpr, PDL: tl.constexpr, GROUP_SIZE: tl.constexpr,
 ):  # fmt: skip
     GATED: tl.constexpr = ACTIVATION == "silu_gate"
     # One row keeps a sum per weight of the tile and adds them up at the end
@@ -137,8 +148,15 @@ def linear_kernel(
     start = split * share
     end = tl.minimum(start + share, in_features)
     # Past the last feature the last one is read again: no mask in the loop, none of it is stored
-    weight_rows = weight + tl.minimum(cols, out_features - 1).to(tl.int64) * in_features
+    row_ids = tl.minimum(cols, out_features - 1).to(tl.int64)
+    weight_rows = weight + row_ids * in_features
     up_rows = weight_rows + tl.cast(out_features, tl.int64) * in_features
+    scale_rows = None
+    up_scale_rows = None
+    if scale is not None:  # (weight rows, groups), one group where GROUP_SIZE is 0
+        num_groups = tl.cdiv(in_features, GROUP_SIZE) if GROUP_SIZE else 1
+        scale_rows = scale + row_ids * num_groups
+        up_scale_rows = scale_rows + out_features * num_groups
     if PDL:
         if PREFETCH:
             _prefetch(weight_rows, start, end, BLOCK_K, PREFETCH)
@@ -161,12 +179,16 @@ def linear_kernel(
             x_tile = (x_tile.to(tl.float32) - mean) * rstd * _vector(norm_weight, k, in_features)[None, :]
             if norm_bias is not None:
                 x_tile += _vector(norm_bias, k, in_features)[None, :]
-        acc = _accumulate(acc, weight_rows, x_tile, k, in_features, EVEN_K)
+        acc = _accumulate(acc, weight_rows, scale_rows, x_tile, k0, k, in_features, GROUP_SIZE, EVEN_K)
         if GATED:
-            up = _accumulate(up, up_rows, x_tile, k, in_features, EVEN_K)
+            up = _accumulate(up, up_rows, up_scale_rows, x_tile, k0, k, in_features, GROUP_SIZE, EVEN_K)
 
     if BLOCK_M == 1:
         acc, up = tl.sum(acc, 1, keep_dims=True), tl.sum(up, 1, keep_dims=True)
+    if scale is not None and GROUP_SIZE == 0:
+        acc *= tl.load(scale_rows)[:, None]
+        if GATED:
+            up *= tl.load(up_scale_rows)[:, None]
     if SPLIT_K == 1:
         _store(acc, up, bias, residual, out, cols, rows, out_features, num_rows, residual_stride, ACTIVATION)
     else:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from framework.kernels.attention import Attention
 from framework.models.attention import PagedAttention
 from framework.models.config import ModelConfig
-from framework.models.linear import Linear
+from framework.models.linear import Linear, SurroundedLinear
 
 
 class GPT2Block(nn.Module):
@@ -46,7 +46,7 @@ class GPT2(nn.Module):
         self.embed_positions = nn.Embedding(config.max_positions, config.hidden_size)
         self.layers = nn.ModuleList(GPT2Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head: SurroundedLinear = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """(num_tokens,) ids and positions → (num_tokens, hidden_size), before the last norm."""

@@ -5,6 +5,8 @@ Few rows on a GPU take one fused kernel; everything else is plain PyTorch, which
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from torch import Tensor, nn
 
 from framework.kernels.linear import fused_linear, plain_linear
@@ -12,9 +14,28 @@ from framework.kernels.linear import fused_linear, plain_linear
 Norm = nn.RMSNorm | nn.LayerNorm
 
 
-class Linear(nn.Linear):
-    """nn.Linear whose calls of up to `max_fused_rows` rows take the fused kernel (0: none do)."""
+class Surroundings(TypedDict):
+    """Keywords of every linear function in framework.kernels."""
 
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    norm_eps: float
+    activation: str | None
+    residual: Tensor | None
+
+
+class SurroundedLinear(nn.Module):
+    """What linear layers share, however they keep their weights; `compute` is each one's own.
+
+    Calls of up to `max_fused_rows` rows take a fused kernel: none do until an engine sets it to `fused_rows`, or in the
+    vocabulary head to `fused_head_rows`, up to which that kernel is the fastest.
+    """
+
+    in_features: int
+    out_features: int
+    weight: Tensor
+    fused_rows = 0
+    fused_head_rows = 0
     max_fused_rows = 0
 
     def forward(
@@ -24,14 +45,25 @@ class Linear(nn.Linear):
 
         `silu_gate` halves the columns: silu of the first half times the second. `gelu` is the tanh approximation.
         """
-        linear = fused_linear if 0 < x.shape[0] <= self.max_fused_rows else plain_linear
-        return linear(
-            x,
-            self.weight,
-            self.bias,
+        surroundings = Surroundings(
             norm_weight=None if norm is None else norm.weight,
             norm_bias=norm.bias if isinstance(norm, nn.LayerNorm) else None,
             norm_eps=0.0 if norm is None or norm.eps is None else norm.eps,
             activation=activation,
             residual=residual,
         )
+        return self.compute(x, 0 < x.shape[0] <= self.max_fused_rows, surroundings)
+
+    def compute(self, x: Tensor, is_fused: bool, surroundings: Surroundings) -> Tensor:
+        raise NotImplementedError
+
+
+class Linear(SurroundedLinear, nn.Linear):
+    """With weights in floating point."""
+
+    fused_rows = 32  # beyond, cuBLAS with compiled surroundings is faster (H200, bfloat16)
+    fused_head_rows = 128
+
+    def compute(self, x: Tensor, is_fused: bool, surroundings: Surroundings) -> Tensor:
+        linear = fused_linear if is_fused else plain_linear
+        return linear(x, self.weight, self.bias, **surroundings)

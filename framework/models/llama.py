@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from framework.kernels.attention import Attention
 from framework.models.attention import PagedAttention
 from framework.models.config import Llama3Scaling, ModelConfig
-from framework.models.linear import Linear
+from framework.models.linear import Linear, SurroundedLinear
 
 
 def rope_frequencies(theta: float, head_dim: int, scaling: Llama3Scaling | None) -> Tensor:
@@ -73,7 +73,7 @@ class Llama(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head: SurroundedLinear = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.register_buffer("rope", torch.empty(config.max_model_len, 2, config.head_dim), persistent=False)
         self.reset_rope()
 

@@ -1,0 +1,185 @@
+"""Linear layers with int8 weights: symmetric, one float32 scale per output channel or per group of input features.
+
+Weights stay int8 in memory. Few rows take the fused kernel of linear.py, which makes them x's dtype in registers; the
+others dequantize, or multiply int8 by int8 with scales per row of x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from framework.kernels.linear import (
+    Tiles,
+    ceil_div,
+    choose_tiles,
+    count_sms,
+    launch_linear,
+    plain_linear,
+    power_of_two,
+    problem_size,
+    surrounded,
+)
+
+MAX_FUSED_ROWS = 256  # beyond, dequantize + matmul is faster (to be measured)
+MIN_INT_MM_ROWS = 17  # of torch._int_mm on CUDA, whose other sizes are multiples of 8
+
+
+def quantize_int8(values: Tensor, group_size: int | None = None) -> tuple[Tensor, Tensor]:
+    """(rows, columns) → int8 of the same shape and float32 scales (rows, groups): values ≈ int8 * scale.
+
+    A group's largest magnitude becomes 127; a group is a row, or `group_size` of its columns, the last one fewer. The
+    error is at most scale / 2.
+    """
+    rows, columns = values.shape
+    size = columns if group_size is None else group_size
+    values = F.pad(values.float(), (0, -columns % size)).view(rows, -1, size)
+    scale = (values.abs().amax(dim=2) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # rows of zeros: not 0 / 0
+    quantized = (values / scale[:, :, None]).round().clamp(-127, 127).to(torch.int8)
+    return quantized.view(rows, -1)[:, :columns].contiguous(), scale
+
+
+def dequantize_int8(quantized: Tensor, scale: Tensor, group_size: int | None, dtype: torch.dtype) -> Tensor:
+    """The inverse of quantize_int8, in `dtype`."""
+    if group_size is not None:
+        scale = scale.repeat_interleave(group_size, dim=1)[:, : quantized.shape[1]]
+    return (quantized * scale).to(dtype)
+
+
+def plain_int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    group_size: int | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_eps: float = 0.0,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """plain_linear with the weight that int8 `weight` (out_features, in_features) and `scale` stand for."""
+    return plain_linear(
+        x,
+        dequantize_int8(weight, scale, group_size, x.dtype),
+        bias,
+        norm_weight=norm_weight,
+        norm_bias=norm_bias,
+        norm_eps=norm_eps,
+        activation=activation,
+        residual=residual,
+    )
+
+
+def fused_int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    group_size: int | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_eps: float = 0.0,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    tiles: Tiles | None = None,
+) -> Tensor:
+    """What plain_int8_linear computes, under the conditions of fused_linear; weights are not rounded to x's dtype."""
+    rows, out_features, in_features, gated = problem_size(x, weight, activation)
+    if tiles is None:
+        sms, normed = count_sms(x.device), norm_weight is not None
+        tiles = choose_int8_tiles(rows, out_features, in_features, sms, gated, normed, group_size)
+        if x.element_size() == 4:
+            tiles = replace(tiles, block_k=tiles.block_k // 2)
+    return launch_linear(
+        x, weight, bias, norm_weight, norm_bias, norm_eps, activation, residual, tiles, scale, group_size
+    )
+
+
+def choose_int8_tiles(
+    rows: int,
+    out_features: int,
+    in_features: int,
+    num_sms: int,
+    gated: bool = False,
+    normed: bool = False,
+    group_size: int | None = None,
+) -> Tiles:
+    """Tiles for a shape; out_features are those of the result.
+
+    Up to 32 rows a program has 32 output features, or 64 for two warps: too few for wgmma, whose layout would read the
+    int8 weights two bytes at a time. mma.sync takes them four at a time. More rows need wgmma's rate.
+    """
+    tiles = choose_tiles(rows, out_features, in_features, num_sms, gated, normed)
+    if tiles.block_m > 1:
+        block_m = min(128, max(16, power_of_two(rows)))
+        if block_m <= 16:
+            tiles = Tiles(block_m, 32, 256, 1, num_warps=4, num_stages=3 if gated else 4, prefetch=2)
+        elif block_m <= 32:
+            tiles = Tiles(block_m, 64, 128, 1, num_warps=2, num_stages=4, prefetch=2)
+        elif block_m <= 64:
+            tiles = Tiles(block_m, 64, 128, 1, num_warps=4, num_stages=3, prefetch=2)
+        else:
+            tiles = Tiles(
+                block_m, 64 if gated else 128, 64, 1, num_warps=8 if not gated else 4, num_stages=3, prefetch=2
+            )
+        num_tiles = ceil_div(rows, block_m) * ceil_div(out_features, tiles.block_n)
+        split_k = min(8, power_of_two(max(1, 2 * num_sms // num_tiles) + 1) // 2, max(1, in_features // 1024))
+        tiles = replace(tiles, split_k=split_k)
+    if group_size is not None and tiles.block_k > group_size:
+        tiles = replace(tiles, block_k=group_size, block_n=min(64, tiles.block_n * (2 if tiles.block_m == 1 else 1)))
+    return tiles
+
+
+def dynamic_int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_eps: float = 0.0,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """As plain_int8_linear, with the normed x rounded to int8 too, one scale per row; sums are exact in int32.
+
+    `scale` is (out_features, 1).
+    """
+
+    def product(normed: Tensor) -> Tensor:
+        quantized, x_scale = quantize_int8(normed)
+        y = int_matmul(quantized, weight) * x_scale * scale.T
+        return (y if bias is None else y + bias).to(x.dtype)
+
+    return surrounded(
+        product,
+        x,
+        norm_weight=norm_weight,
+        norm_bias=norm_bias,
+        norm_eps=norm_eps,
+        activation=activation,
+        residual=residual,
+    )
+
+
+def int_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """x (rows, columns) @ weight.T (columns, out_features), int8 → exact int32.
+
+    torch._int_mm, with zeros up to the sizes it takes on CUDA: 17 rows, and multiples of 8 of the other two.
+    """
+    if x.device.type != "cuda":
+        return torch._int_mm(x, weight.T)
+    rows, out_features = x.shape[0], weight.shape[0]
+    more_columns, more_features = -x.shape[1] % 8, -out_features % 8
+    if more_columns or more_features:  # copies the weight: no model at hand has such sizes
+        weight = F.pad(weight, (0, more_columns, 0, more_features))
+    if more_columns or rows < MIN_INT_MM_ROWS:
+        x = F.pad(x, (0, more_columns, 0, max(0, MIN_INT_MM_ROWS - rows)))
+    return torch._int_mm(x, weight.T)[:rows, :out_features]

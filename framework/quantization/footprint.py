@@ -1,0 +1,49 @@
+"""What a model's tensors really take on the device, by what they are for."""
+
+from __future__ import annotations
+
+from torch import Tensor, UntypedStorage, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from framework.models.attention import PagedAttention
+from framework.models.gpt2 import GPT2
+from framework.models.linear import SurroundedLinear
+from framework.models.llama import Llama
+
+SCALES = ("scale", "_state")
+
+
+def footprint(model: Llama | GPT2) -> dict[str, int]:
+    """Bytes of `embeddings`, `head`, `weights` of the blocks' linear layers, `scales` and `other`; and their `total`.
+
+    Storages, each counted once: a tied head is part of the embeddings, and a view counts as what it keeps alive. The
+    KV cache is not counted, tables such as rope's are (`other`).
+    """
+    sizes = dict.fromkeys(("embeddings", "head", "weights", "scales", "other"), 0)
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        buffers = [] if isinstance(module, PagedAttention) else module.named_buffers(recurse=False)
+        for name, tensor in [*module.named_parameters(recurse=False), *buffers]:
+            for storage in storages(tensor):
+                if storage.data_ptr() not in seen:
+                    seen.add(storage.data_ptr())
+                    sizes[kind(path, module, name)] += storage.nbytes()
+    return sizes | {"total": sum(sizes.values())}
+
+
+def storages(tensor: Tensor) -> list[UntypedStorage]:
+    """Those of the tensor, or of the tensors that a subclass such as torchao's is made of."""
+    if is_traceable_wrapper_subclass(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        return [storage for name in names for storage in storages(getattr(tensor, name))]
+    return [tensor.untyped_storage()]
+
+
+def kind(path: str, module: nn.Module, name: str) -> str:
+    if name.endswith(SCALES):
+        return "scales"
+    if path.startswith("embed_"):
+        return "embeddings"
+    if path == "lm_head":
+        return "head"
+    return "weights" if isinstance(module, SurroundedLinear) else "other"

@@ -1,0 +1,175 @@
+"""Every scheme on both families: near the float64 model, the sizes it promises, greedy replays end to end."""
+
+import copy
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+from framework.engine.compilation import configure_model
+from framework.engine.torch_engine import TorchEngine
+from framework.quantization import fp8, int8_dynamic, int8_weight_only, none, torchao_int8, zero_point
+from framework.quantization.footprint import footprint
+from tests.engine.driver import generate, make_requests
+from tests.models.test_loading import logits
+from tests.quantization.models import CONFIGS, make_model
+
+whole_int8 = partial(int8_weight_only.quantize, embeddings=True, head=True)
+SCHEMES = {  # name: (function, bounds of the relative error of the logits)
+    "none": (none.quantize, (0.0, 1e-5)),
+    "zero_point": (zero_point.quantize, (1e-3, 0.1)),
+    "int8_weight_only": (int8_weight_only.quantize, (1e-3, 0.03)),
+    "int8_groups": (partial(int8_weight_only.quantize, group_size=32), (1e-3, 0.02)),
+    "int8_whole": (whole_int8, (1e-3, 0.04)),
+    "int8_dynamic": (partial(int8_dynamic.quantize, weight_only_rows=0), (1e-3, 0.06)),
+    "fp8": (fp8.quantize, (1e-2, 0.2)),
+}
+TOKENS = torch.arange(12) * 7
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("name", SCHEMES)
+def test_logits_are_near_those_in_float64(name, family):
+    quantize, (least, most) = SCHEMES[name]
+    model = make_model(family)
+    expected = logits(copy.deepcopy(model).double(), TOKENS)
+    error = ((logits(quantize(model), TOKENS) - expected).norm() / expected.norm()).item()
+    assert least <= error < most
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("name", SCHEMES)
+def test_replayed_tokens_do_not_depend_on_the_batching(name, family):
+    quantize, _ = SCHEMES[name]
+    engine = TorchEngine(quantize(make_model(family)), num_blocks=64, block_size=4)
+    requests = make_requests([5, 9, 1], [6, 3, 7])
+    tokens = []
+    for chunk in (10**9, 4):
+        engine.begin(requests, 4)
+        tokens.append(generate(engine, requests, chunk=chunk))
+    assert tokens[0] == tokens[1]
+    assert [len(one) for one in tokens[0]] == [6, 3, 7]
+
+
+def test_no_more_weight_only_rows_are_the_weight_only_scheme():
+    model = make_model("llama")
+    weight_only = int8_weight_only.quantize(copy.deepcopy(model))
+    mixed = int8_dynamic.quantize(copy.deepcopy(model), weight_only_rows=12)
+    always = int8_dynamic.quantize(model, weight_only_rows=11)
+    assert torch.equal(logits(mixed, TOKENS), logits(weight_only, TOKENS))
+    assert not torch.equal(logits(always, TOKENS), logits(weight_only, TOKENS))
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_bytes(family):
+    model = make_model(family)
+    tied = model.config.tie_embeddings
+    sizes = {name: footprint(SCHEMES[name][0](copy.deepcopy(model))) for name in SCHEMES}
+    before = sizes["none"]
+    assert before["total"] == sum(one.nbytes for one in {*model.parameters(), *model.buffers()})
+    assert (before["scales"] == 0, before["head"] == 0) == (True, tied)
+    biases = sum(one.nbytes for name, one in model.layers.named_parameters() if name.endswith("proj.bias"))
+    for name in ("int8_weight_only", "int8_dynamic", "fp8", "int8_whole"):
+        assert sizes[name]["weights"] == (before["weights"] - biases) // 4 + biases
+    assert sizes["int8_whole"]["embeddings"] * 4 == before["embeddings"]
+    assert sizes["int8_whole"]["head"] * 4 == before["head"]
+    num_tensors = len(list(model.parameters()))
+    assert sizes["zero_point"]["scales"] == 8 * num_tensors
+    rope = sum(one.nbytes for one in model.buffers())
+    assert sizes["zero_point"]["total"] == (before["total"] - rope) // 4 + rope + 8 * num_tensors
+
+
+def test_a_tied_head_stays_tied_or_keeps_the_original():
+    model = whole_int8(make_model("llama"))
+    assert model.lm_head.weight is model.embed_tokens.weight
+    model = zero_point.quantize(make_model("llama"))
+    assert model.lm_head.weight_uint8 is model.embed_tokens.weight_uint8
+    model = int8_weight_only.quantize(make_model("llama"), head=True)
+    assert (model.lm_head.weight.dtype, model.embed_tokens.weight.dtype) == (torch.int8, torch.float32)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name != "none"])
+def test_weights_that_are_no_numbers_are_refused_by_name(name, family):
+    model = make_model(family)
+    model.layers[1].o_proj.weight[3, 4] = float("nan")
+    with pytest.raises(ValueError, match=r"layers.1.o_proj.weight has values that are NaN"):
+        SCHEMES[name][0](model)
+
+
+@pytest.mark.parametrize("name", ["zero_point", "int8_whole"])
+def test_so_are_those_of_the_embedding(name):
+    model = make_model("gpt2")
+    model.embed_positions.weight[1, 1] = float("inf")
+    with pytest.raises(ValueError, match=r"embed_positions.weight has values"):
+        SCHEMES[name][0](model)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (partial(int8_weight_only.quantize, group_size=48), "group_size 48 must be null or a power of two"),
+        (partial(int8_dynamic.quantize, weight_only_rows=-1), "weight_only_rows -1"),
+        (partial(fp8.check_gpu, capability=(8, 0)), "8.9 or more .*, not 8.0"),
+        (partial(fp8.check_gpu, capability=(9, 0)), "needs model.dtype=bfloat16 on a GPU, not torch.float32"),
+    ],
+)
+def test_what_cannot_be_says_so(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(make_model("llama"))
+
+
+def test_without_torchao_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(ImportError, match=r"llm-serving-replay\[torchao\]"):
+        torchao_int8.quantize(make_model("llama"))
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_torchao_is_as_near_and_as_small(family):
+    pytest.importorskip("torchao")
+    model = make_model(family, dtype="bfloat16")
+    expected = logits(copy.deepcopy(model).double(), TOKENS)
+    own, theirs = int8_weight_only.quantize(copy.deepcopy(model)), torchao_int8.quantize(model)
+    error = (logits(theirs, TOKENS).double() - expected).norm() / expected.norm()
+    assert 1e-3 < error < 0.05
+    assert footprint(theirs)["weights"] <= footprint(own)["total"]
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_which_rows_take_a_fused_kernel(name):
+    model = SCHEMES[name][0](make_model("llama"))
+    configure_model(model, fused=True, compile=True)
+    rows = {"none": 32, "int8_weight_only": 256, "int8_groups": 256, "int8_whole": 256}.get(name, 0)
+    assert {layer.o_proj.max_fused_rows for layer in model.layers} == {rows}
+    assert model.lm_head.max_fused_rows == {"int8_whole": 256, "zero_point": 0}.get(name, 128)
+
+
+@pytest.mark.parametrize("name", ["int8_whole", "int8_groups"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_fused_kernels_give_the_same_logits(name, family):
+    pytest.importorskip("triton")
+    model = SCHEMES[name][0](make_model(family))
+    plain = logits(model, TOKENS)
+    configure_model(model, fused=True, compile=False)
+    torch.testing.assert_close(logits(model, TOKENS), plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("name", [*SCHEMES, "int8_mixed"])
+def test_graphs_and_compiled_blocks_give_nearly_the_eager_tokens(name, family):
+    """Greedy tokens of random models may differ after a tie; most must not."""
+    quantize = SCHEMES[name][0] if name in SCHEMES else int8_dynamic.quantize
+    requests = make_requests([5, 40, 17], [9, 3, 7])
+    tokens = []
+    for is_on in (False, True):
+        model = quantize(make_model(family, "bfloat16", "cuda"))
+        engine = TorchEngine(model, num_blocks=64, block_size=16, fused=is_on, compile=is_on, cuda_graphs=is_on)
+        engine.begin(requests, 4)
+        tokens.append([token for output in generate(engine, requests) for token in output])
+    same = sum(one == other for one, other in zip(*tokens, strict=True))
+    assert same >= 0.5 * len(tokens[0])
