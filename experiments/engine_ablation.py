@@ -28,6 +28,7 @@ def run(
     seed: int,
     trace: Any,
     model: Any,
+    quantization: Any,
     engine: Any,
     scheduler: Any,
     device: str,
@@ -39,7 +40,14 @@ def run(
     """
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    defaults = {"model": model, "engine": engine, "scheduler": scheduler, "trace": trace, "clock": "virtual"}
+    defaults = {
+        "model": model,
+        "quantization": quantization,
+        "engine": engine,
+        "scheduler": scheduler,
+        "trace": trace,
+        "clock": "virtual",
+    }
     variants = resolve_arms(arms, defaults)
     ceilings = ceilings_for(model, engine, resolved)
     record = {"config": describe(variants), "environment": environment(resolved), "ceilings": asdict(ceilings)}
@@ -60,6 +68,7 @@ def run(
         serving[arm] = measure_serving(ready, components["scheduler"], requests)
         say(f"{serving[arm]['output_throughput']:,.0f} output tok/s")
         write(folder, record | {"serving": serving}, pd.DataFrame(rows))
+        del ready  # else the next arm's KV cache would have to fit beside this one's
     console.print(factors_table(rows, serving, title))
     figures = {"ablation": ablation(pd.DataFrame(rows), output_throughputs(serving), title)} if rows else {}
     for path in (folder / "ablation.json", folder / "ablation.csv", *save(figures, folder / "figures")):

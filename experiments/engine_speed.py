@@ -1,6 +1,7 @@
 """How near an engine is to the limits of the device it runs on, which are measured first; and its peers beside it."""
 
 import gc
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,11 @@ from framework.points import write_atomically, write_json
 from framework.provenance import environment, resolve_device
 from framework.speed import Say, ceilings_for, max_num_seqs_of, measure_cases, measure_serving, start_engine
 
-PEERS = {"HF continuous batching": continuous, "HF generate, static batches": static}
+PEERS: dict[str, Callable[[PeerRun], dict[str, Any]]] = {
+    "HF continuous batching, 128 seats": partial(continuous, max_num_seqs=128),
+    "HF continuous batching, 256 seats": partial(continuous, max_num_seqs=256),
+    "HF generate, static batches": static,
+}
 
 
 def run(
@@ -37,6 +42,7 @@ def run(
     seed: int,
     trace: Any,
     model: Any,
+    quantization: Any,
     engine: Any,
     scheduler: Any,
     device: str,
@@ -49,14 +55,16 @@ def run(
     """
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    config = describe({"model": model, "engine": engine, "scheduler": scheduler, "trace": trace})
+    config = describe(
+        {"model": model, "quantization": quantization, "engine": engine, "scheduler": scheduler, "trace": trace}
+    )
     record: dict[str, Any] = {"config": config, "environment": environment(resolved)}
     ceilings = ceilings_for(model, engine, resolved)
     title = f"{record['environment']['device']}: {limits(ceilings)}"
     say(f"{title} (copy {1e-9 * ceilings.copy_bandwidth:,.0f} GB/s)")
     with console.status("") as status:
         max_num_seqs = max([*batch_sizes, max_num_seqs_of(scheduler)])
-        ready, start = start_engine(model, engine, resolved, max_num_seqs, status.update)
+        ready, start = start_engine(model, quantization, engine, resolved, max_num_seqs, status.update)
     say(f"start: {start['model']:.1f} s for the model, {start['engine']:.1f} s until the engine was ready")
     sizes = {"decode": [[size, context] for size in batch_sizes], "prefill": prefills, "attention": attention}
     cases = measure_cases(sizes, ready, num_steps, ceilings, say)

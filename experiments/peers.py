@@ -22,7 +22,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from framework.models.config import ModelConfig
 
-NUM_SEATS = 128  # of continuous batching
 STATIC_BATCH_SIZE = 64
 MAX_BATCH_TOKENS = 8192
 BLOCK_SIZE = 256
@@ -48,11 +47,11 @@ def run_peer(peer: Callable[[PeerRun], dict[str, Any]], run: PeerRun) -> dict[st
         return pool.submit(peer, run).result()
 
 
-def continuous(run: PeerRun) -> dict[str, Any]:
-    """transformers' continuous-batching manager with NUM_SEATS seats; CUDA graphs and async steps on a GPU."""
+def continuous(run: PeerRun, max_num_seqs: int) -> dict[str, Any]:
+    """transformers' continuous-batching manager; CUDA graphs and async steps on a GPU."""
     model = build(run)
     model.set_attn_implementation(plug_in_flash() if run.device == "cuda" else "paged|sdpa")
-    num_seats = min(NUM_SEATS, len(run.prompts))
+    num_seats = min(max_num_seqs, len(run.prompts))
     longest = max(len(tokens) + num_outputs for tokens, num_outputs in run.prompts)
     settings = ContinuousBatchingConfig(
         block_size=BLOCK_SIZE,
@@ -67,7 +66,7 @@ def continuous(run: PeerRun) -> dict[str, Any]:
     manager.warmup()
     manager.start()
     try:
-        result = time_requests(partial(serve_continuously, manager), run)
+        result = time_requests(partial(serve_continuously, manager), run, run.prompts)  # captures what it will need
     finally:
         manager.stop(block=True, timeout=30)
         manager.destroy()
@@ -93,7 +92,8 @@ def serve_continuously(manager: Any, prompts: list[Prompt]) -> list[int]:
 
 def static(run: PeerRun) -> dict[str, Any]:
     """`generate` over left-padded batches of STATIC_BATCH_SIZE, each until its longest output is done."""
-    return time_requests(partial(serve_statically, build(run)), run)
+    first_tokens = [(tokens, min(num, WARM_UP_TOKENS)) for tokens, num in run.prompts]
+    return time_requests(partial(serve_statically, build(run)), run, first_tokens)
 
 
 @torch.inference_mode()
@@ -112,9 +112,9 @@ def serve_statically(model: Any, prompts: list[Prompt]) -> list[int]:
     return counts
 
 
-def time_requests(serve: Serve, run: PeerRun) -> dict[str, Any]:
-    """Seconds for all requests at once, after a warm-up with the first tokens of each; tokens asked for per second."""
-    serve([(tokens, min(num, WARM_UP_TOKENS)) for tokens, num in run.prompts])
+def time_requests(serve: Serve, run: PeerRun, warm_up: list[Prompt]) -> dict[str, Any]:
+    """Seconds for all requests at once, after `warm_up`; tokens asked for per second."""
+    serve(warm_up)
     if run.device == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()

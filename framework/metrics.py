@@ -223,7 +223,7 @@ def check_slo(slo: dict[str, float]) -> None:
     for metric, limit in slo.items():
         if metric not in SLO_METRICS:
             raise ValueError(f"unknown SLO metric {metric!r}; allowed: {', '.join(SLO_METRICS)}")
-        if not limit > 0:
+        if limit is None or not limit > 0:
             raise ValueError(f"the SLO for {metric} must be a positive number of seconds, not {limit}")
 
 

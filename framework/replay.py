@@ -84,7 +84,7 @@ def serve(
     timer = engine.timer
     in_flight: deque[tuple[Batch, float]] = deque()  # with the seconds each took to schedule
     charged_until = timer()
-    while arriving.is_alive or scheduler.num_unfinished:
+    while arriving.is_alive or scheduler.num_unfinished or in_flight:
         started = timer()
         if not in_flight:
             charged_until = started
@@ -102,7 +102,7 @@ def serve(
             continue
         batch, schedule = in_flight.popleft()
         result = engine.collect()
-        elapsed = max(timer() - charged_until, result.elapsed)  # a modelled step takes the host no time
+        elapsed = (timer() - charged_until) or result.elapsed  # a modelled engine's timer stands still
         charged_until = timer()
         step = describe_step(env.now, elapsed, batch, scheduler, schedule, result)
         yield env.timeout(charge(step.elapsed))

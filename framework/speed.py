@@ -84,12 +84,12 @@ def ceilings_for(model: Any, engine: Any, device: torch.device) -> Ceilings:
 
 
 def start_engine(
-    model: Any, engine: Any, device: torch.device, max_num_seqs: int, on_progress: Say
+    model: Any, quantization: Any, engine: Any, device: torch.device, max_num_seqs: int, on_progress: Say
 ) -> tuple[TorchEngine, dict[str, float]]:
     """An engine that is ready for batches of `max_num_seqs`, and the seconds that its model and the rest took."""
     started = time.perf_counter()
     on_progress("building the model")
-    loaded = model(device=device)
+    loaded = quantization(model(device=device))
     synchronize(device)
     built = time.perf_counter()
     ready = engine(model=loaded)
@@ -165,8 +165,8 @@ def measure_decode(engine: TorchEngine, num_seqs: int, context: int, num_steps: 
     requests = [Request(index, 0.0, first, num_all + 1) for index in range(num_seqs)]
     engine.begin(requests, num_seqs)
     sequences = make_sequences(engine, requests)
-    for sequence in sequences:
-        sequence.output_token_ids = [0]
+    for sequence in sequences:  # like seats that a static batch goes on computing: no token is waited for
+        sequence.output_token_ids, sequence.is_finished = [0], True
     batches = [Batch(sequences, [first + step] * num_seqs, [1] * num_seqs, 0, num_seqs) for step in range(num_all)]
     device, elapsed = time_steps(engine, batches)
     middle = batches[NUM_WARM_UP_STEPS + num_steps // 2]
@@ -224,11 +224,11 @@ def measure_attention(engine: TorchEngine, num_seqs: int, context: int, num_step
 
 
 def measure_serving(engine: TorchEngine, make_scheduler: MakeScheduler, requests: list[Request]) -> dict[str, float]:
-    """Replay `requests` after a warm-up: output tokens/s on the virtual clock, and the host's work per full step."""
+    """Serve `requests` in real time, after a warm-up: output tokens/s, and the host's work per full step."""
 
     def serve(some: list[Request]) -> tuple[list[Sequence], pd.DataFrame]:
         scheduler = make_scheduler(num_blocks=engine.num_blocks, block_size=engine.block_size)
-        sequences, steps = replay(some, scheduler, engine)
+        sequences, steps = replay(some, scheduler, engine, clock="wall")  # as the peers are timed
         return sequences, step_table(steps)
 
     serve(warm_up_requests(requests, max_num_seqs_of(make_scheduler)))
@@ -252,7 +252,8 @@ def max_num_seqs_of(make_scheduler: MakeScheduler) -> int:
 def host_times(steps: pd.DataFrame, num_seats: int) -> dict[str, float]:
     """Medians (s) over the decode steps of at least 90% of `num_seats` sequences that another such step follows.
 
-    `exposed` is what the device waited for: from one step to the next on the virtual clock, less the device's time.
+    `exposed` is what the device waited for: from one step to the next, less the device's time. Of a step that is not
+    launched ahead, the device's time has the launch of its graph in it.
     """
     is_full = (steps["phase"] == "decode") & (steps["num_seqs"] >= FULL * num_seats)
     full = steps[is_full & is_full.shift(-1, fill_value=False)]

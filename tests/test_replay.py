@@ -1,6 +1,7 @@
 """The simulation against closed formulas of queueing theory, its clocks, and the order of simultaneous events."""
 
 import time
+from collections import deque
 
 import numpy as np
 import pytest
@@ -85,21 +86,20 @@ class BusyDevice(FakeEngine):
     def __init__(self, num_steps_ahead: int) -> None:
         super().__init__(num_steps_ahead=num_steps_ahead)
         self.timer = time.perf_counter
-        self.ends: list[float] = []
-        self.collected = 0.0
+        self.times: deque[tuple[float, float]] = deque()  # of the launch and the end of each step in flight
+        self.end = 0.0
 
     def launch(self, batch):
         super().launch(batch)
-        begun = max([time.perf_counter(), *self.ends[-1:]])
-        self.ends.append(begun + self.STEP_TIME)
+        launched = time.perf_counter()
+        self.end = max(launched, self.end) + self.STEP_TIME
+        self.times.append((launched, self.end))
 
     def collect(self):
-        token_ids = super().collect().token_ids
-        end = self.ends[-1 - len(self.in_flight)]
+        launched, end = self.times.popleft()
         while time.perf_counter() < end:
             pass
-        begun, self.collected = max(self.collected, end - self.STEP_TIME), time.perf_counter()
-        return StepResult(token_ids, self.collected - begun, device=self.STEP_TIME)
+        return StepResult(super().collect().token_ids, time.perf_counter() - launched, device=self.STEP_TIME)
 
 
 class SlowScheduler(ContinuousScheduler):

@@ -46,7 +46,7 @@ class Decoder:
         block_size: int,
         num_blocks: int,
     ) -> None:
-        device = model.embed_tokens.weight.device
+        device = model.norm.weight.device
         self.model, self.sample = model, sample
         self.max_num_seqs, self.block_size = max_num_seqs, block_size
         self.max_position = model.config.max_model_len - 1
@@ -58,7 +58,10 @@ class Decoder:
         self.last_tokens = torch.zeros(num_seats + 1, dtype=torch.int64, device=device)
         self.rows = torch.zeros(4, max_num_seqs, dtype=torch.int32, device=device)
         self.sampled = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
-        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        vocab_size = model.config.vocab_size if sample is not None else 0
+        self.logits = torch.zeros(max_num_seqs, vocab_size, dtype=model.norm.weight.dtype, device=device)
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.is_warm = False
         self._sent = [pinned(4, max_num_seqs, dtype=torch.int32) for _ in range(NUM_BUFFERS)]
         self._received = [pinned(max_num_seqs, dtype=torch.int64) for _ in range(NUM_BUFFERS)]
         self._sizes = batch_sizes(max_num_seqs)
@@ -75,19 +78,20 @@ class Decoder:
         self._host_rows = np.zeros((4, self.max_num_seqs), dtype=np.int32)
 
     @torch.inference_mode()
-    def capture(self, on_progress: Callable[[str], None]) -> None:
-        """Capture a graph for every batch size; `rows` are empty meanwhile, so nothing is written to the cache."""
+    def warm_up(self, on_progress: Callable[[str], None], *, capture: bool) -> None:
+        """Run every batch size once and, if asked to, capture it; all rows are empty, so no cache slot is written."""
         self.rows.zero_()
         self.rows[0] = self.empty_seat
-        pool = torch.cuda.graph_pool_handle()
+        pool = torch.cuda.graph_pool_handle() if capture else None
         for index, size in enumerate(reversed(self._sizes)):  # the largest first: the others reuse its memory
-            on_progress(f"capturing CUDA graphs: {index + 1} of {len(self._sizes)}")
+            on_progress(f"decode steps, batch size {index + 1} of {len(self._sizes)}")
             self._forward(size)
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                logits = self._forward(size)
-            self.graphs[size] = graph, logits
+            if capture:
+                torch.cuda.synchronize()
+                self.graphs[size] = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graphs[size], pool=pool):
+                    self._forward(size)
+        self.is_warm = True
 
     def admit(self, sequences: list[Sequence], context_lens: IntArray, samples: npt.NDArray[np.bool_]) -> IntArray:
         """Seats for sequences whose tables and tokens another path is about to write with `store`."""
@@ -116,18 +120,17 @@ class Decoder:
         return OnDevice(received, start, record_event())
 
     def _run(self, num_seqs: int) -> None:
-        if not self.graphs:
-            logits = self._forward(num_seqs)
+        if self.graphs:
+            self.graphs[self._sizes[bisect_left(self._sizes, num_seqs)]].replay()
         else:
-            graph, logits = self.graphs[self._sizes[bisect_left(self._sizes, num_seqs)]]
-            graph.replay()
+            self._forward(num_seqs)
         if self.sample is not None:
-            sampled = self.sample(logits)
-            self.sampled[: len(sampled)].copy_(sampled)
-            self.last_tokens.index_put_((self.rows[0, : len(sampled)],), sampled)
+            sampled = self.sample(self.logits[:num_seqs])
+            self.sampled[:num_seqs] = sampled
+            self.last_tokens.index_put_((self.rows[0, :num_seqs],), sampled)
 
-    def _forward(self, num_seqs: int) -> Tensor:
-        """Logits of one step over the first `num_seqs` rows; unless they are sampled from, its tokens too."""
+    def _forward(self, num_seqs: int) -> None:
+        """One step over the first `num_seqs` rows, up to its tokens or, where they are sampled, its logits."""
         seats, context_lens, padding, _ = self.rows[:, :num_seqs]
         token_ids, positions = begin_rows(
             self.rows[:, :num_seqs],
@@ -140,32 +143,29 @@ class Decoder:
         logits = self.model.logits(self.model(token_ids, positions, attention))
         if self.sample is None:
             finish_rows(logits, seats, self.sampled, self.last_tokens)
-        return logits
+        else:
+            self.logits[:num_seqs] = logits
 
     def _fill_rows(self, batch: Batch, write_tokens: Callable[[IntArray, Sequence, int], None]) -> None:
         """Seats, context lengths, padding, and the block of the new slot."""
         num_seqs, sequences = len(batch.sequences), batch.sequences
         starts = np.array(batch.starts)
         seats, context_lens, padding, new_blocks = self._host_rows[:, :num_seqs]
-        if sequences != self._sequences:
+        if sequences == self._sequences and (self._next_slots[seats] == starts).all():
+            changed = np.flatnonzero(starts % self.block_size == 0).tolist()  # rows that go on in a new block
+        else:
             self._host_rows[:] = 0
             self._host_rows[0] = self.empty_seat
-            seats[:] = [self._seat_of.get(sequence, -1) for sequence in sequences]
-            for index in np.flatnonzero(seats < 0).tolist():
-                seats[index] = self._seat(sequences[index], sequences)
+            seats[:] = [self._seat(sequence, sequences) for sequence in sequences]
             padding[:] = [sequence.num_padding for sequence in sequences]
-            new_blocks[:] = [
-                sequence.block_table[block]
-                for sequence, block in zip(sequences, (starts // self.block_size).tolist(), strict=True)
-            ]
             self._sequences = self._recent = list(sequences)
-        else:
-            for index in np.flatnonzero(starts % self.block_size == 0).tolist():
-                new_blocks[index] = sequences[index].block_table[starts[index] // self.block_size]
+            changed = list(range(num_seqs))
+            stale = np.flatnonzero(self._next_slots[seats] != starts)
+            if len(stale):
+                self._send_state([sequences[row] for row in stale.tolist()], seats[stale], starts[stale], write_tokens)
+        for row in changed:
+            new_blocks[row] = sequences[row].block_table[batch.starts[row] // self.block_size]
         context_lens[:] = starts + 1
-        stale = np.flatnonzero(self._next_slots[seats] != starts)
-        if len(stale):
-            self._send_state([sequences[index] for index in stale.tolist()], seats[stale], starts[stale], write_tokens)
         self._next_slots[seats] = starts + 1
 
     def _send_state(

@@ -61,7 +61,9 @@ def write_tokens(target: IntArray, sequence: Sequence, prompt: npt.NDArray[np.in
     output = sequence.output_token_ids
     first_output_slot = sequence.num_padding + len(prompt)
     if start >= first_output_slot and len(target) == 1:  # decode
-        target[0] = output[min(start - first_output_slot, len(output) - 1)]
+        index = start - first_output_slot
+        assert index < len(output) or sequence.is_finished, f"{sequence}'s token at slot {start} is still in flight"
+        target[0] = output[min(index, len(output) - 1)]  # the seat of a finished sequence repeats its last token
         return
     end = start + len(target)
     num_pads = max(min(end, sequence.num_padding) - start, 0)

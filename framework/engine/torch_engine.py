@@ -32,7 +32,8 @@ from framework.kernels.gpu_attention import FLASH_DTYPES, flash_attention, flash
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
-WARM_UP_LENGTHS = (16, 1, 32, 600)  # prompt tokens: one for each size of the blocks' kernels, and one beyond
+# Prompt tokens: one for each size of the blocks' kernels, and one beyond
+WARM_UP_LENGTHS = (16, 1, 32, 64, 128, 256, 600)
 WARM_UP_BATCHES = (16, 32, 64, 128)  # prompts of one token: one for each size of the vocabulary head's
 
 
@@ -47,8 +48,8 @@ class TorchEngine:
 
     For a GPU: `fused` takes linear layers of few rows with their norm, activation and residual in one Triton kernel,
     `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps from a captured
-    graph (None: on, where the model is on a GPU). `overlap` launches a step before the tokens of the one before are on
-    the host. Models whose head_dim is no power of two take plain attention, without graphs. A model serves one engine
+    graph, `overlap` launches a step before the tokens of the one before are on the host (None: on, where the model is
+    on a GPU). Models whose head_dim is no power of two take plain attention, without graphs. A model serves one engine
     at a time: the last one built, or the last one whose `begin` was called.
     """
 
@@ -66,22 +67,24 @@ class TorchEngine:
         fused: bool | None = None,
         compile: bool | None = None,
         cuda_graphs: bool | None = None,
-        overlap: bool = False,
+        overlap: bool | None = False,
         seed: int = 0,
         num_threads: int | None = 1,
     ) -> None:
         check_sampling(temperature, top_k, top_p)
         if block_size < 1:
             raise ValueError(f"block_size {block_size} must be at least 1")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed {seed} must be at least 0 and below 2**63")
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads {num_threads} must be at least 1")
-        embedding = model.embed_tokens.weight
-        self.model, self.device, self.dtype = model, embedding.device, embedding.dtype
+        norm = model.norm.weight  # of the activations' dtype, whatever the quantization
+        self.model, self.device, self.dtype = model, norm.device, norm.dtype
         self.is_on_gpu = self.device.type == "cuda"
         self.has_decoder = self.is_on_gpu and use_cache and is_supported(model.config.head_dim)
         self.fused = _resolve("fused", fused, self.is_on_gpu, "needs a GPU")
         self.compile = _resolve("compile", compile, self.is_on_gpu, "needs a GPU")
-        needs_decoder = "needs a GPU, a KV cache, and a head_dim of 16, 32, 64, 128 or 256"
+        needs_decoder = "needs a GPU, a KV cache, and a head_dim of 16, 32, 64 or 128"
         self.cuda_graphs = _resolve("cuda_graphs", cuda_graphs, self.has_decoder, needs_decoder)
         self.num_steps_ahead = int(_resolve("overlap", overlap, self.has_decoder, needs_decoder))
         self.max_model_len = model.config.max_model_len
@@ -91,6 +94,8 @@ class TorchEngine:
         self.temperature, self.top_k, self.top_p, self.seed = temperature, top_k, top_p, seed
         self.timer: Callable[[], float] = time.perf_counter
         self.on_progress: Callable[[str], None] = lambda message: None
+        if self.compile:
+            torch.compiler.reset()  # what was compiled for other models counts against a limit
         attach_cache(model, [])  # what an earlier engine left would count as used memory
         self.num_blocks = count_blocks(model.config, block_size, self.dtype, self.device, num_blocks, kv_cache_bytes)
         num_slots = self.num_blocks * block_size
@@ -111,7 +116,15 @@ class TorchEngine:
         configure_model(self.model, fused=self.fused, compile=self.compile)
         torch.set_num_threads(self.num_threads)
         self._in_flight.clear()
-        self._warm_up(max_num_seqs)
+        try:
+            self._warm_up(max_num_seqs)
+        except torch.OutOfMemoryError as error:
+            free_bytes, total_bytes = torch.cuda.mem_get_info(self.device)
+            raise ValueError(
+                f"no memory is left to run batches of {max_num_seqs}: {free_bytes / 2**30:.1f} of "
+                f"{total_bytes / 2**30:.1f} GiB are free beside the weights and {self.num_blocks} KV blocks; lower "
+                "engine.kv_cache_bytes or the scheduler's max_num_seqs"
+            ) from error
         self._collected_time = 0.0
         self._prompts = {}
         for request in requests:
@@ -133,8 +146,10 @@ class TorchEngine:
 
     def launch(self, batch: Batch) -> None:
         """Start the step; on a CPU it is over when this returns. RuntimeError if it would have to compile something."""
-        with compilation_refused() if self.is_on_gpu else nullcontext():
-            self._launch(batch)
+        start_time = self.timer()
+        is_replayed = self.cuda_graphs and batch.num_prefill_tokens == 0
+        with compilation_refused() if self.is_on_gpu and not is_replayed else nullcontext():
+            self._launch(batch, start_time)
 
     def collect(self) -> StepResult:
         """Wait for the oldest step in flight."""
@@ -147,8 +162,7 @@ class TorchEngine:
         return StepResult(token_ids, elapsed, prepare=launched.prepare, device=device)
 
     @torch.inference_mode()
-    def _launch(self, batch: Batch) -> None:
-        start_time = self.timer()
+    def _launch(self, batch: Batch, start_time: float) -> None:
         if self._decoder is not None and batch.num_prefill_tokens == 0:
             running: OnDevice | Done = self._decoder.launch(batch, self._write_tokens)
             prepare, samples = self.timer() - start_time, [True] * len(batch.sequences)
@@ -173,7 +187,6 @@ class TorchEngine:
         return Done(sampled, device=self.timer() - prepared_time), prepared_time
 
     def _run_on_gpu(self, batch: Batch, inputs: StepInputs) -> tuple[OnDevice, float]:
-        start = record_event()
         arrays = {"token_ids": inputs.token_ids, "positions": inputs.positions, "rows": last_rows(inputs)}
         if self._decoder is not None:
             assert inputs.block_tables is not None
@@ -186,7 +199,7 @@ class TorchEngine:
         else:
             sent = upload(self.device, arrays)
             attention = self._plain_attention(inputs)
-        prepared_time = self.timer()
+        prepared_time, start = self.timer(), record_event()
         sampled = self._sample(self._forward(sent["token_ids"], sent["positions"], attention, sent["rows"]))
         if self._decoder is not None:
             tables = sent["tables"].view(len(batch.sequences), -1)
@@ -226,9 +239,8 @@ class TorchEngine:
         for num_seqs, num_prompt_tokens in self._warm_up_batches(max_num_seqs):
             self.on_progress(f"warming up: {num_seqs} prompts of {num_prompt_tokens} tokens")
             self._warm_up_with(num_seqs, num_prompt_tokens)
-        if self._decoder is not None and self.cuda_graphs and not self._decoder.graphs:
-            with torch.inference_mode():
-                self._decoder.capture(self.on_progress)
+        if self._decoder is not None and not self._decoder.is_warm:
+            self._decoder.warm_up(self.on_progress, capture=self.cuda_graphs)
 
     def _make_decoder(self, max_num_seqs: int) -> Decoder:
         return Decoder(
@@ -246,6 +258,8 @@ class TorchEngine:
         batches = {(1, max(1, min(length, capacity))) for length in lengths}
         if self.is_on_gpu:
             batches |= {(min(num_seqs, max_num_seqs, self.num_blocks), 1) for num_seqs in WARM_UP_BATCHES}
+            most = max(1, min(max_num_seqs, self.num_blocks // (capacity // self.block_size + 1)))
+            batches.add((min(most, 3), max(1, min(32, capacity))))  # many rows for a short context too
         return sorted(batches)
 
     def _warm_up_with(self, num_seqs: int, num_prompt_tokens: int) -> None:
@@ -260,9 +274,10 @@ class TorchEngine:
             if 0 < num_tokens <= blocks_each * self.block_size - start:
                 num_decode_tokens = num_seqs if start == num_prompt_tokens else 0
                 num_prefill_tokens = num_seqs * num_tokens - num_decode_tokens
-                self._launch(
-                    Batch(sequences, [start] * num_seqs, [num_tokens] * num_seqs, num_prefill_tokens, num_decode_tokens)
+                batch = Batch(
+                    sequences, [start] * num_seqs, [num_tokens] * num_seqs, num_prefill_tokens, num_decode_tokens
                 )
+                self._launch(batch, self.timer())
                 self.collect()
             for sequence in sequences:
                 sequence.output_token_ids = [0]

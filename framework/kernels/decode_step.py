@@ -102,7 +102,7 @@ def _largest_kernel(logits, values, indices, vocab_size, logits_stride, num_bloc
     logit = tl.load(logits + row * logits_stride + token, token < vocab_size, other=float("-inf")).to(tl.float32)
     value, index = tl.max(logit, 0, return_indices=True)
     tl.store(values + row * num_blocks + block, value)
-    tl.store(indices + row * num_blocks + block, block * BLOCK + index)
+    tl.store(indices + row * num_blocks + block, tl.minimum(block * BLOCK + index, vocab_size - 1))  # NaN: any token
 
 
 @jit

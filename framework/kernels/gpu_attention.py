@@ -18,7 +18,7 @@ FLASH_DTYPES = (torch.float16, torch.bfloat16)
 
 def is_supported(head_dim: int) -> bool:
     """Whether the kernels take heads of this size."""
-    return head_dim in (16, 32, 64, 128, 256)
+    return head_dim in (16, 32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,30 +130,30 @@ class ContinuousScheduler:
         return self.blocks.num_blocks_for(num_tokens) + reserved <= self.blocks.num_free
 
     def _decode(self) -> Batch | None:
-        blocks, running = self.blocks, self.running
-        block_size = blocks.block_size
-        starts: list[int] = []
-        any_ending = False
-        while len(starts) < len(running):
-            sequence = running[len(starts)]
-            start = sequence.num_computed_tokens
-            if start == len(sequence.block_table) * block_size:
-                while not blocks.free and running[-1] is not sequence:
-                    self._preempt()
-                if not blocks.free:
-                    self._preempt()
-                    break
-                sequence.block_table.append(blocks.free.pop())
-            starts.append(start)
-            sequence.num_computed_tokens = start + 1
-            sequence.num_unscheduled_tokens -= 1
-            any_ending |= not sequence.num_unscheduled_tokens
-        if not running:
+        block_size = self.blocks.block_size
+        for sequence in self.running.copy():
+            if sequence.num_computed_tokens == len(sequence.block_table) * block_size:
+                self._add_block(sequence)
+        sequences = self.running.copy()
+        if not sequences:
             return None
-        sequences = running.copy()
+        starts = [sequence.num_computed_tokens for sequence in sequences]
+        any_ending = False
+        for sequence in sequences:
+            sequence.num_computed_tokens += 1
+            sequence.num_unscheduled_tokens -= 1
+            if not sequence.num_unscheduled_tokens:
+                any_ending = True
         if any_ending:
             self._set_ending_apart()
         return Batch(sequences, starts, [1] * len(starts), num_prefill_tokens=0, num_decode_tokens=len(starts))
+
+    def _add_block(self, sequence: Sequence) -> None:
+        """Preempts the sequences admitted last until a block is free; this one too, if nobody came after it."""
+        while not self.blocks.free and sequence.num_computed_tokens:
+            self._preempt()
+        if sequence.num_computed_tokens:
+            sequence.block_table.append(self.blocks.free.pop())
 
     def _preempt(self) -> None:
         sequence = self.running.pop()

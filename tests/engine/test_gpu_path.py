@@ -45,6 +45,7 @@ def pretend(monkeypatch):
         monkeypatch.setattr(module, "record_event", Event)
     monkeypatch.setattr(torch_engine, "WARM_UP_LENGTHS", (3,))
     monkeypatch.setattr(torch_engine, "WARM_UP_BATCHES", ())
+    monkeypatch.setattr(decoder, "batch_sizes", lambda max_num_seqs: [max_num_seqs])
 
     def make(num_steps_ahead: int = 0, **keywords) -> TorchEngine:
         engine = make_engine(**keywords)
@@ -83,7 +84,11 @@ SCHEDULERS = {
 def test_replayed_tokens_equal_the_plain_way(pretend, name, num_steps_ahead):
     requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
     engine = pretend(num_steps_ahead, num_blocks=4 if name == "preemptions" else 64)
-    sequences, steps = replay(requests, SCHEDULERS[name](engine.num_blocks, engine.block_size), engine)
+    scheduler = SCHEDULERS[name](engine.num_blocks, engine.block_size)
+    engine.begin(requests, scheduler.max_num_seqs)
+    started = time.perf_counter()
+    sequences, steps = replay(requests, scheduler, engine)
+    assert sum(step.elapsed for step in steps) <= time.perf_counter() - started  # nothing is charged twice
     assert [sequence.output_token_ids for sequence in sequences] == expected(requests)
     assert any(sequence.num_preemptions for sequence in sequences) == (name == "preemptions")
     assert all(step.elapsed > 0 and step.prepare > 0 and step.device > 0 for step in steps)

@@ -138,6 +138,9 @@ def test_sizes():
         make_engine(num_blocks=0)
     with pytest.raises(ValueError, match="block_size 0"):
         make_engine(block_size=0)
+    for seed in (-1, 2**63):
+        with pytest.raises(ValueError, match=f"seed {seed} must be at least 0"):
+            make_engine(seed=seed)
     with pytest.raises(ValueError, match="num_threads 0"):
         make_engine(num_threads=0)
     make_engine(num_blocks=1, block_size=1).begin([], 8)  # warms up on the one slot there is

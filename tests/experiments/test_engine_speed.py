@@ -33,7 +33,8 @@ def test_speed_with_peers(cli, small, tmp_path):
     assert output.count("skipped") == 3
     assert "8192 tokens are more than the model's context of 512" in output
     assert "attention 2 × 64: skipped, the kernel needs a GPU" in output
-    for peer in ("HF continuous batching", "HF generate, static batches"):
+    assert len(record["peers"]) == 3
+    for peer in record["peers"]:
         assert record["peers"][peer]["output_throughput"] > 0, record["peers"]
         assert f"{peer}: " in output
     figures = {path.name for path in (folder / "figures").iterdir()}

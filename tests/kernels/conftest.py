@@ -1,8 +1,16 @@
-"""Without CUDA, Triton's kernels run in its interpreter, which is chosen when they are defined: before any import."""
+"""Kernels write all of their output: what torch.empty gives them is full of NaN, or of numbers that are no index."""
 
-import os
-
+import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """Every torch.empty on a CPU; a GPU's allocator is poisoned by the tests that run there."""
+
+    def empty(*shape, **options):
+        tensor = torch.zeros(shape[0] if isinstance(shape[0], tuple | torch.Size) else shape, **options)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else -(2**31) + 1)
+
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch, "empty", empty)

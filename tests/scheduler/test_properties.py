@@ -1,5 +1,6 @@
 """What must hold for any trace under either scheduler."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -50,11 +51,14 @@ def checked(scheduler_type):
     budget=st.integers(1, 30),
     watermark=st.floats(0, 0.5),
     num_steps_ahead=st.integers(0, 1),
+    stop=st.integers(0, 15),
 )
 def test_every_request_completes_once_with_its_tokens(
-    scheduler_type, workload, max_num_seqs, budget, watermark, num_steps_ahead
+    scheduler_type, workload, max_num_seqs, budget, watermark, num_steps_ahead, stop
 ):
+    """The fake engine's tokens count from 0, so an output ends with token `stop` if it gets that far."""
     requests, num_blocks = workload
+    requests = [replace(request, stop_token_ids=frozenset({stop})) for request in requests]
     engine = FakeEngine(lambda batch: 0.01 * sum(batch.num_tokens), num_blocks, BLOCK_SIZE, num_steps_ahead)
     options = (
         {"max_num_batched_tokens": budget, "watermark": watermark} if scheduler_type is ContinuousScheduler else {}
@@ -63,13 +67,14 @@ def test_every_request_completes_once_with_its_tokens(
     sequences, steps = replay(requests, scheduler, engine)
     for sequence in sequences:
         request = sequence.request
-        assert sequence.output_token_ids == list(range(request.num_output_tokens))
+        assert sequence.output_token_ids == list(range(min(request.num_output_tokens, stop + 1)))
         times = [request.arrival_time, sequence.scheduled_time, *sequence.token_times]
         assert all(later >= earlier - 1e-12 for earlier, later in pairwise(times))
         assert sequence.block_table == []
     assert scheduler.blocks.num_free == num_blocks
     assert sorted(scheduler.blocks.free) == list(range(num_blocks))
-    assert sum(step.num_output_tokens for step in steps) == sum(request.num_output_tokens for request in requests)
+    assert sum(step.num_output_tokens for step in steps) == sum(len(one.output_token_ids) for one in sequences)
+    assert not engine.in_flight
     ends = [step.start_time + step.elapsed for step in steps]
     assert all(step.start_time >= end - 1e-12 for step, end in zip(steps[1:], ends, strict=False))
     if not any(sequence.num_preemptions for sequence in sequences):
