@@ -10,21 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from framework.kernels.rope_store import check_triton
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # no wheel for this platform: the plain functions still work
-    triton = None
-
-jit = triton.jit if triton else lambda kernel: kernel
-
-
-def jit_for_any_num_rows(kernel):
-    """It changes from step to step: no value of it is worth a kernel of its own."""
-    return triton.jit(kernel, do_not_specialize=["num_rows"]) if triton else kernel
-
+from framework.kernels.triton_support import check_triton, jit, jit_for_any, tl, triton
 
 VOCABULARY_BLOCK = 2048
 
@@ -79,7 +65,7 @@ def finish_rows(logits: Tensor, seats: Tensor, sampled: Tensor, last_tokens: Ten
     )
 
 
-@jit_for_any_num_rows
+@jit_for_any("num_rows")
 def _begin_rows_kernel(
     rows, tables, last_tokens, token_ids, positions, num_rows, row_stride, table_stride, max_position,
     BLOCK_SIZE: tl.constexpr, BLOCK: tl.constexpr,

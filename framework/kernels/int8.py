@@ -16,13 +16,13 @@ from framework.kernels.linear import (
     Tiles,
     ceil_div,
     choose_tiles,
-    count_sms,
     launch_linear,
     plain_linear,
     power_of_two,
     problem_size,
     surrounded,
 )
+from framework.kernels.triton_support import device_facts
 
 MAX_FUSED_ROWS = 256  # beyond, dequantize + matmul is faster (to be measured)
 MIN_INT_MM_ROWS = 17  # of torch._int_mm on CUDA, whose other sizes are multiples of 8
@@ -92,7 +92,7 @@ def fused_int8_linear(
     """What plain_int8_linear computes, under the conditions of fused_linear; weights are not rounded to x's dtype."""
     rows, out_features, in_features, gated = problem_size(x, weight, activation)
     if tiles is None:
-        sms, normed = count_sms(x.device), norm_weight is not None
+        sms, normed = device_facts(x.device)[0], norm_weight is not None
         tiles = choose_int8_tiles(rows, out_features, in_features, sms, gated, normed, group_size)
         if x.element_size() == 4:
             tiles = replace(tiles, block_k=tiles.block_k // 2)

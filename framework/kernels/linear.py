@@ -6,7 +6,6 @@ done. The weight tile is the left operand of the product: output features fill t
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -15,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from framework.kernels.triton_support import MAX_COUNTERS, device_facts
+from framework.kernels.triton_support import counters as counters_of
+
 ACTIVATIONS = (None, "silu_gate", "gelu")
-MAX_COUNTERS = 2**16
 MAX_VECTOR_WEIGHTS = 2**25  # beyond, tensor cores are faster for one row too
 MAX_VECTOR_FEATURES = 3072
 
@@ -115,7 +116,7 @@ def fused_linear(
     """
     rows, out_features, in_features, gated = problem_size(x, weight, activation)
     if tiles is None:
-        tiles = choose_tiles(rows, out_features, in_features, count_sms(x.device), gated, norm_weight is not None)
+        tiles = choose_tiles(rows, out_features, in_features, device_facts(x.device)[0], gated, norm_weight is not None)
         if x.element_size() == 4:  # same bytes per tile
             tiles = replace(tiles, block_k=tiles.block_k // 2)
     return launch_linear(x, weight, bias, norm_weight, norm_bias, norm_eps, activation, residual, tiles)
@@ -154,7 +155,7 @@ def launch_linear(
     assert (scale is None) == weight.is_floating_point()
     assert scale is None or (scale.is_contiguous() and scale.dtype == torch.float32)
     assert group_size is None or group_size % tiles.block_k == 0, (group_size, tiles)
-    _, has_pdl = _device_facts(x.device)
+    _, has_pdl = device_facts(x.device)
     pdl = tiles.pdl and has_pdl
     if norm_weight is not None and tiles.block_m > 1:
         x = _normalized(x, norm_weight, norm_bias, norm_eps, pdl)
@@ -165,7 +166,7 @@ def launch_linear(
     if tiles.split_k > 1:
         assert num_tiles <= MAX_COUNTERS, num_tiles
         shape = (num_tiles, tiles.split_k, 2 if gated else 1, tiles.block_n, tiles.block_m)
-        partials, counters = torch.empty(shape, dtype=torch.float32, device=x.device), _counters(x.device)
+        partials, counters = torch.empty(shape, dtype=torch.float32, device=x.device), counters_of(x.device)
     even_k = in_features % tiles.block_k == 0
     kernels.linear_kernel[(num_tiles * tiles.split_k,)](
         x, weight, scale, bias, norm_weight, norm_bias, residual, out, partials, counters,
@@ -232,26 +233,6 @@ def _kernels() -> ModuleType:
 def _check_activation(activation: str | None) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}, must be one of {ACTIVATIONS}")
-
-
-def count_sms(device: torch.device) -> int:
-    """Multiprocessors of `device`; the interpreter counts as one."""
-    return _device_facts(device)[0]
-
-
-@functools.cache
-def _device_facts(device: torch.device) -> tuple[int, bool]:
-    """(multiprocessors, whether kernels may overlap by programmatic dependent launch); the CPU is the interpreter."""
-    if device.type != "cuda":
-        return 1, False
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.major >= 9
-
-
-@functools.cache
-def _counters(device: torch.device) -> Tensor:
-    """Arrivals at each tile, zero between launches: whoever arrives last resets."""
-    return torch.zeros(MAX_COUNTERS, dtype=torch.int32, device=device)
 
 
 def _normalized(x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, norm_eps: float, pdl: bool) -> Tensor:

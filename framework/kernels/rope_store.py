@@ -11,13 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # no wheel for this platform: plain_rope_store still works
-    triton = None
-
-jit = triton.jit if triton else lambda kernel: kernel
+from framework.kernels.triton_support import check_triton, jit, tl, triton
 
 HEADS_PER_PROGRAM = 16
 
@@ -94,12 +88,6 @@ def rope_store(
             NUM_HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, TILE=tile, num_warps=4,
         )  # fmt: skip
     return q, k, v
-
-
-def check_triton(name: str) -> None:
-    """RuntimeError where Triton is not installed."""
-    if triton is None:
-        raise RuntimeError(f"{name} needs triton, which has no wheel for this platform: call plain_{name} instead")
 
 
 def check_qkv(qkv: Tensor, num_kv_heads: int) -> None:

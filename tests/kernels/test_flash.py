@@ -1,4 +1,4 @@
-"""FlashAttention's segments give what plain attention gives: ragged prompts, padded ones, and chunks behind a prefix."""
+"""FlashAttention's segments give what plain attention gives: prompts, padded ones, chunks behind a prefix."""
 
 import numpy as np
 import pytest

@@ -6,7 +6,6 @@ from itertools import product
 import pytest
 import torch
 
-from framework.kernels import linear as kernel
 from framework.kernels.linear import Tiles, choose_tiles, fused_linear, plain_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
