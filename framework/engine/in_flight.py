@@ -31,6 +31,16 @@ class Done:
         return self.token_ids, self.device
 
 
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step in flight; times in seconds."""
+
+    start_time: float
+    prepare: float
+    samples: list[bool]  # which sequences sample a token
+    running: OnDevice | Done
+
+
 def pinned(*shape: int, dtype: torch.dtype) -> Tensor:
     """Host memory that copies to and from a GPU need not wait for."""
     return torch.zeros(*shape, dtype=dtype, pin_memory=torch.cuda.is_available())

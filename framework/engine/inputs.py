@@ -27,6 +27,12 @@ class StepInputs:
     samples: npt.NDArray[np.bool_]  # whether the sequence's last token is reached
 
     @property
+    def sampled_rows(self) -> IntArray:
+        """The rows of the flattened batch to sample from."""
+        rows: IntArray = (np.cumsum(self.query_lens) - 1)[self.samples]
+        return rows
+
+    @property
     def lengths(self) -> tuple[IntArray, IntArray, IntArray]:
         return self.query_lens, self.context_lens, self.padding
 

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from torch import Tensor
 from framework.core import Batch, Request, Sequence, StepResult
 from framework.engine.compilation import compilation_refused, configure_model
 from framework.engine.decoder import Decoder
-from framework.engine.in_flight import Done, OnDevice, pinned, record_event
+from framework.engine.in_flight import Done, Launched, OnDevice, pinned, record_event
 from framework.engine.inputs import StepInputs, step_inputs, write_tokens
 from framework.engine.kv_cache import allocate_cache, attach_cache, count_blocks
 from framework.engine.prompts import prompt_token_ids
@@ -181,13 +180,13 @@ class TorchEngine:
 
     def _run_on_cpu(self, batch: Batch, inputs: StepInputs) -> tuple[Done, float]:
         token_ids, positions = torch.from_numpy(inputs.token_ids), torch.from_numpy(inputs.positions)
-        attention, rows = self._plain_attention(inputs), torch.from_numpy(last_rows(inputs))
+        attention, rows = self._plain_attention(inputs), torch.from_numpy(inputs.sampled_rows)
         prepared_time = self.timer()
         sampled = self._sample(self._forward(token_ids, positions, attention, rows)).tolist()
         return Done(sampled, device=self.timer() - prepared_time), prepared_time
 
     def _run_on_gpu(self, batch: Batch, inputs: StepInputs) -> tuple[OnDevice, float]:
-        arrays = {"token_ids": inputs.token_ids, "positions": inputs.positions, "rows": last_rows(inputs)}
+        arrays = {"token_ids": inputs.token_ids, "positions": inputs.positions, "rows": inputs.sampled_rows}
         if self._decoder is not None:
             assert inputs.block_tables is not None
             seats = self._decoder.admit(batch.sequences, inputs.context_lens, inputs.samples)
@@ -281,22 +280,6 @@ class TorchEngine:
                 self.collect()
             for sequence in sequences:
                 sequence.output_token_ids = [0]
-
-
-@dataclass(frozen=True, slots=True)
-class Launched:
-    """A step in flight; times in seconds."""
-
-    start_time: float
-    prepare: float
-    samples: list[bool]  # which sequences sample a token
-    running: OnDevice | Done
-
-
-def last_rows(inputs: StepInputs) -> IntArray:
-    """The rows of the flattened batch to sample from."""
-    rows: IntArray = (np.cumsum(inputs.query_lens) - 1)[inputs.samples]
-    return rows
 
 
 def _resolve(name: str, value: bool | None, is_possible: bool, needs: str) -> bool:
