@@ -24,11 +24,7 @@ from framework.points import write_atomically, write_json
 from framework.provenance import environment, resolve_device
 from framework.speed import Say, ceilings_for, max_num_seqs_of, measure_cases, measure_serving, start_engine
 
-PEERS: dict[str, Callable[[PeerRun], dict[str, Any]]] = {
-    "HF continuous batching, 128 seats": partial(continuous, max_num_seqs=128),
-    "HF continuous batching, 256 seats": partial(continuous, max_num_seqs=256),
-    "HF generate, static batches": static,
-}
+Peers = dict[str, Callable[[PeerRun], dict[str, Any]]]
 
 
 def run(
@@ -39,6 +35,7 @@ def run(
     attention: list[list[int]],
     num_steps: int,
     peers: bool,
+    peer_seats: list[int],
     seed: int,
     trace: Any,
     model: Any,
@@ -51,7 +48,8 @@ def run(
     """Print and write ceilings, start, steps and attention against their floors, and the requests of `trace` served.
 
     `prefills` are [prompts, tokens each], `attention` [sequences, context]; `num_steps` steps are timed. What does not
-    fit the device, the cache or the model is skipped, and said so. `peers` serve the same requests afterwards.
+    fit the device, the cache or the model is skipped, and said so. `peers` serve the same requests afterwards, continuous
+    batching once with each number of `peer_seats`.
     """
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
@@ -80,7 +78,7 @@ def run(
         peer_run = make_peer_run(ready, requests)
         del ready
         free(resolved)
-        record["peers"] = serve_peers(peer_run, serving["output_throughput"], say)
+        record["peers"] = serve_peers(make_peers(peer_seats), peer_run, serving["output_throughput"], say)
         write_json(folder / "speed.json", record)
 
 
@@ -138,10 +136,15 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def serve_peers(run: PeerRun, output_throughput: float, say: Say) -> dict[str, Any]:
+def make_peers(seats: list[int]) -> Peers:
+    peers: Peers = {"HF generate, static batches": static}
+    return {f"HF continuous batching, {num} seats": partial(continuous, max_num_seqs=num) for num in seats} | peers
+
+
+def serve_peers(peers: Peers, run: PeerRun, output_throughput: float, say: Say) -> dict[str, Any]:
     """Each peer's numbers, or its error: one that fails does not stop the study."""
     results: dict[str, Any] = {}
-    for name, peer in PEERS.items():
+    for name, peer in peers.items():
         try:
             result = run_peer(peer, run)
         except Exception as error:

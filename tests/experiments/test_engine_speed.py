@@ -22,7 +22,7 @@ def small(smallest):
 
 def test_speed_with_peers(cli, small, tmp_path):
     sizes = ["prefills=[[1,64],[1,8192]]", "attention=[[2,64]]", "trace.num_requests=4"]
-    code, output = cli("experiment=engine_speed", *small, *sizes, "peers=true")
+    code, output = cli("experiment=engine_speed", *small, *sizes, "peers=true", "peer_seats=[3]")
     assert code == 0, output
     folder = tmp_path / "outputs/engine_speed"
     record = json.loads((folder / "speed.json").read_text())
@@ -33,7 +33,7 @@ def test_speed_with_peers(cli, small, tmp_path):
     assert output.count("skipped") == 3
     assert "8192 tokens are more than the model's context of 512" in output
     assert "attention 2 × 64: skipped, the kernel needs a GPU" in output
-    assert len(record["peers"]) == 3
+    assert list(record["peers"]) == ["HF continuous batching, 3 seats", "HF generate, static batches"]
     for peer in record["peers"]:
         assert record["peers"][peer]["output_throughput"] > 0, record["peers"]
         assert f"{peer}: " in output

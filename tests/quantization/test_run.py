@@ -24,7 +24,7 @@ def test_generate(cli, name):
 
 
 def test_a_wrong_option_is_one_line(cli, smallest):
-    code, output = cli(*smallest, "quantization=int8_weight_only", "quantization.group_size=100")
+    code, output = cli(*smallest, "quantization=int8_weight_only", "quantization.group_size=100", "rates=[4]")
     assert code == 1
     assert "group_size 100 must be null or a power of two" in output
     code, output = cli(*smallest, "quantization=int8_weight_only", "+quantization.grup_size=128")
