@@ -48,8 +48,8 @@ def run(
     """Print and write ceilings, start, steps and attention against their floors, and the requests of `trace` served.
 
     `prefills` are [prompts, tokens each], `attention` [sequences, context]; `num_steps` steps are timed. What does not
-    fit the device, the cache or the model is skipped, and said so. `peers` serve the same requests afterwards, continuous
-    batching once with each number of `peer_seats`.
+    fit the device, the cache or the model is skipped, and said so. `peers` serve the same requests afterwards,
+    continuous batching once with each number of `peer_seats`.
     """
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
