@@ -7,12 +7,14 @@ others dequantize, or multiply int8 by int8 with scales per row of x.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from framework.kernels.linear import (
+    Surroundings,
     Tiles,
     ceil_div,
     choose_tiles,
@@ -56,23 +58,10 @@ def plain_int8_linear(
     bias: Tensor | None = None,
     *,
     group_size: int | None = None,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    norm_eps: float = 0.0,
-    activation: str | None = None,
-    residual: Tensor | None = None,
+    **surroundings: Unpack[Surroundings],
 ) -> Tensor:
     """plain_linear with the weight that int8 `weight` (out_features, in_features) and `scale` stand for."""
-    return plain_linear(
-        x,
-        dequantize_int8(weight, scale, group_size, x.dtype),
-        bias,
-        norm_weight=norm_weight,
-        norm_bias=norm_bias,
-        norm_eps=norm_eps,
-        activation=activation,
-        residual=residual,
-    )
+    return plain_linear(x, dequantize_int8(weight, scale, group_size, x.dtype), bias, **surroundings)
 
 
 def fused_int8_linear(
@@ -141,12 +130,7 @@ def dynamic_int8_linear(
     weight: Tensor,
     scale: Tensor,
     bias: Tensor | None = None,
-    *,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    norm_eps: float = 0.0,
-    activation: str | None = None,
-    residual: Tensor | None = None,
+    **surroundings: Unpack[Surroundings],
 ) -> Tensor:
     """As plain_int8_linear, with the normed x rounded to int8 too, one scale per row; sums are exact in int32.
 
@@ -158,15 +142,7 @@ def dynamic_int8_linear(
         y = int_matmul(quantized, weight) * x_scale * scale.T
         return (y if bias is None else y + bias).to(x.dtype)
 
-    return surrounded(
-        product,
-        x,
-        norm_weight=norm_weight,
-        norm_bias=norm_bias,
-        norm_eps=norm_eps,
-        activation=activation,
-        residual=residual,
-    )
+    return surrounded(product, x, **surroundings)
 
 
 def int_matmul(x: Tensor, weight: Tensor) -> Tensor:

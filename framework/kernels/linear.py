@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -42,16 +43,21 @@ class Tiles:
     pdl: bool = True
 
 
+class Surroundings(TypedDict, total=False):
+    """What every linear function here may have around its product; see plain_linear."""
+
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    norm_eps: float
+    activation: str | None
+    residual: Tensor | None
+
+
 def plain_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    *,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    norm_eps: float = 0.0,
-    activation: str | None = None,
-    residual: Tensor | None = None,
+    **surroundings: Unpack[Surroundings],
 ) -> Tensor:
     """residual + activation(norm(x) @ weight.T + bias) for x (rows, in_features), weight (out_features, in_features).
 
@@ -59,15 +65,7 @@ def plain_linear(
     approximation; "silu_gate" is silu(first half of the columns) * second half, so that the result, like the residual,
     is (rows, out_features / 2).
     """
-    return surrounded(
-        lambda normed: F.linear(normed, weight, bias),
-        x,
-        norm_weight=norm_weight,
-        norm_bias=norm_bias,
-        norm_eps=norm_eps,
-        activation=activation,
-        residual=residual,
-    )
+    return surrounded(lambda normed: F.linear(normed, weight, bias), x, **surroundings)
 
 
 def surrounded(

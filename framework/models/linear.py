@@ -5,23 +5,11 @@ Few rows on a GPU take one fused kernel; everything else is plain PyTorch, which
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 from torch import Tensor, nn
 
-from framework.kernels.linear import fused_linear, plain_linear
+from framework.kernels.linear import Surroundings, fused_linear, plain_linear
 
 Norm = nn.RMSNorm | nn.LayerNorm
-
-
-class Surroundings(TypedDict):
-    """Keywords of every linear function in framework.kernels."""
-
-    norm_weight: Tensor | None
-    norm_bias: Tensor | None
-    norm_eps: float
-    activation: str | None
-    residual: Tensor | None
 
 
 class SurroundedLinear(nn.Module):

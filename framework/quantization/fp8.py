@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from framework.kernels.linear import surrounded
+from framework.kernels.linear import Surroundings, surrounded
 from framework.models.gpt2 import GPT2
-from framework.models.linear import Linear, SurroundedLinear, Surroundings
+from framework.models.linear import Linear, SurroundedLinear
 from framework.models.llama import Llama
 from framework.quantization.blocks import frozen, replace_linears
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from framework.kernels.int8 import dynamic_int8_linear, quantize_int8
+from framework.kernels.linear import Surroundings
 from framework.models.gpt2 import GPT2
-from framework.models.linear import Linear, Surroundings
+from framework.models.linear import Linear
 from framework.models.llama import Llama
 from framework.quantization.blocks import frozen, replace_linears
 from framework.quantization.int8_weight_only import Int8Linear
