@@ -16,7 +16,7 @@ from framework.plots import save
 from framework.plots_speed import ablation, limits
 from framework.points import write_atomically, write_json
 from framework.provenance import environment, resolve_device
-from framework.speed import ceilings_for, get_ready, max_num_seqs_of, measure_cases, measure_serving
+from framework.speed import ceilings_for, check_sizes, get_ready, max_num_seqs_of, measure_cases, measure_serving
 
 
 def run(
@@ -38,6 +38,8 @@ def run(
 
     What is measured is written after each arm. Raises ValueError for an arm that wants what the device does not have.
     """
+    sizes = {"decode": [[batch_size, context] for batch_size in batch_sizes]}
+    check_sizes(sizes, num_steps)
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     defaults = {
@@ -53,7 +55,6 @@ def run(
     record = {"config": describe(variants), "environment": environment(resolved), "ceilings": asdict(ceilings)}
     title = f"{record['environment']['device']}: {limits(ceilings)}"
     say(title)
-    sizes = {"decode": [[batch_size, context] for batch_size in batch_sizes]}
     rows: list[dict[str, Any]] = []
     serving: dict[str, dict[str, float]] = {}
     engines = EngineCache(resolved, say)

@@ -22,7 +22,15 @@ from framework.plots import save
 from framework.plots_speed import decode_step, limits, roofline
 from framework.points import write_atomically, write_json
 from framework.provenance import environment, resolve_device
-from framework.speed import Say, ceilings_for, max_num_seqs_of, measure_cases, measure_serving, start_engine
+from framework.speed import (
+    Say,
+    ceilings_for,
+    check_sizes,
+    max_num_seqs_of,
+    measure_cases,
+    measure_serving,
+    start_engine,
+)
 
 Peers = dict[str, Callable[[PeerRun], dict[str, Any]]]
 
@@ -51,6 +59,8 @@ def run(
     fit the device, the cache or the model is skipped, and said so. `peers` serve the same requests afterwards,
     continuous batching once with each number of `peer_seats`.
     """
+    sizes = {"decode": [[size, context] for size in batch_sizes], "prefill": prefills, "attention": attention}
+    check_sizes(sizes, num_steps)
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     config = describe(
@@ -64,7 +74,6 @@ def run(
         max_num_seqs = max([*batch_sizes, max_num_seqs_of(scheduler)])
         ready, start = start_engine(model, quantization, engine, resolved, max_num_seqs, status.update)
     say(f"start: {start['model']:.1f} s for the model, {start['engine']:.1f} s until the engine was ready")
-    sizes = {"decode": [[size, context] for size in batch_sizes], "prefill": prefills, "attention": attention}
     cases = measure_cases(sizes, ready, num_steps, ceilings, say)
     table = pd.DataFrame([case.row(ceilings) for case in cases])
     requests = trace(rate=None, seed=seed, max_model_len=ready.max_model_len).requests

@@ -117,6 +117,16 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def check_sizes(sizes: Mapping[str, list[list[int]]], num_steps: int) -> None:
+    """ValueError unless `sizes` maps kinds of steps to pairs of sequences and tokens, all of them at least 1."""
+    for kind, pairs in sizes.items():
+        for pair in pairs:
+            if len(pair) != 2 or min(pair) < 1:
+                raise ValueError(f"a {kind} is [sequences, tokens each], both at least 1, not {pair}")
+    if num_steps < 1:
+        raise ValueError(f"num_steps {num_steps} must be at least 1")
+
+
 def measure_cases(
     sizes: Mapping[str, list[list[int]]], engine: TorchEngine, num_steps: int, ceilings: Ceilings, say: Say
 ) -> list[Case]:

@@ -66,3 +66,18 @@ def test_a_peer_has_the_models_shape(name):
     with torch.device("meta"):
         peer = transformers.AutoModelForCausalLM.from_config(hf_config(config))
     assert peer.num_parameters() == sum(one.numel() for one in build_model(config, torch.float32, "meta").parameters())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("batch_sizes=[0]", "a decode is [sequences, tokens each], both at least 1, not [0, 32]"),
+        ("prefills=[[1]]", "a prefill is [sequences, tokens each], both at least 1, not [1]"),
+        ("num_steps=0", "num_steps 0 must be at least 1"),
+    ],
+)
+def test_sizes_are_checked_before_anything_is_measured(cli, small, override, message):
+    code, output = cli("experiment=engine_speed", *small, override)
+    assert code == 1
+    assert message in output
+    assert "GB/s" not in output
