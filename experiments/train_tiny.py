@@ -76,6 +76,7 @@ def run(
         "eval_interval": eval_interval,
         "seed": seed,
     }
+    check_counts({name: training[name] for name in ("num_steps", "batch_size", "sequence_length", "eval_interval")})
     evaluation = {"eval_num_bytes": eval_num_bytes, "sample_window": sample_window}
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
@@ -188,6 +189,12 @@ def keep_best(
     if not best:
         raise ValueError("the held-out loss was never a finite number: lower learning_rate")
     return curve, best
+
+
+def check_counts(counts: dict[str, int]) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} {count} must be at least 1")
 
 
 def check_model(model: Llama | GPT2, window: int) -> None:
