@@ -13,6 +13,10 @@ OVERRIDES = {
     "output_dir=DIR": "where the results go; the default is outputs/ and the study's name",
     "--cfg job": "print the whole config and stop; every key in it can be overridden",
 }
+SEE_ALSO = (
+    'Names complete with the Tab key after: eval "$(python run.py -sc install=bash)" (or zsh, fish)',
+    "--hydra-help lists what Hydra adds, such as sweeps with -m",
+)
 
 
 def groups() -> dict[str, list[str]]:
@@ -54,4 +58,4 @@ def help_text(default_study: str) -> str:
     lines += ["", "Overrides", *(f"  {override:{width}}  {what}" for override, what in OVERRIDES.items())]
     lines += ["", "Groups"]
     lines += [f"  {group}: {', '.join(options)}" for group, options in groups().items() if group != EXPERIMENT]
-    return "\n".join([*lines, "", "--hydra-help lists what Hydra adds: sweeps with -m, launchers, shell completion."])
+    return "\n".join([*lines, "", *SEE_ALSO])

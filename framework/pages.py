@@ -31,11 +31,13 @@ def write_record(
     figures: Mapping[str, str],
     tables: Mapping[str, pd.DataFrame],
     notes: Sequence[str] = (),
+    definitions: Mapping[str, str] | None = None,
 ) -> None:
     """Leave in `folder` what its page shows.
 
     `figures` maps a name, of `figures/<name>.svg`, to its caption; `tables` maps captions to tables, where the columns
-    `X_low` and `X_high` are the interval of X. `notes` are sentences, shown first.
+    `X_low` and `X_high` are the interval of X. `notes` are sentences, shown first. `definitions` are of the study's own
+    terms, which come before those that every study shares.
     """
     record = {
         "title": title,
@@ -43,6 +45,7 @@ def write_record(
         "figures": figures,
         "tables": [table_record(caption, frame) for caption, frame in tables.items()],
         "notes": notes,
+        "definitions": definitions or {},
     }
     write_json(folder / RECORD, record)
 
@@ -90,7 +93,7 @@ def render_page(folder: Path, record: Mapping[str, Any]) -> Path:
         .render(
             record,
             drawings=[inline_svg(figure_path(folder, name), name, text) for name, text in record["figures"].items()],
-            definitions=defined_in(texts),
+            shared=defined_in(texts),
             files=sorted(path.name for pattern in DATA for path in folder.glob(pattern)),
         )
     )

@@ -1,19 +1,23 @@
-"""The end of a sweep: gather every finished point in the folder, draw, track, and say what was written where."""
+"""The end of a study: write, draw, leave what its page shows, and say what was written where.
 
-from collections.abc import Callable, Mapping
+`report` is for sweeps: it gathers every finished point in the folder, and tracks them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
 
 from framework.config import describe
 from framework.console import print_frame, print_table
 from framework.metrics import TARGET_ATTAINMENT, aggregate, capacity, saturation
 from framework.pages import write_record
 from framework.plots import Figure, save
-from framework.points import locked, write_table
+from framework.points import locked, write_atomically, write_json, write_table
 from framework.study import Study
 
 Draw = Callable[[Study, pd.DataFrame], dict[str, Figure]]
@@ -84,6 +88,46 @@ def report(
     for line in [*sentences, *(f"wrote {path}" for path in (csv, study.output_dir / "points", *figures))]:
         say(line)
     return points
+
+
+def conclude(
+    console: Console,
+    folder: Path,
+    *,
+    title: str,
+    environment: dict[str, Any],
+    files: Mapping[str, Any],
+    figures: Mapping[str, tuple[Figure, str]],
+    tables: Mapping[str, pd.DataFrame],
+    notes: Sequence[str] = (),
+    definitions: Mapping[str, str] | None = None,
+) -> None:
+    """Write everything of a study that is no sweep; print its tables and notes.
+
+    `files` maps names to tables, written as CSV, and other data, written as JSON; `figures` maps names to a figure and
+    its caption.
+    """
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        if isinstance(content, pd.DataFrame):
+            write_atomically(folder / name, content.to_csv(index=False))
+        else:
+            write_json(folder / name, content)
+    paths = save({name: figure for name, (figure, _) in figures.items()}, folder / "figures")
+    write_record(
+        folder,
+        title=title,
+        environment=environment,
+        figures={name: caption for name, (_, caption) in figures.items()},
+        tables=tables,
+        notes=notes,
+        definitions=definitions,
+    )
+    for caption, table in tables.items():
+        print_frame(console, table, caption)
+    for line in [*notes, *(f"wrote {path}" for path in (*(folder / name for name in files), *paths))]:
+        say(line)
 
 
 def overview(points: pd.DataFrame) -> pd.DataFrame:
