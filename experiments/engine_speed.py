@@ -33,7 +33,8 @@ from framework.speed import (
 )
 
 Peers = dict[str, Callable[[PeerRun], dict[str, Any]]]
-
+PEER_COLUMNS = {"output_throughput": "output throughput (tok/s)", "ratio": "engine ÷ peer", "error": "error"}
+PEER_DEFINITION = {"Engine ÷ peer": "the output throughput of this engine / that of the peer, on the same requests"}
 CAPTIONS = {
     "roofline": "FLOP/s reached over the intensity of each step, under the measured ceilings.",
     "decode_step": "Decode steps over the batch size: from step to step, on the device, and the floor.",
@@ -100,7 +101,7 @@ def run(
         record["peers"] = serve_peers(make_peers(peer_seats), peer_run, serving["output_throughput"], say)
         write_json(folder / "speed.json", record)
         tables["Peers on the same requests"] = peers_table(record["peers"])
-        write_record(folder, **page, tables=tables, notes=notes)
+        write_record(folder, **page, tables=tables, notes=notes, definitions=PEER_DEFINITION)
 
 
 def cases_table(cases: pd.DataFrame) -> pd.DataFrame:
@@ -113,17 +114,9 @@ def cases_table(cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def peers_table(peers: dict[str, Any]) -> pd.DataFrame:
-    """Per peer its throughput, and how many times that of it the engine has; both empty where it failed."""
-    rows = [
-        {
-            "peer": name,
-            "output throughput (tok/s)": result.get("output_throughput"),
-            "engine ÷ peer": result.get("ratio"),
-            "error": result.get("error", ""),
-        }
-        for name, result in peers.items()
-    ]
-    return pd.DataFrame(rows)
+    """Per peer its throughput, and how many times that the engine's is; or why there is none."""
+    table = pd.DataFrame.from_dict(peers, orient="index").reindex(columns=list(PEER_COLUMNS))
+    return table.rename(columns=PEER_COLUMNS).rename_axis("peer").reset_index()
 
 
 def describe_serving(serving: dict[str, float]) -> str:

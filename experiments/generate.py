@@ -55,7 +55,14 @@ def run(
     console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     surroundings = environment(torch_engine.device)
     title = f"generations on {surroundings['device']}"
-    write_record(path.parent, title=title, environment=surroundings, figures={}, tables={"Generations": table})
+    write_record(
+        path.parent,
+        title=title,
+        environment=surroundings,
+        figures={},
+        tables={"Generations": table},
+        definitions={"Tokens/s": "output tokens / E2E, of this prompt among the others"},
+    )
 
 
 def make_requests(

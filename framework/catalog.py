@@ -1,11 +1,14 @@
 """What `conf/` offers, read from the files themselves: the help text, and the nearest name for a mistyped choice."""
 
+import re
+import textwrap
 from pathlib import Path
 
 from framework.config import suggest
 
 CONF = Path(__file__).parents[1] / "conf"
 EXPERIMENT = "experiment"
+HELP_WIDTH, HELP_INDENT = 110, 34
 OVERRIDES = {
     "model=gpt2": "another model; model=local model.path=DIR for a checkpoint, model.weights=random without a network",
     "device=cuda": "cpu, cuda or auto (the default: a GPU where there is one)",
@@ -40,22 +43,27 @@ def check_choices(arguments: list[str]) -> None:
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
         group = key.partition("@")[0]
-        for option in value.split(",") if group in known else []:
+        if group not in known or not re.fullmatch(r"[\w./,-]*", value):  # Hydra has a grammar for more than names
+            continue
+        for option in value.split(","):
             if option != "null" and option not in known[group]:
                 raise ValueError(f"{group}={option}: there is no such {group}{suggest(option, known[group])}")
 
 
 def help_text(default_study: str) -> str:
-    studies = {study: about(study) for study in groups()[EXPERIMENT]}
-    width = max(map(len, [*studies, *OVERRIDES]))
-    lines = ["python run.py experiment=STUDY [key=value …]", "", f"Studies (without experiment=: {default_study})"]
-    lines += [f"  {study:{width}}  {what}" for study, what in studies.items() if "/" not in study]
-    lines += ["", "Presets"]
-    for study, what in studies.items():
-        name, _, preset = study.partition("/")
-        if preset:
-            lines.append(f"  {f'experiment={name} preset={preset}':{width}}  {what}")
-    lines += ["", "Overrides", *(f"  {override:{width}}  {what}" for override, what in OVERRIDES.items())]
-    lines += ["", "Groups"]
-    lines += [f"  {group}: {', '.join(options)}" for group, options in groups().items() if group != EXPERIMENT]
+    lines = ["python run.py experiment=STUDY [preset=PRESET] [key=value …]", ""]
+    lines.append(f"Studies (without experiment=: {default_study})")
+    for study in sorted(groups()[EXPERIMENT]):
+        _, _, preset = study.partition("/")
+        lines.append(entry(f"  preset={preset}" if preset else study, about(study)))
+    lines += ["", "Overrides", *(entry(*override) for override in OVERRIDES.items())]
+    choices = {group: ", ".join(options) for group, options in groups().items() if group != EXPERIMENT}
+    lines += ["", "Groups", *(entry(*choice) for choice in choices.items())]
     return "\n".join([*lines, "", *SEE_ALSO])
+
+
+def entry(name: str, what: str) -> str:
+    """A name and, wrapped beside it, what it is."""
+    indent = " " * HELP_INDENT
+    wrapped = textwrap.fill(what, HELP_WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    return f"  {name:{HELP_INDENT - 2}}" + wrapped[HELP_INDENT:]

@@ -107,7 +107,7 @@ def write_index(root: Path) -> tuple[Path, list[str]]:
     Raises ValueError where no study has ended.
     """
     studies = []
-    for path in sorted(root.rglob(RECORD)):
+    for path in sorted(root.rglob(RECORD), key=lambda path: path.parent):
         record = json.loads(path.read_text())
         if "run" not in record:
             continue  # a study that is still at it

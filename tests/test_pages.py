@@ -105,7 +105,7 @@ def test_the_index_shows_every_study_that_has_ended(tmp_path):
     write_record(tmp_path, title="", environment=ENVIRONMENT, figures={}, tables={})  # still at it
     (tmp_path / "one/report.html").unlink()
     path, places = write_index(tmp_path)
-    assert places == ["one/preset", "one", "text"]
+    assert places == ["one", "one/preset", "text"]
     page = Page(path)
     check_page(page, tmp_path)
     assert page.count("svg") == 2
