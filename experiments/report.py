@@ -7,5 +7,5 @@ from framework.pages import write_index
 
 def run(*, output_dir: str, device: str) -> None:
     """Write `index.html` in `output_dir`, and every study's own page in it again. `device` is not used."""
-    page, places = write_index(Path(output_dir))
-    print(f"wrote {page}: {', '.join(places)}")
+    for line in write_index(Path(output_dir)):
+        print(line)

@@ -19,6 +19,7 @@ from framework.definitions import defined_in
 from framework.points import locked, write_atomically, write_json
 
 RECORD, PAGE, INDEX = "report.json", "report.html", "index.html"
+RECORD_KEYS = {"title", "environment", "figures", "tables", "notes", "definitions", "run"}
 DATA = ("*.csv", "*.json", "*.jsonl")  # linked from the page
 SCALE = 1.4  # of a figure on a wide screen; on a narrow one it keeps its own size, and scrolls
 
@@ -101,26 +102,29 @@ def render_page(folder: Path, record: Mapping[str, Any]) -> Path:
     return folder / PAGE
 
 
-def write_index(root: Path) -> tuple[Path, list[str]]:
-    """Render every study's page under `root` again, and one that shows them all; its path and the studies' folders.
+def write_index(root: Path) -> list[str]:
+    """Render every study's page under `root` again, and one that shows them all; what was done, a line each.
 
-    Raises ValueError where no study has ended.
+    A record that lacks something is left out. Raises ValueError where no study has ended.
     """
-    studies = []
+    studies, lines = [], []
     for path in sorted(root.rglob(RECORD), key=lambda path: path.parent):
         record = json.loads(path.read_text())
-        if "run" not in record:
-            continue  # a study that is still at it
-        render_page(path.parent, record)
+        lacking = RECORD_KEYS - set(record)
+        if lacking:
+            why = "its study has not ended, or another version wrote it"
+            lines.append(f"{path} is left out: no {', '.join(sorted(lacking))} ({why})")
+            continue
+        lines.append(f"wrote {render_page(path.parent, record)}")
         place = path.parent.relative_to(root).as_posix()
-        prefix = re.sub(r"\W", "-", place)
         first = next(iter(record["figures"].items()), None)
+        prefix = re.sub(r"\W", "-", place)
         thumbnail = inline_svg(figure_path(path.parent, first[0]), prefix, first[1]) if first else ""
         studies.append({"place": place, "thumbnail": thumbnail, **record})
     if not studies:
         raise ValueError(f"no study has ended in {root}: run one first, such as python run.py")
     write_atomically(root / INDEX, templates().get_template(INDEX).render(studies=studies, page=PAGE))
-    return root / INDEX, [study["place"] for study in studies]
+    return [*lines, f"wrote {root / INDEX}"]
 
 
 def figure_path(folder: Path, name: str) -> Path:

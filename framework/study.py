@@ -128,7 +128,7 @@ def table_saved_at_end(study: Study) -> Iterator[None]:
         num_points = len(study.table())
         if not num_points:
             raise
-        message = f"{num_points} finished points are on disk; the same command goes on from there"
+        message = f"finished points are on disk ({num_points}); the same command goes on from there"
         raise KeyboardInterrupt(message) from None
     finally:
         save_table(study)

@@ -104,9 +104,13 @@ def test_the_index_shows_every_study_that_has_ended(tmp_path):
     leave(tmp_path / "text", num_figures=0)
     write_record(tmp_path, title="", environment=ENVIRONMENT, figures={}, tables={})  # still at it
     (tmp_path / "one/report.html").unlink()
-    path, places = write_index(tmp_path)
-    assert places == ["one", "one/preset", "text"]
-    page = Page(path)
+    lines = write_index(tmp_path)
+    assert lines[0].startswith(f"{tmp_path / 'report.json'} is left out: no run (its study has not ended")
+    pages = [
+        tmp_path / name for name in ("one/report.html", "one/preset/report.html", "text/report.html", "index.html")
+    ]
+    assert lines[1:] == [f"wrote {page}" for page in pages]
+    page = Page(tmp_path / "index.html")
     check_page(page, tmp_path)
     assert page.count("svg") == 2
     assert "The preset." in page.text
