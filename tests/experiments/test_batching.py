@@ -5,6 +5,7 @@ from math import inf
 
 import pandas as pd
 import pytest
+import torch
 
 from experiments.batching import compute_bound_from, decode_work, powers_of_two
 from framework.ceilings import Ceilings
@@ -34,6 +35,16 @@ def test_batches_are_timed_and_give_each_prompts_own_text(cli, smallest, tmp_pat
     check_page(page, folder)
     assert "reported (lesson 2)" in page.text
     assert [row[0] for row in page.rows] == ["batch size", "1", "4", "8"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu(cli, smallest, tmp_path):
+    code, output = cli("experiment=batching", smallest[0], "num_repeats=2", "device=cuda")
+    assert code == 0, output
+    runs = pd.read_csv(tmp_path / "outputs/batching/batching.csv")
+    assert sorted(set(runs["batch_size"])) == powers_of_two(512)
+    assert (runs["num_same"] == runs["batch_size"]).all()
 
 
 def test_the_prompts_of_a_batch_are_padded_to_the_longest(cli, smallest, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from experiments import kv_cache
 from experiments.kv_cache import NUM_EDGE, faster_from, growth
@@ -34,6 +35,15 @@ def test_every_token_is_timed_and_the_text_is_the_same(cli, smallest, tmp_path):
     shares = [float(row[2]) for row in likely]
     assert shares == sorted(shares, reverse=True)
     assert ["greedy", texts["greedy", "with"], "without and with"] in page.rows
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu(cli, smallest, tmp_path):
+    code, output = cli("experiment=kv_cache", smallest[0], "num_output_tokens=300", "device=cuda")
+    assert code == 0, output
+    summary = json.loads((tmp_path / "outputs/kv_cache/kv_cache.json").read_text())["summary"]
+    assert [row["same text"] for row in summary] == ["yes", "yes"]
 
 
 def test_texts_that_differ_are_told_apart(cli, smallest, monkeypatch, tmp_path):
