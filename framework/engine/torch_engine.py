@@ -102,6 +102,7 @@ class TorchEngine:
         self.num_blocks = count_blocks(model.config, block_size, self.dtype, self.device, num_blocks, kv_cache_bytes)
         num_slots = self.num_blocks * block_size
         self._cache = allocate_cache(model.config, num_slots, self.dtype, self.device) if use_cache else []
+        attach_cache(model, self._cache)
         self._generator = torch.Generator(self.device)
         self._prompts: dict[int, npt.NDArray[np.int32]] = {}
         self._decoder: Decoder | None = None
