@@ -83,6 +83,20 @@ def test_what_serves_has_equal_memory(cli, smallest, folder):
     assert not (folder / "decode.csv").exists()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpus_allocator_agrees_with_the_storages(cli, folder):
+    """Each tensor is rounded up to 512 bytes."""
+    shape = ["model=tiny", "model.weights=random", "model.dtype=bfloat16", "only=[none,int8,fp8]"]
+    short = ["trace.num_requests=6", "trace.max_output_tokens=4", "tracking=none", "memory_bytes=16777216"]
+    code, output = cli(*QUICK, *shape, *short, "device=cuda")
+    assert code == 0, output
+    models, engines = (pd.read_csv(folder / f"{name}.csv") for name in ("models", "engines"))
+    for measured, stored in ((models["allocated"], models["total"]), (engines["kv_allocated"], engines["kv_bytes"])):
+        assert (measured >= stored).all()
+        assert (measured < stored + 512 * 100).all()
+
+
 def test_a_failing_arm_is_named_and_the_others_stay(cli, smallest, folder):
     wrong = [
         "arms.int8_group128.quantization.group_size=100",
