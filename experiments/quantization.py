@@ -80,6 +80,8 @@ def run(
     settings = {"text": text, "text_window": text_window, "memory_bytes": memory_bytes}
     session.write_json("quantization.json", {"config": describe(variants), "environment": where, **settings})
     models = measure_models(session, held_out)
+    if models.empty:
+        session.finish()
     session.console.print(model_table(models, f"models on {where['device']}"))
     if reference is not None:
         session.say(footprint_line(models, **reference))

@@ -6,21 +6,20 @@ from rich.table import Table
 from framework.console import short
 from framework.metrics import TARGET_ATTAINMENT
 
+QUALITY = ["logit\nerror", "perplexity", "÷ float32's", "top-1\nagreement", "KL\n1e-3 nats"]
 INTERVALS = r"\[low, high]: 95% interval over windows of the text; of the ratio, over their differences"
 
 
 def model_table(models: pd.DataFrame, title: str) -> Table:
     """Per arm: bytes by kind, errors and, where a text was read, quality against the model in float32."""
-    has_text = "kl" in models
+    has_text, on_gpu = "kl" in models, models["allocated"].notna().any()
     table = Table("arm", title=title, caption=INTERVALS if has_text else None)
-    for header in ("total\nMB", "weights\nMB", "scales\nMB", "embed.,\nhead, MB", "weight\nerror"):
-        table.add_column(header, justify="right")
-    for header in (
-        ("logit\nerror", "perplexity", "÷ float32's", "top-1\nagreement", "KL\n1e-3 nats") if has_text else ()
-    ):
+    headers = ["total\nMB", "weights\nMB", "scales\nMB", "embed.,\nhead, MB", *(["on GPU\nMB"] if on_gpu else [])]
+    for header in [*headers, "weight\nerror", *(QUALITY if has_text else [])]:
         table.add_column(header, justify="right")
     for row in models.to_dict("records"):
-        sizes = (row["total"], row["weights"], row["scales"], row["embeddings"] + row["head"])
+        sizes = [row["total"], row["weights"], row["scales"], row["embeddings"] + row["head"]]
+        sizes += [row["allocated"]] if on_gpu else []
         cells = [*(f"{1e-6 * size:,.2f}" for size in sizes), f"{row['weight_error']:.2%}"]
         if has_text:
             cells += [

@@ -111,6 +111,10 @@ def test_a_failing_arm_is_named_and_the_others_stay(cli, smallest, folder):
     assert "Traceback" not in output
     for name in ("models", "engines"):
         assert pd.read_csv(folder / f"{name}.csv")["arm"].tolist() == ["none"]
+    code, output = cli(*smallest, *QUICK, wrong[0], "only=[int8_group128]", "serving=[]")
+    assert code == 1
+    assert "error: int8_group128: group_size 100" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(
