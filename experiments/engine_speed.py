@@ -1,6 +1,5 @@
 """How near an engine is to the limits of the device it runs on, which are measured first; and its peers beside it."""
 
-import gc
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from experiments.peers import PeerRun, continuous, run_peer, static
 from framework.ceilings import Ceilings
@@ -17,6 +15,7 @@ from framework.console import make_console, print_frame
 from framework.core import Request
 from framework.engine.prompts import prompt_token_ids
 from framework.engine.torch_engine import TorchEngine
+from framework.engines import free
 from framework.pages import write_record
 from framework.plots import Figure, save
 from framework.plots_speed import decode_step, limits, roofline
@@ -97,7 +96,7 @@ def run(
     if peers:
         peer_run = make_peer_run(ready, requests)
         del ready
-        free(resolved)
+        free(resolved)  # for the peers' processes
         record["peers"] = serve_peers(make_peers(peer_seats), peer_run, serving["output_throughput"], say)
         write_json(folder / "speed.json", record)
         tables["Peers on the same requests"] = peers_table(record["peers"])
@@ -154,13 +153,6 @@ def make_peer_run(engine: TorchEngine, requests: list[Request]) -> PeerRun:
     tokens = [prompt_token_ids(request, config.vocab_size, engine.seed).tolist() for request in requests]
     prompts = list(zip(tokens, (request.num_output_tokens for request in requests), strict=True))
     return PeerRun(config, engine.dtype, engine.device.type, prompts)
-
-
-def free(device: torch.device) -> None:
-    """Give the device's memory back, for the peers' processes."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def make_peers(seats: list[int]) -> Peers:

@@ -15,6 +15,13 @@ from framework.points import digest_of
 from framework.replay import replay
 
 
+def free(device: torch.device) -> None:
+    """Give back the device memory of what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def make_scheduler(arm: dict[str, Any], engine: Engine) -> Scheduler:
     scheduler: Scheduler = arm["scheduler"](num_blocks=engine.num_blocks, block_size=engine.block_size)
     return scheduler
@@ -42,10 +49,10 @@ class EngineCache:
         if engine_key != self.engine_key or self.engine is None:
             self.engine, self.engine_key = None, ""
             self.warmed.clear()
-            self.free()
+            free(self.device)
             if model_key != self.model_key or self.model is None:
                 self.model, self.model_key = None, ""
-                self.free()
+                free(self.device)
                 self.model, self.model_key = arm["quantization"](arm["model"](device=self.device)), model_key
             self.engine, self.engine_key = arm["engine"](model=self.model), engine_key
             self.engine.on_progress = self.on_progress
@@ -59,11 +66,6 @@ class EngineCache:
             return
         replay(warm_up_requests(requests, scheduler.max_num_seqs), scheduler, engine)
         self.warmed.add(key)
-
-    def free(self) -> None:
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def warm_up_requests(requests: list[Request], max_num_seqs: int) -> list[Request]:

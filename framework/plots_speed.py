@@ -3,11 +3,10 @@
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from framework.ceilings import Ceilings
-from framework.plots import COLOURS, COLUMN_WIDTH, LINES, MARKERS, STYLE, TEXT_WIDTH, label_log_axis
+from framework.plots import COLOURS, COLUMN_WIDTH, LINES, MARKERS, STYLE, TEXT_WIDTH, label_batch_sizes, label_log_axis
 
 
 def roofline(cases: pd.DataFrame, ceilings: Ceilings, title: str) -> Figure:
@@ -55,13 +54,6 @@ def decode_step(cases: pd.DataFrame, title: str) -> Figure:
         axes.set_ylim(bottom=0)
         axes.legend()
         return figure
-
-
-def label_batch_sizes(axes: Axes, batch_sizes: pd.Series) -> None:
-    axes.set_xscale("log", base=2)
-    values = sorted(set(batch_sizes))
-    axes.set_xticks(values, [str(value) for value in values])
-    axes.set_xlabel("batch size")
 
 
 def ablation(decode: pd.DataFrame, throughput: pd.Series, title: str) -> Figure:

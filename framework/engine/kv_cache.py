@@ -9,6 +9,7 @@ from framework.models.attention import PagedAttention
 from framework.models.config import ModelConfig
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
+from framework.quantization.footprint import footprint
 
 CPU_CACHE_BYTES = 512 * 2**20
 CUDA_CACHE_SHARE = 0.9  # of the memory that is free once the weights are loaded and the headroom is set aside
@@ -29,6 +30,27 @@ def default_cache_bytes(device: torch.device) -> int:
     torch.cuda.empty_cache()
     free_bytes, _ = torch.cuda.mem_get_info(device)
     return int(CUDA_CACHE_SHARE * (free_bytes - CUDA_HEADROOM_BYTES))
+
+
+def bytes_beside_weights(
+    model: Llama | GPT2, memory_bytes: int, num_blocks: int | None, kv_cache_bytes: int | None
+) -> int:
+    """What of `memory_bytes` is left for the KV cache once the model has what its storages take, tables included.
+
+    Raises ValueError if nothing is left, or if the cache's size is given in another way too.
+    """
+    if num_blocks is not None or kv_cache_bytes is not None:
+        raise ValueError(
+            f"engine.memory_bytes={memory_bytes} sets the cache's size: leave num_blocks ({num_blocks}) and "
+            f"kv_cache_bytes ({kv_cache_bytes}) null"
+        )
+    weight_bytes = footprint(model)["total"]
+    if weight_bytes >= memory_bytes:
+        raise ValueError(
+            f"the weights take {weight_bytes / 2**20:.1f} MiB; engine.memory_bytes is {memory_bytes / 2**20:.1f} MiB "
+            "for them and the KV cache: raise it, or quantize the weights"
+        )
+    return memory_bytes - weight_bytes
 
 
 def count_blocks(

@@ -22,7 +22,7 @@ from framework.engine.compilation import compilation_refused, configure_model
 from framework.engine.decoder import Decoder
 from framework.engine.in_flight import Done, Launched, OnDevice, pinned, record_event
 from framework.engine.inputs import StepInputs, step_inputs, write_tokens
-from framework.engine.kv_cache import allocate_cache, attach_cache, count_blocks
+from framework.engine.kv_cache import allocate_cache, attach_cache, bytes_beside_weights, count_blocks
 from framework.engine.prompts import prompt_token_ids
 from framework.engine.sampling import check_sampling, sample
 from framework.engine.upload import upload
@@ -39,11 +39,11 @@ WARM_UP_BATCHES = (16, 32, 64, 128)  # prompts of one token: one for each size o
 class TorchEngine:
     """Runs `model` over a paged KV cache of `num_blocks` blocks.
 
-    The cache's size is `num_blocks`, or what `kv_cache_bytes` hold; with neither, 90% of the GPU memory that is free
-    now after a headroom of 2 GiB, or 512 MiB on a CPU. Tokens are sampled with `temperature` (0: greedy), `top_k` (0:
-    off) and `top_p` (1: off). `use_cache=False` keeps no keys and values: every step recomputes prompt and output so
-    far. `num_threads` CPU threads compute a step, in the whole process (None: one per core); more than one makes
-    times unsteady where cores are shared.
+    The cache's size is `num_blocks`, or what `kv_cache_bytes` hold, or what `memory_bytes` leave beside the weights;
+    with none of them, 90% of the GPU memory that is free now after a headroom of 2 GiB, or 512 MiB on a CPU. Tokens
+    are sampled with `temperature` (0: greedy), `top_k` (0: off) and `top_p` (1: off). `use_cache=False` keeps no keys
+    and values: every step recomputes prompt and output so far. `num_threads` CPU threads compute a step, in the whole
+    process (None: one per core); more than one makes times unsteady where cores are shared.
 
     For a GPU: `fused` takes linear layers of few rows with their norm, activation and residual in one Triton kernel,
     `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps from a captured
@@ -59,6 +59,7 @@ class TorchEngine:
         block_size: int = 16,
         num_blocks: int | None = None,
         kv_cache_bytes: int | None = None,
+        memory_bytes: int | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -96,9 +97,12 @@ class TorchEngine:
         if self.compile:
             torch.compiler.reset()  # what was compiled for other models counts against a limit
         attach_cache(model, [])  # what an earlier engine left would count as used memory
+        if memory_bytes is not None:
+            kv_cache_bytes = bytes_beside_weights(model, memory_bytes, num_blocks, kv_cache_bytes)
         self.num_blocks = count_blocks(model.config, block_size, self.dtype, self.device, num_blocks, kv_cache_bytes)
         num_slots = self.num_blocks * block_size
         self._cache = allocate_cache(model.config, num_slots, self.dtype, self.device) if use_cache else []
+        attach_cache(model, self._cache)
         self._generator = torch.Generator(self.device)
         self._prompts: dict[int, npt.NDArray[np.int32]] = {}
         self._decoder: Decoder | None = None

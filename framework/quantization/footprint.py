@@ -31,6 +31,13 @@ def footprint(model: Llama | GPT2) -> dict[str, int]:
     return sizes | {"total": sum(sizes.values())}
 
 
+def cache_footprint(model: Llama | GPT2) -> int:
+    """Bytes of the KV cache that is attached to the model, whatever an engine keeps it as."""
+    modules = [module for module in model.modules() if isinstance(module, PagedAttention)]
+    kept = [storage for module in modules for tensor in module.buffers(recurse=False) for storage in storages(tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in kept}.values())
+
+
 def storages(tensor: Tensor) -> list[UntypedStorage]:
     """Those of the tensor, or of the tensors that a subclass such as torchao's is made of."""
     if is_traceable_wrapper_subclass(tensor):
