@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,8 @@ class TorchEngine:
     """Runs `model` over a paged KV cache of `num_blocks` blocks.
 
     The cache's size is `num_blocks`, or what `kv_cache_bytes` hold; with neither, 90% of the GPU memory that is free
-    now after a headroom of 2 GiB, or 512 MiB on a CPU. Tokens are sampled with `temperature` (0: greedy), `top_k` (0:
+    now after a headroom of 2 GiB, or 512 MiB on a CPU. `kv_dtype` "int8" keeps keys and values in about half the bytes
+    (None: in the model's dtype). Tokens are sampled with `temperature` (0: greedy), `top_k` (0:
     off) and `top_p` (1: off). `use_cache=False` keeps no keys and values: every step recomputes prompt and output so
     far. `num_threads` CPU threads compute a step, in the whole process (None: one per core); more than one makes
     times unsteady where cores are shared.
@@ -59,6 +61,7 @@ class TorchEngine:
         block_size: int = 16,
         num_blocks: int | None = None,
         kv_cache_bytes: int | None = None,
+        kv_dtype: Literal["int8"] | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -73,12 +76,17 @@ class TorchEngine:
         check_sampling(temperature, top_k, top_p)
         if block_size < 1:
             raise ValueError(f"block_size {block_size} must be at least 1")
+        if kv_dtype not in (None, "int8"):
+            raise ValueError(f"kv_dtype {kv_dtype!r} must be null or int8")
+        if kv_dtype is not None and not use_cache:
+            raise ValueError(f"engine.kv_dtype={kv_dtype} needs a KV cache, and use_cache=false keeps none")
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed {seed} must be at least 0 and below 2**63")
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads {num_threads} must be at least 1")
         norm = model.norm.weight  # of the activations' dtype, whatever the quantization
         self.model, self.device, self.dtype = model, norm.device, norm.dtype
+        self.kv_dtype = self.dtype if kv_dtype is None else torch.int8
         self.is_on_gpu = self.device.type == "cuda"
         self.has_decoder = self.is_on_gpu and use_cache and is_supported(model.config.head_dim)
         self.fused = _resolve("fused", fused, self.is_on_gpu, "needs a GPU")
@@ -96,9 +104,9 @@ class TorchEngine:
         if self.compile:
             torch.compiler.reset()  # what was compiled for other models counts against a limit
         attach_cache(model, [])  # what an earlier engine left would count as used memory
-        self.num_blocks = count_blocks(model.config, block_size, self.dtype, self.device, num_blocks, kv_cache_bytes)
+        self.num_blocks = count_blocks(model.config, block_size, self.kv_dtype, self.device, num_blocks, kv_cache_bytes)
         num_slots = self.num_blocks * block_size
-        self._cache = allocate_cache(model.config, num_slots, self.dtype, self.device) if use_cache else []
+        self._cache = allocate_cache(model.config, num_slots, self.kv_dtype, self.device) if use_cache else []
         self._generator = torch.Generator(self.device)
         self._prompts: dict[int, npt.NDArray[np.int32]] = {}
         self._decoder: Decoder | None = None

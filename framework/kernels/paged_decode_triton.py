@@ -1,19 +1,21 @@
 """Triton kernel of paged_decode.py, which says what it computes.
 
-Programs share a sequence by ranges of its length as read on the device; the last to finish adds the parts up.
+Programs share a sequence by ranges of its length as read on the device; the last to finish adds the parts up. Scales of
+an int8 cache multiply scores and weights, so that keys and values become the matmul's dtype in registers and no more.
 """
 
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
 
+from framework.kernels.layer_cache import store_heads
 from framework.kernels.rope_store import load_turned
 from framework.kernels.triton_support import jit, jit_for_any, tl, triton
 
 
 @jit_for_any("table_stride", "num_splits", "min_tiles")
 def paged_decode_kernel(
-    qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache,
+    qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache, scales, scale_stride,
     output, parts, logs, counters, table_stride, num_splits, min_tiles, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_KEYS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
@@ -34,20 +36,27 @@ def paged_decode_kernel(
     if split < num_parts:
         table = tables + tl.load(seats + row, length > 0, other=0).to(tl.int64) * table_stride
         k_head, v_head = k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM
+        k_scales, v_scales = scales, scales
+        if scales is not None:
+            k_scales += kv_head.to(tl.int64) * scale_stride
+            v_scales += (KV_HEADS + kv_head).to(tl.int64) * scale_stride
         slots = load_slots(table, start, end, BLOCK_SIZE, BLOCK_KEYS)
         if PREFETCH:
             prefetch(k_head, slots, KV_HEADS * HEAD_DIM, HEAD_DIM)
             prefetch(v_head, slots, KV_HEADS * HEAD_DIM, HEAD_DIM)
+            if scales is not None:
+                prefetch(k_scales, slots, 1, 1)
+                prefetch(v_scales, slots, 1, 1)
         if PDL:
             tl.extra.cuda.gdc_launch_dependents()
             tl.extra.cuda.gdc_wait()  # qkv is read and anything is written only below
         q, top, total, mean = new_token(
-            qkv, rope, q_norm, k_norm, norm_eps, table, k_head, v_head, row, kv_head, length, split, scale,
-            KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE,
+            qkv, rope, q_norm, k_norm, norm_eps, table, k_head, v_head, k_scales, v_scales, row, kv_head, length, split,
+            scale, KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE,
         )  # fmt: skip
         num_hidden = tl.load(padding + row)
         top, total, mean = old_tokens(
-            q, top, total, mean, table, k_head, v_head, slots, start, end, num_hidden, scale,
+            q, top, total, mean, table, k_head, v_head, k_scales, v_scales, slots, start, end, num_hidden, scale,
             KV_HEADS * HEAD_DIM, HEAD_DIM, BLOCK_SIZE, BLOCK_KEYS,
         )  # fmt: skip
         finish(
@@ -80,7 +89,7 @@ def prefetch(head, slots, STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr):
 
 @jit
 def new_token(
-    qkv, rope, q_norm, k_norm, norm_eps, table, k_head, v_head, row, kv_head, length, split, scale,
+    qkv, rope, q_norm, k_norm, norm_eps, table, k_head, v_head, k_scales, v_scales, row, kv_head, length, split, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
     """q and the softmax's running maximum, sum and weighted values; split 0 stores the new token and begins with it."""
@@ -102,9 +111,10 @@ def new_token(
         v = tl.load(k_at + KV_HEADS * HEAD_DIM + channels, is_real, other=0.0)
         place = tl.maximum(length - 1, 0)
         block = tl.load(table + place // BLOCK_SIZE, length > 0, other=0).to(tl.int64)
-        at = (block * BLOCK_SIZE + place % BLOCK_SIZE) * (KV_HEADS * HEAD_DIM) + channels
-        tl.store(k_head + at, k, is_real)
-        tl.store(v_head + at, v, is_real)
+        slot = block * BLOCK_SIZE + place % BLOCK_SIZE + tl.zeros([1, 1], tl.int64)
+        at, is_head = slot * (KV_HEADS * HEAD_DIM) + channels, tl.zeros([1, 1], tl.int32) < length
+        k = store_heads(k, k_head + at, is_real, k_scales, slot, is_head)
+        v = store_heads(v, v_head + at, is_real, v_scales, slot, is_head)
         top = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1) * scale
         total += 1.0
         mean += v.to(tl.float32)
@@ -113,7 +123,7 @@ def new_token(
 
 @jit
 def old_tokens(
-    q, top, total, mean, table, k_head, v_head, slots, start, end, num_hidden, scale,
+    q, top, total, mean, table, k_head, v_head, k_scales, v_scales, slots, start, end, num_hidden, scale,
     STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_KEYS: tl.constexpr,
 ):  # fmt: skip
     """Online softmax (arXiv:2205.14135) over places start … end; `slots` are those of the first BLOCK_KEYS."""
@@ -123,7 +133,9 @@ def old_tokens(
         places = first + tl.arange(0, BLOCK_KEYS)
         at = slots[:, None] * STRIDE + channels
         k = tl.load(k_head + at, (places < end)[:, None], other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee") * scale
+        if k_scales is not None:
+            scores *= tl.load(k_scales + slots, places < end, other=0.0).to(tl.float32)[None, :]
         is_seen = (places >= num_hidden) & (places < end)
         scores = tl.where(is_seen[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
@@ -131,6 +143,13 @@ def old_tokens(
         shrink = tl.exp2(top - new_top)
         v = tl.load(v_head + at, (places < end)[:, None], other=0.0)
         total = total * shrink + tl.sum(weights, 1)
+        if v_scales is not None:
+            v_scale = tl.load(v_scales + slots, places < end, other=0.0).to(tl.float32)
+            if q.dtype == tl.float16:  # too small a range for the product of a weight and a scale
+                v = v.to(tl.float32) * v_scale[:, None]
+            else:
+                weights *= v_scale[None, :]
+            v = v.to(q.dtype)
         mean = tl.dot(weights.to(v.dtype), v, mean * shrink[:, None], input_precision="ieee")
         top, slots = new_top, next_slots
     return top, total, mean

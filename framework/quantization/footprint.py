@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, UntypedStorage, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from framework.models.attention import PagedAttention
 from framework.models.gpt2 import GPT2
 from framework.models.linear import SurroundedLinear
 from framework.models.llama import Llama
@@ -22,8 +21,7 @@ def footprint(model: Llama | GPT2) -> dict[str, int]:
     sizes = dict.fromkeys(("embeddings", "head", "weights", "scales", "other"), 0)
     seen: set[int] = set()
     for path, module in model.named_modules():
-        buffers = [] if isinstance(module, PagedAttention) else module.named_buffers(recurse=False)
-        for name, tensor in [*module.named_parameters(recurse=False), *buffers]:
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             for storage in storages(tensor):
                 if storage.data_ptr() not in seen:
                     seen.add(storage.data_ptr())

@@ -62,13 +62,14 @@ def expected(requests, **keywords):
     return generate(engine, requests)
 
 
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
 @pytest.mark.parametrize("mode", ["ragged", "chunked", "static"])
-def test_tokens_equal_the_plain_way(pretend, mode):
+def test_tokens_equal_the_plain_way(pretend, mode, kv_dtype):
     requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
-    engine = pretend()
+    engine = pretend(kv_dtype=kv_dtype)
     engine.begin(requests, 8)
     tokens = generate(engine, requests, chunk=4 if mode == "chunked" else 10**9, is_static=mode == "static")
-    assert tokens == expected(requests)
+    assert tokens == expected(requests, kv_dtype=kv_dtype)
 
 
 SCHEDULERS = {
