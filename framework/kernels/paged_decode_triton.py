@@ -1,7 +1,7 @@
 """Triton kernel of paged_decode.py, which says what it computes.
 
 Programs share a sequence by ranges of its length as read on the device; the last to finish adds the parts up. Scales of
-an int8 cache multiply scores and weights, so that keys and values become the matmul's dtype in registers and no more.
+an int8 cache multiply scores and weights, not keys and values.
 """
 
 # mypy: allow-untyped-defs
@@ -55,10 +55,16 @@ def paged_decode_kernel(
             scale, KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE,
         )  # fmt: skip
         num_hidden = tl.load(padding + row)
-        top, total, mean = old_tokens(
-            q, top, total, mean, table, k_head, v_head, k_scales, v_scales, slots, start, end, num_hidden, scale,
-            KV_HEADS * HEAD_DIM, HEAD_DIM, BLOCK_SIZE, BLOCK_KEYS,
-        )  # fmt: skip
+        if scales is None:
+            top, total, mean = old_tokens(
+                q, top, total, mean, table, k_head, v_head, slots, start, end, num_hidden, scale,
+                KV_HEADS * HEAD_DIM, HEAD_DIM, BLOCK_SIZE, BLOCK_KEYS,
+            )  # fmt: skip
+        else:
+            top, total, mean = old_int8_tokens(
+                q, top, total, mean, table, k_head, v_head, k_scales, v_scales, slots, start, end, num_hidden, scale,
+                KV_HEADS * HEAD_DIM, HEAD_DIM, BLOCK_SIZE, BLOCK_KEYS,
+            )  # fmt: skip
         finish(
             top, total, mean, output, parts, logs, counters, row * KV_HEADS + kv_head,
             split, num_splits, num_parts, length, GROUP, HEAD_DIM,
@@ -123,7 +129,7 @@ def new_token(
 
 @jit
 def old_tokens(
-    q, top, total, mean, table, k_head, v_head, k_scales, v_scales, slots, start, end, num_hidden, scale,
+    q, top, total, mean, table, k_head, v_head, slots, start, end, num_hidden, scale,
     STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_KEYS: tl.constexpr,
 ):  # fmt: skip
     """Online softmax (arXiv:2205.14135) over places start … end; `slots` are those of the first BLOCK_KEYS."""
@@ -133,26 +139,70 @@ def old_tokens(
         places = first + tl.arange(0, BLOCK_KEYS)
         at = slots[:, None] * STRIDE + channels
         k = tl.load(k_head + at, (places < end)[:, None], other=0.0)
-        scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee") * scale
-        if k_scales is not None:
-            scores *= tl.load(k_scales + slots, places < end, other=0.0).to(tl.float32)[None, :]
-        is_seen = (places >= num_hidden) & (places < end)
-        scores = tl.where(is_seen[None, :], scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_top[:, None])
-        shrink = tl.exp2(top - new_top)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        weights, shrink, top, total = weigh(scores, top, total, places, end, num_hidden)
         v = tl.load(v_head + at, (places < end)[:, None], other=0.0)
-        total = total * shrink + tl.sum(weights, 1)
-        if v_scales is not None:
-            v_scale = tl.load(v_scales + slots, places < end, other=0.0).to(tl.float32)
-            if q.dtype == tl.float16:  # too small a range for the product of a weight and a scale
-                v = v.to(tl.float32) * v_scale[:, None]
-            else:
-                weights *= v_scale[None, :]
-            v = v.to(q.dtype)
         mean = tl.dot(weights.to(v.dtype), v, mean * shrink[:, None], input_precision="ieee")
-        top, slots = new_top, next_slots
+        slots = next_slots
     return top, total, mean
+
+
+@jit
+def old_int8_tokens(
+    q, top, total, mean, table, k_head, v_head, k_scales, v_scales, slots, start, end, num_hidden, scale,
+    STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+):  # fmt: skip
+    """old_tokens of an int8 cache, read in words of two channels: the even ones are one matmul, the odd ones another.
+
+    A word is brought into the tensor cores' order like a float16, which a lone byte cannot be (ldmatrix). The matmuls
+    are in float16, where a byte is fewer instructions than in bfloat16, and weights stay in its range: they are scaled
+    by no more than 1.
+    """
+    MATMUL: tl.constexpr = tl.float32 if q.dtype == tl.float32 else tl.float16
+    words = tl.arange(0, HEAD_DIM // 2)[None, :]
+    k_words = k_head.to(tl.pointer_type(tl.int16), bitcast=True)
+    v_words = v_head.to(tl.pointer_type(tl.int16), bitcast=True)
+    q_even, q_odd = tl.split(q.to(MATMUL).reshape(q.shape[0], HEAD_DIM // 2, 2))
+    even, odd = tl.split(mean.reshape(q.shape[0], HEAD_DIM // 2, 2))
+    for first in range(start, end, BLOCK_KEYS):
+        next_slots = load_slots(table, first + BLOCK_KEYS, end, BLOCK_SIZE, BLOCK_KEYS)  # a tile early
+        places = first + tl.arange(0, BLOCK_KEYS)
+        at = slots[:, None] * (STRIDE // 2) + words
+        k_even, k_odd = unpack(tl.load(k_words + at, (places < end)[:, None], other=0))
+        scores = tl.dot(q_even, tl.trans(k_even.to(MATMUL)), input_precision="ieee")
+        scores = tl.dot(q_odd, tl.trans(k_odd.to(MATMUL)), scores, input_precision="ieee")
+        scores *= scale * tl.load(k_scales + slots, places < end, other=0.0).to(tl.float32)[None, :]
+        weights, shrink, top, total = weigh(scores, top, total, places, end, num_hidden)
+        v_scale = tl.load(v_scales + slots, places < end, other=0.0).to(tl.float32)
+        largest = tl.max(v_scale, 0)
+        weights = (weights * (v_scale / largest)[None, :]).to(MATMUL)
+        v_even, v_odd = unpack(tl.load(v_words + at, (places < end)[:, None], other=0))
+        even = even * shrink[:, None] + largest * tl.dot(weights, v_even.to(MATMUL), input_precision="ieee")
+        odd = odd * shrink[:, None] + largest * tl.dot(weights, v_odd.to(MATMUL), input_precision="ieee")
+        slots = next_slots
+    return top, total, tl.join(even, odd).reshape(q.shape[0], HEAD_DIM)
+
+
+@jit
+def unpack(words):
+    """The low and the high byte of int16 words, both int8 numbers, as float16.
+
+    Below the exponent of 1024, a byte whose sign is turned reads 1024 + 128 + the number.
+    """
+    low = ((words & 0xFF) ^ 0x6480).to(tl.float16, bitcast=True) - 1152.0
+    high = (((words >> 8) & 0xFF) ^ 0x6480).to(tl.float16, bitcast=True) - 1152.0
+    return low, high
+
+
+@jit
+def weigh(scores, top, total, places, end, num_hidden):
+    """Weights of a tile, relative to the new maximum; what shrinks earlier ones to it; and that maximum and the sum."""
+    is_seen = (places >= num_hidden) & (places < end)
+    scores = tl.where(is_seen[None, :], scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    weights = tl.exp2(scores - new_top[:, None])
+    shrink = tl.exp2(top - new_top)
+    return weights, shrink, new_top, total * shrink + tl.sum(weights, 1)
 
 
 @jit

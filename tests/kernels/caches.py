@@ -33,9 +33,12 @@ def step_of(*caches):
 
 
 def assert_close(got, want, tolerance, step=0.0):
-    """Equal within `tolerance`; with a `step`, one value in a hundred may be rounded to its neighbour instead."""
+    """Equal within `tolerance`; with a `step`, one value in a hundred may be rounded to its neighbour instead.
+
+    In half precision more may: there `tolerance` itself is a good part of a step.
+    """
     atol = tolerance + 1.01 * step
     torch.testing.assert_close(got.double(), want.double(), atol=atol, rtol=tolerance, equal_nan=True)
     if step > tolerance:
         is_far = (got.double() - want.double()).abs() > tolerance * (1 + want.double().abs())
-        assert is_far.double().mean() < 0.01
+        assert is_far.double().mean() < 0.01 + 10 * tolerance

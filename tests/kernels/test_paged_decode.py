@@ -39,8 +39,9 @@ class Case:
 
 
 def make_case(
-    lengths, num_kv_heads=2, group=2, head_dim=16, block_size=16, padding=None, rope=True, norms=False, is_int8=False
-):
+    lengths, num_kv_heads=2, group=2, head_dim=16, block_size=16, padding=None, rope=True, norms=False, is_int8=False,
+    value_size=1.0,
+):  # fmt: skip
     """float32 on the CPU; empty rows get NaN and a seat that doesn't exist."""
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
@@ -55,6 +56,8 @@ def make_case(
         slots = tables[seat][places // block_size] * block_size + places % block_size
         caches[:, slots] = torch.randn(2, len(places), num_kv_heads, head_dim)
     qkv = torch.randn(num_rows, (group + 2) * num_kv_heads, head_dim)
+    caches[1] *= value_size
+    qkv[:, -num_kv_heads:] *= value_size
     empty = torch.tensor(lengths) == 0
     qkv[empty], seats[empty] = torch.nan, 10**6
     args = {
@@ -125,6 +128,14 @@ def test_tiles_larger_and_smaller_than_a_block():
 @pytest.mark.parametrize("is_int8", [False, True])
 def test_half_precision_and_default_tiles(is_int8):
     check(make_case([70, 5, 129], head_dim=32, is_int8=is_int8), dtype=torch.float16, tolerance=3e-3)
+
+
+@needs_interpreter
+def test_products_of_weights_and_scales_stay_in_the_range_of_float16():
+    case = make_case([257, 130], head_dim=32, is_int8=True, value_size=2**-12).to("cpu", torch.float16)
+    expected = 2**12 * case.to("cpu", torch.float64).run(plain_paged_decode)
+    actual = 2**12 * case.run(paged_decode).double()
+    torch.testing.assert_close(actual, expected, atol=3e-3, rtol=3e-3)
 
 
 @needs_interpreter
