@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from framework.kernels.attention import Heads, IntArray, cache_slots
-from framework.kernels.layer_cache import LayerCache
+from framework.kernels.layer_cache import LayerCache, read_cache
 from framework.kernels.paged_decode import paged_decode
 from framework.kernels.rope_store import rope_store
 
@@ -47,7 +47,7 @@ class FlashAttention:
         q, k, v = rope_store(qkv, rope, self.slots, cache, **heads)
         if self.read_slots is not None:
             assert cache is not None, "no KV cache is attached to the model"
-            k, v = cache.read(self.read_slots, q.dtype)
+            k, v = read_cache(cache, self.read_slots, q.dtype)
         starts, lens = (self.query_starts, self.key_starts), (self.max_query_len, self.max_key_len)
         flash = torch.ops.aten._flash_attention_forward
         return flash(q, k, v, *starts, *lens, 0.0, True, False, scale=q.shape[-1] ** -0.5)[0].flatten(1)
