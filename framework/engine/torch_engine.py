@@ -42,16 +42,16 @@ class TorchEngine:
 
     The cache's size is `num_blocks`, or what `kv_cache_bytes` hold; with neither, 90% of the GPU memory that is free
     now after a headroom of 2 GiB, or 512 MiB on a CPU. `kv_dtype` "int8" keeps keys and values in about half the bytes
-    (None: in the model's dtype). Tokens are sampled with `temperature` (0: greedy), `top_k` (0:
-    off) and `top_p` (1: off). `use_cache=False` keeps no keys and values: every step recomputes prompt and output so
-    far. `num_threads` CPU threads compute a step, in the whole process (None: one per core); more than one makes
-    times unsteady where cores are shared.
+    (None: in the model's dtype). Tokens are sampled with `temperature` (0: greedy), `top_k` (0: off) and `top_p` (1:
+    off). `use_cache=False` keeps no keys and values: every step recomputes prompt and output so far. `num_threads` CPU
+    threads compute a step, in the whole process (None: one per core); more than one makes times unsteady where cores
+    are shared.
 
     For a GPU: `fused` takes linear layers of few rows with their norm, activation and residual in one Triton kernel,
     `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps from a captured
     graph, `overlap` launches a step before the tokens of the one before are on the host (None: on, where the model is
-    on a GPU). Models whose head_dim is no power of two take plain attention, without graphs. A model serves one engine
-    at a time: the last one built, or the last one whose `begin` was called.
+    on a GPU). Models whose head_dim is not 16 (with int8 keys neither), 32, 64 or 128 take plain attention, without
+    graphs. A model serves one engine at a time: the last one built, or the last one whose `begin` was called.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class TorchEngine:
         self.model, self.device, self.dtype = model, norm.device, norm.dtype
         self.kv_dtype = self.dtype if kv_dtype is None else torch.int8
         self.is_on_gpu = self.device.type == "cuda"
-        self.has_decoder = self.is_on_gpu and use_cache and is_supported(model.config.head_dim)
+        self.has_decoder = self.is_on_gpu and use_cache and is_supported(model.config.head_dim, self.kv_dtype)
         self.fused = _resolve("fused", fused, self.is_on_gpu, "needs a GPU")
         self.compile = _resolve("compile", compile, self.is_on_gpu, "needs a GPU")
-        needs_decoder = "needs a GPU, a KV cache, and a head_dim of 16, 32, 64 or 128"
+        needs_decoder = "needs a GPU, a KV cache, and a head_dim of 16 (not with kv_dtype=int8), 32, 64 or 128"
         self.cuda_graphs = _resolve("cuda_graphs", cuda_graphs, self.has_decoder, needs_decoder)
         self.num_steps_ahead = int(_resolve("overlap", overlap, self.has_decoder, needs_decoder))
         self.max_model_len = model.config.max_model_len
@@ -199,7 +199,7 @@ class TorchEngine:
             assert inputs.block_tables is not None
             seats = self._decoder.admit(batch.sequences, inputs.context_lens, inputs.samples)
             arrays |= {"seats": seats, "sampled_seats": seats[inputs.samples], "tables": inputs.block_tables}
-        if self.dtype in FLASH_DTYPES and is_supported(self.model.config.head_dim):
+        if self.dtype in FLASH_DTYPES and is_supported(self.model.config.head_dim, self.kv_dtype):
             flash_arrays, lens = flash_inputs(*inputs.lengths, inputs.block_tables, self.block_size)
             sent = upload(self.device, arrays | flash_arrays)
             attention: Attention = flash_attention(sent, *lens)

@@ -17,9 +17,9 @@ from framework.kernels.rope_store import rope_store
 FLASH_DTYPES = (torch.float16, torch.bfloat16)
 
 
-def is_supported(head_dim: int) -> bool:
-    """Whether the kernels take heads of this size."""
-    return head_dim in (16, 32, 64, 128)
+def is_supported(head_dim: int, kv_dtype: torch.dtype) -> bool:
+    """Whether the kernels take heads of this size, with a cache of this kind."""
+    return head_dim in (16, 32, 64, 128) and not (head_dim == 16 and kv_dtype == torch.int8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,14 +87,16 @@ def paged_decode(
 ) -> Tensor:  # fmt: skip
     """plain_paged_decode as one Triton launch: num_splits programs (None: choose_splits) per row and key head.
 
-    Everything must be contiguous, head_dim a power of two of at least 16. With overlapping launches tables, seats and
-    context_lens are read before the kernels ahead are done: an ordinary launch must follow what writes them. Launches
-    share counters, so they must be of one stream.
+    Everything must be contiguous, head_dim a power of two of at least 16, or 32 with an int8 cache. With overlapping
+    launches tables, seats and context_lens are read before the kernels ahead are done: an ordinary launch must follow
+    what writes them. Launches share counters, so they must be of one stream.
     """
     check_triton("paged_decode")
     check_qkv(qkv, num_kv_heads)
     num_rows, num_all_heads, head_dim = qkv.shape
     num_heads = num_all_heads - 2 * num_kv_heads
+    if cache.scales is not None and head_dim < 32:
+        raise ValueError(f"head_dim {head_dim} is too small for an int8 cache, which is read in halves of at least 16")
     group = num_heads // num_kv_heads
     num_sms, has_pdl = device_facts(qkv.device)
     if tiles is None:

@@ -21,7 +21,7 @@ from tests.engine.test_torch_engine import make_engine as make_any_engine
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the real path is tested there")
 
-make_engine = partial(make_any_engine, config=GPT2_CONFIG | {"n_embd": 32, "n_head": 2, "n_layer": 1})
+make_engine = partial(make_any_engine, config=GPT2_CONFIG | {"n_embd": 64, "n_head": 2, "n_layer": 1})
 PROMPT_LENS, OUTPUT_LENS = [7, 7, 1, 12], [4, 6, 8, 1]
 
 

@@ -91,13 +91,13 @@ def check(case, device="cpu", dtype=torch.float32, tolerance=2e-5, **options):
 @pytest.mark.parametrize("num_splits", [1, 4, 16, None])
 @pytest.mark.parametrize(("block_size", "is_int8"), [(7, False), (16, False), (256, False), (16, True)])
 def test_lengths(block_size, is_int8, num_splits):
-    case = make_case([1, 2, 15, 16, 17, 33, 0, 65], block_size=block_size, is_int8=is_int8)
+    case = make_case([1, 2, 15, 16, 17, 33, 0, 65], head_dim=32, block_size=block_size, is_int8=is_int8)
     check(case, num_splits=num_splits, tiles=SMALL)
 
 
 @needs_interpreter
 @pytest.mark.parametrize(
-    ("num_kv_heads", "group", "head_dim"), [(3, 1, 64), (1, 2, 128), (2, 3, 32), (1, 4, 64), (1, 8, 16)]
+    ("num_kv_heads", "group", "head_dim"), [(3, 1, 64), (1, 2, 128), (2, 3, 32), (1, 4, 64), (1, 8, 32)]
 )
 @pytest.mark.parametrize("is_int8", [False, True])
 def test_heads(num_kv_heads, group, head_dim, is_int8):
@@ -107,7 +107,7 @@ def test_heads(num_kv_heads, group, head_dim, is_int8):
 @needs_interpreter
 @pytest.mark.parametrize(("num_splits", "is_int8"), [(1, False), (4, False), (4, True)])
 def test_padding_is_read_but_not_attended_to(num_splits, is_int8):
-    case = make_case([40, 40, 40, 17, 1], padding=[3, 16, 39, 16, 0], is_int8=is_int8)
+    case = make_case([40, 40, 40, 17, 1], head_dim=32, padding=[3, 16, 39, 16, 0], is_int8=is_int8)
     check(case, num_splits=num_splits, tiles=SMALL)
 
 
@@ -142,6 +142,8 @@ def test_products_of_weights_and_scales_stay_in_the_range_of_float16():
 def test_unusable_heads_are_refused():
     with pytest.raises(ValueError, match="head_dim 24 must be a power of two"):
         make_case([3], head_dim=24).run(paged_decode)
+    with pytest.raises(ValueError, match="head_dim 16 is too small for an int8 cache"):
+        make_case([3], head_dim=16, is_int8=True).run(paged_decode)
     case = make_case([3, 3])
     case.args["qkv"] = case.args["qkv"].repeat(2, 1, 1)[::2]
     with pytest.raises(ValueError, match="contiguous"):
