@@ -1,8 +1,8 @@
 """One decode step of one layer's attention in one launch: QK-norm, rope, the KV cache write and attention over it.
 
 Programs share a sequence (split-KV) by ranges of its length as read on the device, so that a CUDA graph may replay with
-other lengths; the one that finishes last adds the parts up. The new token's k and v never come from the cache,
-but from an int8 one they are what it holds.
+other lengths; the one that finishes last adds the parts up. The new token's k and v never come from the cache, but they
+are rounded like what an int8 one holds.
 """
 
 # mypy: allow-untyped-defs

@@ -122,11 +122,12 @@ def test_a_kernel_compiled_inside_the_window_is_an_error():
         begin_rows(rows[:, :5], tables, last_tokens, **options)
 
 
-def test_every_eager_decode_batch_is_warm():
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+def test_every_eager_decode_batch_is_warm(kv_dtype):
     """Tiles and splits change with the batch size; a model with few key heads changes late."""
     config = LLAMA | {"num_attention_heads": 4, "num_key_value_heads": 1}
     given = {"path": None, "weights": "random", "config": config, "max_model_len": 64, "device": "cuda", "seed": 0}
-    engine = TorchEngine(load_model(**given, dtype="bfloat16"), num_blocks=700, cuda_graphs=False)
+    engine = TorchEngine(load_model(**given, dtype="bfloat16"), num_blocks=700, cuda_graphs=False, kv_dtype=kv_dtype)
     requests = make_requests([3] * 140, [2 + index % 40 for index in range(140)])
     sequences, _ = replay(requests, ContinuousScheduler(700, 16, max_num_seqs=140), engine)
     assert all(sequence.is_finished for sequence in sequences)
