@@ -3,11 +3,12 @@
 import gc
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from framework.arms import engine_digest, model_digest
+from framework.arms import engine_digest, model_digest, with_keywords
 from framework.config import describe
 from framework.core import Engine, Request, Scheduler
 from framework.points import digest_of
@@ -17,6 +18,13 @@ from framework.replay import replay
 def make_scheduler(arm: dict[str, Any], engine: Engine) -> Scheduler:
     scheduler: Scheduler = arm["scheduler"](num_blocks=engine.num_blocks, block_size=engine.block_size)
     return scheduler
+
+
+def make_engine_for(requests: list[Request], engine: partial[Engine], model: Any) -> Engine:
+    """An engine whose KV cache holds `requests` in one padded batch and no more, so that others fit beside it."""
+    num_slots = max(one.num_prompt_tokens for one in requests) + max(one.num_output_tokens for one in requests)
+    num_blocks = len(requests) * -(-num_slots // describe(engine)["block_size"])
+    return with_keywords(engine, num_blocks=num_blocks, kv_cache_bytes=None)(model=model)
 
 
 class EngineCache:

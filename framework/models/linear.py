@@ -33,13 +33,13 @@ class SurroundedLinear(nn.Module):
 
         `silu_gate` halves the columns: silu of the first half times the second. `gelu` is the tanh approximation.
         """
-        surroundings = Surroundings(
-            norm_weight=None if norm is None else norm.weight,
-            norm_bias=norm.bias if isinstance(norm, nn.LayerNorm) else None,
-            norm_eps=0.0 if norm is None or norm.eps is None else norm.eps,
-            activation=activation,
-            residual=residual,
-        )
+        surroundings: Surroundings = {  # a literal: torch.compile cannot follow the call of a TypedDict
+            "norm_weight": None if norm is None else norm.weight,
+            "norm_bias": norm.bias if isinstance(norm, nn.LayerNorm) else None,
+            "norm_eps": 0.0 if norm is None or norm.eps is None else norm.eps,
+            "activation": activation,
+            "residual": residual,
+        }
         return self.compute(x, 0 < x.shape[0] <= self.max_fused_rows, surroundings)
 
     def compute(self, x: Tensor, is_fused: bool, surroundings: Surroundings) -> Tensor:
