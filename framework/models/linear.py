@@ -48,14 +48,14 @@ class SurroundedLinear(nn.Module):
                 x = (fused_norm if is_fused else plain_norm)(x, norm_weight, norm_bias, norm_eps)
                 norm_weight = norm_bias = None
             delta = self.lora(x)
-        surroundings = Surroundings(
-            norm_weight=norm_weight,
-            norm_bias=norm_bias,
-            norm_eps=norm_eps,
-            delta=delta,
-            activation=activation,
-            residual=residual,
-        )
+        surroundings: Surroundings = {  # a call of Surroundings would break torch.compile's graph
+            "norm_weight": norm_weight,
+            "norm_bias": norm_bias,
+            "norm_eps": norm_eps,
+            "delta": delta,
+            "activation": activation,
+            "residual": residual,
+        }
         return self.compute(x, is_fused, surroundings)
 
     def compute(self, x: Tensor, is_fused: bool, surroundings: Surroundings) -> Tensor:
