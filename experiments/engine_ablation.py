@@ -29,6 +29,7 @@ def run(
     trace: Any,
     model: Any,
     quantization: Any,
+    lora: Any,
     engine: Any,
     scheduler: Any,
     device: str,
@@ -45,6 +46,7 @@ def run(
     defaults = {
         "model": model,
         "quantization": quantization,
+        "lora": lora,
         "engine": engine,
         "scheduler": scheduler,
         "trace": trace,

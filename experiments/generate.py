@@ -8,6 +8,7 @@ from rich.table import Table
 
 from framework.console import make_console
 from framework.core import Request, Sequence
+from framework.engines import make_scheduler
 from framework.models.tokenizer import Tokenizer, load_tokenizer
 from framework.provenance import resolve_device
 from framework.replay import replay
@@ -23,6 +24,7 @@ def run(
     ignore_eos: bool,
     model: Any,
     quantization: Any,
+    lora: Any,
     engine: Any,
     scheduler: Any,
     device: str,
@@ -38,7 +40,7 @@ def run(
         prompts = [] if prompt_token_ids else [EXAMPLE]
     if num_output_tokens < 1:
         raise ValueError(f"num_output_tokens must be at least 1, not {num_output_tokens}")
-    loaded = quantization(model(device=resolve_device(device)))
+    loaded = lora(quantization(model(device=resolve_device(device))))
     tokenizer = load_tokenizer(loaded.config) if prompts else None
     encoded = list(prompt_token_ids)
     if tokenizer is not None:
@@ -46,7 +48,7 @@ def run(
     stop_token_ids = frozenset() if ignore_eos else frozenset(loaded.config.eos_token_ids)
     requests = make_requests(encoded, num_output_tokens, loaded.config.max_model_len, stop_token_ids)
     torch_engine = engine(model=loaded)
-    served = scheduler(num_blocks=torch_engine.num_blocks, block_size=torch_engine.block_size)
+    served = make_scheduler(scheduler, torch_engine)
     sequences, _ = replay(requests, served, torch_engine)
     write_generations(Path(output_dir) / "generations.jsonl", sequences, tokenizer)
 

@@ -21,7 +21,7 @@ from framework.config import describe
 from framework.core import Batch, Request, Scheduler, Sequence
 from framework.engine.kv_cache import attention_modules
 from framework.engine.torch_engine import TorchEngine
-from framework.engines import warm_up_requests
+from framework.engines import make_scheduler, warm_up_requests
 from framework.floors import Work, attention_work, model_costs, step_work
 from framework.kernels.gpu_attention import DecodeAttention
 from framework.metrics import step_table
@@ -84,12 +84,12 @@ def ceilings_for(model: Any, engine: Any, device: torch.device) -> Ceilings:
 
 
 def start_engine(
-    model: Any, quantization: Any, engine: Any, device: torch.device, max_num_seqs: int, on_progress: Say
+    model: Any, quantization: Any, lora: Any, engine: Any, device: torch.device, max_num_seqs: int, on_progress: Say
 ) -> tuple[TorchEngine, dict[str, float]]:
     """An engine that is ready for batches of `max_num_seqs`, and the seconds that its model and the rest took."""
     started = time.perf_counter()
     on_progress("building the model")
-    loaded = quantization(model(device=device))
+    loaded = lora(quantization(model(device=device)))
     synchronize(device)
     built = time.perf_counter()
     ready = engine(model=loaded)
@@ -233,15 +233,15 @@ def measure_attention(engine: TorchEngine, num_seqs: int, context: int, num_step
     return Case("attention", num_seqs, context, work, device, float("nan"))
 
 
-def measure_serving(engine: TorchEngine, make_scheduler: MakeScheduler, requests: list[Request]) -> dict[str, float]:
+def measure_serving(engine: TorchEngine, scheduler_type: MakeScheduler, requests: list[Request]) -> dict[str, float]:
     """Serve `requests` in real time, after a warm-up: output tokens/s, and the host's work per full step."""
 
     def serve(some: list[Request]) -> tuple[list[Sequence], pd.DataFrame]:
-        scheduler = make_scheduler(num_blocks=engine.num_blocks, block_size=engine.block_size)
+        scheduler = make_scheduler(scheduler_type, engine)
         sequences, steps = replay(some, scheduler, engine, clock="wall")  # as the peers are timed
         return sequences, step_table(steps)
 
-    serve(warm_up_requests(requests, max_num_seqs_of(make_scheduler)))
+    serve(warm_up_requests(requests, max_num_seqs_of(scheduler_type)))
     sequences, steps = serve(requests)
     num_output_tokens = sum(len(sequence.output_token_ids) for sequence in sequences)
     duration = max(sequence.token_times[-1] for sequence in sequences)
@@ -252,7 +252,7 @@ def measure_serving(engine: TorchEngine, make_scheduler: MakeScheduler, requests
         "duration": duration,
         "output_throughput": num_output_tokens / duration,
         "num_steps": len(steps),
-    } | host_times(steps, min(max_num_seqs_of(make_scheduler), len(requests)))
+    } | host_times(steps, min(max_num_seqs_of(scheduler_type), len(requests)))
 
 
 def max_num_seqs_of(make_scheduler: MakeScheduler) -> int:
