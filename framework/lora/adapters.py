@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from framework.lora.layout import Layout
+from framework.models.checkpoint import ROOT
 
 CONFIG_FILE, WEIGHT_FILE = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
@@ -46,10 +47,13 @@ class AdapterSource(Protocol):
 
 
 class SavedAdapters:
-    """Folders in PEFT's format: that of an adapter is `path`/id."""
+    """Folders in PEFT's format: that of an adapter is `path`/id, `path` from here or in the repository."""
 
     def __init__(self, *, path: str) -> None:
-        self.path = Path(path).expanduser()
+        own = Path(path).expanduser()
+        self.path = own if own.is_dir() else ROOT / path
+        if not self.path.is_dir():
+            raise ValueError(f"adapters.path={path!r} is no folder, neither from here nor in the repository")
 
     def check(self, adapter_id: str, layout: Layout) -> int:
         """Reads the config and the file's header, not its numbers."""

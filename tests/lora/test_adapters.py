@@ -165,6 +165,11 @@ def test_an_adapter_of_another_model_or_other_targets(saved):
         SavedAdapters(path=str(folder)).check("one", other)
 
 
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"adapters.path='nowhere' is no folder"):
+        SavedAdapters(path="nowhere")
+
+
 def test_a_rank_above_the_maximum(saved):
     layout, folder, _ = saved
     source = SavedAdapters(path=str(folder))
