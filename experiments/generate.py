@@ -1,6 +1,7 @@
 """Text in, text out: prompts through the same scheduler and engine as every replay, one JSON line each."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def run(
     prompt_token_ids: list[list[int]],
     num_output_tokens: int,
     ignore_eos: bool,
+    adapter: str | None,
     model: Any,
     quantization: Any,
     lora: Any,
@@ -34,7 +36,7 @@ def run(
 
     All prompts arrive at once. `prompt_token_ids` are taken as they are; without any `prompts` beside them no tokenizer
     is loaded and `text` is null. With neither there is an example. `ignore_eos` false ends an output at the model's
-    end-of-sequence token.
+    end-of-sequence token. `adapter` is the id of one of lora.adapters, for all prompts (None: the base model).
     """
     if prompts is None:
         prompts = [] if prompt_token_ids else [EXAMPLE]
@@ -48,6 +50,10 @@ def run(
     stop_token_ids = frozenset() if ignore_eos else frozenset(loaded.config.eos_token_ids)
     requests = make_requests(encoded, num_output_tokens, loaded.config.max_model_len, stop_token_ids)
     torch_engine = engine(model=loaded)
+    if adapter is not None:
+        if not torch_engine.num_adapter_slots:
+            raise ValueError(f"adapter={adapter!r} is served with lora=segmented, gathered or loop only")
+        requests = [replace(request, adapter_id=adapter) for request in requests]
     served = make_scheduler(scheduler, torch_engine)
     sequences, _ = replay(requests, served, torch_engine)
     write_generations(Path(output_dir) / "generations.jsonl", sequences, tokenizer)

@@ -29,6 +29,7 @@ from framework.engine.sampling import check_sampling, sample
 from framework.engine.upload import upload
 from framework.kernels.attention import Attention, IntArray, plain_attention
 from framework.kernels.gpu_attention import FLASH_DTYPES, flash_attention, flash_inputs, is_supported
+from framework.kernels.lora import MANY_ROWS
 from framework.lora.pool import pool_of
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
@@ -274,6 +275,10 @@ class TorchEngine:
             batches |= {(min(num_seqs, max_num_seqs, self.num_blocks), 1) for num_seqs in WARM_UP_BATCHES}
             most = max(1, min(max_num_seqs, self.num_blocks // (capacity // self.block_size + 1)))
             batches.add((min(most, 3), max(1, min(32, capacity))))  # many rows for a short context too
+            if self.num_adapter_slots:  # the adapters' kernels have other tiles for so many rows
+                length = max(1, min(MANY_ROWS + 1, capacity))
+                most = max(1, min(max_num_seqs, self.num_blocks // (length // self.block_size + 1)))
+                batches.add((min(most, MANY_ROWS // length + 1), length))
         return sorted(batches)
 
     def _warm_up_with(self, num_seqs: int, num_prompt_tokens: int) -> None:

@@ -165,7 +165,7 @@ def test_an_adapter_of_another_model_or_other_targets(saved):
         SavedAdapters(path=str(folder)).check("one", other)
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_folder_that_is_not_there():
     with pytest.raises(ValueError, match=r"adapters.path='nowhere' is no folder"):
         SavedAdapters(path="nowhere")
 
