@@ -31,7 +31,7 @@ def configure_model(model: Llama | GPT2, *, fused: bool, compile: bool) -> None:
             block.__dict__.pop(name, None)
             if compile:
                 method = getattr(type(block), name)
-                compiled.setdefault(name, torch.compile(method, dynamic=True))
+                compiled.setdefault(name, torch.compile(method, dynamic=True, fullgraph=True))
                 block.__dict__[name] = _by_rows(block, method, compiled[name], num_fused)
 
 

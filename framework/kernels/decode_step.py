@@ -36,7 +36,8 @@ def begin_rows(
     """plain_begin_rows as one Triton launch."""
     check_triton("begin_rows")
     num_rows = rows.shape[1]
-    token_ids, positions = torch.empty((2, num_rows), dtype=torch.int64, device=rows.device)
+    # Apart, so that both are aligned whatever the number of rows: other alignments compile other kernels
+    token_ids, positions = (torch.empty(num_rows, dtype=torch.int64, device=rows.device) for _ in range(2))
     _begin_rows_kernel[(triton.cdiv(num_rows, 128),)](
         rows, tables, last_tokens, token_ids, positions, num_rows, rows.stride(0), tables.stride(0), max_position,
         BLOCK_SIZE=block_size, BLOCK=128, num_warps=4,

@@ -48,7 +48,7 @@ class SurroundedLinear(nn.Module):
                 x = (fused_norm if is_fused else plain_norm)(x, norm_weight, norm_bias, norm_eps)
                 norm_weight = norm_bias = None
             delta = self.lora(x)
-        surroundings: Surroundings = {  # a call of Surroundings would break torch.compile's graph
+        surroundings: Surroundings = {  # a literal: torch.compile cannot follow the call of a TypedDict
             "norm_weight": norm_weight,
             "norm_bias": norm_bias,
             "norm_eps": norm_eps,

@@ -1,0 +1,42 @@
+"""The compiled parts of a block are whole graphs, few of them, whatever the weights are kept as."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from framework.engine.compilation import configure_model
+from framework.quantization import fp8, int8_dynamic, int8_weight_only, none, zero_point
+from tests.models.test_loading import logits
+from tests.quantization.models import CONFIGS, make_model
+
+SCHEMES = [
+    none.quantize,
+    zero_point.quantize,
+    int8_weight_only.quantize,
+    partial(int8_weight_only.quantize, group_size=32),
+    int8_dynamic.quantize,
+    partial(int8_dynamic.quantize, weight_only_rows=0),
+    fp8.quantize,
+]
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("quantize", SCHEMES)
+def test_blocks_compile_without_graph_breaks_or_a_graph_per_size(monkeypatch, quantize, family):
+    """fullgraph=True raises at a graph break, and so does dynamo at its ninth graph of one method."""
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
+    model = quantize(make_model(family))
+    sizes = [torch.arange(num_tokens) % 90 for num_tokens in (40, 1, 16, 64)]
+    plain = [logits(model, tokens) for tokens in sizes]
+    configure_model(model, fused=False, compile=True)
+    for tokens, expected in zip(sizes, plain, strict=True):
+        torch.testing.assert_close(logits(model, tokens), expected)
+    assert 0 < len(graphs) <= 6  # of `project` and `finish` one each, one more for a single row, or for few rows
