@@ -64,6 +64,26 @@ def label_batch_sizes(axes: Axes, batch_sizes: pd.Series) -> None:
     axes.set_xlabel("batch size")
 
 
+def steps_by_arm(cases: pd.DataFrame, title: str) -> Figure:
+    """Time from one decode step to the next (ms) over the batch size, one line per arm; both axes logarithmic.
+
+    `cases` has the columns `arm`, `num_seqs` and `elapsed` (s).
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN_WIDTH, 2.6))
+        axes = figure.subplots()
+        for index, (arm, rows) in enumerate(cases.groupby("arm", sort=False)):
+            axes.plot(
+                rows["num_seqs"], 1e3 * rows["elapsed"], label=arm, linestyle=LINES[index % len(LINES)],
+                color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
+            )  # fmt: skip
+        label_batch_sizes(axes, cases["num_seqs"])
+        axes.set(ylabel="latency per token (ms)", yscale="log", title=title)
+        label_log_axis(axes.yaxis)
+        axes.legend()
+        return figure
+
+
 def ablation(decode: pd.DataFrame, throughput: pd.Series, title: str) -> Figure:
     """Left, time from step to step (ms) per arm, one line per batch size; right, output tokens/s of the queue.
 

@@ -27,6 +27,7 @@ from framework.kernels.gpu_attention import DecodeAttention
 from framework.metrics import step_table
 from framework.models.llama import Llama
 from framework.replay import replay
+from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.block_manager import BlockManager
 
 NUM_WARM_UP_STEPS = 5
@@ -131,7 +132,11 @@ def measure_cases(
     sizes: Mapping[str, list[list[int]]], engine: TorchEngine, num_steps: int, ceilings: Ceilings, say: Say
 ) -> list[Case]:
     """Measure what fits of `sizes`, kind → [num_seqs, num_tokens] each; tell every result, or why there is none."""
-    measures = {"decode": measure_decode, "prefill": measure_prefill, "attention": measure_attention}
+    measures: dict[str, Callable[[TorchEngine, int, int, int], Case]] = {
+        "decode": measure_decode,
+        "prefill": measure_prefill,
+        "attention": measure_attention,
+    }
     cases = []
     for kind, num_seqs, num_tokens in [(kind, one, other) for kind, pairs in sizes.items() for one, other in pairs]:
         reason = why_not(kind, engine, num_seqs, num_tokens + (num_steps if kind == "decode" else 0))
@@ -165,19 +170,36 @@ def make_sequences(engine: TorchEngine, requests: list[Request]) -> list[Sequenc
     return sequences
 
 
-def measure_decode(engine: TorchEngine, num_seqs: int, context: int, num_steps: int) -> Case:
-    """Decode steps of `num_seqs` sequences, of `context` tokens each in the middle one of the `num_steps` timed."""
+def seat_adapters(engine: TorchEngine, sequences: list[Sequence]) -> dict[int, str]:
+    """Give every sequence its adapter's slot; what is to be loaded. ValueError if there are too few slots."""
+    slots = AdapterSlots(engine.num_adapter_slots)
+    for sequence in sequences:
+        if not slots.can_admit(sequence):
+            raise ValueError(f"the sequences need more adapters than lora.num_slots={engine.num_adapter_slots}")
+        slots.admit(sequence)
+    return slots.take_loads()
+
+
+def measure_decode(
+    engine: TorchEngine, num_seqs: int, context: int, num_steps: int, num_adapters: int | None = None
+) -> Case:
+    """Decode steps of `num_seqs` sequences, of `context` tokens each in the middle one of the `num_steps` timed.
+
+    They ask in turn for `num_adapters` adapters (None: for none), which are there before anything is timed.
+    """
     first = context - 1 - num_steps // 2 - NUM_WARM_UP_STEPS
     if first < 1:
         least = context - first + 1
         raise ValueError(f"context={context} is too short for {num_steps} steps up to it: at least {least}")
     num_all = NUM_WARM_UP_STEPS + num_steps
-    requests = [Request(index, 0.0, first, num_all + 1) for index in range(num_seqs)]
+    names = [None if num_adapters is None else f"adapter-{index % num_adapters}" for index in range(num_seqs)]
+    requests = [Request(index, 0.0, first, num_all + 1, adapter_id=name) for index, name in enumerate(names)]
     engine.begin(requests, num_seqs)
     sequences = make_sequences(engine, requests)
     for sequence in sequences:  # like seats that a static batch goes on computing: no token is waited for
         sequence.output_token_ids, sequence.is_finished = [0], True
     batches = [Batch(sequences, [first + step] * num_seqs, [1] * num_seqs, 0, num_seqs) for step in range(num_all)]
+    batches[0].adapter_loads = seat_adapters(engine, sequences)
     device, elapsed = time_steps(engine, batches)
     middle = batches[NUM_WARM_UP_STEPS + num_steps // 2]
     return Case("decode", num_seqs, context, step_work(model_costs(engine.model), middle), device, elapsed)
