@@ -180,7 +180,8 @@ def test_a_slot_in_use_is_never_given_away(rows, num_slots, data):
         options |= {"max_loras": data.draw(st.integers(1, num_slots)), "prefetch": data.draw(st.booleans())}
         options |= {"max_num_batched_tokens": data.draw(st.integers(1, 30)), "watermark": 0.0}
     engine = WatchfulEngine(num_slots, data.draw(st.integers(0, 1)))
-    engine.num_blocks = data.draw(st.integers(5, 30))
+    largest = max(-(-(prompt + output) // engine.block_size) for _, prompt, output, _ in rows)
+    engine.num_blocks = largest + data.draw(st.integers(0, 5))
     scheduler = make_scheduler(partial(make, **options), engine)
     most = 0
     schedule = scheduler.schedule
@@ -262,6 +263,17 @@ def test_adapters_and_keys_and_values_share_one_budget():
     assert sizes[5] < sizes[1]
     with pytest.raises(ValueError, match=r"holds no block .*adapter slots take 0.\d MiB"):
         TorchEngine(model, block_size=4, kv_cache_bytes=2**16)
+
+
+def test_every_replay_reads_an_adapter_from_its_source_once(monkeypatch):
+    engine, read = make_engine(num_slots=1), []
+    load = engine.adapters.pool.load
+    monkeypatch.setattr(engine.adapters.pool, "load", lambda adapter_id: read.append(adapter_id) or load(adapter_id))
+    for _ in range(2):
+        read.clear()
+        _, _, steps = outputs(engine, make_requests(["a", "b"] * 4))
+        assert sorted(read) == ["a", "b"]
+        assert sum(step.num_adapter_loads for step in steps) > 2
 
 
 def test_an_adapter_that_cannot_be_served_fails_before_the_replay():
