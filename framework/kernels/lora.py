@@ -25,26 +25,31 @@ MANY_ROWS = 256  # beyond, tiles are larger
 
 @dataclass(frozen=True, slots=True)
 class LoraTiles:
-    """How the two launches cut their work; powers of two, but `shrink_k`, a multiple of block_k.
+    """How the two launches cut their work; tile sizes are powers of two.
 
-    block_m rows of one adapter, block_n output features, block_k input features per iteration; a program of the first
-    kernel sums over shrink_k input features.
+    block_m rows of one adapter, block_n output features, block_k input features per iteration; num_splits programs of
+    the first kernel share the sum over the input features.
     """
 
     block_m: int
     block_n: int
     block_k: int
-    shrink_k: int
+    num_splits: int
     num_warps: int = 4
     num_stages: int = 3
 
 
-def choose_lora_tiles(num_rows: int, max_rank: int) -> LoraTiles:
-    """Tiles for so many rows; the tables' rows per tile follow from num_rows alone."""
-    block_k = 256 if max_rank <= 32 else 128 if max_rank <= 64 else 64
-    if num_rows <= MANY_ROWS:
-        return LoraTiles(rows_per_tile(num_rows), 128, block_k, 1024)
-    return LoraTiles(rows_per_tile(num_rows), 128, min(block_k, 64), 4096)
+def choose_lora_tiles(num_rows: int, in_features: int, num_parts: int, max_rank: int) -> LoraTiles:
+    """Tiles for a shape, not tuned yet; the kernels' own sizes change with max_rank and with more than MANY_ROWS only.
+
+    Sums are split until there are enough programs, even if all rows have one adapter: how many have is not known here.
+    """
+    block_m = rows_per_tile(num_rows)
+    is_few = num_rows <= MANY_ROWS
+    block_k = (256 if max_rank <= 32 else 128 if max_rank <= 64 else 64) if is_few else 64
+    block_n = 256 if is_few and max_rank <= 32 else 128
+    wanted = ceil_div(128 if is_few else 512, ceil_div(num_rows, block_m) * num_parts)
+    return LoraTiles(block_m, block_n, block_k, min(wanted, ceil_div(in_features, 2 * block_k)))
 
 
 def rows_per_tile(num_rows: int) -> int:
@@ -118,32 +123,33 @@ def lora_delta(
     assert a.stride(3) == b.stride(2) == x.stride(1) == tables.stride(1) == 1
     assert len(sizes) == num_parts <= MAX_PARTS, sizes
     assert a.stride(2) == in_features
-    tiles = choose_lora_tiles(num_rows, max_rank) if tiles is None else tiles
+    tiles = choose_lora_tiles(num_rows, in_features, num_parts, max_rank) if tiles is None else tiles
     num_tiles = min(num_rows, num_rows // tiles.block_m + num_slots)
-    num_splits = ceil_div(in_features, tiles.shrink_k)
+    num_splits = tiles.num_splits
+    share = ceil_div(ceil_div(in_features, tiles.block_k), num_splits)  # iterations of one split
     block_r = max(16, power_of_two(max_rank))
     pdl = device_facts(x.device)[1]
     options = {"num_warps": tiles.num_warps, **({"launch_pdl": True} if pdl else {})}
     hidden = torch.empty(num_splits, num_rows, num_parts, max_rank, dtype=torch.float32, device=x.device)
     delta = torch.empty(num_rows, sum(sizes), dtype=x.dtype, device=x.device)
     _shrink_kernel[(num_tiles, num_parts, num_splits)](
-        x, a, hidden, ranks, tables, num_rows, in_features, max_rank, x.stride(0), a.stride(0), a.stride(1),
-        tables.stride(0), BLOCK_M=tiles.block_m, BLOCK_R=block_r, BLOCK_K=tiles.block_k, SHRINK_K=tiles.shrink_k,
-        PDL=pdl, num_stages=tiles.num_stages, **options,
+        x, a, hidden, ranks, tables, num_rows, share, in_features, max_rank, x.stride(0), a.stride(0),
+        a.stride(1), tables.stride(0), BLOCK_M=tiles.block_m, BLOCK_R=block_r, BLOCK_K=tiles.block_k, PDL=pdl,
+        num_stages=tiles.num_stages, **options,
     )  # fmt: skip
     first, second, third = [*sizes, 0, 0][:MAX_PARTS]
     _expand_kernel[(num_tiles, sum(ceil_div(size, tiles.block_n) for size in sizes))](
-        hidden, b, delta, ranks, tables, num_rows, max_rank, first, second, third, b.stride(0), b.stride(1),
-        tables.stride(0), NUM_PARTS=num_parts, NUM_SPLITS=num_splits, BLOCK_M=tiles.block_m, BLOCK_R=block_r,
-        BLOCK_N=tiles.block_n, PDL=pdl, **options,
+        hidden, b, delta, ranks, tables, num_rows, num_splits, max_rank, first, second, third, b.stride(0), b.stride(1),
+        tables.stride(0), NUM_PARTS=num_parts, BLOCK_M=tiles.block_m, BLOCK_R=block_r, BLOCK_N=tiles.block_n, PDL=pdl,
+        **options,
     )  # fmt: skip
     return delta
 
 
-@jit_for_any("num_rows", "table_stride")
+@jit_for_any("num_rows", "share", "table_stride")
 def _shrink_kernel(
-    x, a, hidden, ranks, tables, num_rows, in_features, max_rank, x_stride, slot_stride, rank_stride, table_stride,
-    BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, SHRINK_K: tl.constexpr, PDL: tl.constexpr,
+    x, a, hidden, ranks, tables, num_rows, share, in_features, max_rank, x_stride, slot_stride, rank_stride,
+    table_stride, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """hidden[split, row, part] = x[row, those features] @ A.T: (num_splits, num_rows, num_parts, max_rank)."""
     if PDL:
@@ -153,7 +159,8 @@ def _shrink_kernel(
     start = tl.load(tables + 2 * table_stride + tile)
     length = tl.load(tables + 3 * table_stride + tile)
     rank = tl.load(ranks + slot, mask=length > 0, other=0)
-    first, end = split * SHRINK_K, tl.minimum((split + 1) * SHRINK_K, in_features)
+    first = split * share * BLOCK_K
+    end = tl.minimum(first + share * BLOCK_K, in_features)
     r, place = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_M)
     a_rows = a + slot * slot_stride + r.to(tl.int64)[:, None] * rank_stride + part * in_features
     k = first + tl.arange(0, BLOCK_K)
@@ -177,11 +184,11 @@ def _shrink_kernel(
         tl.store(out, acc, mask=is_row & (r < rank)[None, :])
 
 
-@jit_for_any("num_rows", "table_stride")
+@jit_for_any("num_rows", "num_splits", "table_stride")
 def _expand_kernel(
-    hidden, b, delta, ranks, tables, num_rows, max_rank, first_size, second_size, third_size,
-    slot_stride, rank_stride, table_stride, NUM_PARTS: tl.constexpr, NUM_SPLITS: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr,
+    hidden, b, delta, ranks, tables, num_rows, num_splits, max_rank, first_size, second_size, third_size,
+    slot_stride, rank_stride, table_stride, NUM_PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """delta[row, columns of a part] = hidden[row, part] @ B, zero for rows without an adapter."""
     if PDL:
@@ -213,7 +220,7 @@ def _expand_kernel(
         mask = (place < length)[:, None] & (r < rank)[None, :]
         hidden_rows = hidden + (rows[:, None] * NUM_PARTS + part) * max_rank + r[None, :]
         summed = tl.zeros([BLOCK_M, BLOCK_R], tl.float32)
-        for split in range(NUM_SPLITS):
+        for split in range(num_splits):
             summed += tl.load(hidden_rows + split * num_rows * NUM_PARTS * max_rank, mask=mask, other=0.0)
         acc = tl.dot(summed.to(b_tile.dtype), b_tile, input_precision="ieee")
         out_features = first_size + second_size + third_size

@@ -6,11 +6,19 @@ import pytest
 import torch
 from hypothesis import given
 
-from framework.kernels.lora import LoraTiles, choose_lora_tiles, lora_delta, plain_lora_delta, rows_per_tile, segments
+from framework.kernels.lora import (
+    MANY_ROWS,
+    LoraTiles,
+    choose_lora_tiles,
+    lora_delta,
+    plain_lora_delta,
+    rows_per_tile,
+    segments,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
-SMALL = LoraTiles(block_m=16, block_n=32, block_k=32, shrink_k=64)
+SMALL = LoraTiles(block_m=16, block_n=32, block_k=32, num_splits=3)
 # (in_features, output features of each part)
 REAL = {"8B qkv": (4096, (4096, 1024, 1024)), "8B o": (4096, (4096,)), "8B down": (14336, (4096,)),
         "8B gate-up": (4096, (14336, 14336)), "GPT-2 qkv": (768, (2304,))}  # fmt: skip
@@ -111,11 +119,15 @@ def test_every_row_is_in_one_tile_of_its_slot(slots, block_m):
 
 @pytest.mark.parametrize("num_rows", [1, 16, 256, 257, 8192])
 @pytest.mark.parametrize("max_rank", [8, 16, 64, 128])
-def test_tiles(num_rows, max_rank):
-    tiles = choose_lora_tiles(num_rows, max_rank)
+@pytest.mark.parametrize("in_features", [130, 4096, 14336])
+def test_chosen_tiles(num_rows, max_rank, in_features):
+    tiles = choose_lora_tiles(num_rows, in_features, 3, max_rank)
     assert tiles.block_m == rows_per_tile(num_rows)
-    assert tiles.shrink_k % tiles.block_k == 0
+    assert 1 <= tiles.num_splits <= in_features / tiles.block_k + 1
     assert 2 * tiles.num_stages * tiles.block_k * (tiles.block_m + max_rank) <= 200 * 1024  # bytes of shared memory
+    own = (tiles.block_m, tiles.block_n, tiles.block_k)  # what kernels are compiled for
+    fewest = choose_lora_tiles(1 if num_rows <= MANY_ROWS else MANY_ROWS + 1, 64, 1, max_rank)
+    assert own == (fewest.block_m, fewest.block_n, fewest.block_k)
 
 
 @pytest.mark.gpu
