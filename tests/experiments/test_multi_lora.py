@@ -5,7 +5,7 @@ import pytest
 
 from framework.engine.torch_engine import TorchEngine
 from framework.speed import measure_decode
-from tests.lora.test_placement import make_engine
+from tests.lora.served import make_engine
 from tests.quantization.models import make_model
 
 SMALL = ["num_adapters=2", "batch_sizes=[1,4]", "context=16", "num_steps=2", "rates=[50]"]

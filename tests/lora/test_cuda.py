@@ -17,7 +17,7 @@ from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from tests.engine.driver import make_requests
 from tests.engine.test_cuda import EAGER, MODELS, OUTPUT_LENS, PROMPT_LENS, SCHEDULERS, make_model
-from tests.lora.test_placement import LargeAdapters
+from tests.lora.served import LargeAdapters
 
 pytestmark = [
     pytest.mark.gpu,

@@ -18,7 +18,7 @@ from framework.lora.segmented import Segmented
 from framework.models.loading import load_model
 from framework.scheduler.continuous import ContinuousScheduler
 from tests.engine.test_gpu_path import pretend  # noqa: F401
-from tests.lora.test_placement import LargeAdapters, make_engine, outputs
+from tests.lora.served import LargeAdapters, make_engine, outputs
 from tests.models.test_loading import logits
 from tests.quantization.models import GPT2
 

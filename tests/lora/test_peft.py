@@ -1,7 +1,8 @@
 """Mixed batches give the logits of PEFT's `adapter_names=` in float32, whatever the strategy."""
 
+from functools import partial
+
 import numpy as np
-import peft
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from tests.engine.driver import seat
 from tests.engine.test_torch_engine import load
 from tests.models.checkpoints import make_hf_model
 
+peft = pytest.importorskip("peft")
 STRATEGIES = {"loop": Loop, "gathered": Gathered, "segmented": Segmented}
 LLAMA_ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTERS = {  # name: rank, alpha, rslora, target modules of Llama and of GPT-2
@@ -84,7 +86,7 @@ def engine_logits(model, adapter_ids, num_prompt_tokens):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_mixed_batches(saved, name):
     folder, expected, _ = saved
-    adapters = lambda: SavedAdapters(path=str(folder / "adapters"))  # noqa: E731
+    adapters = partial(SavedAdapters, path=str(folder / "adapters"))
     model = serve_adapters(load(folder / "base"), strategy=STRATEGIES[name], adapters=adapters, num_slots=3, max_rank=8)
     logits = engine_logits(model, ROWS, 5)
     torch.testing.assert_close(logits, expected[:, 4:], rtol=1e-4, atol=1e-4)
@@ -92,7 +94,7 @@ def test_mixed_batches(saved, name):
 
 def test_merged(saved):
     folder, mixed, expected = saved
-    adapters = lambda: SavedAdapters(path=str(folder / "adapters"))  # noqa: E731
+    adapters = partial(SavedAdapters, path=str(folder / "adapters"))
     model = merge_adapter(load(folder / "base"), adapters=adapters, adapter_id="few")
     logits = engine_logits(model, [None] * len(ROWS), 5)
     torch.testing.assert_close(logits, expected[:, 4:], rtol=1e-4, atol=1e-4)

@@ -24,10 +24,11 @@ from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.fakes import FakeEngine
+from tests.lora.served import LargeAdapters, make_engine, outputs
 from tests.quantization.models import CONFIGS, make_model
 
 NAMES = [None, "a", "b", "c", "d", "e"]
-QUANTIZED = {"none": lambda model: model, "int8": int8_weight_only.quantize, "int8_dynamic": int8_dynamic.quantize}
+QUANTIZED = {"int8": int8_weight_only.quantize, "int8_dynamic": int8_dynamic.quantize}
 SCHEDULERS = {
     "static": partial(StaticScheduler, max_num_seqs=3, max_wait=0.0),
     "continuous": partial(ContinuousScheduler, max_num_seqs=4),
@@ -37,30 +38,10 @@ SCHEDULERS = {
 }
 
 
-def make_engine(family="llama", strategy=Loop, num_slots=2, quantize=QUANTIZED["none"], **options):
-    model = serve_adapters(
-        quantize(make_model(family)), strategy=strategy, num_slots=num_slots, max_rank=8,
-        adapters=lambda: LargeAdapters(ranks=[2, 8]),
-    )  # fmt: skip
-    return TorchEngine(model, block_size=4, num_blocks=40, **options)
-
-
-class LargeAdapters(RandomAdapters):
-    """So large that they change most tokens."""
-
-    def load(self, *arguments):
-        return super().load(*arguments) * 10.0
-
-
 def make_requests(names, seed=0):
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 12, (len(names), 2), generator=generator).tolist()
     return [Request(index, 0.001 * index, *lengths[index], adapter_id=name) for index, name in enumerate(names)]
-
-
-def outputs(engine, requests, scheduler=SCHEDULERS["continuous"]):
-    sequences, steps = replay(requests, make_scheduler(scheduler, engine), engine)
-    return [sequence.output_token_ids for sequence in sequences], sequences, steps
 
 
 ALONE = {}
