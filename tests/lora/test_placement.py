@@ -197,6 +197,18 @@ def test_least_recently_used_goes_first():
     assert slots.can_admit(sequence("a"))
 
 
+def test_an_adapter_is_used_until_its_last_sequence_ends():
+    slots = AdapterSlots(2)
+    long, short = sequence("a"), sequence("b")
+    slots.admit(long)
+    slots.admit(short)
+    slots.release(short)
+    slots.release(long)
+    slots.take_loads()
+    slots.admit(sequence("c"))
+    assert slots.take_loads() == {2: "c"}
+
+
 def test_prefetch_keeps_what_is_used_and_what_is_wanted_sooner():
     slots = AdapterSlots(2)
     running = sequence("a")
