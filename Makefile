@@ -1,14 +1,17 @@
-# make demo: a first figure · make test: the test suite · make lint · make bench
+# make demo: a first figure · make test: the test suite · make test-browser: pages in Chromium · make lint · make bench
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-browser lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python run.py
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest --benchmark-disable
+
+test-browser: .venv/installed-dev
+	$(BIN)/python -m pytest -m browser
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,46 @@ from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from framework.catalog import CONF, about, check_choices, help_text
 from framework.config import check
 from framework.core import StudyError
+from framework.pages import write_page
 
 DEFAULT_EXPERIMENT = "continuous_batching"  # as in conf/config.yaml
 
 
-@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(config: DictConfig) -> None:
     """User errors become one line; HYDRA_FULL_ERROR=1 shows where they come from."""
     try:
         check(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-        hydra.utils.call(config, _convert_="all")
+        try:
+            hydra.utils.call(config, _convert_="all")
+        finally:  # an arm that failed leaves the others' results
+            page = write_page(Path(config.output_dir), describe_run(config))
+            if page is not None:
+                print(f"wrote {page}")
     except (ValueError, OSError, StudyError, InstantiationException, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         raise CompactHydraException(f"error: {innermost(error)}") from None
-    print("reproduce with:", shlex.join(["python", "run.py", *HydraConfig.get().overrides.task]))
+    print("reproduce with:", command())
+
+
+def command() -> str:
+    return shlex.join(["python", "run.py", *HydraConfig.get().overrides.task])
+
+
+def describe_run(config: DictConfig) -> dict[str, str]:
+    """What a study's page says beside its results."""
+    study = HydraConfig.get().runtime.choices.experiment
+    return {
+        "name": study,
+        "about": about(study),
+        "command": command(),
+        "config": OmegaConf.to_yaml(config, resolve=True),
+        "finished": datetime.now().astimezone().isoformat(" ", "minutes"),
+    }
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -37,6 +61,19 @@ def innermost(error: BaseException) -> BaseException:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def prepare(arguments: list[str]) -> list[str]:
+    """The command line as Hydra takes it; ends the process for --help and for a choice that is not there."""
+    arguments = expand_preset(arguments)
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text(DEFAULT_EXPERIMENT))
+        sys.exit()
+    try:
+        check_choices(arguments)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    return arguments
 
 
 def expand_preset(arguments: list[str]) -> list[str]:
@@ -55,8 +92,8 @@ def stop(signal_number: int, frame: Any) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop)
-    sys.argv[1:] = expand_preset(sys.argv[1:])
+    sys.argv[1:] = prepare(sys.argv[1:])
     try:
         main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted: finished points are on disk; the same command goes on from there")
+    except KeyboardInterrupt as interrupt:
+        sys.exit(": ".join(["interrupted", *interrupt.args]))

@@ -1,5 +1,6 @@
 """Static against continuous batching over arrival rates (Orca, OSDI 2022; lesson 3 of "Efficiently Serving LLMs")."""
 
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -54,9 +55,8 @@ def run(
         output_dir=output_dir,
         fresh=fresh,
     )
-    points = report(study, "continuous_batching", draw, tracking)
-    if reference is not None:
-        compare_durations(study, points, **reference)
+    notes = None if reference is None else partial(compare_durations, **reference)
+    report(study, "continuous_batching", draw, tracking, notes=notes)
     study.raise_failures()
 
 
@@ -67,24 +67,22 @@ def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
     rate = too_much.min() if len(too_much) else points["rate"].max()
     folders = representative_points(study, points, rate)
     title = "all at once" if rate == inf else f"{rate:g} requests/s"
-    figures = {
+    curves = {}
+    if len(set(points["rate"])) > 1:
+        curves["latency_rate"] = plots.latency_rate(summary, saturation_rates)
+        curves["throughput_latency"] = plots.throughput_latency(summary, saturation_rates)
+    return curves | {
         "timeline": plots.timeline(read_tables(folders, "requests.parquet"), title),
         "batch_and_cache": plots.batch_and_cache(read_tables(folders, "steps.parquet"), title),
     }
-    if len(set(points["rate"])) > 1:
-        figures["throughput_latency"] = plots.throughput_latency(summary, saturation_rates)
-        figures["latency_rate"] = plots.latency_rate(summary, saturation_rates)
-    return figures
 
 
-def compare_durations(study: Study, points: pd.DataFrame, arms: list[str], ratio: float, source: str) -> None:
-    """Print how much longer the first arm took than the second, beside the source's number."""
+def compare_durations(points: pd.DataFrame, arms: list[str], ratio: float, source: str) -> list[str]:
+    """How much longer the first arm took than the second, beside the source's number."""
     durations = points.groupby("arm")["duration_s"].mean()
     missing = [arm for arm in arms if arm not in durations]
     if missing:
         raise ValueError(f"reference.arms names {', '.join(missing)}; arms with points: {', '.join(durations.index)}")
     slow, fast = durations[arms[0]], durations[arms[1]]
-    study.console.print(
-        f"{arms[0]} ÷ {arms[1]}: {slow:.2f} s ÷ {fast:.2f} s = {slow / fast:.2f}×   (reported: {ratio:g}×, {source})",
-        highlight=False,
-    )
+    measured = f"{arms[0]} ÷ {arms[1]}: {slow:.2f} s ÷ {fast:.2f} s = {slow / fast:.2f}×"
+    return [f"{measured}   (reported: {ratio:g}×, {source})"]

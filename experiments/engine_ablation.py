@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.table import Table
 
 from framework.arms import Arms, resolve_arms
 from framework.config import describe
-from framework.console import make_console, short
+from framework.console import make_console, print_frame, short
 from framework.engines import EngineCache
+from framework.pages import write_record
 from framework.plots import save
 from framework.plots_speed import ablation, limits
 from framework.points import write_atomically, write_json
 from framework.provenance import environment, resolve_device
 from framework.speed import ceilings_for, check_sizes, get_ready, max_num_seqs_of, measure_cases, measure_serving
+
+CAPTION = "decode: device / step to step, ms; ×: faster than the arm before"
 
 
 def run(
@@ -72,10 +74,18 @@ def run(
         say(f"{serving[arm]['output_throughput']:,.0f} output tok/s")
         write(folder, record | {"serving": serving}, pd.DataFrame(rows))
         del ready  # else the next arm's KV cache would have to fit beside this one's
-    console.print(factors_table(rows, serving, title))
+    table = factors_table(rows, serving)
+    print_frame(console, table, title, caption=CAPTION)
     figures = {"ablation": ablation(pd.DataFrame(rows), output_throughputs(serving), title)} if rows else {}
     for path in (folder / "ablation.json", folder / "ablation.csv", *save(figures, folder / "figures")):
         say(f"wrote {path}")
+    write_record(
+        folder,
+        title=title,
+        environment=record["environment"],
+        figures=dict.fromkeys(figures, "Left, decode steps per arm; right, the output throughput of the queue."),
+        tables={CAPTION: table},
+    )
 
 
 def output_throughputs(serving: dict[str, dict[str, float]]) -> pd.Series:
@@ -89,22 +99,20 @@ def write(folder: Path, record: dict[str, Any], cases: pd.DataFrame) -> None:
     write_atomically(folder / "ablation.csv", cases.to_csv(index=False))
 
 
-def factors_table(rows: list[dict[str, Any]], serving: dict[str, dict[str, float]], title: str) -> Table:
+def factors_table(rows: list[dict[str, Any]], serving: dict[str, dict[str, float]]) -> pd.DataFrame:
     """Per arm the decode steps (ms, device and step to step) and output tokens/s, with factors over the arm before."""
     times = {(row["arm"], row["case"]): (row["device"], row["elapsed"]) for row in rows}
     names = list(dict.fromkeys(row["case"] for row in rows))
-    table = Table("arm", title=title, caption="decode: device / step to step, ms; ×: faster than the arm before")
-    for header in (*names, "output tok/s"):
-        table.add_column(header, justify="right")
+    lines = []
     before = next(iter(serving))
     for arm, numbers in serving.items():
-        cells = []
+        line = {"arm": arm}
         for name in names:
             device, elapsed = times[arm, name]
             factor = times[before, name][1] / elapsed
-            cells.append(f"{short(1e3 * device)} / {short(1e3 * elapsed)} ({factor:.2f}×)")
+            line[name] = f"{short(1e3 * device)} / {short(1e3 * elapsed)} ({factor:.2f}×)"
         throughput = numbers["output_throughput"]
-        cells.append(f"{throughput:,.0f} ({throughput / serving[before]['output_throughput']:.2f}×)")
-        table.add_row(arm, *cells)
+        line["output tok/s"] = f"{throughput:,.0f} ({throughput / serving[before]['output_throughput']:.2f}×)"
+        lines.append(line)
         before = arm
-    return table
+    return pd.DataFrame(lines)

@@ -1,6 +1,5 @@
 """How near an engine is to the limits of the device it runs on, which are measured first; and its peers beside it."""
 
-import gc
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -8,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from rich.table import Table
 
 from experiments.peers import PeerRun, continuous, run_peer, static
 from framework.ceilings import Ceilings
 from framework.config import describe
-from framework.console import make_console
+from framework.console import make_console, print_frame
 from framework.core import Request
 from framework.engine.prompts import prompt_token_ids
 from framework.engine.torch_engine import TorchEngine
-from framework.plots import save
+from framework.engines import free
+from framework.pages import write_record
+from framework.plots import Figure, save
 from framework.plots_speed import decode_step, limits, roofline
 from framework.points import write_atomically, write_json
 from framework.provenance import environment, resolve_device
@@ -33,6 +32,12 @@ from framework.speed import (
 )
 
 Peers = dict[str, Callable[[PeerRun], dict[str, Any]]]
+PEER_COLUMNS = {"output_throughput": "output throughput (tok/s)", "ratio": "engine ÷ peer", "error": "error"}
+PEER_DEFINITION = {"Engine ÷ peer": "the output throughput of this engine / that of the peer, on the same requests"}
+CAPTIONS = {
+    "roofline": "FLOP/s reached over the intensity of each step, under the measured ceilings.",
+    "decode_step": "Decode steps over the batch size: from step to step, on the device, and the floor.",
+}
 
 
 def run(
@@ -81,33 +86,44 @@ def run(
     with console.status("") as status:
         max_num_seqs = max([*batch_sizes, max_num_seqs_of(scheduler)])
         ready, start = start_engine(model, quantization, lora, engine, resolved, max_num_seqs, status.update)
-    say(f"start: {start['model']:.1f} s for the model, {start['engine']:.1f} s until the engine was ready")
+    notes = [f"start: {start['model']:.1f} s for the model, {start['engine']:.1f} s until the engine was ready"]
+    say(notes[0])
     cases = measure_cases(sizes, ready, num_steps, ceilings, say)
     table = pd.DataFrame([case.row(ceilings) for case in cases])
     requests = trace(rate=None, seed=seed, max_model_len=ready.max_model_len).requests
     serving = measure_serving(ready, scheduler, requests)
     record |= {"ceilings": asdict(ceilings), "start": start, "cases": table.to_dict("records"), "serving": serving}
     if cases:
-        console.print(cases_table(table, title))
-    say(describe_serving(serving))
-    write(folder, record, table, ceilings, say)
+        print_frame(console, cases_table(table), title, caption="MBU, MFU: floor / device, by the ceiling that binds")
+    notes.append(describe_serving(serving))
+    say(notes[-1])
+    drawn = write(folder, record, table, ceilings, say)
+    page = {"title": title, "environment": record["environment"], "figures": {name: CAPTIONS[name] for name in drawn}}
+    tables = {"Steps and kernels against their floors": cases_table(table)} if cases else {}
+    write_record(folder, **page, tables=tables, notes=notes)
     if peers:
         peer_run = make_peer_run(ready, requests)
         del ready
-        free(resolved)
+        free(resolved)  # for the peers' processes
         record["peers"] = serve_peers(make_peers(peer_seats), peer_run, serving["output_throughput"], say)
         write_json(folder / "speed.json", record)
+        tables["Peers on the same requests"] = peers_table(record["peers"])
+        write_record(folder, **page, tables=tables, notes=notes, definitions=PEER_DEFINITION)
 
 
-def cases_table(cases: pd.DataFrame, title: str) -> Table:
-    table = Table("case", title=title, caption="MBU, MFU: floor / device, by the ceiling that binds")
-    for header in ("floor, ms", "device, ms", "step to step, ms", "MBU", "MFU"):
-        table.add_column(header, justify="right")
-    for row in cases.to_dict("records"):
-        elapsed = "" if row["elapsed"] != row["elapsed"] else f"{1e3 * row['elapsed']:.3f}"
-        shares = [f"{row['utilisation']:.1%}" if row["bound"] == bound else "" for bound in ("MBU", "MFU")]
-        table.add_row(row["case"], f"{1e3 * row['floor']:.3f}", f"{1e3 * row['device']:.3f}", elapsed, *shares)
+def cases_table(cases: pd.DataFrame) -> pd.DataFrame:
+    """One row per case: its floor, its times (ms), and its share (%) of the ceiling that binds."""
+    shown = {"floor": "floor (ms)", "device": "device (ms)", "elapsed": "step to step (ms)"}
+    table = cases[["case"]].join(1e3 * cases[list(shown)].rename(columns=shown))
+    for bound in ("MBU", "MFU"):
+        table[f"{bound} (%)"] = 100 * cases["utilisation"].where(cases["bound"] == bound)
     return table
+
+
+def peers_table(peers: dict[str, Any]) -> pd.DataFrame:
+    """Per peer its throughput, and how many times that the engine's is; or why there is none."""
+    table = pd.DataFrame.from_dict(peers, orient="index").reindex(columns=list(PEER_COLUMNS))
+    return table.rename(columns=PEER_COLUMNS).rename_axis("peer").reset_index()
 
 
 def describe_serving(serving: dict[str, float]) -> str:
@@ -125,8 +141,8 @@ def describe_serving(serving: dict[str, float]) -> str:
     )
 
 
-def write(folder: Path, record: dict[str, Any], table: pd.DataFrame, ceilings: Ceilings, say: Say) -> None:
-    """`speed.json`, `speed.csv` and the figures of the cases there are."""
+def write(folder: Path, record: dict[str, Any], table: pd.DataFrame, ceilings: Ceilings, say: Say) -> dict[str, Figure]:
+    """`speed.json`, `speed.csv` and the figures of the cases there are, which are returned."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "speed.json", record)
     write_atomically(folder / "speed.csv", table.to_csv(index=False))
@@ -136,6 +152,7 @@ def write(folder: Path, record: dict[str, Any], table: pd.DataFrame, ceilings: C
         figures["decode_step"] = decode_step(table, device)
     for path in (folder / "speed.json", folder / "speed.csv", *save(figures, folder / "figures")):
         say(f"wrote {path}")
+    return figures
 
 
 def make_peer_run(engine: TorchEngine, requests: list[Request]) -> PeerRun:
@@ -144,13 +161,6 @@ def make_peer_run(engine: TorchEngine, requests: list[Request]) -> PeerRun:
     tokens = [prompt_token_ids(request, config.vocab_size, engine.seed).tolist() for request in requests]
     prompts = list(zip(tokens, (request.num_output_tokens for request in requests), strict=True))
     return PeerRun(config, engine.dtype, engine.device.type, prompts)
-
-
-def free(device: torch.device) -> None:
-    """Give the device's memory back, for the peers' processes."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def make_peers(seats: list[int]) -> Peers:

@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+import pandas as pd
 
-from framework.console import make_console
+from framework.console import make_console, print_frame
 from framework.core import Request, Sequence
 from framework.engines import make_scheduler
 from framework.models.tokenizer import Tokenizer, load_tokenizer
-from framework.provenance import resolve_device
+from framework.pages import write_record
+from framework.provenance import environment, resolve_device
 from framework.replay import replay
 
 EXAMPLE = "The quick brown fox"
@@ -56,7 +57,20 @@ def run(
         requests = [replace(request, adapter_id=adapter) for request in requests]
     served = make_scheduler(scheduler, torch_engine)
     sequences, _ = replay(requests, served, torch_engine)
-    write_generations(Path(output_dir) / "generations.jsonl", sequences, tokenizer)
+    path, console = Path(output_dir) / "generations.jsonl", make_console()
+    table = write_generations(path, sequences, tokenizer)
+    print_frame(console, table, "generations")
+    console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    surroundings = environment(torch_engine.device)
+    title = f"generations on {surroundings['device']}"
+    write_record(
+        path.parent,
+        title=title,
+        environment=surroundings,
+        figures={},
+        tables={"Generations": table},
+        definitions={"Tokens/s": "output tokens / E2E, of this prompt among the others"},
+    )
 
 
 def make_requests(
@@ -81,9 +95,9 @@ def make_requests(
     ]
 
 
-def write_generations(path: Path, sequences: list[Sequence], tokenizer: Tokenizer | None) -> None:
-    console = make_console()
-    table = Table("prompt", "output", "TTFT, ms", "tokens/s", title="generations")
+def write_generations(path: Path, sequences: list[Sequence], tokenizer: Tokenizer | None) -> pd.DataFrame:
+    """One JSON line per sequence; the same as a table, without the times of each token."""
+    rows = []
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         for sequence in sequences:
@@ -97,8 +111,12 @@ def write_generations(path: Path, sequences: list[Sequence], tokenizer: Tokenize
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             shown = tokenizer.decode(list(prompt)) if tokenizer else str(list(prompt))
-            rate = len(sequence.token_times) / sequence.token_times[-1]
-            output = record["text"] if tokenizer else str(sequence.output_token_ids)
-            table.add_row(repr(shown), repr(output), f"{1e3 * sequence.token_times[0]:.2f}", f"{rate:,.0f}")
-    console.print(table, markup=False)
-    console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+            rows.append(
+                {
+                    "prompt": repr(shown),
+                    "output": repr(record["text"] if tokenizer else str(sequence.output_token_ids)),
+                    "TTFT (ms)": 1e3 * sequence.token_times[0],
+                    "tokens/s": len(sequence.token_times) / sequence.token_times[-1],
+                }
+            )
+    return pd.DataFrame(rows)

@@ -29,6 +29,7 @@ from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 from framework.models.loading import load_model
 from framework.models.tokenizer import NUM_BYTES
+from framework.pages import write_record
 from framework.perplexity import WindowLosses, window_losses
 from framework.plots import save
 from framework.plots_training import loss_curve
@@ -129,10 +130,21 @@ def run(
     figures = {"loss": loss_curve(losses, title)} if len(losses) > 1 else {}
     write_json(folder / "record.json", record)
     write_atomically(folder / "losses.csv", losses.to_csv(index=False))
-    for name in ("held_out", "sample"):
-        say(f"{name}: {line(record['losses'][name])}, from weights in {record['dtype']}")
+    notes = [
+        f"{name}: {line(record['losses'][name])}, from weights in {record['dtype']}" for name in ("held_out", "sample")
+    ]
+    for note in notes:
+        say(note)
     for path in (checkpoint, folder / "record.json", folder / "losses.csv", *save(figures, folder / "figures")):
         say(f"wrote {path}")
+    write_record(
+        folder,
+        title=title,
+        environment=record["environment"],
+        figures=dict.fromkeys(figures, "Loss on the train and the held-out text; the ring is the step that was kept."),
+        tables={"Loss (nats/byte) at every evaluation; elapsed in seconds": losses},
+        notes=notes,
+    )
 
 
 class StepProgress:

@@ -3,7 +3,7 @@
 import time
 from math import inf
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pandas as pd
 from rich.console import Console
@@ -123,3 +123,22 @@ def milliseconds(value: float, low: float, high: float) -> str:
 def short(value: float) -> str:
     """Three significant digits, without an exponent."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def print_frame(console: Console, frame: pd.DataFrame, title: str, caption: str | None = None) -> None:
+    """A table as it is, numbers to the right."""
+    table = Table(title=title, caption=caption)
+    for name in frame.columns:
+        table.add_column(Text(str(name)), justify="right" if pd.api.types.is_numeric_dtype(frame[name]) else "left")
+    for row in frame.astype(object).to_dict("records"):
+        table.add_row(*(Text(cell(value)) for value in row.values()))
+    console.print(table)
+
+
+def cell(value: Any) -> str:
+    """A cell as text: whole numbers in full, others with three digits, and a dash where there is nothing."""
+    if value is None or value != value:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value.is_integer() else short(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -38,13 +38,18 @@ class WindowLosses:
     def perplexity(self) -> float:
         return math.exp(self.mean)
 
-    def interval(self, seed: int = 0) -> tuple[float, float]:
-        """95% percentile-bootstrap interval of `mean`, drawing windows (Efron 1979)."""
-        rng = np.random.default_rng(seed)
-        draws = rng.integers(len(self.nll), size=(NUM_RESAMPLES, len(self.nll)))
-        means = self.nll[draws].sum(axis=1) / self.num_tokens[draws].sum(axis=1)
-        low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        return float(low), float(high)
+    def interval(self) -> tuple[float, float]:
+        """95% interval of `mean`."""
+        return interval_per_token(self.nll, self.num_tokens)
+
+
+def interval_per_token(sums: np.ndarray, num_tokens: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95% percentile-bootstrap interval of sum / tokens, drawing windows (Efron 1979); (num_windows,) each."""
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(len(sums), size=(NUM_RESAMPLES, len(sums)))
+    means = sums[draws].sum(axis=1) / num_tokens[draws].sum(axis=1)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
 
 
 def window_logits(model: Llama | GPT2, token_ids: Tensor) -> Tensor:

@@ -189,6 +189,13 @@ def label_rates(axes: Axes, rates: pd.Series) -> None:
     axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
 
 
+def label_batch_sizes(axes: Axes, batch_sizes: pd.Series) -> None:
+    axes.set_xscale("log", base=2)
+    values = sorted(set(batch_sizes))
+    axes.set_xticks(values, [str(value) for value in values])
+    axes.set_xlabel("batch size")
+
+
 def label_log_axis(axis: Axis) -> None:
     """1, 2 and 5 of every decade, written out."""
     axis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=9))

@@ -1,56 +1,158 @@
-"""The end of a study: gather every finished point in the folder, draw, track, and say what was written where."""
+"""The end of a study: write, draw, leave what its page shows, and say what was written where.
 
-from collections.abc import Callable
+`report` is for sweeps: it gathers every finished point in the folder, and tracks them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
 
 from framework.config import describe
-from framework.console import print_table
+from framework.console import print_frame, print_table
 from framework.metrics import TARGET_ATTAINMENT, aggregate, capacity, saturation
+from framework.pages import write_record
 from framework.plots import Figure, save
-from framework.points import locked, write_table
+from framework.points import locked, write_atomically, write_json, write_table
 from framework.study import Study
 
 Draw = Callable[[Study, pd.DataFrame], dict[str, Figure]]
 
+CAPTIONS = {
+    "latency_rate": "Mean normalized latency, TTFT and TPOT over the arrival rate, one curve per arm. Dotted: the most "
+    "that the arm served.",
+    "throughput_latency": "Mean normalized latency over output throughput, one curve per arm, one marker per rate. "
+    "A ring: the last rate below saturation.",
+    "timeline": "The first requests of each arm, one bar per request: waiting, prefill, decode.",
+    "batch_and_cache": "Sequences per step and KV blocks in use over time, one curve per arm.",
+    "latency_cdf": "Distribution over requests of TTFT and TPOT, one curve per arm.",
+}
+COLUMNS = {  # of the page's table: metric → header, and what its seconds are multiplied with
+    "request_throughput": ("request throughput (1/s)", 1),
+    "output_throughput": ("output throughput (tok/s)", 1),
+    "ttft_p50": ("TTFT P50 (ms)", 1e3),
+    "ttft_p99": ("TTFT P99 (ms)", 1e3),
+    "tpot_p50": ("TPOT P50 (ms)", 1e3),
+    "tpot_p99": ("TPOT P99 (ms)", 1e3),
+    "normalized_latency_mean": ("normalized latency, mean (ms)", 1e3),
+    "slo_attainment": ("SLO met (%)", 100),
+    "mean_batch_size": ("mean batch", 1),
+}
 
-def report(study: Study, name: str, draw: Draw, tracking: Callable[..., None]) -> pd.DataFrame:
-    """Write `points.csv` and `figures/`, log to the tracker, print the summary table; the table of points.
 
-    `draw(study, points)` names the figures. Jobs that share a folder take turns, so the last one draws every point.
+def report(
+    study: Study,
+    name: str,
+    draw: Draw,
+    tracking: Callable[..., None],
+    *,
+    captions: Mapping[str, str] | None = None,
+    tables: Callable[[pd.DataFrame], dict[str, pd.DataFrame]] | None = None,
+    notes: Callable[[pd.DataFrame], list[str]] | None = None,
+) -> pd.DataFrame:
+    """Write `points.csv`, `figures/` and what the page shows, log to the tracker, print tables and notes; the points.
+
+    `draw(study, points)` names the figures, `captions` says what is on those that are the study's own; `tables(points)`
+    and `notes(points)` are what the study adds to every sweep's. Jobs that share a folder take turns, so the last one
+    draws every point.
     """
     with locked(study.output_dir):
         points = study.table()
         csv = write_table(study.output_dir, points)
-    print_table(study.console, aggregate(points), title=f"{name} on {study.environment['device']}")
-    print_limits(study, points)
+    say = partial(study.console.print, markup=False, highlight=False, soft_wrap=True)
+    title = f"{name} on {study.environment['device']}"
+    print_table(study.console, aggregate(points), title=title)
     with locked(study.output_dir):
         points = study.table()
-        figures = save(draw(study, points), study.output_dir / "figures")
+        drawn = draw(study, points)
+        figures = save(drawn, study.output_dir / "figures")
         configs = {arm: describe(components) for arm, components in study.arms.items()}
         tracking(points, configs, figures, study=name, output_dir=study.output_dir)
-    print_paths(study, [csv, study.output_dir / "points", *figures])
+        added = tables(points) if tables else {}
+        sentences = limits(study, points) + (notes(points) if notes else [])
+        known = CAPTIONS | dict(captions or {})
+        write_record(
+            study.output_dir,
+            title=title,
+            environment=study.environment,
+            figures={figure: known.get(figure, figure.replace("_", " ")) for figure in drawn},
+            tables={"Every arm at every rate": overview(points)} | added,
+            notes=[*sentences, *(f"Failed: {message}" for message in study.failures)],
+        )
+    for caption, table in added.items():
+        print_frame(study.console, table, caption)
+    for line in [*sentences, *(f"wrote {path}" for path in (csv, study.output_dir / "points", *figures))]:
+        say(line)
     return points
 
 
-def print_limits(study: Study, points: pd.DataFrame) -> None:
+def conclude(
+    console: Console,
+    folder: Path,
+    *,
+    title: str,
+    environment: dict[str, Any],
+    files: Mapping[str, Any],
+    figures: Mapping[str, tuple[Figure, str]],
+    tables: Mapping[str, pd.DataFrame],
+    notes: Sequence[str] = (),
+    definitions: Mapping[str, str] | None = None,
+) -> None:
+    """Write everything of a study that is no sweep; print its tables and notes.
+
+    `files` maps names to tables, written as CSV, and other data, written as JSON; `figures` maps names to a figure and
+    its caption.
+    """
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        if isinstance(content, pd.DataFrame):
+            write_atomically(folder / name, content.to_csv(index=False))
+        else:
+            write_json(folder / name, content)
+    paths = save({name: figure for name, (figure, _) in figures.items()}, folder / "figures")
+    write_record(
+        folder,
+        title=title,
+        environment=environment,
+        figures={name: caption for name, (_, caption) in figures.items()},
+        tables=tables,
+        notes=notes,
+        definitions=definitions,
+    )
+    for caption, table in tables.items():
+        print_frame(console, table, caption)
+    for line in [*notes, *(f"wrote {path}" for path in (*(folder / name for name in files), *paths))]:
+        say(line)
+
+
+def overview(points: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm and rate, as the page shows it: means over seeds with their intervals."""
+    summary = aggregate(points)
+    rates = [float(rate) if rate < inf else "at once" for rate in summary["rate"]]
+    shown = pd.DataFrame({"arm": summary["arm"], "rate (1/s)": pd.Series(rates, dtype=object)})
+    for metric, (header, scale) in COLUMNS.items():
+        for end in ("", "_low", "_high"):
+            shown[f"{header}{end}"] = scale * summary[f"{metric}{end}"]
+    return shown
+
+
+def limits(study: Study, points: pd.DataFrame) -> list[str]:
     """Per arm, the most it served, and its capacity: the highest rate at which enough requests meet the SLOs."""
-    limits = " and ".join(f"{metric.upper()} ≤ {1e3 * limit:g} ms" for metric, limit in study.slo.items())
+    slos = " and ".join(f"{metric.upper()} ≤ {1e3 * limit:g} ms" for metric, limit in study.slo.items())
     capacities, most = capacity(points), saturation(points)
+    lines = []
     for arm in most:
         parts = [f"served at most {most[arm]:.3g} req/s" if most[arm] == most[arm] else "not saturated at any rate"]
         if study.slo and points["rate"].max() < inf:
             rate = f"{capacities[arm]:g} req/s" if capacities[arm] == capacities[arm] else "below every rate here"
-            parts.append(f"capacity with {TARGET_ATTAINMENT:.0%} of requests within {limits}: {rate}")
-        study.console.print(f"{arm}: {'; '.join(parts)}", highlight=False)
-
-
-def print_paths(study: Study, paths: list[Path]) -> None:
-    for path in paths:
-        study.console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+            parts.append(f"capacity with {TARGET_ATTAINMENT:.0%} of requests within {slos}: {rate}")
+        lines.append(f"{arm}: {'; '.join(parts)}")
+    return lines
 
 
 def representative_points(study: Study, points: pd.DataFrame, rate: float) -> dict[str, Path]:

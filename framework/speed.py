@@ -21,13 +21,12 @@ from framework.config import describe
 from framework.core import Batch, Request, Scheduler, Sequence
 from framework.engine.kv_cache import attention_modules
 from framework.engine.torch_engine import TorchEngine
-from framework.engines import make_scheduler, warm_up_requests
+from framework.engines import make_scheduler, seat_adapters, warm_up_requests
 from framework.floors import Work, attention_work, model_costs, step_work
 from framework.kernels.gpu_attention import DecodeAttention
 from framework.metrics import step_table
 from framework.models.llama import Llama
 from framework.replay import replay
-from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.block_manager import BlockManager
 
 NUM_WARM_UP_STEPS = 5
@@ -106,10 +105,9 @@ def get_ready(engine: TorchEngine, max_num_seqs: int) -> None:
     """
     engine.begin([], max_num_seqs)
     for module in attention_modules(engine.model):
-        for cache in (module.k_cache, module.v_cache):
-            if cache is None:
-                raise ValueError("engine.use_cache=false keeps no keys and values: there are no decode steps to time")
-            cache.normal_()
+        if module.cache is None:
+            raise ValueError("engine.use_cache=false keeps no keys and values: there are no decode steps to time")
+        module.cache.fill_randomly()
     synchronize(engine.device)
 
 
@@ -170,16 +168,6 @@ def make_sequences(engine: TorchEngine, requests: list[Request]) -> list[Sequenc
     return sequences
 
 
-def seat_adapters(engine: TorchEngine, sequences: list[Sequence]) -> dict[int, str]:
-    """Give every sequence its adapter's slot; what is to be loaded. ValueError if there are too few slots."""
-    slots = AdapterSlots(engine.num_adapter_slots)
-    for sequence in sequences:
-        if not slots.can_admit(sequence):
-            raise ValueError(f"the sequences need more adapters than lora.num_slots={engine.num_adapter_slots}")
-        slots.admit(sequence)
-    return slots.take_loads()
-
-
 def measure_decode(
     engine: TorchEngine, num_seqs: int, context: int, num_steps: int, num_adapters: int | None = None
 ) -> Case:
@@ -202,7 +190,9 @@ def measure_decode(
     batches[0].adapter_loads = seat_adapters(engine, sequences)
     device, elapsed = time_steps(engine, batches)
     middle = batches[NUM_WARM_UP_STEPS + num_steps // 2]
-    return Case("decode", num_seqs, context, step_work(model_costs(engine.model), middle), device, elapsed)
+    return Case(
+        "decode", num_seqs, context, step_work(model_costs(engine.model, engine.kv_dtype), middle), device, elapsed
+    )
 
 
 def measure_prefill(engine: TorchEngine, num_prompts: int, num_tokens: int, num_steps: int) -> Case:
@@ -212,7 +202,14 @@ def measure_prefill(engine: TorchEngine, num_prompts: int, num_tokens: int, num_
     sequences = make_sequences(engine, requests)
     batch = Batch(sequences, [0] * num_prompts, [num_tokens] * num_prompts, num_prompts * num_tokens, 0)
     device, elapsed = time_steps(engine, [batch] * (NUM_WARM_UP_STEPS + num_steps))
-    return Case("prefill", num_prompts, num_tokens, step_work(model_costs(engine.model), batch), device, elapsed)
+    return Case(
+        "prefill",
+        num_prompts,
+        num_tokens,
+        step_work(model_costs(engine.model, engine.kv_dtype), batch),
+        device,
+        elapsed,
+    )
 
 
 def time_steps(engine: TorchEngine, batches: list[Batch]) -> tuple[float, float]:
@@ -251,7 +248,7 @@ def measure_attention(engine: TorchEngine, num_seqs: int, context: int, num_step
     with torch.cuda.graph(graph):
         run_all_layers()
     device = median_time(graph.replay, engine.device, num_steps) / len(modules)
-    work = attention_work(model, num_seqs, context, engine.dtype)
+    work = attention_work(model, num_seqs, context, engine.kv_dtype)
     return Case("attention", num_seqs, context, work, device, float("nan"))
 
 

@@ -123,9 +123,15 @@ def save_table(study: Study) -> None:
 
 @contextmanager
 def table_saved_at_end(study: Study) -> Iterator[None]:
-    """Whatever ends the sweep, `points.csv` has every finished point."""
+    """Whatever ends the sweep, `points.csv` has every finished point; an interruption says how many there are."""
     try:
         yield
+    except KeyboardInterrupt:
+        num_points = len(study.table())
+        if not num_points:
+            raise
+        message = f"finished points are on disk ({num_points}); the same command goes on from there"
+        raise KeyboardInterrupt(message) from None
     finally:
         save_table(study)
 

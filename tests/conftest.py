@@ -34,13 +34,14 @@ def cli(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
     def call(*overrides: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["run.py", *run_module.expand_preset(list(overrides))])
-        code = 0
+        code, message = 0, ""
         try:
+            monkeypatch.setattr(sys, "argv", ["run.py", *run_module.prepare(list(overrides))])
             run_module.main()
         except SystemExit as exit_:
-            code = int(exit_.code or 0)
+            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+            message = exit_.code if isinstance(exit_.code, str) else ""
         captured = capsys.readouterr()
-        return code, captured.out + captured.err
+        return code, captured.out + captured.err + message
 
     return call

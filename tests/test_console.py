@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from framework.console import SweepProgress, print_table, short
+from framework.console import SweepProgress, print_frame, print_table, short
 from framework.core import Step
 from framework.metrics import metric_names
 
@@ -62,3 +62,13 @@ def test_numbers_are_short():
         "123",
         "45,679",
     ]
+
+
+def test_any_table_is_printed_as_it_is():
+    frame = pd.DataFrame({"case [a]": ["x", "[red]"], "time (ms)": [1234.5, float("nan")], "steps": [3, 40000]})
+    console = Console(file=io.StringIO(), width=100)
+    print_frame(console, frame, "the title", "the caption")
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.file.getvalue().splitlines()]
+    assert ["x", "1,234", "3"] in lines
+    assert ["[red]", "–", "40,000"] in lines
+    assert "case [a]" in console.file.getvalue()

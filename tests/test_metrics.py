@@ -168,6 +168,16 @@ def test_capacity_and_saturation():
     assert saturation(table)["b"] == 0.5
 
 
+def test_capacity_is_the_highest_rate_whose_mean_over_seeds_is_at_least_the_target():
+    """Attainment need not fall with every step of the rate, and nothing is interpolated between two of them."""
+    attainments = {1.0: (1.0, 1.0), 2.0: (0.8, 0.8), 3.0: (0.875, 0.925), 4.0: (0.89, 0.9)}
+    table = points(
+        [("a", rate, seed, met, rate) for rate, seeds in attainments.items() for seed, met in enumerate(seeds)]
+    )
+    assert capacity(table, 0.9)["a"] == 3.0
+    assert capacity(table, 0.89)["a"] == 4.0
+
+
 def test_saturation_is_unknown_where_every_rate_was_served():
     assert math.isnan(saturation(points([("a", 1.0, 0, 1.0, 0.98), ("a", 2.0, 0, 1.0, 1.9)]))["a"])
 

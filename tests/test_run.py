@@ -12,6 +12,9 @@ import pandas as pd
 import pytest
 from hydra.errors import InstantiationException
 
+from framework.catalog import groups
+from tests.html_page import Page, check_page
+
 ROOT = Path(__file__).parents[1]
 COLUMNS = (
     "arm,rate,seed,num_requests,num_completed,duration_s,request_throughput,output_throughput,total_throughput,"
@@ -36,6 +39,11 @@ def test_a_study_writes_points_tables_and_figures(cli, smallest, tmp_path):
     assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert "reproduce with: python run.py " in output
     assert "points.csv" in output
+    page = Page(folder / "report.html")
+    check_page(page, folder)
+    assert page.count("svg") == 4
+    assert "python run.py " in page.text
+    assert len(page.rows) == 1 + 2 * 2  # the header, arms × rates
     for point in table["point"]:
         record = json.loads((folder / "points" / point / "point.json").read_text())
         assert record["config"]["scheduler"]["_target_"].startswith("framework.scheduler.")
@@ -91,6 +99,7 @@ def test_one_failing_arm_does_not_lose_the_other(cli, smallest, tmp_path):
     table = pd.read_csv(tmp_path / "outputs/continuous_batching/points.csv")
     assert table["arm"].tolist() == ["static", "continuous"]
     assert (tmp_path / "outputs/continuous_batching/figures/timeline.png").exists()
+    assert "needs 2 KV blocks" in Page(tmp_path / "outputs/continuous_batching/report.html").text
 
 
 def test_the_course_preset_prints_the_lessons_ratio(cli, smallest, tmp_path):
@@ -98,6 +107,7 @@ def test_the_course_preset_prints_the_lessons_ratio(cli, smallest, tmp_path):
     code, output = cli("preset=course", *kept, "seeds=[0]")
     assert code == 0, output
     assert "reported: 3.4×" in output
+    assert "reported: 3.4×" in Page(tmp_path / "outputs/continuous_batching/course/report.html").text
     folder = tmp_path / "outputs/continuous_batching/course"
     table = pd.read_csv(folder / "points.csv")
     assert (table["num_requests"] == 32).all()
@@ -113,8 +123,8 @@ GOOD_TRACE = "arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2
     ("overrides", "trace", "message"),
     [
         (["rats=[1]"], None, "rats"),
-        (["scheduler=x"], None, "scheduler"),
-        (["experiment=x"], None, "Could not find 'experiment/x'"),
+        (["scheduler=x"], None, "scheduler=x: there is no such scheduler; allowed: continuous, static"),
+        (["experiment=generat"], None, "there is no such experiment; did you mean 'generate'?"),
         (["arms.static.scheduler.max_wait=soon"], None, "arms.static.scheduler.max_wait is 'soon'"),
         (["+arms.static.scheduler.max_seats=3"], None, "unknown key 'max_seats' in arms.static.scheduler"),
         (["rates=[0]"], None, "rates must be positive finite numbers"),
@@ -137,6 +147,7 @@ GOOD_TRACE = "arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2
         ([], GOOD_TRACE + "inf,4,2\n", "column 'arrival_time'"),
         (["model=local", "model.path=."], None, "config.json"),
         (["engine.top_p=2"], None, "top_p"),
+        (["engine.kv_dtype=int4"], None, "engine.kv_dtype is 'int4'"),
         (["engine.num_blocks=1", "engine.kv_cache_bytes=null"], None, "KV blocks"),
     ],
 )
@@ -152,6 +163,32 @@ def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, overrides, trac
     assert message in output
     assert "Traceback" not in output
     assert not list(tmp_path.rglob("point.json"))
+
+
+def test_help_lists_studies_and_overrides(cli):
+    code, output = cli("--help")
+    assert code == 0
+    for text in ("Studies", "clock_fidelity", "model=gpt2", "--cfg job", "preset=course"):
+        assert text in output
+
+
+@pytest.mark.parametrize("study", groups()["experiment"])
+def test_every_study_shows_its_config(cli, study):
+    code, output = cli(f"experiment={study}", "--cfg", "job")
+    assert code == 0
+    assert "_target_: experiments." in output
+
+
+def test_the_report_gathers_the_studies_on_disk(cli, smallest, tmp_path):
+    code, output = cli("experiment=report")
+    assert code == 1
+    assert "no study has ended in outputs" in output
+    code, output = cli("experiment=generate", "num_output_tokens=2", *smallest[:2])
+    assert code == 0, output
+    assert Page(tmp_path / "outputs/generate/report.html").rows[0] == ["prompt", "output", "TTFT (ms)", "tokens/s"]
+    code, output = cli("experiment=report")
+    assert code == 0, output
+    check_page(Page(tmp_path / "outputs/index.html"), tmp_path / "outputs")
 
 
 def test_full_errors_on_request(cli, smallest, monkeypatch):
@@ -198,6 +235,17 @@ def test_an_interruption_keeps_finished_points(smallest, tmp_path, signal_number
     assert 0 < len(table) == len(finished) < 800
 
 
+def test_an_interruption_before_the_first_point_promises_none(smallest, tmp_path):
+    process = spawn(*smallest, "rates=[1e-9]", "clock=wall", cwd=tmp_path)  # its second request is years away
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "outputs/continuous_batching").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert output.endswith("interrupted\n")
+
+
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_share_a_folder_and_the_last_draws_the_whole_figure(smallest, tmp_path, launcher):
     options = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.cpus_per_task=1"]
@@ -210,3 +258,4 @@ def test_jobs_share_a_folder_and_the_last_draws_the_whole_figure(smallest, tmp_p
     assert table["rate"].tolist() == [50.0, 60.0, 70.0] * 2
     svg = (folder / "figures" / "latency_rate.svg").read_text()
     assert all(f"<!-- {rate} -->" in svg for rate in (50, 60, 70))
+    assert len(Page(folder / "report.html").rows) == 1 + 2 * 3

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from framework.engine.compilation import compilation_refused, configure_model
 from framework.engine.decoder import Decoder
 from framework.engine.in_flight import Done, Launched, OnDevice, pinned, record_event
 from framework.engine.inputs import StepInputs, step_inputs, write_tokens
-from framework.engine.kv_cache import allocate_cache, attach_cache, count_blocks
+from framework.engine.kv_cache import allocate_cache, attach_cache, bytes_beside_weights, count_blocks
 from framework.engine.placement import Placement
 from framework.engine.prompts import prompt_token_ids
 from framework.engine.sampling import check_sampling, sample
@@ -42,17 +43,18 @@ WARM_UP_BATCHES = (16, 32, 64, 128)  # prompts of one token: one for each size o
 class TorchEngine:
     """Runs `model` over a paged KV cache of `num_blocks` blocks.
 
-    The cache's size is `num_blocks`, or what `kv_cache_bytes` hold beside the adapter slots; with neither, 90% of the
-    GPU memory that is free now after a headroom of 2 GiB, or 512 MiB on a CPU. Tokens are sampled with `temperature`
-    (0: greedy), `top_k` (0: off) and `top_p` (1: off). `use_cache=False` keeps no keys and values: every step
-    recomputes prompt and output so far. `num_threads` CPU threads compute a step, in the whole process (None: one per
-    core); more than one makes times unsteady where cores are shared.
+    The cache's size is `num_blocks`, or what `kv_cache_bytes` hold beside the adapter slots, or what `memory_bytes`
+    hold beside these and the weights; with none of them, 90% of the GPU memory that is free now after a headroom of 2
+    GiB, or 512 MiB on a CPU. `kv_dtype` "int8" keeps keys and values in about half the bytes (None: in the model's
+    dtype). Tokens are sampled with `temperature` (0: greedy), `top_k` (0: off) and `top_p` (1: off). `use_cache=False`
+    keeps no keys and values: every step recomputes prompt and output so far. `num_threads` CPU threads compute a step,
+    in the whole process (None: one per core); more than one makes times unsteady where cores are shared.
 
     For a GPU: `fused` takes linear layers of few rows with their norm, activation and residual in one Triton kernel,
     `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps from a captured
     graph, `overlap` launches a step before the tokens of the one before are on the host (None: on, where the model is
-    on a GPU). Models whose head_dim is no power of two take plain attention, without graphs. A model serves one engine
-    at a time: the last one built, or the last one whose `begin` was called.
+    on a GPU). Models whose head_dim is not 16 (with int8 keys neither), 32, 64 or 128 take plain attention, without
+    graphs. A model serves one engine at a time: the last one built, or the last one whose `begin` was called.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class TorchEngine:
         block_size: int = 16,
         num_blocks: int | None = None,
         kv_cache_bytes: int | None = None,
+        memory_bytes: int | None = None,
+        kv_dtype: Literal["int8"] | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -76,20 +80,25 @@ class TorchEngine:
         check_sampling(temperature, top_k, top_p)
         if block_size < 1:
             raise ValueError(f"block_size {block_size} must be at least 1")
+        if kv_dtype not in (None, "int8"):
+            raise ValueError(f"kv_dtype {kv_dtype!r} must be null or int8")
+        if kv_dtype is not None and not use_cache:
+            raise ValueError(f"engine.kv_dtype={kv_dtype} needs a KV cache, and use_cache=false keeps none")
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed {seed} must be at least 0 and below 2**63")
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads {num_threads} must be at least 1")
         norm = model.norm.weight  # of the activations' dtype, whatever the quantization
         self.model, self.device, self.dtype = model, norm.device, norm.dtype
+        self.kv_dtype = self.dtype if kv_dtype is None else torch.int8
         self.is_on_gpu = self.device.type == "cuda"
         self.adapters = Placement(pool_of(model))
         self.num_adapter_slots = self.adapters.num_slots
-        self.has_decoder = self.is_on_gpu and use_cache and is_supported(model.config.head_dim)
+        self.has_decoder = self.is_on_gpu and use_cache and is_supported(model.config.head_dim, self.kv_dtype)
         self.fused = _resolve("fused", fused, self.is_on_gpu, "needs a GPU")
         is_static, no_loop = self.adapters.is_static, "and another lora than loop"
         self.compile = _resolve("compile", compile, self.is_on_gpu and is_static, f"needs a GPU, {no_loop}")
-        needs_decoder = "needs a GPU, a KV cache, and a head_dim of 16, 32, 64 or 128"
+        needs_decoder = "needs a GPU, a KV cache, and a head_dim of 16 (not with kv_dtype=int8), 32, 64 or 128"
         can_capture = self.has_decoder and is_static
         self.cuda_graphs = _resolve("cuda_graphs", cuda_graphs, can_capture, f"{needs_decoder}, {no_loop}")
         self.num_steps_ahead = int(_resolve("overlap", overlap, self.has_decoder, needs_decoder))
@@ -103,10 +112,13 @@ class TorchEngine:
         if self.compile:
             torch.compiler.reset()  # what was compiled for other models counts against a limit
         attach_cache(model, [])  # what an earlier engine left would count as used memory
+        if memory_bytes is not None:
+            kv_cache_bytes = bytes_beside_weights(model, memory_bytes, num_blocks, kv_cache_bytes)
         sizes = (num_blocks, kv_cache_bytes, self.adapters.num_bytes)
-        self.num_blocks = count_blocks(model.config, block_size, self.dtype, self.device, *sizes)
+        self.num_blocks = count_blocks(model.config, block_size, self.kv_dtype, self.device, *sizes)
         num_slots = self.num_blocks * block_size
-        self._cache = allocate_cache(model.config, num_slots, self.dtype, self.device) if use_cache else []
+        self._cache = allocate_cache(model.config, num_slots, self.kv_dtype, self.device) if use_cache else []
+        attach_cache(model, self._cache)
         self._generator = torch.Generator(self.device)
         self._prompts: dict[int, npt.NDArray[np.int32]] = {}
         self._decoder: Decoder | None = None
@@ -205,7 +217,7 @@ class TorchEngine:
             assert inputs.block_tables is not None
             seats = self._decoder.admit(batch.sequences, inputs.context_lens, inputs.samples)
             arrays |= {"seats": seats, "sampled_seats": seats[inputs.samples], "tables": inputs.block_tables}
-        if self.dtype in FLASH_DTYPES and is_supported(self.model.config.head_dim):
+        if self.dtype in FLASH_DTYPES and is_supported(self.model.config.head_dim, self.kv_dtype):
             flash_arrays, lens = flash_inputs(*inputs.lengths, inputs.block_tables, self.block_size)
             sent = upload(self.device, arrays | flash_arrays)
             attention: Attention = flash_attention(sent, *lens)

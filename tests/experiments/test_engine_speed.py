@@ -9,6 +9,7 @@ import torch
 from experiments.peers import hf_config
 from framework.models.config import parse_config
 from framework.models.loading import build_model
+from tests.html_page import Page, check_page
 from tests.models.checkpoints import MODEL_NAMES, make_hf_model
 
 SMALL = ["batch_sizes=[1,4,256]", "context=32", "num_steps=4", "device=cpu"]
@@ -39,6 +40,11 @@ def test_speed_with_peers(cli, small, tmp_path):
         assert f"{peer}: " in output
     figures = {path.name for path in (folder / "figures").iterdir()}
     assert figures == {f"{name}.{kind}" for name in ("roofline", "decode_step") for kind in ("png", "svg")}
+    page = Page(folder / "report.html")
+    check_page(page, folder)
+    peers = page.rows[page.rows.index(["peer", "output throughput (tok/s)", "engine ÷ peer", "error"]) + 1 :]
+    assert [row[0] for row in peers] == list(record["peers"])
+    assert all(row[3] == "–" for row in peers)
 
 
 def test_ablation_of_what_a_cpu_has(cli, small, tmp_path):
@@ -48,6 +54,11 @@ def test_ablation_of_what_a_cpu_has(cli, small, tmp_path):
     assert pd.read_csv(folder / "ablation.csv")[["arm", "num_seqs"]].to_numpy().tolist() == [["eager", 1], ["eager", 4]]
     assert list(json.loads((folder / "ablation.json").read_text())["serving"]) == ["eager"]
     assert (folder / "figures/ablation.png").exists()
+    page = Page(folder / "report.html")
+    check_page(page, folder)
+    assert page.rows[0] == ["arm", "decode 1 × 32", "decode 4 × 32", "output tok/s"]
+    assert page.rows[1][0] == "eager"
+    assert page.rows[1][3].endswith("(1.00×)")
 
 
 def test_an_arm_that_needs_a_gpu_says_so_and_what_was_measured_stays(cli, small, tmp_path):

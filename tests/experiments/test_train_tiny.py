@@ -9,6 +9,7 @@ import transformers
 
 from framework.models.loading import load_model
 from framework.perplexity import window_logits, window_losses
+from tests.html_page import Page, check_page
 
 TINY = [
     "model.config={model_type: llama, vocab_size: 256, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, "
@@ -44,6 +45,9 @@ def test_writes_a_checkpoint_that_everything_reads(cli, text, tmp_path):
     assert {path.name for path in (folder / "model").iterdir()} == {
         *("config.json", "model.safetensors", "README.md", "heldout.txt")
     }
+    page = Page(folder / "report.html")
+    check_page(page, folder)
+    assert [row[0] for row in page.rows] == ["num_steps", "0", "8", "16", "20"]
     record = json.loads((folder / "record.json").read_text())
     assert "no LICENSE.txt: add the text's licence" in output
     model = load(folder / "model")

@@ -147,6 +147,19 @@ def test_random_weights_are_seeded():
     assert first.config.checkpoint is None
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("config", [LLAMA, GPT2])
+def test_random_weights_are_the_same_numbers_in_every_dtype(config, device):
+    """So that a model in half precision can be compared with the same one in float32."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    exact = load(weights="random", config=config, device=device)
+    for dtype in ("bfloat16", "float16"):
+        rounded = load(weights="random", config=config, dtype=dtype, device=device)
+        for ours, theirs in zip(rounded.parameters(), exact.parameters(), strict=True):
+            assert torch.equal(ours, theirs.to(ours.dtype))
+
+
 def test_random_weights_take_the_shape_of_a_folder(folder):
     (folder / "model.safetensors").unlink()
     model = load(folder, weights="random")

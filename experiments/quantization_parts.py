@@ -1,0 +1,233 @@
+"""The parts of experiment=quantization that go through the arms one by one, each on disk after every arm."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+
+from experiments.generate import make_requests
+from framework.arms import Arms, with_keywords
+from framework.ceilings import Ceilings
+from framework.config import describe
+from framework.core import StudyError
+from framework.engine.kv_cache import attach_cache
+from framework.engine.torch_engine import TorchEngine
+from framework.engines import free, make_model, make_scheduler
+from framework.models.tokenizer import load_tokenizer
+from framework.points import digest_of, write_atomically, write_json
+from framework.quality import block_error, compare, read_tokens, weight_errors
+from framework.quantization.footprint import cache_footprint, footprint
+from framework.replay import replay
+from framework.speed import get_ready, max_num_seqs_of, measure_cases
+from framework.study import Study
+
+MAX_FORWARD_TOKENS, MAX_FORWARD_LOGITS = 2**15, 2**28
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A file, read in windows of `window` tokens; `num_tokens` None: to its end."""
+
+    path: Path
+    window: int
+    num_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    text: str
+    num_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Decode steps to time: `num_steps` each of `batch_sizes` sequences of `context` tokens."""
+
+    batch_sizes: list[int]
+    context: int
+    num_steps: int
+    ceilings: Ceilings
+
+
+@dataclass
+class Session:
+    """What the parts share: the resolved arms, where they run and write, and who failed."""
+
+    arms: Arms
+    device: torch.device
+    folder: Path
+    console: Console
+    failures: list[str] = field(default_factory=list)
+    written: dict[Path, None] = field(default_factory=dict)  # in this order
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def attempt(self, arm: str) -> Iterator[None]:
+        """One arm's error does not stop the others; the memory it took is free again."""
+        free(self.device)
+        try:
+            yield
+        except Exception as error:
+            if os.environ.get("HYDRA_FULL_ERROR"):
+                raise
+            self.fail(arm, f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+
+    def fail(self, arm: str, message: str) -> None:
+        line = f"{arm}: {message}"
+        if line not in self.failures:
+            self.failures.append(line)
+            self.say(f"failed: {line}")
+
+    def adopt(self, study: Study) -> None:
+        """The failures of the arms that served."""
+        for message, points in study.failures.items():
+            for arm in dict.fromkeys(point.arm for point in points):
+                self.fail(arm, message)
+
+    def write(self, name: str, table: pd.DataFrame) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / name, table.to_csv(index=False))
+        self.written[self.folder / name] = None
+
+    def write_json(self, name: str, record: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / name, record)
+        self.written[self.folder / name] = None
+
+    def load(self, arm: str) -> Any:
+        return make_model(self.arms[arm], self.device)
+
+    def finish(self) -> None:
+        """Name what was written; StudyError with every failure."""
+        for path in self.written:
+            self.say(f"wrote {path}")
+        if self.failures:
+            raise StudyError("\n".join(self.failures))
+
+    def allocated_bytes(self) -> float:
+        """By a GPU's allocator, of what something still refers to; NaN on a CPU."""
+        if self.device.type != "cuda":
+            return float("nan")
+        free(self.device)
+        return float(torch.cuda.memory_allocated(self.device))
+
+
+def measure_models(session: Session, text: Text | None) -> pd.DataFrame:
+    """One row per arm: bytes, `weight_error`, and with a `text` what framework.quality.Comparison makes of it.
+
+    Written to models.csv, and the errors of single matrices to weights.csv.
+    """
+    rows: list[dict[str, Any]] = []
+    errors: list[pd.DataFrame] = []
+    references: dict[str, Any] = {}  # at most one: arms mostly share it
+    for arm, components in session.arms.items():
+        with session.attempt(arm), session.console.status(f"{arm}: model"):
+            float32 = with_keywords(components["model"], dtype="float32")
+            key = digest_of(describe(float32))
+            if key not in references:
+                references.clear()
+                free(session.device)
+                references[key] = float32(device=session.device)
+            row, matrices = measure_model(session, arm, references[key], text)
+            rows.append(row)
+            errors.append(matrices.assign(arm=arm))
+            session.write("models.csv", pd.DataFrame(rows))
+            session.write("weights.csv", pd.concat(errors))
+    return pd.DataFrame(rows)
+
+
+def measure_model(session: Session, arm: str, reference: Any, text: Text | None) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The arm's row, and the errors of its matrices."""
+    before = session.allocated_bytes()
+    loaded = session.load(arm)
+    row: dict[str, Any] = {"arm": arm, "dtype": str(loaded.norm.weight.dtype).removeprefix("torch.")}
+    row |= footprint(loaded) | {"allocated": session.allocated_bytes() - before}
+    matrices = weight_errors(loaded, reference)
+    row["weight_error"] = block_error(matrices)
+    if text is not None:
+        token_ids = read_tokens(text.path, loaded, text.num_tokens)
+        num_tokens = min(MAX_FORWARD_TOKENS, MAX_FORWARD_LOGITS // loaded.config.vocab_size)
+        batch_size = max(1, num_tokens // text.window)
+        options = {"window_len": text.window, "stride": text.window, "batch_size": batch_size}
+        row |= compare(loaded, reference, token_ids, **options).summary()
+    return row, matrices
+
+
+def within(components: dict[str, Any], memory_bytes: int | None) -> dict[str, Any]:
+    """The arm with `memory_bytes` for weights and KV cache, if that is not None."""
+    if memory_bytes is None:
+        return components
+    keywords = {"memory_bytes": memory_bytes, "num_blocks": None, "kv_cache_bytes": None}
+    return components | {"engine": with_keywords(components["engine"], **keywords)}
+
+
+def measure_engines(
+    session: Session, memory_bytes: int | None, steps: Steps | None, prompt: Prompt | None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row per arm with its KV cache within `memory_bytes` and its `text`; one per arm and decode step.
+
+    Written to engines.csv and decode.csv.
+    """
+    rows: list[dict[str, Any]] = []
+    cases: list[dict[str, Any]] = []
+    for arm, components in session.arms.items():
+        with session.attempt(arm):
+            loaded = session.load(arm)
+            found, text = measure_steps(session, arm, loaded, steps, prompt)
+            cases += found
+            if cases:
+                session.write("decode.csv", pd.DataFrame(cases))
+            cache = measure_cache(session, within(components, memory_bytes)["engine"], loaded)
+            rows.append({"arm": arm, **cache, "text": text})
+            session.write("engines.csv", pd.DataFrame(rows))
+        loaded = None  # with its KV cache, before the next one comes
+    return pd.DataFrame(rows), pd.DataFrame(cases)
+
+
+def measure_steps(
+    session: Session, arm: str, loaded: Any, steps: Steps | None, prompt: Prompt | None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Decode steps against their floors, and how the prompt goes on, by the arm's own engine."""
+    components = session.arms[arm]
+    rows: list[dict[str, Any]] = []
+    engine: TorchEngine = components["engine"](model=loaded)
+    if steps is not None:
+        with session.console.status(f"{arm}: engine") as status:
+            engine.on_progress = status.update
+            get_ready(engine, max([*steps.batch_sizes, max_num_seqs_of(components["scheduler"])]))
+        session.say(f"{arm}:")
+        sizes = {"decode": [[batch_size, steps.context] for batch_size in steps.batch_sizes]}
+        cases = measure_cases(sizes, engine, steps.num_steps, steps.ceilings, session.say)
+        rows = [{"arm": arm} | case.row(steps.ceilings) for case in cases]
+    text = None if prompt is None else continue_text(engine, components, prompt)
+    return rows, text
+
+
+def continue_text(engine: TorchEngine, components: dict[str, Any], prompt: Prompt) -> str:
+    tokenizer = load_tokenizer(engine.model.config)
+    encoded = [list(tokenizer.encode(prompt.text))]
+    requests = make_requests(encoded, prompt.num_output_tokens, engine.max_model_len, frozenset())
+    sequences, _ = replay(requests, make_scheduler(components["scheduler"], engine), engine)
+    return tokenizer.decode(sequences[0].output_token_ids)
+
+
+def measure_cache(session: Session, make_engine: Any, loaded: Any) -> dict[str, Any]:
+    """The blocks and bytes of the KV cache that the engine makes beside the weights."""
+    attach_cache(loaded, [])  # what an earlier engine left
+    before = session.allocated_bytes()
+    engine = make_engine(model=loaded)
+    return {
+        "weight_bytes": footprint(loaded)["total"],
+        "num_blocks": engine.num_blocks,
+        "num_slots": engine.num_blocks * engine.block_size,
+        "kv_bytes": cache_footprint(loaded),
+        "kv_allocated": session.allocated_bytes() - before,
+    }

@@ -1,0 +1,45 @@
+"""What the words in tables, captions and notes mean: a page ends with those that occur in it."""
+
+import re
+from collections.abc import Iterable
+
+DEFINITIONS = {
+    "TTFT": "time to first token: arrival → first token, queueing included",
+    "TPOT": "time per output token: (E2E − TTFT) / (output tokens − 1), per request; undefined for one-token outputs",
+    "ITL": "inter-token latency: every gap between consecutive tokens of a request, pooled",
+    "E2E": "end to end: arrival → last token",
+    "Normalized latency": "E2E / output tokens",
+    "Throughput": "tokens or requests completed / (first arrival → last completion)",
+    "SLO": "service-level objective: a limit on a latency; met by a request that keeps every limit, as a share of the "
+    "requests offered",
+    "Goodput": "requests that meet every SLO, per second",
+    "Served at most": "requests/s completed in the middle 80% of the completions, at a rate that was too much: "
+    "where they fell behind the arrivals by more than a tenth",
+    "Capacity": "the highest arrival rate, not too much for the arm, at which the share of requests that meet every "
+    "SLO is at least the target",
+    "Mean batch": "sequences per step, weighted by the steps' time",
+    "P50": "median; P90, P95 and P99 are the 90th, 95th and 99th percentile",
+    "[low, high]": "95% interval: Student's t over seeds where there are several, else percentile bootstrap over the "
+    "requests of the one run",
+    "Ceiling": "what the device was measured to do at most: bytes read per second, FLOP/s of a large matrix product",
+    "Floor": "the least time a step can take: the longer of its bytes / read bandwidth and its FLOPs / rate, both "
+    "ceilings measured on the device",
+    "MBU": "model bandwidth utilisation: floor / device time of a step whose bytes bind",
+    "MFU": "model FLOPs utilisation: floor / device time of a step whose arithmetic binds",
+    "Device": "seconds that the device took for a step, from its first kernel to its last",
+    "Step to step": "from the tokens of one step on the host to those of the next: device, host and what is between",
+    "Intensity": "FLOPs / bytes of a step; left of the ridge the bandwidth binds, right of it the arithmetic",
+    "Nats/byte": "mean negative log-likelihood of the text's bytes, natural logarithm; bits/byte: divided by ln 2",
+    "Perplexity": "exp of the mean negative log-likelihood per token",
+    "Virtual clock": "simulated time, advanced by the measured duration of every step; idle time costs nothing",
+}
+
+
+def defined_in(texts: Iterable[str]) -> dict[str, str]:
+    """The definitions of the terms that occur in `texts`, whatever their case."""
+    text = "\n".join(texts)
+    return {term: meaning for term, meaning in DEFINITIONS.items() if occurs(term, text)}
+
+
+def occurs(term: str, text: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(term)}(?!\w)", text, re.IGNORECASE) is not None

@@ -1,0 +1,155 @@
+"""Results → HTML that opens from disk without a network; the only importer of jinja2.
+
+A study leaves `report.json` in its folder; `write_page` adds what run.py knows, the command and the whole config, and
+renders it with the figures beside it. So a page is made of what is on disk, and can be made again from it.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from framework.console import cell
+from framework.definitions import defined_in
+from framework.points import locked, write_atomically, write_json
+
+RECORD, PAGE, INDEX = "report.json", "report.html", "index.html"
+RECORD_KEYS = {"title", "environment", "figures", "tables", "notes", "definitions", "run"}
+DATA = ("*.csv", "*.json", "*.jsonl")  # linked from the page
+SCALE = 1.4  # of a figure on a wide screen; on a narrow one it keeps its own size, and scrolls
+
+
+def write_record(
+    folder: Path,
+    *,
+    title: str,
+    environment: Mapping[str, Any],
+    figures: Mapping[str, str],
+    tables: Mapping[str, pd.DataFrame],
+    notes: Sequence[str] = (),
+    definitions: Mapping[str, str] | None = None,
+) -> None:
+    """Leave in `folder` what its page shows.
+
+    `figures` maps a name, of `figures/<name>.svg`, to its caption; `tables` maps captions to tables, where the columns
+    `X_low` and `X_high` are the interval of X. `notes` are sentences, shown first. `definitions` are of the study's own
+    terms, which come before those that every study shares.
+    """
+    record = {
+        "title": title,
+        "environment": environment,
+        "figures": figures,
+        "tables": [table_record(caption, frame) for caption, frame in tables.items()],
+        "notes": notes,
+        "definitions": definitions or {},
+    }
+    write_json(folder / RECORD, record)
+
+
+def table_record(caption: str, frame: pd.DataFrame) -> dict[str, Any]:
+    """Each cell is a text, a number, null, or a number with its interval, as a list of three."""
+    names = [str(name) for name in frame.columns]
+    shown = [name for name in names if not name.endswith(("_low", "_high"))]
+    rows = [
+        [
+            [row[name], row[f"{name}_low"], row[f"{name}_high"]] if f"{name}_low" in names else row[name]
+            for name in shown
+        ]
+        for row in frame.astype(object).to_dict("records")
+    ]
+    return {"caption": caption, "columns": shown, "rows": rows}
+
+
+def write_page(folder: Path, run: Mapping[str, str]) -> Path | None:
+    """Complete the record that a study has just left in `folder` with `run`, and render it; None if it left none.
+
+    `run` has the study's `name`, what it is `about`, the `command`, the `config` as YAML and when it was `finished`.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    with locked(folder):
+        record = json.loads(path.read_text())
+        if "run" not in record:  # else it is an earlier one's, or a job beside this one was quicker
+            record["run"] = dict(run)
+            write_json(path, record)
+            return render_page(folder, record)
+    return None
+
+
+def render_page(folder: Path, record: Mapping[str, Any]) -> Path:
+    texts = [record["title"], *record["notes"], *record["figures"].values()]
+    for table in record["tables"]:
+        texts += [table["caption"], *table["columns"]]
+    if any(isinstance(cell, list) for table in record["tables"] for row in table["rows"] for cell in row):
+        texts.append("[low, high]")
+    html = (
+        templates()
+        .get_template(PAGE)
+        .render(
+            record,
+            drawings=[inline_svg(figure_path(folder, name), name, text) for name, text in record["figures"].items()],
+            shared=defined_in(texts),
+            files=sorted(path.name for pattern in DATA for path in folder.glob(pattern)),
+        )
+    )
+    write_atomically(folder / PAGE, html)
+    return folder / PAGE
+
+
+def write_index(root: Path) -> list[str]:
+    """Render every study's page under `root` again, and one that shows them all; what was done, a line each.
+
+    A record that lacks something is left out. Raises ValueError where no study has ended.
+    """
+    studies, lines = [], []
+    for path in sorted(root.rglob(RECORD), key=lambda path: path.parent):
+        record = json.loads(path.read_text())
+        lacking = RECORD_KEYS - set(record)
+        if lacking:
+            why = "its study has not ended, or another version wrote it"
+            lines.append(f"{path} is left out: no {', '.join(sorted(lacking))} ({why})")
+            continue
+        lines.append(f"wrote {render_page(path.parent, record)}")
+        place = path.parent.relative_to(root).as_posix()
+        first = next(iter(record["figures"].items()), None)
+        prefix = re.sub(r"\W", "-", place)
+        thumbnail = inline_svg(figure_path(path.parent, first[0]), prefix, first[1]) if first else ""
+        studies.append({"place": place, "thumbnail": thumbnail, **record})
+    if not studies:
+        raise ValueError(f"no study has ended in {root}: run one first, such as python run.py")
+    write_atomically(root / INDEX, templates().get_template(INDEX).render(studies=studies, page=PAGE))
+    return [*lines, f"wrote {root / INDEX}"]
+
+
+def figure_path(folder: Path, name: str) -> Path:
+    return folder / "figures" / f"{name}.svg"
+
+
+def inline_svg(path: Path, prefix: str, label: str) -> Markup:
+    """Matplotlib's <svg> to stand in a page beside others: its ids begin with `prefix`, its style is the page's."""
+    svg = path.read_text()
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    size = re.search(r'width="([\d.]+)pt" height="[\d.]+pt"', svg)
+    assert size is not None, f"{path} has no size in points"
+    width = float(size[1])
+    style = f'style="min-width:{width:.0f}pt;width:{SCALE * width:.0f}pt" role="img"'
+    return Markup(svg.replace(size[0], f'{style} aria-label="{escape(label)}"', 1))
+
+
+def templates() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = cell
+    return environment

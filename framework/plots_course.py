@@ -1,0 +1,79 @@
+"""Figures of the course's first lessons: the time of every token; throughput and latency over the batch size."""
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from framework.plots import COLOURS, COLUMN_WIDTH, LINES, MARKERS, STYLE, TEXT_WIDTH
+from framework.plots_speed import label_batch_sizes
+
+REGIONS = {"bandwidth-bound": "#56B4E9", "compute-bound": "#E69F00"}
+
+
+def token_times(curves: pd.DataFrame, title: str) -> Figure:
+    """Left, time per token (ms) over the token's index; right, the time (s) until it.
+
+    `curves` has the columns `sampling`, `cache`, `token` (from 1) and `elapsed` (s): a colour per `cache`, a line style
+    per `sampling`.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(TEXT_WIDTH, 2.6))
+        left, right = figure.subplots(1, 2)
+        caches, samplings = list(curves["cache"].unique()), list(curves["sampling"].unique())
+        for (sampling, cache), rows in curves.groupby(["sampling", "cache"], sort=False):
+            style = {
+                "color": COLOURS[caches.index(cache)],
+                "linestyle": LINES[samplings.index(sampling) % len(LINES)],
+                "label": f"{cache} a cache, {sampling}",
+                "linewidth": 1,
+            }
+            left.plot(rows["token"], 1e3 * rows["elapsed"], **style)
+            right.plot(rows["token"], rows["elapsed"].cumsum(), **style)
+        left.set(ylabel="time of this token (ms)")
+        right.set(ylabel="time until this token (s)")
+        for axes in (left, right):
+            axes.set(xlabel="output token")
+            axes.set_ylim(bottom=0)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=2, title=title, title_fontsize=8)
+        return figure
+
+
+def batch_tradeoff(sizes: pd.DataFrame, compute_bound_from: float, title: str) -> Figure:
+    """Throughput (tok/s, left axis) and latency per token (ms, right axis) over the batch size, log₂.
+
+    `sizes` has the columns `batch_size`, `throughput` (tok/s), `latency` and `floor` (s per token). From the batch size
+    `compute_bound_from` on, the arithmetic of a step takes longer than its reads.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN_WIDTH * 1.35, 3.0))
+        left = figure.subplots()
+        right = left.twinx()
+        batch_sizes = sizes["batch_size"]
+        left.plot(batch_sizes, sizes["throughput"], color=COLOURS[0], marker=MARKERS[0], label="throughput")
+        right.plot(batch_sizes, 1e3 * sizes["latency"], color=COLOURS[1], marker=MARKERS[1], label="latency per token")
+        right.plot(batch_sizes, 1e3 * sizes["floor"], color="#555555", linestyle=":", label="floor of the latency")
+        label_batch_sizes(left, batch_sizes)
+        shade_regions(left, float(batch_sizes.min()), float(batch_sizes.max()), compute_bound_from)
+        left.set_ylabel("throughput (tokens/s)", color=COLOURS[0])
+        right.set_ylabel("latency (ms/token)", color=COLOURS[1])
+        right.spines["right"].set_visible(True)
+        right.grid(visible=False)
+        for axes in (left, right):
+            axes.set_ylim(bottom=0)
+        handles = [*left.get_lines()[:1], *right.get_lines()]
+        figure.legend(handles=handles, loc="outside upper center", ncols=3, title=title, title_fontsize=8)
+        return figure
+
+
+def shade_regions(axes: Axes, first: float, last: float, border: float) -> None:
+    """Shade what binds from the batch size `first` to `last`, with half a doubling to spare on either side."""
+    start, end = first / 2**0.5, last * 2**0.5
+    edges = [start, min(max(border, start), end), end]
+    for (name, colour), low, high in zip(REGIONS.items(), edges, edges[1:], strict=False):
+        if high > low:
+            axes.axvspan(low, high, color=colour, alpha=0.13, linewidth=0)
+            middle = (low * high) ** 0.5
+            axes.text(middle, 0.97, name, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=7)
+    axes.set_xlim(start, end)

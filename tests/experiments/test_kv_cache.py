@@ -1,0 +1,99 @@
+"""experiment=kv_cache as a user calls it, and what it says of curves."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from experiments import kv_cache
+from experiments.kv_cache import NUM_EDGE, faster_from, growth
+from tests.html_page import Page, check_page
+
+QUICK = ["experiment=kv_cache", "num_output_tokens=48", "num_repeats=2", "device=cpu"]
+
+
+def test_every_token_is_timed_and_the_text_is_the_same(cli, smallest, tmp_path):
+    code, output = cli(*QUICK, smallest[0])
+    assert code == 0, output
+    folder = tmp_path / "outputs/kv_cache"
+    tokens = pd.read_csv(folder / "tokens.csv")
+    assert (tokens["elapsed"] > 0).all()
+    runs = tokens.groupby(["sampling", "cache", "repeat"], sort=False)["token"].agg(list)
+    assert list(runs.index) == [(a, b, c) for c in (0, 1) for a in ("greedy", "top-k") for b in ("without", "with")]
+    assert all(index == list(range(1, 49)) for index in runs)
+    record = json.loads((folder / "kv_cache.json").read_text())
+    texts = {(one["sampling"], one["cache"]): one["text"] for one in record["outputs"]}
+    assert texts["greedy", "without"] == texts["greedy", "with"] != texts["top-k", "without"] == texts["top-k", "with"]
+    assert [row["same text"] for row in record["summary"]] == ["yes", "yes"]
+    page = Page(folder / "report.html")
+    check_page(page, folder)
+    assert "(reported: 0.42 s → 0.26 s, 1.62×, lesson 1: GPT-2 on a CPU)" in page.text
+    likely = page.rows[page.rows.index(["token", "id", "probability (%)"]) + 1 :][:10]
+    assert texts["greedy", "with"][1:].startswith(likely[0][0][1:-1])  # the most likely one is what greedy takes
+    shares = [float(row[2]) for row in likely]
+    assert shares == sorted(shares, reverse=True)
+    assert ["greedy", texts["greedy", "with"], "without and with"] in page.rows
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu(cli, smallest, tmp_path):
+    code, output = cli("experiment=kv_cache", smallest[0], "num_output_tokens=300", "device=cuda")
+    assert code == 0, output
+    summary = json.loads((tmp_path / "outputs/kv_cache/kv_cache.json").read_text())["summary"]
+    assert [row["same text"] for row in summary] == ["yes", "yes"]
+
+
+def test_texts_that_differ_are_told_apart(cli, smallest, monkeypatch, tmp_path):
+    measure = kv_cache.measure
+
+    def measure_wrongly(*arguments):
+        tokens, texts = measure(*arguments)
+        texts["greedy", "with"][7] ^= 1
+        return tokens, texts
+
+    monkeypatch.setattr(kv_cache, "measure", measure_wrongly)
+    code, output = cli(*QUICK, smallest[0], "num_repeats=1", "reference=null")
+    assert code == 0, output
+    summary = json.loads((tmp_path / "outputs/kv_cache/kv_cache.json").read_text())["summary"]
+    assert [row["same text"] for row in summary] == ["up to token 7", "yes"]
+    assert "reported" not in output
+
+
+def series(values) -> "pd.Series[float]":
+    return pd.Series(np.asarray(values, dtype=float), index=range(1, len(values) + 1))
+
+
+def test_from_which_token_on_the_cache_pays():
+    slow = series(np.arange(1, 41))
+    assert faster_from(series([20.5] * 40), slow) == 21
+    assert faster_from(series([99.0] + [0.5] * 39), slow) == 2  # the first token has the prompt in it
+    assert faster_from(series([100.0] * 40), slow) is None
+    one_outlier = series([20.5] * 40)
+    one_outlier[30] = 100.0
+    assert faster_from(one_outlier, slow) == 21
+
+
+def test_growth_is_of_the_ends_without_the_prompt():
+    assert growth(series([1000.0] + [2.0] * NUM_EDGE + [6.0] * NUM_EDGE)) == 3.0
+    assert np.isnan(growth(series([1.0] * 2 * NUM_EDGE)))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("num_repeats=0", "num_repeats 0 must be at least 1"),
+        ("prompt=''", "prompt 0 is empty"),
+        ("num_output_tokens=500", "more than the model's context of 512"),
+        ("reference.sampling=topk", "reference.sampling is 'topk'; samplings: greedy, top-k"),
+        ("+samplings.greedy.temprature=1", "unknown key 'temprature' in samplings.greedy"),
+    ],
+)
+def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, override, message):
+    code, output = cli(*QUICK, smallest[0], override)
+    assert code == 1
+    assert message in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "outputs").exists()

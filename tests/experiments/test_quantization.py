@@ -1,0 +1,161 @@
+"""experiment=quantization as a user calls it: every part on disk, equal memory, failures kept apart, the course's."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from experiments.quantization_tables import footprint_line
+from framework.models.config import parse_config
+from framework.models.loading import build_model
+from framework.quantization import zero_point
+from framework.quantization.footprint import footprint
+
+CONF = Path(__file__).parents[2] / "conf"
+ARMS = ["none", "bfloat16", "zero_point", "int8"]
+MEMORY_BYTES = 400_000
+QUICK = [
+    *("experiment=quantization", "device=cpu", "batch_sizes=[1,2]", "context=32", "num_steps=4", "num_output_tokens=3"),
+    *("text=text.txt", "text_window=32", "num_text_tokens=200", "rates=[50,2000]", f"memory_bytes={MEMORY_BYTES}"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "text.txt").write_text("def one():\n    return 1\n" * 20)
+    return tmp_path / "outputs/quantization"
+
+
+def test_every_part_is_on_disk(cli, smallest, folder):
+    code, output = cli(*smallest, *QUICK, f"only=[{','.join(ARMS)}]")
+    assert code == 0, output
+    models = pd.read_csv(folder / "models.csv").set_index("arm")
+    assert models.index.tolist() == ARMS
+    assert (models["num_scored_tokens"] == 199).all()
+    assert models.loc["none", ["kl", "weight_error", "logit_error", "top1_agreement"]].tolist() == [0, 0, 0, 1]
+    assert models.loc["none", ["perplexity", "perplexity_ratio"]].tolist() == [
+        models["reference_perplexity"].iloc[0],
+        1,
+    ]
+    assert (models.loc[ARMS[1:], ["kl", "weight_error", "logit_error"]] > 0).all(axis=None)
+    assert (models["perplexity_low"] < models["perplexity"]).all()
+    assert models.loc["int8", "total"] < models.loc["none", "total"]
+    weights = pd.read_csv(folder / "weights.csv").set_index(["arm", "module"])["relative_error"]
+    assert weights["int8", "embed_tokens"] == 0 < weights["int8", "layers.1.down_proj"]
+    decode = pd.read_csv(folder / "decode.csv")
+    assert decode[["arm", "num_seqs"]].to_numpy().tolist() == [[arm, size] for arm in ARMS for size in (1, 2)]
+    assert (decode["floor"] > 0).all()
+    assert pd.read_csv(folder / "engines.csv")["arm"].tolist() == ARMS
+    figures = {path.name for path in (folder / "figures").iterdir()}
+    names = [
+        "quality_bytes",
+        "decode_steps",
+        "batch_and_cache",
+        "throughput_latency",
+        "latency_rate",
+        "attainment_rate",
+    ]
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert "greedy after 'def '" in output
+    for name in ("models", "weights", "decode", "engines", "capacity", "points"):
+        assert f"{name}.csv" in output
+
+
+def test_what_serves_has_equal_memory(cli, smallest, folder):
+    """The budget is weights and KV cache, to within a block: of 2 layers, k and v, 16 tokens, 16 channels, 4 bytes."""
+    parts = ["text=null", "prompt=null", "batch_sizes=[]", "only=[int8,none]"]
+    code, output = cli(*smallest, *QUICK, *parts, "slo={ttft: 100.0}", "rates=[50]")
+    assert code == 0, output
+    block_bytes = 2 * 2 * 16 * 16 * 4
+    engines = pd.read_csv(folder / "engines.csv").set_index("arm")
+    used = engines["weight_bytes"] + engines["kv_bytes"]
+    assert ((MEMORY_BYTES - block_bytes < used) & (used <= MEMORY_BYTES)).all()
+    assert (engines["kv_bytes"] == engines["num_blocks"] * block_bytes).all()
+    assert engines.loc["int8", "num_blocks"] > engines.loc["none", "num_blocks"]
+    for path in (folder / "points").glob("*/point.json"):
+        point = json.loads(path.read_text())
+        assert point["engine"]["num_blocks"] == engines.loc[point["arm"], "num_blocks"]
+    capacities = pd.read_csv(folder / "capacity.csv")
+    assert capacities[["arm", "capacity"]].to_numpy().tolist() == [["int8", 50.0], ["none", 50.0]]
+    assert not (folder / "decode.csv").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpus_allocator_agrees_with_the_storages(cli, folder):
+    """Each tensor is rounded up to 512 bytes."""
+    shape = ["model=tiny", "model.weights=random", "model.dtype=bfloat16", "only=[none,int8,fp8]"]
+    short = ["trace.num_requests=6", "trace.max_output_tokens=4", "tracking=none", "memory_bytes=16777216"]
+    code, output = cli(*QUICK, *shape, *short, "device=cuda")
+    assert code == 0, output
+    models, engines = (pd.read_csv(folder / f"{name}.csv") for name in ("models", "engines"))
+    for measured, stored in ((models["allocated"], models["total"]), (engines["kv_allocated"], engines["kv_bytes"])):
+        assert (measured >= stored).all()
+        assert (measured < stored + 512 * 100).all()
+
+
+def test_a_failing_arm_is_named_and_the_others_stay(cli, smallest, folder):
+    wrong = [
+        "arms.int8_group128.quantization.group_size=100",
+        "only=[none,int8_group128]",
+        "serving=[]",
+        "batch_sizes=[]",
+    ]
+    code, output = cli(*smallest, *QUICK, *wrong)
+    assert code == 1
+    assert "error: int8_group128: group_size 100 must be null or a power of two" in output
+    assert output.count("failed: int8_group128") == 1
+    assert "Traceback" not in output
+    for name in ("models", "engines"):
+        assert pd.read_csv(folder / f"{name}.csv")["arm"].tolist() == ["none"]
+    code, output = cli(*smallest, *QUICK, wrong[0], "only=[int8_group128]", "serving=[]")
+    assert code == 1
+    assert "error: int8_group128: group_size 100" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("serving=[nonee]", "serving has 'nonee', which is no arm; did you mean 'none'"),
+        ("only=[all]", "only has 'all', which is no arm; allowed: none, bfloat16"),
+        ("only=[int8]", "serving has 'none'"),
+        ("text=nowhere.txt", "text=nowhere.txt is no file"),
+        ("slo.ttft=0", "the SLO for ttft must be a positive number"),
+        ("rates=[]", "rates is empty"),
+        ("num_steps=0", "num_steps 0 must be at least 1"),
+        ("memory_bytes=100000", "MiB; engine.memory_bytes is 0.1 MiB for them and the KV cache"),
+    ],
+)
+def test_bad_input_is_one_clear_message(cli, smallest, folder, override, message):
+    few = [] if override.startswith("only") else ["only=[none]", "serving=[none]"]
+    code, output = cli(*smallest, *QUICK, "batch_sizes=[]", "prompt=null", *few, override)
+    assert code == 1
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_the_course_preset_shows_the_lessons_bytes(cli, smallest, folder):
+    code, output = cli("experiment=quantization", "preset=course", "model=tiny", *smallest)
+    assert code == 0, output
+    assert "reported: 510.3 MB → 137.0 MB = 3.72×, lesson 4, GPT-2" in output
+    assert pd.read_csv(folder / "course/engines.csv")["arm"].tolist() == ["none", "zero_point"]
+    assert output.count("greedy after 'The quick brown") == 1
+
+
+def test_gpt2s_bytes_are_the_lessons():
+    """510,342,192 and 137,022,768 bytes with the causal masks, which this GPT-2 does not keep."""
+    reference = yaml.safe_load((CONF / "experiment/quantization/course.yaml").read_text())["reference"]
+    config = yaml.safe_load((CONF / "model/gpt2.yaml").read_text())["config"]
+    model = build_model(parse_config(config), torch.float32, "cpu")
+    for parameter in model.parameters():
+        parameter.zero_()
+    before = footprint(model)["total"]
+    after = footprint(zero_point.quantize(model))["total"]
+    assert before + reference["not_kept"] == reference["num_bytes"][0]
+    assert after + reference["not_kept"] == reference["num_bytes"][1] + 148 * 8  # a scale and a zero point per tensor
+    line = footprint_line(pd.DataFrame({"arm": reference["arms"], "total": [before, after]}), **reference)
+    assert line.count("497.8 MB → 124.4 MB = 4.00×") == 2

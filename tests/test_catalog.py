@@ -1,0 +1,54 @@
+"""The help text and the nearest name for a mistyped choice."""
+
+import pytest
+
+from framework.catalog import HELP_WIDTH, about, check_choices, groups, help_text
+
+
+def test_every_study_says_what_it_is():
+    words = help_text("generate").split()
+    for study in groups()["experiment"]:
+        line = about(study)
+        assert line[0].isupper()
+        assert " ".join(line.split()) in " ".join(words)
+
+
+def test_the_help_fits_a_terminal_and_names_presets_and_groups():
+    lines = help_text("continuous_batching").splitlines()
+    assert max(map(len, lines)) <= HELP_WIDTH
+    assert "Studies (without experiment=: continuous_batching)" in lines
+    named = [line.split("  ")[1:3] for line in lines if line.startswith("  ")]
+    assert named.index(["", "preset=course"]) > named.index(["batching", ""])
+    assert any(line.split() == ["scheduler", "continuous,", "static"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("experiment=continuos_batching", "did you mean 'continuous_batching'"),
+        ("trace=azure_con", "did you mean 'azure_conv'"),
+        ("+scheduler@arms.x.scheduler=statik", "did you mean 'static'"),
+        ("experiment=generate,generat", "experiment=generat: there is no such experiment"),
+        ("model=", "model=: there is no such model"),
+    ],
+)
+def test_an_unknown_choice_is_told_the_nearest(argument, message):
+    with pytest.raises(ValueError, match=message):
+        check_choices([argument])
+
+
+def test_what_is_no_choice_is_left_to_hydra():
+    check_choices(
+        ["-m", "model=tiny,gpt2", "trace=null", "rates=[1]", "model.path=x", "experiment=continuous_batching/course"]
+    )
+    check_choices(
+        [
+            "model=glob(*)",
+            "model=choice(tiny,gpt2)",
+            "hydra/launcher=joblib",
+            "--cfg",
+            "job",
+            "~arms.x",
+            "+scheduler@arms.y.scheduler=continuous",
+        ]
+    )
