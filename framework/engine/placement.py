@@ -45,15 +45,18 @@ class Placement:
 
     def bring(self, batch: Batch) -> Loading | None:
         """Start the batch's loads, and let the device wait for those that it needs; None if it waits for none."""
-        if not batch.adapter_loads and not self._on_the_way:
+        loads = batch.adapter_loads
+        if not loads and not self._on_the_way:
             return None
         started = time.perf_counter()
-        loads = batch.adapter_loads
         if self._stream is None:  # nothing happens beside the step
             self._put(loads)
             return Loading(set(loads), time.perf_counter() - started)
         used = {sequence.adapter_slot for sequence in batch.sequences}
         waited = used & (loads.keys() | self._on_the_way.keys())
+        if not waited:
+            self._put_aside(loads)
+            return None
         needed = {slot: adapter_id for slot, adapter_id in loads.items() if slot in used}
         for adapter_id in needed.values():
             self._from_host(adapter_id)
@@ -62,10 +65,9 @@ class Placement:
         for slot in waited & self._on_the_way.keys():
             torch.cuda.current_stream().wait_event(self._on_the_way.pop(slot))
         self._put(needed)
-        end = record_event()
-        if len(needed) < len(loads):
-            self._put_aside({slot: adapter_id for slot, adapter_id in loads.items() if slot not in used})
-        return Loading(waited, host, (start, end)) if waited else None
+        loading = Loading(waited, host, (start, record_event()))
+        self._put_aside({slot: adapter_id for slot, adapter_id in loads.items() if slot not in used})
+        return loading
 
     def tables(self, slots: IntArray) -> dict[str, IntArray]:
         """What goes to the device for rows whose adapters are in `slots` (0: none), by name."""
@@ -84,6 +86,8 @@ class Placement:
 
     def _put_aside(self, loads: dict[int, str]) -> None:
         """Copy for a later step, beside this one."""
+        if not loads:
+            return
         assert self._stream is not None
         self._stream.wait_stream(torch.cuda.current_stream())  # a step in flight may still read what was in the slots
         with torch.cuda.stream(self._stream):
