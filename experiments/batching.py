@@ -75,11 +75,11 @@ def run(
     encoded = [list(tokenizer.encode(prompt)) for prompt in prompts]
     seats = list(islice(cycle(encoded), max(*sizes, len(encoded))))
     requests = make_requests(seats, num_output_tokens, loaded.config.max_model_len, frozenset())
-    ready = make_engine_for(requests, with_keywords(engine, temperature=0.0), loaded)
+    ready: Any = make_engine_for(requests, with_keywords(engine, temperature=0.0), loaded)
     with console.status("warming up") as status:
         runs = measure(ready, requests, len(encoded), sizes, num_repeats, status.update)
     num_context = max(map(len, encoded)) + num_output_tokens // 2
-    costs = model_costs(loaded)
+    costs = model_costs(loaded, ready.kv_dtype)
     table = summarize(runs, num_output_tokens)
     table["floor"] = [floor_of(costs, size, num_context, ceilings) for size in table["batch_size"]]
     border = compute_bound_from(costs, num_context, ceilings)

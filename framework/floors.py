@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from framework.core import Batch
+from framework.engine.kv_cache import bytes_per_block
 from framework.models.gpt2 import GPT2
 from framework.models.linear import SurroundedLinear
 from framework.models.llama import Llama
@@ -43,7 +44,7 @@ class Costs:
     score_flops: int  # per query and key it attends to: q·k and p·v over all heads and layers
 
 
-def model_costs(model: Llama | GPT2) -> Costs:
+def model_costs(model: Llama | GPT2, kv_dtype: torch.dtype) -> Costs:
     config = model.config
     tables = [table for table in model.children() if isinstance(table, nn.Embedding)]
     read = {parameter for part in (model.layers, model.norm, model.lm_head) for parameter in part.parameters()}
@@ -51,7 +52,7 @@ def model_costs(model: Llama | GPT2) -> Costs:
     return Costs(
         weight_bytes=sum(parameter.nbytes for parameter in read),
         embedding_bytes=sum(num_bytes(table) // table.num_embeddings for table in tables),
-        kv_bytes=2 * config.num_layers * config.num_kv_heads * config.head_dim * model.norm.weight.itemsize,
+        kv_bytes=bytes_per_block(config, 1, kv_dtype),
         layer_parameters=sum(linear.in_features * linear.out_features for linear in linears),
         head_parameters=model.lm_head.in_features * model.lm_head.out_features,
         score_flops=4 * config.num_heads * config.head_dim * config.num_layers,
@@ -80,11 +81,11 @@ def step_work(costs: Costs, batch: Batch) -> Work:
     )
 
 
-def attention_work(model: Llama | GPT2, num_seqs: int, context: int, dtype: torch.dtype) -> Work:
+def attention_work(model: Llama | GPT2, num_seqs: int, context: int, kv_dtype: torch.dtype) -> Work:
     """Work of one layer's attention in a decode step: its keys and values, and the scores over them."""
     config = model.config
     num_slots = num_seqs * context
     return Work(
-        num_bytes=2 * config.num_kv_heads * config.head_dim * dtype.itemsize * num_slots,
+        num_bytes=bytes_per_block(config, num_slots, kv_dtype) / config.num_layers,
         num_flops=4 * config.num_heads * config.head_dim * num_slots,
     )

@@ -105,10 +105,9 @@ def get_ready(engine: TorchEngine, max_num_seqs: int) -> None:
     """
     engine.begin([], max_num_seqs)
     for module in attention_modules(engine.model):
-        for cache in (module.k_cache, module.v_cache):
-            if cache is None:
-                raise ValueError("engine.use_cache=false keeps no keys and values: there are no decode steps to time")
-            cache.normal_()
+        if module.cache is None:
+            raise ValueError("engine.use_cache=false keeps no keys and values: there are no decode steps to time")
+        module.cache.fill_randomly()
     synchronize(engine.device)
 
 
@@ -180,7 +179,9 @@ def measure_decode(engine: TorchEngine, num_seqs: int, context: int, num_steps: 
     batches = [Batch(sequences, [first + step] * num_seqs, [1] * num_seqs, 0, num_seqs) for step in range(num_all)]
     device, elapsed = time_steps(engine, batches)
     middle = batches[NUM_WARM_UP_STEPS + num_steps // 2]
-    return Case("decode", num_seqs, context, step_work(model_costs(engine.model), middle), device, elapsed)
+    return Case(
+        "decode", num_seqs, context, step_work(model_costs(engine.model, engine.kv_dtype), middle), device, elapsed
+    )
 
 
 def measure_prefill(engine: TorchEngine, num_prompts: int, num_tokens: int, num_steps: int) -> Case:
@@ -190,7 +191,14 @@ def measure_prefill(engine: TorchEngine, num_prompts: int, num_tokens: int, num_
     sequences = make_sequences(engine, requests)
     batch = Batch(sequences, [0] * num_prompts, [num_tokens] * num_prompts, num_prompts * num_tokens, 0)
     device, elapsed = time_steps(engine, [batch] * (NUM_WARM_UP_STEPS + num_steps))
-    return Case("prefill", num_prompts, num_tokens, step_work(model_costs(engine.model), batch), device, elapsed)
+    return Case(
+        "prefill",
+        num_prompts,
+        num_tokens,
+        step_work(model_costs(engine.model, engine.kv_dtype), batch),
+        device,
+        elapsed,
+    )
 
 
 def time_steps(engine: TorchEngine, batches: list[Batch]) -> tuple[float, float]:
@@ -229,7 +237,7 @@ def measure_attention(engine: TorchEngine, num_seqs: int, context: int, num_step
     with torch.cuda.graph(graph):
         run_all_layers()
     device = median_time(graph.replay, engine.device, num_steps) / len(modules)
-    work = attention_work(model, num_seqs, context, engine.dtype)
+    work = attention_work(model, num_seqs, context, engine.kv_dtype)
     return Case("attention", num_seqs, context, work, device, float("nan"))
 
 

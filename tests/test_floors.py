@@ -29,7 +29,7 @@ def test_llama_8b():
     """32 layers of (4096·6144 + 4096² + 3·4096·14336) weights and two norms, a norm, and a head of 128256·4096."""
     matrices = 32 * (4096 * 6144 + 4096**2 + 3 * 4096 * 14336)
     head = 128256 * 4096
-    assert model_costs(shape("llama_8b")) == Costs(
+    assert model_costs(shape("llama_8b"), torch.bfloat16) == Costs(
         weight_bytes=2 * (matrices + 65 * 4096 + head),  # 15.0 GB: the embedding's 1.05 GB is looked up
         embedding_bytes=8192,
         kv_bytes=131_072,
@@ -37,12 +37,14 @@ def test_llama_8b():
         head_parameters=head,
         score_flops=4 * 32 * 128 * 32,
     )
-    assert round(1e-9 * model_costs(shape("llama_8b")).weight_bytes, 1) == 15.0
+    costs = model_costs(shape("llama_8b"), torch.int8)
+    assert round(1e-9 * costs.weight_bytes, 1) == 15.0
+    assert costs.kv_bytes == 2 * 32 * 8 * (128 + 2)  # a float16 scale per head
 
 
 def test_a_tied_embedding_is_read_as_the_head():
     """GPT-2 small: 124,439,808 parameters, of which 1024·768 positions are looked up."""
-    costs = model_costs(shape("gpt2"))
+    costs = model_costs(shape("gpt2"), torch.bfloat16)
     assert costs.weight_bytes == 2 * (124_439_808 - 1024 * 768)
     assert costs.embedding_bytes == 2 * 2 * 768
     assert (costs.layer_parameters, costs.head_parameters) == (12 * 12 * 768**2, 50257 * 768)
@@ -63,6 +65,8 @@ def test_a_prefill_computes_a_triangle_of_scores_and_one_row_of_the_head():
 def test_attention_of_one_layer():
     work = attention_work(shape("llama_8b"), 256, 2048, torch.bfloat16)
     assert work == Work(num_bytes=256 * 2048 * 4096, num_flops=4 * 32 * 128 * 256 * 2048)
+    work = attention_work(shape("llama_8b"), 256, 2048, torch.int8)
+    assert work.num_bytes == 256 * 2048 * 2 * 8 * (128 + 2)
 
 
 @pytest.mark.parametrize(("rate", "floor", "is_bandwidth_bound"), [(100.0, 5.0, True), (10.0, 20.0, False)])

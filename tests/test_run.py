@@ -147,6 +147,7 @@ GOOD_TRACE = "arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2
         ([], GOOD_TRACE + "inf,4,2\n", "column 'arrival_time'"),
         (["model=local", "model.path=."], None, "config.json"),
         (["engine.top_p=2"], None, "top_p"),
+        (["engine.kv_dtype=int4"], None, "engine.kv_dtype is 'int4'"),
         (["engine.num_blocks=1", "engine.kv_cache_bytes=null"], None, "KV blocks"),
     ],
 )

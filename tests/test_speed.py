@@ -87,9 +87,9 @@ def test_what_does_not_fit_says_why():
     assert "needs a GPU" in why_not("attention", engine, 1, 1)
 
 
-@pytest.fixture
-def engine() -> TorchEngine:
-    ready = make_engine(config=GPT2_CONFIG | {"n_embd": 32, "n_head": 2, "n_layer": 2})
+@pytest.fixture(params=[None, "int8"])
+def engine(request) -> TorchEngine:
+    ready = make_engine(config=GPT2_CONFIG | {"n_embd": 32, "n_head": 2, "n_layer": 2}, kv_dtype=request.param)
     get_ready(ready, 4)
     return ready
 

@@ -1,10 +1,10 @@
-"""The KV cache's size and its tensors, one pair per layer."""
+"""The KV cache's size and its tensors, layer by layer."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
+from framework.kernels.layer_cache import SCALE_DTYPE, LayerCache
 from framework.models.attention import PagedAttention
 from framework.models.config import ModelConfig
 from framework.models.gpt2 import GPT2
@@ -15,12 +15,11 @@ CPU_CACHE_BYTES = 512 * 2**20
 CUDA_CACHE_SHARE = 0.9  # of the memory that is free once the weights are loaded and the headroom is set aside
 CUDA_HEADROOM_BYTES = 2 * 2**30  # activations, gathered keys and values, and logits of one step
 
-Cache = list[tuple[Tensor, Tensor]]  # per layer k and v, (num_slots, num_kv_heads, head_dim)
-
 
 def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes of the keys and values of `block_size` tokens in all layers."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * block_size * dtype.itemsize
+    """Bytes of the keys and values of `block_size` tokens in all layers, and of their scales if `dtype` is int8."""
+    head_bytes = config.head_dim * dtype.itemsize + (SCALE_DTYPE.itemsize if dtype == torch.int8 else 0)
+    return 2 * config.num_layers * config.num_kv_heads * head_bytes * block_size
 
 
 def default_cache_bytes(device: torch.device) -> int:
@@ -86,11 +85,10 @@ def attention_modules(model: Llama | GPT2) -> list[PagedAttention]:
     return [module for module in model.modules() if isinstance(module, PagedAttention)]
 
 
-def allocate_cache(config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device) -> Cache:
-    """Raises ValueError with the numbers if the device has no room for it."""
-    shape = (num_slots, config.num_kv_heads, config.head_dim)
+def allocate_cache(config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device) -> list[LayerCache]:
+    """One LayerCache per layer; ValueError with the numbers if the device has no room for them."""
     try:
-        keys_and_values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * config.num_layers)]
+        return [_allocate_layer(config, num_slots, dtype, device) for _ in range(config.num_layers)]
     except torch.OutOfMemoryError as error:
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
         raise ValueError(
@@ -98,10 +96,16 @@ def allocate_cache(config: ModelConfig, num_slots: int, dtype: torch.dtype, devi
             f"fit: {device} has {total_bytes / 2**30:.1f} GiB, of which the weights left too little and "
             f"{free_bytes / 2**30:.1f} GiB are free now; lower engine.num_blocks or engine.kv_cache_bytes"
         ) from error
-    return list(zip(keys_and_values[::2], keys_and_values[1::2], strict=True))
 
 
-def attach_cache(model: Llama | GPT2, cache: Cache) -> None:
-    """Give each layer its part of the cache; an empty cache takes away what the layers have."""
+def _allocate_layer(config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device) -> LayerCache:
+    k, v = (torch.zeros(num_slots, config.num_kv_heads, config.head_dim, dtype=dtype, device=device) for _ in range(2))
+    if dtype != torch.int8:
+        return LayerCache(k, v)
+    return LayerCache(k, v, torch.zeros(2, config.num_kv_heads, num_slots, dtype=SCALE_DTYPE, device=device))
+
+
+def attach_cache(model: Llama | GPT2, caches: list[LayerCache]) -> None:
+    """Give each layer its cache; an empty list takes away what the layers have."""
     for index, module in enumerate(attention_modules(model)):
-        module.k_cache, module.v_cache = cache[index] if cache else (None, None)
+        module.cache = caches[index] if caches else None

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,16 +41,17 @@ class TorchEngine:
     """Runs `model` over a paged KV cache of `num_blocks` blocks.
 
     The cache's size is `num_blocks`, or what `kv_cache_bytes` hold, or what `memory_bytes` leave beside the weights;
-    with none of them, 90% of the GPU memory that is free now after a headroom of 2 GiB, or 512 MiB on a CPU. Tokens
-    are sampled with `temperature` (0: greedy), `top_k` (0: off) and `top_p` (1: off). `use_cache=False` keeps no keys
-    and values: every step recomputes prompt and output so far. `num_threads` CPU threads compute a step, in the whole
-    process (None: one per core); more than one makes times unsteady where cores are shared.
+    with none of them, 90% of the GPU memory that is free now after a headroom of 2 GiB, or 512 MiB on a CPU. `kv_dtype`
+    "int8" keeps keys and values in about half the bytes (None: in the model's dtype). Tokens are sampled with
+    `temperature` (0: greedy), `top_k` (0: off) and `top_p` (1: off). `use_cache=False` keeps no keys and values: every
+    step recomputes prompt and output so far. `num_threads` CPU threads compute a step, in the whole process (None: one
+    per core); more than one makes times unsteady where cores are shared.
 
     For a GPU: `fused` takes linear layers of few rows with their norm, activation and residual in one Triton kernel,
     `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps from a captured
     graph, `overlap` launches a step before the tokens of the one before are on the host (None: on, where the model is
-    on a GPU). Models whose head_dim is no power of two take plain attention, without graphs. A model serves one engine
-    at a time: the last one built, or the last one whose `begin` was called.
+    on a GPU). Models whose head_dim is not 16 (with int8 keys neither), 32, 64 or 128 take plain attention, without
+    graphs. A model serves one engine at a time: the last one built, or the last one whose `begin` was called.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class TorchEngine:
         num_blocks: int | None = None,
         kv_cache_bytes: int | None = None,
         memory_bytes: int | None = None,
+        kv_dtype: Literal["int8"] | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -74,17 +77,22 @@ class TorchEngine:
         check_sampling(temperature, top_k, top_p)
         if block_size < 1:
             raise ValueError(f"block_size {block_size} must be at least 1")
+        if kv_dtype not in (None, "int8"):
+            raise ValueError(f"kv_dtype {kv_dtype!r} must be null or int8")
+        if kv_dtype is not None and not use_cache:
+            raise ValueError(f"engine.kv_dtype={kv_dtype} needs a KV cache, and use_cache=false keeps none")
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed {seed} must be at least 0 and below 2**63")
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads {num_threads} must be at least 1")
         norm = model.norm.weight  # of the activations' dtype, whatever the quantization
         self.model, self.device, self.dtype = model, norm.device, norm.dtype
+        self.kv_dtype = self.dtype if kv_dtype is None else torch.int8
         self.is_on_gpu = self.device.type == "cuda"
-        self.has_decoder = self.is_on_gpu and use_cache and is_supported(model.config.head_dim)
+        self.has_decoder = self.is_on_gpu and use_cache and is_supported(model.config.head_dim, self.kv_dtype)
         self.fused = _resolve("fused", fused, self.is_on_gpu, "needs a GPU")
         self.compile = _resolve("compile", compile, self.is_on_gpu, "needs a GPU")
-        needs_decoder = "needs a GPU, a KV cache, and a head_dim of 16, 32, 64 or 128"
+        needs_decoder = "needs a GPU, a KV cache, and a head_dim of 16 (not with kv_dtype=int8), 32, 64 or 128"
         self.cuda_graphs = _resolve("cuda_graphs", cuda_graphs, self.has_decoder, needs_decoder)
         self.num_steps_ahead = int(_resolve("overlap", overlap, self.has_decoder, needs_decoder))
         self.max_model_len = model.config.max_model_len
@@ -99,9 +107,9 @@ class TorchEngine:
         attach_cache(model, [])  # what an earlier engine left would count as used memory
         if memory_bytes is not None:
             kv_cache_bytes = bytes_beside_weights(model, memory_bytes, num_blocks, kv_cache_bytes)
-        self.num_blocks = count_blocks(model.config, block_size, self.dtype, self.device, num_blocks, kv_cache_bytes)
+        self.num_blocks = count_blocks(model.config, block_size, self.kv_dtype, self.device, num_blocks, kv_cache_bytes)
         num_slots = self.num_blocks * block_size
-        self._cache = allocate_cache(model.config, num_slots, self.dtype, self.device) if use_cache else []
+        self._cache = allocate_cache(model.config, num_slots, self.kv_dtype, self.device) if use_cache else []
         attach_cache(model, self._cache)
         self._generator = torch.Generator(self.device)
         self._prompts: dict[int, npt.NDArray[np.int32]] = {}
@@ -195,7 +203,7 @@ class TorchEngine:
             assert inputs.block_tables is not None
             seats = self._decoder.admit(batch.sequences, inputs.context_lens, inputs.samples)
             arrays |= {"seats": seats, "sampled_seats": seats[inputs.samples], "tables": inputs.block_tables}
-        if self.dtype in FLASH_DTYPES and is_supported(self.model.config.head_dim):
+        if self.dtype in FLASH_DTYPES and is_supported(self.model.config.head_dim, self.kv_dtype):
             flash_arrays, lens = flash_inputs(*inputs.lengths, inputs.block_tables, self.block_size)
             sent = upload(self.device, arrays | flash_arrays)
             attention: Attention = flash_attention(sent, *lens)

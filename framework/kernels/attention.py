@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from framework.kernels.layer_cache import LayerCache
 from framework.kernels.rope_store import plain_rope_store
 
 IntArray = npt.NDArray[np.int64]
@@ -52,16 +53,14 @@ class Attention(Protocol):
         self,
         qkv: Tensor,
         rope: Tensor | None,
-        k_cache: Tensor | None,
-        v_cache: Tensor | None,
+        cache: LayerCache | None,
         **heads: Unpack[Heads],
     ) -> Tensor:
         """Norm and turn q and k, write k and v to the cache, attend causally to each sequence's whole context.
 
         qkv is (num_tokens, num_heads + 2 num_kv_heads, head_dim), the heads of q, k and v in this order; rope
-        (num_tokens, 2, head_dim) or None; the caches (num_slots, num_kv_heads, head_dim). Query head h reads key
-        head h // (num_heads / num_kv_heads). Scores are scaled by head_dim ** -0.5. Returns (num_tokens, num_heads *
-        head_dim).
+        (num_tokens, 2, head_dim) or None. Query head h reads key head h // (num_heads / num_kv_heads). Scores are
+        scaled by head_dim ** -0.5. Returns (num_tokens, num_heads * head_dim).
         """
 
 
@@ -76,37 +75,31 @@ class PlainAttention:
         self,
         qkv: Tensor,
         rope: Tensor | None,
-        k_cache: Tensor | None,
-        v_cache: Tensor | None,
+        cache: LayerCache | None,
         **heads: Unpack[Heads],
     ) -> Tensor:
-        q, k, v = plain_rope_store(qkv, rope, self.slots, k_cache, v_cache, **heads)
-        return attend(q, k, v, k_cache, v_cache, self.groups).flatten(1)
+        q, k, v = plain_rope_store(qkv, rope, self.slots, cache, **heads)
+        return attend(q, k, v, cache, self.groups).flatten(1)
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor | None, v_cache: Tensor | None, groups: list[AttentionGroup]
-) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, cache: LayerCache | None, groups: list[AttentionGroup]) -> Tensor:
     """q is (num_tokens, num_heads, head_dim), k and v this step's own; returns (num_tokens, num_heads, head_dim)."""
     if len(groups) == 1 and groups[0].rows is None:
-        return _attend(q, k, v, k_cache, v_cache, groups[0])
+        return _attend(q, k, v, cache, groups[0])
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for group in groups:
         assert group.rows is not None
         group_k, group_v = (k[group.rows], v[group.rows]) if group.slots is None else (k, v)
-        output[group.rows] = _attend(q[group.rows], group_k, group_v, k_cache, v_cache, group)
+        output[group.rows] = _attend(q[group.rows], group_k, group_v, cache, group)
     return output
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor | None, v_cache: Tensor | None, group: AttentionGroup
-) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, cache: LayerCache | None, group: AttentionGroup) -> Tensor:
     """Attention of one group; q, k and v hold its rows only. Returns (batch_size * query_len, heads, head_dim)."""
     batch_size, query_len, num_kv_heads = group.batch_size, group.query_len, k.shape[1]
     if group.slots is not None:
-        assert k_cache is not None, "no KV cache is attached to the model"
-        assert v_cache is not None
-        k, v = k_cache.index_select(0, group.slots), v_cache.index_select(0, group.slots)
+        assert cache is not None, "no KV cache is attached to the model"
+        k, v = cache.read(group.slots, q.dtype)
     keys = k.unflatten(0, (batch_size, -1)).transpose(1, 2)  # (batch_size, num_kv_heads, key_len, head_dim)
     values = v.unflatten(0, (batch_size, -1)).transpose(1, 2)
     if group.is_causal:

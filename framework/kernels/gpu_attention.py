@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from framework.kernels.attention import Heads, IntArray, cache_slots
+from framework.kernels.layer_cache import LayerCache, read_cache
 from framework.kernels.paged_decode import paged_decode
 from framework.kernels.rope_store import rope_store
 
 FLASH_DTYPES = (torch.float16, torch.bfloat16)
 
 
-def is_supported(head_dim: int) -> bool:
-    """Whether the kernels take heads of this size."""
-    return head_dim in (16, 32, 64, 128)
+def is_supported(head_dim: int, kv_dtype: torch.dtype) -> bool:
+    """Whether the kernels take heads of this size, with a cache of this kind."""
+    return head_dim in (16, 32, 64, 128) and not (head_dim == 16 and kv_dtype == torch.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,14 @@ class FlashAttention:
         self,
         qkv: Tensor,
         rope: Tensor | None,
-        k_cache: Tensor | None,
-        v_cache: Tensor | None,
+        cache: LayerCache | None,
         **heads: Unpack[Heads],
     ) -> Tensor:
         """See Attention; `qkv` may be overwritten."""
-        q, k, v = rope_store(qkv, rope, self.slots, k_cache, v_cache, **heads)
+        q, k, v = rope_store(qkv, rope, self.slots, cache, **heads)
         if self.read_slots is not None:
-            assert k_cache is not None, "no KV cache is attached to the model"
-            assert v_cache is not None
-            k, v = k_cache.index_select(0, self.read_slots), v_cache.index_select(0, self.read_slots)
+            assert cache is not None, "no KV cache is attached to the model"
+            k, v = read_cache(cache, self.read_slots, q.dtype)
         starts, lens = (self.query_starts, self.key_starts), (self.max_query_len, self.max_key_len)
         flash = torch.ops.aten._flash_attention_forward
         return flash(q, k, v, *starts, *lens, 0.0, True, False, scale=q.shape[-1] ** -0.5)[0].flatten(1)
@@ -68,15 +67,13 @@ class DecodeAttention:
         self,
         qkv: Tensor,
         rope: Tensor | None,
-        k_cache: Tensor | None,
-        v_cache: Tensor | None,
+        cache: LayerCache | None,
         **heads: Unpack[Heads],
     ) -> Tensor:
         """See Attention."""
-        assert k_cache is not None, "no KV cache is attached to the model"
-        assert v_cache is not None
+        assert cache is not None, "no KV cache is attached to the model"
         rows = (self.tables, self.seats, self.context_lens, self.padding)
-        return paged_decode(qkv, rope, *rows, k_cache, v_cache, block_size=self.block_size, **heads)
+        return paged_decode(qkv, rope, *rows, cache, block_size=self.block_size, **heads)
 
 
 def flash_inputs(

@@ -1,7 +1,8 @@
 """One decode step of one layer's attention in one launch: QK-norm, rope, the KV cache write and attention over it.
 
 Programs share a sequence (split-KV) by ranges of its length as read on the device, so that a CUDA graph may replay with
-other lengths; the one that finishes last adds the parts up. The new token's k and v never come from the cache.
+other lengths; the one that finishes last adds the parts up. The new token's k and v never come from the cache, but they
+are rounded like what an int8 one holds.
 """
 
 # mypy: allow-untyped-defs
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from framework.kernels.layer_cache import LayerCache
 from framework.kernels.paged_decode_triton import paged_decode_kernel
 from framework.kernels.rope_store import check_qkv, plain_rope_store
 from framework.kernels.triton_support import MAX_COUNTERS, check_triton, counters, device_facts
@@ -41,12 +43,12 @@ class DecodeTiles:
 
 def plain_paged_decode(
     qkv: Tensor, rope: Tensor | None, tables: Tensor, seats: Tensor, context_lens: Tensor, padding: Tensor,
-    k_cache: Tensor, v_cache: Tensor, *, num_kv_heads: int, block_size: int,
+    cache: LayerCache, *, num_kv_heads: int, block_size: int,
     q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 0.0, num_splits: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Attention of one new token per row over its whole context, (rows, num_heads * head_dim).
 
-    qkv, rope, norms and caches are those of plain_rope_store; slot = block * block_size + offset. Row i's blocks are
+    qkv, rope, norms and cache are those of plain_rope_store; slot = block * block_size + offset. Row i's blocks are
     tables[seats[i]] of tables (num_seats, max_blocks). It has context_lens[i] slots, the last being the new token's,
     which is written there; the first padding[i] slots are not attended to, save by themselves. Rows of length 0 are
     empty: zeros, and nothing is written. All int32, (rows,). Scores are scaled by head_dim ** -0.5. num_splits is
@@ -63,16 +65,15 @@ def plain_paged_decode(
         [int(slots[-1]) for slots in all_slots if len(slots)], dtype=torch.int64, device=qkv.device
     )
     q, k, v = plain_rope_store(
-        qkv, rope, None, None, None, num_kv_heads=num_kv_heads, q_norm=q_norm, k_norm=k_norm, norm_eps=norm_eps
+        qkv, rope, None, None, num_kv_heads=num_kv_heads, q_norm=q_norm, k_norm=k_norm, norm_eps=norm_eps
     )
-    k_cache.index_copy_(0, new_slots, k[filled])
-    v_cache.index_copy_(0, new_slots, v[filled])
+    cache.store(new_slots, k[filled], v[filled])
     for row, slots in enumerate(all_slots):
         if not len(slots):
             outputs.append(torch.zeros_like(q[row]))
             continue
         seen = slots[min(int(padding[row]), len(slots) - 1) :]
-        keys, values = k_cache[seen].transpose(0, 1)[None], v_cache[seen].transpose(0, 1)[None]
+        keys, values = (part.transpose(0, 1)[None] for part in cache.read(seen, q.dtype))
         query, is_grouped = q[row][None, :, None], q.shape[1] != num_kv_heads
         outputs.append(F.scaled_dot_product_attention(query, keys, values, enable_gqa=is_grouped)[0, :, 0])
     return torch.stack(outputs).flatten(1)
@@ -80,20 +81,22 @@ def plain_paged_decode(
 
 def paged_decode(
     qkv: Tensor, rope: Tensor | None, tables: Tensor, seats: Tensor, context_lens: Tensor, padding: Tensor,
-    k_cache: Tensor, v_cache: Tensor, *, num_kv_heads: int, block_size: int,
+    cache: LayerCache, *, num_kv_heads: int, block_size: int,
     q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 0.0, num_splits: int | None = None,
     tiles: DecodeTiles | None = None,
 ) -> Tensor:  # fmt: skip
     """plain_paged_decode as one Triton launch: num_splits programs (None: choose_splits) per row and key head.
 
-    Everything must be contiguous, head_dim a power of two of at least 16. With overlapping launches tables, seats and
-    context_lens are read before the kernels ahead are done: an ordinary launch must follow what writes them. Launches
-    share counters, so they must be of one stream.
+    Everything must be contiguous, head_dim a power of two of at least 16, or 32 with an int8 cache. With overlapping
+    launches tables, seats and context_lens are read before the kernels ahead are done: an ordinary launch must follow
+    what writes them. Launches share counters, so they must be of one stream.
     """
     check_triton("paged_decode")
     check_qkv(qkv, num_kv_heads)
     num_rows, num_all_heads, head_dim = qkv.shape
     num_heads = num_all_heads - 2 * num_kv_heads
+    if cache.scales is not None and head_dim < 32:
+        raise ValueError(f"head_dim {head_dim} is too small for an int8 cache, which is read in halves of at least 16")
     group = num_heads // num_kv_heads
     num_sms, has_pdl = device_facts(qkv.device)
     if tiles is None:
@@ -110,7 +113,7 @@ def paged_decode(
     pdl = tiles.pdl and has_pdl
     if num_rows:
         paged_decode_kernel[(num_kv_heads, num_rows, num_splits)](
-            qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache,
+            qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, *cache.kernel_args,
             output, parts, logs, counters(qkv.device), tables.stride(0), num_splits,
             max(1, tiles.min_keys // tiles.block_keys), head_dim**-0.5 / math.log(2),
             KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, BLOCK_KEYS=tiles.block_keys,

@@ -1,19 +1,21 @@
 """Triton kernel of paged_decode.py, which says what it computes.
 
-Programs share a sequence by ranges of its length as read on the device; the last to finish adds the parts up.
+Programs share a sequence by ranges of its length as read on the device; the last to finish adds the parts up. Scales of
+an int8 cache multiply scores and weights, not keys and values.
 """
 
 # mypy: allow-untyped-defs
 
 from __future__ import annotations
 
+from framework.kernels.layer_cache import store_heads
 from framework.kernels.rope_store import load_turned
 from framework.kernels.triton_support import jit, jit_for_any, tl, triton
 
 
 @jit_for_any("table_stride", "num_splits", "min_tiles")
 def paged_decode_kernel(
-    qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache,
+    qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache, scales, scale_stride,
     output, parts, logs, counters, table_stride, num_splits, min_tiles, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_KEYS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
@@ -34,22 +36,35 @@ def paged_decode_kernel(
     if split < num_parts:
         table = tables + tl.load(seats + row, length > 0, other=0).to(tl.int64) * table_stride
         k_head, v_head = k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM
+        k_scales, v_scales = scales, scales
+        if scales is not None:
+            k_scales += kv_head.to(tl.int64) * scale_stride
+            v_scales += (KV_HEADS + kv_head).to(tl.int64) * scale_stride
         slots = load_slots(table, start, end, BLOCK_SIZE, BLOCK_KEYS)
         if PREFETCH:
             prefetch(k_head, slots, KV_HEADS * HEAD_DIM, HEAD_DIM)
             prefetch(v_head, slots, KV_HEADS * HEAD_DIM, HEAD_DIM)
+            if scales is not None:
+                prefetch(k_scales, slots, 1, 1)
+                prefetch(v_scales, slots, 1, 1)
         if PDL:
             tl.extra.cuda.gdc_launch_dependents()
             tl.extra.cuda.gdc_wait()  # qkv is read and anything is written only below
         q, top, total, mean = new_token(
-            qkv, rope, q_norm, k_norm, norm_eps, table, k_head, v_head, row, kv_head, length, split, scale,
-            KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE,
+            qkv, rope, q_norm, k_norm, norm_eps, table, k_head, v_head, k_scales, v_scales, row, kv_head, length, split,
+            scale, KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE,
         )  # fmt: skip
         num_hidden = tl.load(padding + row)
-        top, total, mean = old_tokens(
-            q, top, total, mean, table, k_head, v_head, slots, start, end, num_hidden, scale,
-            KV_HEADS * HEAD_DIM, HEAD_DIM, BLOCK_SIZE, BLOCK_KEYS,
-        )  # fmt: skip
+        if scales is None:
+            top, total, mean = old_tokens(
+                q, top, total, mean, table, k_head, v_head, slots, start, end, num_hidden, scale,
+                KV_HEADS * HEAD_DIM, HEAD_DIM, BLOCK_SIZE, BLOCK_KEYS,
+            )  # fmt: skip
+        else:
+            top, total, mean = old_int8_tokens(
+                q, top, total, mean, table, k_head, v_head, k_scales, v_scales, slots, start, end, num_hidden, scale,
+                KV_HEADS * HEAD_DIM, HEAD_DIM, BLOCK_SIZE, BLOCK_KEYS,
+            )  # fmt: skip
         finish(
             top, total, mean, output, parts, logs, counters, row * KV_HEADS + kv_head,
             split, num_splits, num_parts, length, GROUP, HEAD_DIM,
@@ -80,7 +95,7 @@ def prefetch(head, slots, STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr):
 
 @jit
 def new_token(
-    qkv, rope, q_norm, k_norm, norm_eps, table, k_head, v_head, row, kv_head, length, split, scale,
+    qkv, rope, q_norm, k_norm, norm_eps, table, k_head, v_head, k_scales, v_scales, row, kv_head, length, split, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
     """q and the softmax's running maximum, sum and weighted values; split 0 stores the new token and begins with it."""
@@ -102,9 +117,10 @@ def new_token(
         v = tl.load(k_at + KV_HEADS * HEAD_DIM + channels, is_real, other=0.0)
         place = tl.maximum(length - 1, 0)
         block = tl.load(table + place // BLOCK_SIZE, length > 0, other=0).to(tl.int64)
-        at = (block * BLOCK_SIZE + place % BLOCK_SIZE) * (KV_HEADS * HEAD_DIM) + channels
-        tl.store(k_head + at, k, is_real)
-        tl.store(v_head + at, v, is_real)
+        slot = block * BLOCK_SIZE + place % BLOCK_SIZE + tl.zeros([1, 1], tl.int64)
+        at, is_head = slot * (KV_HEADS * HEAD_DIM) + channels, tl.zeros([1, 1], tl.int32) < length
+        k = store_heads(k, k_head + at, is_real, k_scales, slot, is_head)
+        v = store_heads(v, v_head + at, is_real, v_scales, slot, is_head)
         top = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1) * scale
         total += 1.0
         mean += v.to(tl.float32)
@@ -124,16 +140,69 @@ def old_tokens(
         at = slots[:, None] * STRIDE + channels
         k = tl.load(k_head + at, (places < end)[:, None], other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        is_seen = (places >= num_hidden) & (places < end)
-        scores = tl.where(is_seen[None, :], scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_top[:, None])
-        shrink = tl.exp2(top - new_top)
+        weights, shrink, top, total = weigh(scores, top, total, places, end, num_hidden)
         v = tl.load(v_head + at, (places < end)[:, None], other=0.0)
-        total = total * shrink + tl.sum(weights, 1)
         mean = tl.dot(weights.to(v.dtype), v, mean * shrink[:, None], input_precision="ieee")
-        top, slots = new_top, next_slots
+        slots = next_slots
     return top, total, mean
+
+
+@jit
+def old_int8_tokens(
+    q, top, total, mean, table, k_head, v_head, k_scales, v_scales, slots, start, end, num_hidden, scale,
+    STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+):  # fmt: skip
+    """old_tokens of an int8 cache, read in words of two channels: the even ones are one matmul, the odd ones another.
+
+    A word is brought into the tensor cores' order like a float16, which a lone byte cannot be (ldmatrix). The matmuls
+    are in float16, where a byte is fewer instructions than in bfloat16, and weights stay in its range: they are scaled
+    by no more than 1.
+    """
+    MATMUL: tl.constexpr = tl.float32 if q.dtype == tl.float32 else tl.float16
+    words = tl.arange(0, HEAD_DIM // 2)[None, :]
+    k_words = k_head.to(tl.pointer_type(tl.int16), bitcast=True)
+    v_words = v_head.to(tl.pointer_type(tl.int16), bitcast=True)
+    q_even, q_odd = tl.split(q.to(MATMUL).reshape(q.shape[0], HEAD_DIM // 2, 2))
+    even, odd = tl.split(mean.reshape(q.shape[0], HEAD_DIM // 2, 2))
+    for first in range(start, end, BLOCK_KEYS):
+        next_slots = load_slots(table, first + BLOCK_KEYS, end, BLOCK_SIZE, BLOCK_KEYS)  # a tile early
+        places = first + tl.arange(0, BLOCK_KEYS)
+        at = slots[:, None] * (STRIDE // 2) + words
+        k_even, k_odd = unpack(tl.load(k_words + at, (places < end)[:, None], other=0))
+        scores = tl.dot(q_even, tl.trans(k_even.to(MATMUL)), input_precision="ieee")
+        scores = tl.dot(q_odd, tl.trans(k_odd.to(MATMUL)), scores, input_precision="ieee")
+        scores *= scale * tl.load(k_scales + slots, places < end, other=0.0).to(tl.float32)[None, :]
+        weights, shrink, top, total = weigh(scores, top, total, places, end, num_hidden)
+        v_scale = tl.load(v_scales + slots, places < end, other=0.0).to(tl.float32)
+        largest = tl.max(v_scale, 0)
+        weights = (weights * (v_scale / largest)[None, :]).to(MATMUL)
+        v_even, v_odd = unpack(tl.load(v_words + at, (places < end)[:, None], other=0))
+        even = even * shrink[:, None] + largest * tl.dot(weights, v_even.to(MATMUL), input_precision="ieee")
+        odd = odd * shrink[:, None] + largest * tl.dot(weights, v_odd.to(MATMUL), input_precision="ieee")
+        slots = next_slots
+    return top, total, tl.join(even, odd).reshape(q.shape[0], HEAD_DIM)
+
+
+@jit
+def unpack(words):
+    """The low and the high byte of int16 words, both int8 numbers, as float16.
+
+    Below the exponent of 1024, a byte whose sign is turned reads 1024 + 128 + the number.
+    """
+    low = ((words & 0xFF) ^ 0x6480).to(tl.float16, bitcast=True) - 1152.0
+    high = (((words >> 8) & 0xFF) ^ 0x6480).to(tl.float16, bitcast=True) - 1152.0
+    return low, high
+
+
+@jit
+def weigh(scores, top, total, places, end, num_hidden):
+    """Weights of a tile, relative to the new maximum; what shrinks earlier ones to it; and that maximum and the sum."""
+    is_seen = (places >= num_hidden) & (places < end)
+    scores = tl.where(is_seen[None, :], scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    weights = tl.exp2(scores - new_top[:, None])
+    shrink = tl.exp2(top - new_top)
+    return weights, shrink, new_top, total * shrink + tl.sum(weights, 1)
 
 
 @jit

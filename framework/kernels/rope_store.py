@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from framework.kernels.layer_cache import LayerCache, store_heads
 from framework.kernels.triton_support import check_triton, jit, tl, triton
 
 HEADS_PER_PROGRAM = 16
@@ -20,8 +21,7 @@ def plain_rope_store(
     qkv: Tensor,
     rope: Tensor | None,
     slots: Tensor | None,
-    k_cache: Tensor | None,
-    v_cache: Tensor | None,
+    cache: LayerCache | None,
     *,
     num_kv_heads: int,
     q_norm: Tensor | None = None,
@@ -32,7 +32,7 @@ def plain_rope_store(
 
     qkv is (rows, num_heads + 2 num_kv_heads, head_dim). q_norm and k_norm (head_dim,) are RMSNorm weights per head;
     rope (rows, 2, head_dim) is cos and sin at each row's position, sin's first half negated. Row i's k and v are also
-    written to slot slots[i] of the caches (num_slots, num_kv_heads, head_dim), if there are any.
+    written to slot slots[i] of the cache, if there is one, and returned as they will be read from there.
     Rounds once, at the end: everything between is float32 (float64 for float64). qkv is left as it was.
     """
     num_heads = qkv.shape[1] - 2 * num_kv_heads
@@ -47,9 +47,8 @@ def plain_rope_store(
         cos, sin = rope.to(x.dtype)[:, :, None].unbind(1)  # (rows, 1, head_dim)
         x = torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)  # q and k at once: half the launches
     q, k = x.to(qkv.dtype).split((num_heads, num_kv_heads), dim=1)
-    if slots is not None and k_cache is not None and v_cache is not None:
-        k_cache.index_copy_(0, slots.long(), k)
-        v_cache.index_copy_(0, slots.long(), v)
+    if slots is not None and cache is not None:
+        k, v = cache.store(slots.long(), k, v)
     return q, k, v
 
 
@@ -57,8 +56,7 @@ def rope_store(
     qkv: Tensor,
     rope: Tensor | None,
     slots: Tensor | None,
-    k_cache: Tensor | None,
-    v_cache: Tensor | None,
+    cache: LayerCache | None,
     *,
     num_kv_heads: int,
     q_norm: Tensor | None = None,
@@ -67,24 +65,27 @@ def rope_store(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """plain_rope_store as one Triton launch. q and k share new memory, v is a view of qkv; their rows are strided.
 
-    Everything must be contiguous, head_dim a power of two of at least 16.
+    With an int8 cache v shares that memory too. Everything must be contiguous, head_dim a power of two of at least 16.
     """
     check_triton("rope_store")
     check_qkv(qkv, num_kv_heads)
     num_rows, num_all_heads, head_dim = qkv.shape
     num_heads = num_all_heads - 2 * num_kv_heads
     q, k, v = qkv.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
-    is_stored = slots is not None and k_cache is not None and v_cache is not None
-    is_turned = rope is not None or q_norm is not None or k_norm is not None
+    stored = cache if slots is not None else None
+    is_int8 = stored is not None and stored.scales is not None
+    is_turned = is_int8 or rope is not None or q_norm is not None or k_norm is not None
     if is_turned:
-        turned = torch.empty((num_rows, num_heads + num_kv_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
-        q, k = turned.split((num_heads, num_kv_heads), dim=1)
-    if num_rows and (is_turned or is_stored):
+        sizes = (num_heads, num_kv_heads, num_kv_heads if is_int8 else 0)
+        turned = torch.empty((num_rows, sum(sizes), head_dim), dtype=qkv.dtype, device=qkv.device)
+        q, k, stored_v = turned.split(sizes, dim=1)
+        v = stored_v if is_int8 else v
+    if num_rows and (is_turned or stored is not None):
         tile = min(HEADS_PER_PROGRAM, triton.next_power_of_2(num_heads))
-        num_tiles = triton.cdiv(num_heads, tile) + (1 + is_stored) * triton.cdiv(num_kv_heads, tile)
-        caches = (slots, k_cache, v_cache) if is_stored else (None, None, None)
+        num_tiles = triton.cdiv(num_heads, tile) + (1 + (stored is not None)) * triton.cdiv(num_kv_heads, tile)
+        written = (None, None, None, None, 0) if stored is None else (slots, *stored.kernel_args)
         _rope_store_kernel[(num_rows, num_tiles)](
-            qkv, rope, q_norm, k_norm, norm_eps, turned if is_turned else None, *caches,
+            qkv, rope, q_norm, k_norm, norm_eps, turned if is_turned else None, *written,
             NUM_HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, TILE=tile, num_warps=4,
         )  # fmt: skip
     return q, k, v
@@ -126,7 +127,7 @@ def load_turned(heads, rope, norm, norm_eps, mask, HEAD_DIM: tl.constexpr):
 
 @jit
 def _rope_store_kernel(
-    qkv, rope, q_norm, k_norm, norm_eps, turned, slots, k_cache, v_cache,
+    qkv, rope, q_norm, k_norm, norm_eps, turned, slots, k_cache, v_cache, scales, scale_stride,
     NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Program (row, tile): TILE heads of one row, first the query heads' tiles, then the keys', then the values'."""
@@ -139,8 +140,9 @@ def _rope_store_kernel(
     if rope is not None:
         rope += row * (2 * HEAD_DIM)
     if turned is not None:
-        turned += row * ((NUM_HEADS + KV_HEADS) * HEAD_DIM)
+        turned += row * ((NUM_HEADS + (KV_HEADS if scales is None else 2 * KV_HEADS)) * HEAD_DIM)
     slot, num_stored = row, KV_HEADS
+    scale_stride = tl.cast(scale_stride, tl.int64)
     if slots is not None:
         slot = tl.load(slots + row).to(tl.int64)
         num_stored = tl.where(slot >= 0, KV_HEADS, 0)
@@ -153,11 +155,16 @@ def _rope_store_kernel(
         head += (tile - Q_TILES) * TILE
         k = load_turned(source + (NUM_HEADS + head) * HEAD_DIM, rope, k_norm, norm_eps, head < KV_HEADS, HEAD_DIM)
         k = k.to(qkv.dtype.element_ty)
+        if slots is not None:
+            at, place = k_cache + (slot * KV_HEADS + head) * HEAD_DIM + channels, slot + head * scale_stride
+            k = store_heads(k, at, head < num_stored, scales, place, head < num_stored).to(k.dtype)
         if turned is not None:
             tl.store(turned + (NUM_HEADS + head) * HEAD_DIM + channels, k, head < KV_HEADS)
-        if slots is not None:
-            tl.store(k_cache + (slot * KV_HEADS + head) * HEAD_DIM + channels, k, head < num_stored)
     elif slots is not None:
         head += (tile - Q_TILES - KV_TILES) * TILE
         v = tl.load(source + (NUM_HEADS + KV_HEADS + head) * HEAD_DIM + channels, head < KV_HEADS)
-        tl.store(v_cache + (slot * KV_HEADS + head) * HEAD_DIM + channels, v, head < num_stored)
+        at, place = v_cache + (slot * KV_HEADS + head) * HEAD_DIM + channels, slot + (KV_HEADS + head) * scale_stride
+        stored = store_heads(v, at, head < num_stored, scales, place, head < num_stored)
+        if scales is not None:
+            turned += (NUM_HEADS + KV_HEADS) * HEAD_DIM
+            tl.store(turned + head * HEAD_DIM + channels, stored.to(turned.dtype.element_ty), head < KV_HEADS)

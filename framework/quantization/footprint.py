@@ -22,8 +22,7 @@ def footprint(model: Llama | GPT2) -> dict[str, int]:
     sizes = dict.fromkeys(("embeddings", "head", "weights", "scales", "other"), 0)
     seen: set[int] = set()
     for path, module in model.named_modules():
-        buffers = [] if isinstance(module, PagedAttention) else module.named_buffers(recurse=False)
-        for name, tensor in [*module.named_parameters(recurse=False), *buffers]:
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             for storage in storages(tensor):
                 if storage.data_ptr() not in seen:
                     seen.add(storage.data_ptr())
@@ -33,9 +32,9 @@ def footprint(model: Llama | GPT2) -> dict[str, int]:
 
 def cache_footprint(model: Llama | GPT2) -> int:
     """Bytes of the KV cache that is attached to the model, whatever an engine keeps it as."""
-    modules = [module for module in model.modules() if isinstance(module, PagedAttention)]
-    kept = [storage for module in modules for tensor in module.buffers(recurse=False) for storage in storages(tensor)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in kept}.values())
+    caches = [module.cache for module in model.modules() if isinstance(module, PagedAttention)]
+    kept = [tensor for one in caches if one is not None for tensor in (one.k, one.v, one.scales) if tensor is not None]
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept)
 
 
 def storages(tensor: Tensor) -> list[UntypedStorage]:

@@ -1,4 +1,7 @@
-"""Schedules by hand: joins sequences one step apart and deals shuffled blocks, or pads them into one static batch."""
+"""Schedules by hand: joins sequences one step apart and deals shuffled blocks, or pads them into one static batch.
+
+Also records logits, and compares them.
+"""
 
 import numpy as np
 
@@ -40,3 +43,36 @@ def generate(engine, requests, chunk=10**9, is_static=False):
             if token_id is not None and not sequence.is_finished:
                 sequence.append(token_id, 0.0)
     return [sequence.output_token_ids for sequence in sequences]
+
+
+def generate_alone(engine, requests):
+    """Outputs of all requests, computed one after the other."""
+    engine.begin(requests, 1)
+    return [output for request in requests for output in generate(engine, [request])]
+
+
+def record_logits(engine):
+    """Of a prefill of 40 + 7 tokens and a decode step with given tokens; sampling sees them outside the graph."""
+    requests = make_requests([40, 7], [2, 2])
+    seen = []
+    engine.temperature = 1.0
+    engine._sample = lambda logits: seen.append(logits.clone()) or logits.argmax(-1)
+    engine.begin(requests, 2)
+    sequences = seat(engine, requests)
+    engine.step(Batch(sequences, [0, 0], [40, 7], 47, 0))
+    for sequence in sequences:
+        sequence.output_token_ids = [3]
+    fresh = [copy_of(sequence) for sequence in sequences]  # not seen before: their tokens come from the host
+    engine.step(Batch(fresh, [40, 7], [1, 1], 0, 2))
+    return seen[-2:]
+
+
+def copy_of(sequence):
+    other = Sequence(sequence.request)
+    other.block_table, other.output_token_ids = sequence.block_table, sequence.output_token_ids
+    return other
+
+
+def relative_error(got, want):
+    """Root mean square error over root mean square."""
+    return float((got.double() - want.double()).square().mean().sqrt() / want.double().square().mean().sqrt())

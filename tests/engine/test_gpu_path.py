@@ -21,7 +21,7 @@ from tests.engine.test_torch_engine import make_engine as make_any_engine
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the real path is tested there")
 
-make_engine = partial(make_any_engine, config=GPT2_CONFIG | {"n_embd": 32, "n_head": 2, "n_layer": 1})
+make_engine = partial(make_any_engine, config=GPT2_CONFIG | {"n_embd": 64, "n_head": 2, "n_layer": 1})
 PROMPT_LENS, OUTPUT_LENS = [7, 7, 1, 12], [4, 6, 8, 1]
 
 
@@ -62,13 +62,14 @@ def expected(requests, **keywords):
     return generate(engine, requests)
 
 
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
 @pytest.mark.parametrize("mode", ["ragged", "chunked", "static"])
-def test_tokens_equal_the_plain_way(pretend, mode):
+def test_tokens_equal_the_plain_way(pretend, mode, kv_dtype):
     requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
-    engine = pretend()
+    engine = pretend(kv_dtype=kv_dtype)
     engine.begin(requests, 8)
     tokens = generate(engine, requests, chunk=4 if mode == "chunked" else 10**9, is_static=mode == "static")
-    assert tokens == expected(requests)
+    assert tokens == expected(requests, kv_dtype=kv_dtype)
 
 
 SCHEDULERS = {

@@ -10,7 +10,8 @@ from framework.engine.torch_engine import TorchEngine
 from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
-from tests.engine.test_torch_engine import load
+from tests.engine.driver import generate_alone
+from tests.engine.test_torch_engine import TINY_CONFIG, load, make_engine
 from tests.models.checkpoints import greedy, make_hf_model
 
 LENGTHS = [(5, 18), (23, 12), (1, 25), (30, 1), (12, 16), (7, 9), (9, 30), (4, 14)]
@@ -22,13 +23,17 @@ SCHEDULERS = {
 }
 
 
+def make_arrivals():
+    return [Request(index, 0.001 * index, *lengths) for index, lengths in enumerate(LENGTHS)]
+
+
 @pytest.fixture(scope="module", params=["llama", "mistral", "qwen2", "qwen3", "gpt2"])
 def served(request, tmp_path_factory):
     """A loaded model, requests that arrive one after the other, and the outputs that transformers gives."""
     folder = tmp_path_factory.mktemp(request.param)
     model = make_hf_model(request.param)
     model.save_pretrained(folder)
-    requests = [Request(index, 0.001 * index, *lengths) for index, lengths in enumerate(LENGTHS)]
+    requests = make_arrivals()
     prompts = [prompt_token_ids(one, model.config.vocab_size, seed=0).tolist() for one in requests]
     expected = [greedy(model, prompt, length[1]) for prompt, length in zip(prompts, LENGTHS, strict=True)]
     return load(folder), requests, expected
@@ -37,8 +42,23 @@ def served(request, tmp_path_factory):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_replayed_tokens_equal_transformers(served, name):
     model, requests, expected = served
-    num_blocks = 8 if "preemptions" in name else 64  # of 7 tokens; the longest request needs 6
-    engine = TorchEngine(model, block_size=7, num_blocks=num_blocks)
+    check(TorchEngine(model, block_size=7, num_blocks=num_blocks(name)), name, requests, expected)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_an_int8_cache_gives_the_tokens_of_one_request_after_the_other(name):
+    options = {"config": TINY_CONFIG, "block_size": 7, "kv_dtype": "int8"}
+    requests = make_arrivals()
+    expected = generate_alone(make_engine(**options), requests)
+    assert len({token for output in expected for token in output}) > 20
+    check(make_engine(**options, num_blocks=num_blocks(name)), name, requests, expected)
+
+
+def num_blocks(name):
+    return 8 if "preemptions" in name else 64  # of 7 tokens; the longest request needs 6
+
+
+def check(engine, name, requests, expected):
     sequences, _ = replay(requests, SCHEDULERS[name](engine.num_blocks, engine.block_size), engine)
     assert [sequence.output_token_ids for sequence in sequences] == expected
     assert any(sequence.num_preemptions for sequence in sequences) == ("preemptions" in name)

@@ -2,16 +2,19 @@
 
 import pytest
 import torch
+import yaml
 
 from framework.core import Batch, Request, Sequence
-from framework.engine.kv_cache import attach_cache, attention_modules
+from framework.engine.kv_cache import attach_cache, attention_modules, bytes_per_block
 from framework.engine.prompts import prompt_token_ids
 from framework.engine.torch_engine import TorchEngine
 from framework.models.loading import load_model
-from tests.engine.driver import generate, make_requests, seat
+from tests.engine.driver import generate, generate_alone, make_requests, record_logits, relative_error, seat
 from tests.models.checkpoints import GPT2_SHAPE, MODEL_NAMES, greedy, make_hf_model
+from tests.test_config import CONF
 
 PROMPT_LENS, OUTPUT_LENS = [5, 23, 1, 37, 12], [9, 3, 14, 1, 11]
+TINY_CONFIG = yaml.safe_load((CONF / "model" / "tiny.yaml").read_text())["config"]
 GPT2_CONFIG = {"model_type": "gpt2", **GPT2_SHAPE, "tie_word_embeddings": False}
 
 
@@ -31,8 +34,8 @@ def load(path, device="cpu", dtype="float32"):
     return load_model(path=str(path), dtype=dtype, device=device, **keywords)
 
 
-def make_engine(max_model_len=None, device="cpu", config=GPT2_CONFIG, **keywords):
-    given = {"path": None, "weights": "random", "config": config, "dtype": "float32", "seed": 0}
+def make_engine(max_model_len=None, device="cpu", config=GPT2_CONFIG, dtype="float32", **keywords):
+    given = {"path": None, "weights": "random", "config": config, "dtype": dtype, "seed": 0}
     model = load_model(**given, max_model_len=max_model_len, device=device)
     for parameter in model.parameters():
         parameter.mul_(10.0)  # else the model repeats one token, whatever came before
@@ -41,7 +44,9 @@ def make_engine(max_model_len=None, device="cpu", config=GPT2_CONFIG, **keywords
 
 def poison(engine):
     for module in attention_modules(engine.model):
-        module.k_cache.fill_(torch.nan), module.v_cache.fill_(torch.nan)
+        cache = module.cache
+        for part in (cache.k, cache.v) if cache.scales is None else (cache.scales,):
+            part.fill_(torch.nan)
 
 
 @pytest.mark.parametrize("mode", ["ragged", "chunked", "static", "uncached", "static uncached"])
@@ -123,7 +128,31 @@ def test_engines_share_a_model_one_after_the_other():
 def test_without_cache_none_is_kept():
     engine = make_engine(use_cache=False)
     engine.begin([], 8)
-    assert all(module.k_cache is None for module in attention_modules(engine.model))
+    assert all(module.cache is None for module in attention_modules(engine.model))
+    with pytest.raises(ValueError, match="kv_dtype=int8 needs a KV cache, and use_cache=false keeps none"):
+        make_engine(use_cache=False, kv_dtype="int8")
+
+
+@pytest.mark.parametrize("config", [TINY_CONFIG, GPT2_CONFIG], ids=["tiny", "gpt2"])
+def test_an_int8_cache_gives_the_same_tokens_in_every_batch(config):
+    engine = make_engine(config=config, block_size=7, kv_dtype="int8")
+    requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
+    expected = generate_alone(engine, requests)
+    assert len({token for output in expected for token in output}) > 8
+    for chunk, is_static in ((10**9, False), (4, False), (10**9, True)):
+        engine.begin(requests, 8)
+        poison(engine)
+        assert generate(engine, requests, chunk=chunk, is_static=is_static) == expected
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_an_int8_cache_changes_the_logits_a_little(name, tmp_path):
+    make_hf_model(name).save_pretrained(tmp_path)
+    exact, rounded = (
+        record_logits(TorchEngine(load(tmp_path), num_blocks=64, kv_dtype=kv_dtype)) for kv_dtype in (None, "int8")
+    )
+    for got, want in zip(rounded, exact, strict=True):
+        assert 0 < relative_error(got, want) < 0.02
 
 
 def test_sizes():
@@ -132,6 +161,8 @@ def test_sizes():
     assert make_engine(num_blocks=None, kv_cache_bytes=10 * block_bytes + 1).num_blocks == 10
     with pytest.raises(ValueError, match=r"0\.0 MiB holds no block of 0\.0 MiB \(8 tokens\)"):
         make_engine(num_blocks=None, kv_cache_bytes=1000)
+    with pytest.raises(ValueError, match="kv_dtype 'int4' must be null or int8"):
+        make_engine(kv_dtype="int4")
     with pytest.raises(ValueError, match="not both"):
         make_engine(num_blocks=1, kv_cache_bytes=1)
     with pytest.raises(ValueError, match="num_blocks 0"):
@@ -144,6 +175,21 @@ def test_sizes():
     with pytest.raises(ValueError, match="num_threads 0"):
         make_engine(num_threads=0)
     make_engine(num_blocks=1, block_size=1).begin([], 8)  # warms up on the one slot there is
+
+
+def test_an_int8_cache_holds_about_twice_the_tokens():
+    """A head of 64 channels: 128 bytes in bfloat16, 64 and a scale of 2 in int8."""
+    config = GPT2_CONFIG | {"n_embd": 128, "n_head": 2, "n_layer": 3}
+    num_blocks = {}
+    for dtype, kv_dtype in (("bfloat16", None), ("float32", None), ("bfloat16", "int8"), ("float32", "int8")):
+        engine = make_engine(config=config, dtype=dtype, kv_dtype=kv_dtype, num_blocks=None, kv_cache_bytes=10**6)
+        num_blocks[dtype, kv_dtype] = engine.num_blocks
+        parts = [part for cache in engine._cache for part in (cache.k, cache.v, cache.scales) if part is not None]
+        block_bytes = bytes_per_block(engine.model.config, 8, engine.kv_dtype)
+        assert sum(part.nbytes for part in parts) == engine.num_blocks * block_bytes
+    assert num_blocks == {
+        ("bfloat16", None): 81, ("float32", None): 40, ("bfloat16", "int8"): 157, ("float32", "int8"): 157,
+    }  # fmt: skip
 
 
 def test_begin_refuses_requests_it_cannot_run():
@@ -186,5 +232,5 @@ def test_default_cache_takes_most_of_the_gpu():
     free_bytes, _ = torch.cuda.mem_get_info()
     engine = make_engine(device="cuda", num_blocks=None)
     engine.begin([], 8)
-    cache_bytes = sum(2 * module.k_cache.nbytes for module in attention_modules(engine.model))
+    cache_bytes = sum(2 * module.cache.k.nbytes for module in attention_modules(engine.model))
     assert 0.85 * (free_bytes - 2 * 2**30) < cache_bytes <= 0.9 * free_bytes

@@ -6,6 +6,7 @@ import torch
 
 from framework.kernels import attention as kernel
 from framework.kernels.attention import plain_attention
+from tests.kernels.caches import contents, copy_cache, make_cache
 
 HEAD_DIM = 8
 # (query_len, context_len, padding) of each sequence
@@ -37,8 +38,11 @@ def reference(q, keys, values, query_len, context_len, padding):
     return output
 
 
-def make_case(lengths, num_heads, num_kv_heads, block_size, seed=0):
-    """Random q, k, v, caches poisoned with NaN wherever no earlier token of a sequence is, tables, and the answer."""
+def make_case(lengths, num_heads, num_kv_heads, block_size, seed=0, is_int8=False):
+    """Random q, k, v, a cache poisoned with NaN wherever no earlier token of a sequence is, tables, and the answer.
+
+    With an int8 cache the answer is attention to what it holds of all keys and values, the new ones included.
+    """
     rng = np.random.default_rng(seed)
     query_lens, context_lens, padding = np.array(lengths).T
     width = int((-(-context_lens // block_size)).max())
@@ -48,21 +52,24 @@ def make_case(lengths, num_heads, num_kv_heads, block_size, seed=0):
     qs, ks, vs, answers = [], [], [], []
     for row, (query_len, context_len, pads) in enumerate(lengths):
         q = rng.normal(size=(query_len, num_heads, HEAD_DIM))
-        keys, values = rng.normal(size=(2, context_len, num_kv_heads, HEAD_DIM))
+        keys, values = keys_and_values = rng.normal(size=(2, context_len, num_kv_heads, HEAD_DIM))
         for position in range(context_len - query_len):
             slot = tables[row, position // block_size] * block_size + position % block_size
             k_cache[slot], v_cache[slot] = keys[position], values[position]
         new = slice(context_len - query_len, context_len)
         qs.append(q), ks.append(keys[new]), vs.append(values[new])
+        if is_int8:
+            keys, values = (part.numpy() for part in contents(make_cache(*torch.from_numpy(keys_and_values), True)))
         answers.append(reference(q, keys, values, query_len, context_len, pads))
     tensors = [torch.from_numpy(np.concatenate(parts)) for parts in (qs, ks, vs)]
-    caches = [torch.from_numpy(k_cache), torch.from_numpy(v_cache)]
-    return tensors, caches, (query_lens, context_lens, padding), tables, torch.from_numpy(np.concatenate(answers))
+    cache = make_cache(torch.from_numpy(k_cache), torch.from_numpy(v_cache), is_int8)
+    return tensors, cache, (query_lens, context_lens, padding), tables, torch.from_numpy(np.concatenate(answers))
 
 
 def attend(case, block_size, dtype=torch.float32, device="cpu", use_cache=True):
-    (q, k, v), caches, lengths, tables, _ = case
-    q, k, v, *caches = (tensor.to(device, dtype) for tensor in (q, k, v, *caches))
+    (q, k, v), cache, lengths, tables, _ = case
+    q, k, v = (tensor.to(device, dtype) for tensor in (q, k, v))
+    cache = copy_cache(cache, device, dtype)
     attention = plain_attention(
         *lengths,
         tables if use_cache else None,
@@ -72,41 +79,42 @@ def attend(case, block_size, dtype=torch.float32, device="cpu", use_cache=True):
         device=torch.device(device),
     )
     qkv = torch.cat((q, k, v), dim=1)
-    given = caches if use_cache else (None, None)
     norms = {"q_norm": None, "k_norm": None, "norm_eps": 0.0}
-    return attention(qkv, None, *given, num_kv_heads=k.shape[1], **norms).view(q.shape), caches
+    output = attention(qkv, None, cache if use_cache else None, num_kv_heads=k.shape[1], **norms)
+    return output.view(q.shape), cache
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(2, 2), (4, 2), (4, 1), (8, 1)])
 @pytest.mark.parametrize("block_size", [1, 3, 16])
+@pytest.mark.parametrize("is_int8", [False, True])
 @pytest.mark.parametrize("name", BATCHES)
-def test_equals_reference(name, block_size, num_heads, num_kv_heads):
-    case = make_case(BATCHES[name], num_heads, num_kv_heads, block_size)
+def test_equals_reference(name, is_int8, block_size, num_heads, num_kv_heads):
+    case = make_case(BATCHES[name], num_heads, num_kv_heads, block_size, is_int8=is_int8)
     output, _ = attend(case, block_size)
     torch.testing.assert_close(output.double(), case[-1], atol=2e-6, rtol=1e-5)
 
 
 def test_writes_new_keys_and_values_to_their_slots():
     case = make_case([(3, 3, 0), (1, 5, 0)], 2, 1, block_size=2)
-    (_, k, v), (old_k, _), _, tables, _ = case
-    _, (k_cache, v_cache) = attend(case, 2, dtype=torch.float64)
+    (_, k, v), old, _, tables, _ = case
+    _, cache = attend(case, 2, dtype=torch.float64)
     slots = [tables[0, 0] * 2, tables[0, 0] * 2 + 1, tables[0, 1] * 2, tables[1, 2] * 2]
-    assert torch.equal(k_cache[slots], k)
-    assert torch.equal(v_cache[slots], v)
-    others = np.setdiff1d(np.arange(len(k_cache)), slots)
-    assert torch.equal(k_cache[others].nan_to_num(), old_k[others].nan_to_num())
+    assert torch.equal(cache.k[slots], k)
+    assert torch.equal(cache.v[slots], v)
+    others = np.setdiff1d(np.arange(len(cache.k)), slots)
+    assert torch.equal(cache.k[others].nan_to_num(), old.k[others].nan_to_num())
 
 
 def test_a_sequence_does_not_depend_on_its_batch():
     lengths = BATCHES["mixed"] + BATCHES["contexts far apart"]
     case = make_case(lengths, 4, 2, block_size=4)
     together, _ = attend(case, 4)
-    (q, k, v), caches, _, tables, answer = case
+    (q, k, v), cache, _, tables, answer = case
     row = 0
     for index, (query_len, *_) in enumerate(lengths):
         rows = slice(row, row + query_len)
         single = np.array(lengths[index : index + 1]).T
-        alone, _ = attend(((q[rows], k[rows], v[rows]), caches, single, tables[index : index + 1], answer), 4)
+        alone, _ = attend(((q[rows], k[rows], v[rows]), cache, single, tables[index : index + 1], answer), 4)
         torch.testing.assert_close(alone, together[rows], atol=1e-6, rtol=1e-5)
         row += query_len
 
@@ -136,8 +144,9 @@ def test_groups(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 5e-3), (torch.bfloat16, 4e-2)])
+@pytest.mark.parametrize("is_int8", [False, True])
 @pytest.mark.parametrize("name", BATCHES)
-def test_equals_reference_on_cuda(name, dtype, tolerance):
-    case = make_case(BATCHES[name], 8, 2, 16)
+def test_equals_reference_on_cuda(name, is_int8, dtype, tolerance):
+    case = make_case(BATCHES[name], 8, 2, 16, is_int8=is_int8)
     output, _ = attend(case, 16, dtype=dtype, device="cuda")
     torch.testing.assert_close(output.double().cpu(), case[-1], atol=tolerance, rtol=tolerance)

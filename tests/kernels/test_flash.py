@@ -9,6 +9,7 @@ from framework.kernels import gpu_attention
 from framework.kernels.attention import plain_attention
 from framework.kernels.gpu_attention import flash_attention, flash_inputs
 from framework.kernels.rope_store import plain_rope_store
+from tests.kernels.caches import assert_close, contents, copy_cache, make_cache, step_of
 from tests.kernels.test_attention import BATCHES
 
 NUM_HEADS, NUM_KV_HEADS, BLOCK_SIZE = 4, 2, 4
@@ -35,7 +36,7 @@ def loop_flash(q, k, v, query_starts, key_starts, max_query_len, max_key_len, dr
     return (torch.cat(outputs),)
 
 
-def both(name, use_cache, dtype, device, head_dim):
+def both(name, use_cache, dtype, device, head_dim, is_int8=False):
     """Outputs of plain and of flash attention of one batch, and the caches that each leaves."""
     query_lens, context_lens, padding = np.array(BATCHES[name]).T
     rng = np.random.default_rng(0)
@@ -45,7 +46,7 @@ def both(name, use_cache, dtype, device, head_dim):
     qkv = torch.randn(int(query_lens.sum()), NUM_HEADS + 2 * NUM_KV_HEADS, head_dim, generator=generator)
     rope = torch.randn(len(qkv), 2, head_dim, generator=generator).to(device, dtype)
     caches = torch.randn(2, (tables.size + 5) * BLOCK_SIZE, NUM_KV_HEADS, head_dim, generator=generator)
-    qkv, caches = qkv.to(device, dtype), caches.to(device, dtype)
+    qkv, cache = qkv.to(device, dtype), copy_cache(make_cache(*caches, is_int8), device, dtype)
     lens = (query_lens, context_lens, padding, tables if use_cache else None)
     plain = plain_attention(
         *lens, block_size=BLOCK_SIZE, num_queries_per_kv=2, dtype=dtype, device=torch.device(device)
@@ -54,42 +55,45 @@ def both(name, use_cache, dtype, device, head_dim):
     sent = {key: torch.from_numpy(array).to(device, torch.int32) for key, array in arrays.items()}
     results = []
     for attention in (plain, flash_attention(sent, *longest)):
-        own = caches.clone()
-        output = attention(qkv.clone(), rope, *(own if use_cache else (None, None)), **HEADS)
+        own = copy_cache(cache, device, dtype)
+        output = attention(qkv.clone(), rope, own if use_cache else None, **HEADS)
         results.append((output, own))
     return results, query_lens, padding
 
 
 def check(results, query_lens, padding, tolerance):
     """Equal but for the pads of a whole prompt, which nobody reads."""
-    (plain, plain_caches), (flash, flash_caches) = results
+    (plain, plain_cache), (flash, flash_cache) = results
     starts = np.cumsum(query_lens) - query_lens
     rows = np.concatenate([np.arange(s + p, s + q) for s, q, p in zip(starts, query_lens, padding, strict=True)])
     torch.testing.assert_close(flash[rows], plain[rows], atol=tolerance, rtol=tolerance)
     assert flash.isfinite().all()
-    torch.testing.assert_close(flash_caches, plain_caches, atol=tolerance, rtol=tolerance)
+    for got, want in zip(contents(flash_cache), contents(plain_cache), strict=True):
+        assert_close(got, want, tolerance, step_of(plain_cache))
 
 
+@pytest.mark.parametrize("is_int8", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_segments_equal_plain_attention(name, monkeypatch):
+def test_segments_equal_plain_attention(name, is_int8, monkeypatch):
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", loop_flash)
     monkeypatch.setattr(gpu_attention, "rope_store", plain_rope_store)
-    check(*both(name, use_cache=True, dtype=torch.float32, device="cpu", head_dim=8), tolerance=2e-6)
+    check(*both(name, True, torch.float32, "cpu", head_dim=8, is_int8=is_int8), tolerance=2e-6)
 
 
 @pytest.mark.parametrize("name", ["fresh prompts", "padded prompts"])
 def test_without_a_cache(name, monkeypatch):
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", loop_flash)
     monkeypatch.setattr(gpu_attention, "rope_store", plain_rope_store)
-    check(*both(name, use_cache=False, dtype=torch.float32, device="cpu", head_dim=8), tolerance=2e-6)
+    check(*both(name, False, torch.float32, "cpu", head_dim=8), tolerance=2e-6)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not has_cuda, reason="needs a CUDA device")
 @pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("kept", ["bfloat16", "int8", "nothing"])
 @pytest.mark.parametrize("name", CASES)
-def test_the_real_kernel_equals_plain_attention(name, use_cache, head_dim):
-    if not use_cache and "prompts" not in name:
+def test_the_real_kernel_equals_plain_attention(name, kept, head_dim):
+    if kept == "nothing" and "prompts" not in name:
         pytest.skip("without a cache every slot is new")
-    check(*both(name, use_cache, torch.bfloat16, "cuda", head_dim), tolerance=3e-2)
+    results = both(name, kept != "nothing", torch.bfloat16, "cuda", head_dim, is_int8=kept == "int8")
+    check(*results, tolerance=3e-2)

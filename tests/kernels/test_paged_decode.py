@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from framework.kernels.layer_cache import LayerCache
 from framework.kernels.paged_decode import DecodeTiles, choose_splits, paged_decode, plain_paged_decode
+from tests.kernels.caches import assert_close, contents, copy_cache, make_cache, step_of
 
 pytest.importorskip("triton")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -24,6 +26,8 @@ class Case:
 
     def to(self, device, dtype):
         def move(value):
+            if isinstance(value, LayerCache):
+                return copy_cache(value, device, dtype)
             if not isinstance(value, torch.Tensor):
                 return value
             return value.to(device, dtype if value.is_floating_point() else None, copy=True)
@@ -31,11 +35,13 @@ class Case:
         return Case(*({name: move(value) for name, value in part.items()} for part in (self.args, self.kwargs)))
 
     def run(self, function, **options):
-        output = function(**self.args, **self.kwargs, **options)
-        return output, self.args["k_cache"], self.args["v_cache"]
+        return function(**self.args, **self.kwargs, **options)
 
 
-def make_case(lengths, num_kv_heads=2, group=2, head_dim=16, block_size=16, padding=None, rope=True, norms=False):
+def make_case(
+    lengths, num_kv_heads=2, group=2, head_dim=16, block_size=16, padding=None, rope=True, norms=False, is_int8=False,
+    value_size=1.0,
+):  # fmt: skip
     """float32 on the CPU; empty rows get NaN and a seat that doesn't exist."""
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
@@ -50,6 +56,8 @@ def make_case(lengths, num_kv_heads=2, group=2, head_dim=16, block_size=16, padd
         slots = tables[seat][places // block_size] * block_size + places % block_size
         caches[:, slots] = torch.randn(2, len(places), num_kv_heads, head_dim)
     qkv = torch.randn(num_rows, (group + 2) * num_kv_heads, head_dim)
+    caches[1] *= value_size
+    qkv[:, -num_kv_heads:] *= value_size
     empty = torch.tensor(lengths) == 0
     qkv[empty], seats[empty] = torch.nan, 10**6
     args = {
@@ -59,8 +67,7 @@ def make_case(lengths, num_kv_heads=2, group=2, head_dim=16, block_size=16, padd
         "seats": seats,
         "context_lens": torch.tensor(lengths, dtype=torch.int32),
         "padding": torch.tensor(padding or [0] * num_rows, dtype=torch.int32),
-        "k_cache": caches[0],
-        "v_cache": caches[1],
+        "cache": make_cache(*caches, is_int8),
     }
     kwargs = {"num_kv_heads": num_kv_heads, "block_size": block_size}
     if norms:
@@ -69,34 +76,39 @@ def make_case(lengths, num_kv_heads=2, group=2, head_dim=16, block_size=16, padd
 
 
 def check(case, device="cpu", dtype=torch.float32, tolerance=2e-5, **options):
+    """The outputs may differ where a new key or value is rounded to the neighbouring int8 number."""
     case = case.to(device, dtype)
-    expected = case.to(device, torch.float64).run(plain_paged_decode)
-    actual = case.run(paged_decode, **options)
-    assert actual[0].isfinite().all()
-    for got, want in zip(actual, expected, strict=True):
-        torch.testing.assert_close(got.double(), want, atol=tolerance, rtol=tolerance, equal_nan=True)
+    wide = case.to(device, torch.float64)
+    expected, output = wide.run(plain_paged_decode), case.run(paged_decode, **options)
+    assert output.isfinite().all()
+    step = step_of(wide.args["cache"])
+    assert_close(output, expected, tolerance, step)
+    for got, want in zip(contents(case.args["cache"]), contents(wide.args["cache"]), strict=True):
+        assert_close(got, want, tolerance, step)
 
 
 @needs_interpreter
 @pytest.mark.parametrize("num_splits", [1, 4, 16, None])
-@pytest.mark.parametrize("block_size", [7, 16, 256])
-def test_lengths(block_size, num_splits):
-    case = make_case([1, 2, 15, 16, 17, 33, 0, 65], block_size=block_size)
+@pytest.mark.parametrize(("block_size", "is_int8"), [(7, False), (16, False), (256, False), (16, True)])
+def test_lengths(block_size, is_int8, num_splits):
+    case = make_case([1, 2, 15, 16, 17, 33, 0, 65], head_dim=32, block_size=block_size, is_int8=is_int8)
     check(case, num_splits=num_splits, tiles=SMALL)
 
 
 @needs_interpreter
 @pytest.mark.parametrize(
-    ("num_kv_heads", "group", "head_dim"), [(3, 1, 64), (1, 2, 128), (2, 3, 32), (1, 4, 64), (1, 8, 16)]
+    ("num_kv_heads", "group", "head_dim"), [(3, 1, 64), (1, 2, 128), (2, 3, 32), (1, 4, 64), (1, 8, 32)]
 )
-def test_heads(num_kv_heads, group, head_dim):
-    check(make_case([5, 40, 0], num_kv_heads, group, head_dim), num_splits=4, tiles=SMALL)
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_heads(num_kv_heads, group, head_dim, is_int8):
+    check(make_case([5, 40, 0], num_kv_heads, group, head_dim, is_int8=is_int8), num_splits=4, tiles=SMALL)
 
 
 @needs_interpreter
-@pytest.mark.parametrize("num_splits", [1, 4])
-def test_padding_is_read_but_not_attended_to(num_splits):
-    check(make_case([40, 40, 40, 17, 1], padding=[3, 16, 39, 16, 0]), num_splits=num_splits, tiles=SMALL)
+@pytest.mark.parametrize(("num_splits", "is_int8"), [(1, False), (4, False), (4, True)])
+def test_padding_is_read_but_not_attended_to(num_splits, is_int8):
+    case = make_case([40, 40, 40, 17, 1], head_dim=32, padding=[3, 16, 39, 16, 0], is_int8=is_int8)
+    check(case, num_splits=num_splits, tiles=SMALL)
 
 
 @needs_interpreter
@@ -113,14 +125,25 @@ def test_tiles_larger_and_smaller_than_a_block():
 
 
 @needs_interpreter
-def test_half_precision_and_default_tiles():
-    check(make_case([70, 5, 129], head_dim=32), dtype=torch.float16, tolerance=3e-3)
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_half_precision_and_default_tiles(is_int8):
+    check(make_case([70, 5, 129], head_dim=32, is_int8=is_int8), dtype=torch.float16, tolerance=3e-3)
+
+
+@needs_interpreter
+def test_products_of_weights_and_scales_stay_in_the_range_of_float16():
+    case = make_case([257, 130], head_dim=32, is_int8=True, value_size=2**-12).to("cpu", torch.float16)
+    expected = 2**12 * case.to("cpu", torch.float64).run(plain_paged_decode)
+    actual = 2**12 * case.run(paged_decode).double()
+    torch.testing.assert_close(actual, expected, atol=3e-3, rtol=3e-3)
 
 
 @needs_interpreter
 def test_unusable_heads_are_refused():
     with pytest.raises(ValueError, match="head_dim 24 must be a power of two"):
         make_case([3], head_dim=24).run(paged_decode)
+    with pytest.raises(ValueError, match="head_dim 16 is too small for an int8 cache"):
+        make_case([3], head_dim=16, is_int8=True).run(paged_decode)
     case = make_case([3, 3])
     case.args["qkv"] = case.args["qkv"].repeat(2, 1, 1)[::2]
     with pytest.raises(ValueError, match="contiguous"):
@@ -138,31 +161,35 @@ def test_splits():
     ("num_kv_heads", "group", "head_dim", "block_size"),
     [(8, 4, 128, 16), (8, 4, 64, 256), (12, 1, 64, 7), (2, 8, 128, 16), (4, 7, 32, 7)],
 )
-def test_equals_reference_on_cuda(num_kv_heads, group, head_dim, block_size, dtype, tolerance):
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_equals_reference_on_cuda(num_kv_heads, group, head_dim, block_size, dtype, tolerance, is_int8):
     lengths, padding = [1, 2, 0, 64, 65, 66, 513, 2049, 1500, 300], [0, 1, 0, 0, 64, 3, 0, 700, 1499, 0]
-    case = make_case(lengths, num_kv_heads, group, head_dim, block_size, padding, norms=group == 8)
+    norms = group == 8
+    case = make_case(lengths, num_kv_heads, group, head_dim, block_size, padding, norms=norms, is_int8=is_int8)
     for num_splits in (1, 4, 16, None):
         check(case, "cuda", dtype, tolerance, num_splits=num_splits)
 
 
 @pytest.mark.gpu
 @needs_cuda
-def test_repeated_runs_are_bit_equal():
-    case = make_case([3000, 17, 1200], 8, 4, 128).to("cuda", torch.bfloat16)
-    first = case.run(paged_decode, num_splits=16)[0]
-    assert all(torch.equal(first, case.run(paged_decode, num_splits=16)[0]) for _ in range(50))
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_repeated_runs_are_bit_equal(is_int8):
+    case = make_case([3000, 17, 1200], 8, 4, 128, is_int8=is_int8).to("cuda", torch.bfloat16)
+    first = case.run(paged_decode, num_splits=16)
+    assert all(torch.equal(first, case.run(paged_decode, num_splits=16)) for _ in range(50))
 
 
 @pytest.mark.gpu
 @needs_cuda
-def test_a_captured_graph_follows_the_lengths():
-    case = make_case([600, 600, 600, 600], 8, 4, 128).to("cuda", torch.bfloat16)
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_a_captured_graph_follows_the_lengths(is_int8):
+    case = make_case([600, 600, 600, 600], 8, 4, 128, is_int8=is_int8).to("cuda", torch.bfloat16)
     case.run(paged_decode)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        output = case.run(paged_decode)[0]
+        output = case.run(paged_decode)
     for lengths in ([600, 5, 1, 300], [0, 599, 64, 0], [65, 600, 600, 2]):
         case.args["context_lens"].copy_(torch.tensor(lengths))
-        expected = case.to("cuda", torch.float64).run(plain_paged_decode)[0]
+        expected = case.to("cuda", torch.float64).run(plain_paged_decode)
         graph.replay()
         torch.testing.assert_close(output.double(), expected, atol=3e-2, rtol=3e-2)
