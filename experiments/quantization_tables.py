@@ -13,8 +13,8 @@ CAPTIONS = {
     "float32; bars: 95% intervals over windows of the text. Further left is better.",
     "decode_steps": "Time from one decode step to the next over the batch size, and how many times as fast that is as "
     "the first arm.",
-    "attainment_rate": "Requests within the SLOs over the arrival rate, in equal memory. Horizontal: the target; "
-    "vertical: the capacity of each arm.",
+    "attainment_rate": "Requests within the SLOs over the arrival rate. Horizontal: the target; vertical: the capacity "
+    "of each arm.",
 }
 BYTES = {
     name: (f"{header} (MB)", 1e-6)
@@ -55,7 +55,7 @@ def part_tables(
         num_tokens = models["num_scored_tokens"].iloc[0] + 1
         against = f"{settings['text']}, {num_tokens:,} tokens in windows of {settings['text_window']}, {against}"
     tables[f"Quality: {against}"] = models[["arm"]].join(in_units(models, QUALITY))
-    if not engines.empty:
+    if settings["memory_bytes"] is not None and not engines.empty:
         tables[f"Memory: {memory(settings['memory_bytes'])}"] = engines[["arm"]].join(in_units(engines, CACHE))
     if not cases.empty:
         tables["Decode steps"] = decode_table(cases)

@@ -49,7 +49,7 @@ def quality_bytes(models: pd.DataFrame, title: str) -> Figure:
                 label_log_axis(axes.xaxis)
         figure.axes[0].set_xlim(left=0)
         figure.axes[0].set_yticks(shown.index, shown["arm"])
-        figure.axes[0].invert_yaxis()
+        figure.axes[0].set_ylim(len(shown) - 0.5, -0.5)
         figure.axes[1].axvline(0, color="#555555", linewidth=0.8, zorder=0)
         figure.suptitle(title, fontsize=8)
         return figure
