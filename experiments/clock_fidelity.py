@@ -23,6 +23,7 @@ def run(
     trace: Any,
     model: Any,
     quantization: Any,
+    lora: Any,
     engine: Any,
     scheduler: Any,
     slo: dict[str, float],
@@ -37,6 +38,7 @@ def run(
         defaults={
             "model": model,
             "quantization": quantization,
+            "lora": lora,
             "engine": engine,
             "trace": trace,
             "scheduler": scheduler,

@@ -23,6 +23,7 @@ def run(
     trace: Any,
     model: Any,
     quantization: Any,
+    lora: Any,
     engine: Any,
     slo: dict[str, float],
     clock: Clock,
@@ -39,7 +40,14 @@ def run(
     """
     study = run_study(
         arms=arms,
-        defaults={"model": model, "quantization": quantization, "engine": engine, "trace": trace, "clock": clock},
+        defaults={
+            "model": model,
+            "quantization": quantization,
+            "lora": lora,
+            "engine": engine,
+            "trace": trace,
+            "clock": clock,
+        },
         rates=rates,
         seeds=seeds,
         slo=slo,

@@ -31,6 +31,7 @@ def run(
     trace: Any,
     model: Any,
     quantization: Any,
+    lora: Any,
     engine: Any,
     scheduler: Any,
     device: str,
@@ -47,6 +48,7 @@ def run(
     defaults = {
         "model": model,
         "quantization": quantization,
+        "lora": lora,
         "engine": engine,
         "scheduler": scheduler,
         "trace": trace,

@@ -53,6 +53,7 @@ def run(
     trace: Any,
     model: Any,
     quantization: Any,
+    lora: Any,
     engine: Any,
     scheduler: Any,
     device: str,
@@ -69,7 +70,14 @@ def run(
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     config = describe(
-        {"model": model, "quantization": quantization, "engine": engine, "scheduler": scheduler, "trace": trace}
+        {
+            "model": model,
+            "quantization": quantization,
+            "lora": lora,
+            "engine": engine,
+            "scheduler": scheduler,
+            "trace": trace,
+        }
     )
     record: dict[str, Any] = {"config": config, "environment": environment(resolved)}
     ceilings = ceilings_for(model, engine, resolved)
@@ -77,7 +85,7 @@ def run(
     say(f"{title} (copy {1e-9 * ceilings.copy_bandwidth:,.0f} GB/s)")
     with console.status("") as status:
         max_num_seqs = max([*batch_sizes, max_num_seqs_of(scheduler)])
-        ready, start = start_engine(model, quantization, engine, resolved, max_num_seqs, status.update)
+        ready, start = start_engine(model, quantization, lora, engine, resolved, max_num_seqs, status.update)
     notes = [f"start: {start['model']:.1f} s for the model, {start['engine']:.1f} s until the engine was ready"]
     say(notes[0])
     cases = measure_cases(sizes, ready, num_steps, ceilings, say)

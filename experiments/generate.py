@@ -1,6 +1,7 @@
 """Text in, text out: prompts through the same scheduler and engine as every replay, one JSON line each."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pandas as pd
 
 from framework.console import make_console, print_frame
 from framework.core import Request, Sequence
+from framework.engines import make_scheduler
 from framework.models.tokenizer import Tokenizer, load_tokenizer
 from framework.pages import write_record
 from framework.provenance import environment, resolve_device
@@ -22,8 +24,10 @@ def run(
     prompt_token_ids: list[list[int]],
     num_output_tokens: int,
     ignore_eos: bool,
+    adapter: str | None,
     model: Any,
     quantization: Any,
+    lora: Any,
     engine: Any,
     scheduler: Any,
     device: str,
@@ -33,13 +37,13 @@ def run(
 
     All prompts arrive at once. `prompt_token_ids` are taken as they are; without any `prompts` beside them no tokenizer
     is loaded and `text` is null. With neither there is an example. `ignore_eos` false ends an output at the model's
-    end-of-sequence token.
+    end-of-sequence token. `adapter` is the id of one of lora.adapters, for all prompts (None: the base model).
     """
     if prompts is None:
         prompts = [] if prompt_token_ids else [EXAMPLE]
     if num_output_tokens < 1:
         raise ValueError(f"num_output_tokens must be at least 1, not {num_output_tokens}")
-    loaded = quantization(model(device=resolve_device(device)))
+    loaded = lora(quantization(model(device=resolve_device(device))))
     tokenizer = load_tokenizer(loaded.config) if prompts else None
     encoded = list(prompt_token_ids)
     if tokenizer is not None:
@@ -47,7 +51,11 @@ def run(
     stop_token_ids = frozenset() if ignore_eos else frozenset(loaded.config.eos_token_ids)
     requests = make_requests(encoded, num_output_tokens, loaded.config.max_model_len, stop_token_ids)
     torch_engine = engine(model=loaded)
-    served = scheduler(num_blocks=torch_engine.num_blocks, block_size=torch_engine.block_size)
+    if adapter is not None:
+        if not torch_engine.num_adapter_slots:
+            raise ValueError(f"adapter={adapter!r} is served with lora=segmented, gathered or loop only")
+        requests = [replace(request, adapter_id=adapter) for request in requests]
+    served = make_scheduler(scheduler, torch_engine)
     sequences, _ = replay(requests, served, torch_engine)
     path, console = Path(output_dir) / "generations.jsonl", make_console()
     table = write_generations(path, sequences, tokenizer)

@@ -104,7 +104,7 @@ class Session:
 
     def load(self, arm: str) -> Any:
         components = self.arms[arm]
-        return components["quantization"](components["model"](device=self.device))
+        return components["lora"](components["quantization"](components["model"](device=self.device)))
 
     def finish(self) -> None:
         """Name what was written; StudyError with every failure."""
@@ -218,7 +218,7 @@ def continue_text(engine: TorchEngine, components: dict[str, Any], prompt: Promp
     tokenizer = load_tokenizer(engine.model.config)
     encoded = [list(tokenizer.encode(prompt.text))]
     requests = make_requests(encoded, prompt.num_output_tokens, engine.max_model_len, frozenset())
-    sequences, _ = replay(requests, make_scheduler(components, engine), engine)
+    sequences, _ = replay(requests, make_scheduler(components["scheduler"], engine), engine)
     return tokenizer.decode(sequences[0].output_token_ids)
 
 

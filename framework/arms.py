@@ -13,15 +13,15 @@ from framework.points import digest_of
 from framework.replay import Clock
 
 Arms = dict[str, dict[str, Any]]
-COMPONENTS = ("scheduler", "engine", "model", "quantization", "trace", "clock")
+COMPONENTS = ("scheduler", "engine", "model", "quantization", "lora", "trace", "clock")
 
 
 def model_digest(arm: dict[str, Any]) -> str:
-    return digest_of(describe([arm["model"], arm["quantization"]]))
+    return digest_of(describe([arm["model"], arm["quantization"], arm["lora"]]))
 
 
 def engine_digest(arm: dict[str, Any]) -> str:
-    return digest_of(describe([arm["model"], arm["quantization"], arm["engine"]]))
+    return digest_of(describe([arm["model"], arm["quantization"], arm["lora"], arm["engine"]]))
 
 
 def resolve_arms(arms: Arms, defaults: dict[str, Any]) -> Arms:

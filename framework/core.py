@@ -47,10 +47,13 @@ class Sequence:
 
     The KV cache holds a sequence at slots 0, 1, 2, … of its block table: first `num_padding` pad tokens (only under
     static batching), then the prompt, then the output. `num_computed_tokens` of these slots are computed, or will be
-    when the steps in flight end. `num_unscheduled_tokens` output tokens are in no step yet.
+    when the steps in flight end. `num_unscheduled_tokens` output tokens are in no step yet. Its adapter is on the
+    device in slot `adapter_slot` (0: it has none, or is not running), and made it wait for `adapter_load_wait` seconds.
     """
 
     __slots__ = (
+        "adapter_load_wait",
+        "adapter_slot",
         "block_table",
         "is_finished",
         "num_computed_tokens",
@@ -72,6 +75,8 @@ class Sequence:
         self.num_padding = 0
         self.num_preemptions = 0
         self.num_unscheduled_tokens = request.num_output_tokens
+        self.adapter_slot = 0
+        self.adapter_load_wait = 0.0
         self.is_finished = False
         self.scheduled_time: float | None = None  # first time in a batch (s)
 
@@ -98,7 +103,8 @@ class Batch:
     """The sequences of one step; `num_tokens[i]` slots of `sequences[i]` are computed in it, from `starts[i]` on.
 
     A sequence whose computed slots reach its last token samples one new token. Under static batching `sequences` holds
-    finished sequences too: their seats are computed and the tokens thrown away.
+    finished sequences too: their seats are computed and the tokens thrown away. `adapter_loads`, slot → adapter id, are
+    to be brought to the device; those in a slot that none of the sequences uses are for later and may take their time.
     """
 
     sequences: list[Sequence]
@@ -106,6 +112,7 @@ class Batch:
     num_tokens: list[int]
     num_prefill_tokens: int
     num_decode_tokens: int
+    adapter_loads: dict[int, str] = field(default_factory=dict)
 
     @property
     def phase(self) -> str:
@@ -120,12 +127,14 @@ class StepResult:
 
     `elapsed` is the seconds from the launch, or from the tokens of the step before if those came later, until the
     tokens were on the host; `prepare` is the host's part before the device could begin, `device` what the device took.
+    `adapter_waits`: slots whose adapters the step had to wait for → seconds, part of `prepare` and `device`.
     """
 
     token_ids: list[int | None]
     elapsed: float
     prepare: float = 0.0
     device: float = 0.0
+    adapter_waits: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -145,6 +154,8 @@ class Step:
     device: float
     update: float = 0.0
     num_output_tokens: int = 0  # delivered to requests: dead seats and unfinished prompts deliver none
+    num_adapter_loads: int = 0
+    adapter_wait: float = 0.0  # for adapters that were not on the device yet
 
 
 class Scheduler(Protocol):
@@ -176,10 +187,14 @@ class Scheduler(Protocol):
 
 
 class Engine(Protocol):
-    """Executes batches; owns the model and the KV cache of `num_blocks` blocks of `block_size` tokens."""
+    """Executes batches; owns the model and the KV cache of `num_blocks` blocks of `block_size` tokens.
+
+    So many adapters as `num_adapter_slots` can be on the device at once; 0: adapters are not served.
+    """
 
     num_blocks: int
     block_size: int
+    num_adapter_slots: int
     max_model_len: int
     num_steps_ahead: int  # batches that may be launched before the tokens of an earlier one are collected
     timer: Callable[[], float]  # clock of the host's own work in seconds; constant 0.0 where time is modelled

@@ -22,9 +22,10 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def make_scheduler(arm: dict[str, Any], engine: Engine) -> Scheduler:
-    scheduler: Scheduler = arm["scheduler"](num_blocks=engine.num_blocks, block_size=engine.block_size)
-    return scheduler
+def make_scheduler(make: Callable[..., Scheduler], engine: Engine) -> Scheduler:
+    """A scheduler for the KV cache and the adapter slots that the engine has."""
+    slots = {"num_adapter_slots": engine.num_adapter_slots} if engine.num_adapter_slots else {}
+    return make(num_blocks=engine.num_blocks, block_size=engine.block_size, **slots)
 
 
 def make_engine_for(requests: list[Request], engine: partial[Engine], model: Any) -> Engine:
@@ -53,14 +54,17 @@ class EngineCache:
             if model_key != self.model_key or self.model is None:
                 self.model, self.model_key = None, ""
                 free(self.device)
-                self.model, self.model_key = arm["quantization"](arm["model"](device=self.device)), model_key
+                self.model, self.model_key = self.make_model(arm), model_key
             self.engine, self.engine_key = arm["engine"](model=self.model), engine_key
             self.engine.on_progress = self.on_progress
         return self.engine
 
+    def make_model(self, arm: dict[str, Any]) -> Any:
+        return arm["lora"](arm["quantization"](arm["model"](device=self.device)))
+
     def warm_up(self, arm: dict[str, Any], engine: Engine, requests: list[Request]) -> None:
         """Before an arm's first point, replay some of its requests at once: full batches, then ever smaller ones."""
-        scheduler = make_scheduler(arm, engine)
+        scheduler = make_scheduler(arm["scheduler"], engine)
         key = digest_of(describe([arm["scheduler"], arm["trace"]]))
         if key in self.warmed:
             return

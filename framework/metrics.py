@@ -42,6 +42,7 @@ def request_table(sequences: Iterable[Sequence]) -> pd.DataFrame:
             "first_token_time": sequence.token_times[0] if sequence.token_times else np.nan,
             "finish_time": sequence.token_times[-1] if sequence.is_finished else np.nan,
             "num_preemptions": sequence.num_preemptions,
+            "adapter_load_wait": sequence.adapter_load_wait,
             "token_times": np.asarray(sequence.token_times),
         }
         for sequence in sequences

@@ -60,7 +60,7 @@ def arm_digest(config: dict[str, Any], environment: dict[str, Any]) -> str:
 
 
 def fingerprint_files(config: Any) -> list[Any]:
-    """What is at every `path` of the config: a file's hash, the names, sizes and times of a folder's files."""
+    """What is at every `path` of the config: a file's hash, the names, sizes and times of all files in a folder."""
     if isinstance(config, list):
         return [print_ for item in config for print_ in fingerprint_files(item)]
     if not isinstance(config, dict):
@@ -75,8 +75,9 @@ def fingerprint_files(config: Any) -> list[Any]:
         with path.open("rb") as file:
             return [*prints, hashlib.file_digest(file, "sha256").hexdigest()]
     if path.is_dir():
-        files = sorted(path.iterdir())
-        return [*prints, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        stats = [(str(file.relative_to(path)), file.stat()) for file in files]
+        return [*prints, *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
     return prints
 
 

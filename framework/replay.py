@@ -105,6 +105,7 @@ def serve(
         elapsed = (timer() - charged_until) or result.elapsed  # a modelled engine's timer stands still
         charged_until = timer()
         step = describe_step(env.now, elapsed, batch, scheduler, schedule, result)
+        charge_adapter_waits(batch, result)
         yield env.timeout(charge(step.elapsed))
         started = timer()
         step.num_output_tokens = scheduler.postprocess(batch, result.token_ids, env.now)
@@ -129,7 +130,16 @@ def describe_step(
         schedule=schedule,
         prepare=result.prepare,
         device=result.device,
+        num_adapter_loads=len(batch.adapter_loads),
+        adapter_wait=max(result.adapter_waits.values(), default=0.0),
     )
+
+
+def charge_adapter_waits(batch: Batch, result: StepResult) -> None:
+    """Tell each sequence how long its adapter kept the step waiting."""
+    if result.adapter_waits:
+        for sequence in batch.sequences:
+            sequence.adapter_load_wait += result.adapter_waits.get(sequence.adapter_slot, 0.0)
 
 
 def recorder(steps: list[Step], on_step: Callable[[Step], None] | None) -> Callable[[Step, int], None]:

@@ -21,12 +21,13 @@ from framework.config import describe
 from framework.core import Batch, Request, Scheduler, Sequence
 from framework.engine.kv_cache import attention_modules
 from framework.engine.torch_engine import TorchEngine
-from framework.engines import warm_up_requests
+from framework.engines import make_scheduler, warm_up_requests
 from framework.floors import Work, attention_work, model_costs, step_work
 from framework.kernels.gpu_attention import DecodeAttention
 from framework.metrics import step_table
 from framework.models.llama import Llama
 from framework.replay import replay
+from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.block_manager import BlockManager
 
 NUM_WARM_UP_STEPS = 5
@@ -84,12 +85,12 @@ def ceilings_for(model: Any, engine: Any, device: torch.device) -> Ceilings:
 
 
 def start_engine(
-    model: Any, quantization: Any, engine: Any, device: torch.device, max_num_seqs: int, on_progress: Say
+    model: Any, quantization: Any, lora: Any, engine: Any, device: torch.device, max_num_seqs: int, on_progress: Say
 ) -> tuple[TorchEngine, dict[str, float]]:
     """An engine that is ready for batches of `max_num_seqs`, and the seconds that its model and the rest took."""
     started = time.perf_counter()
     on_progress("building the model")
-    loaded = quantization(model(device=device))
+    loaded = lora(quantization(model(device=device)))
     synchronize(device)
     built = time.perf_counter()
     ready = engine(model=loaded)
@@ -130,7 +131,11 @@ def measure_cases(
     sizes: Mapping[str, list[list[int]]], engine: TorchEngine, num_steps: int, ceilings: Ceilings, say: Say
 ) -> list[Case]:
     """Measure what fits of `sizes`, kind → [num_seqs, num_tokens] each; tell every result, or why there is none."""
-    measures = {"decode": measure_decode, "prefill": measure_prefill, "attention": measure_attention}
+    measures: dict[str, Callable[[TorchEngine, int, int, int], Case]] = {
+        "decode": measure_decode,
+        "prefill": measure_prefill,
+        "attention": measure_attention,
+    }
     cases = []
     for kind, num_seqs, num_tokens in [(kind, one, other) for kind, pairs in sizes.items() for one, other in pairs]:
         reason = why_not(kind, engine, num_seqs, num_tokens + (num_steps if kind == "decode" else 0))
@@ -164,19 +169,36 @@ def make_sequences(engine: TorchEngine, requests: list[Request]) -> list[Sequenc
     return sequences
 
 
-def measure_decode(engine: TorchEngine, num_seqs: int, context: int, num_steps: int) -> Case:
-    """Decode steps of `num_seqs` sequences, of `context` tokens each in the middle one of the `num_steps` timed."""
+def seat_adapters(engine: TorchEngine, sequences: list[Sequence]) -> dict[int, str]:
+    """Give every sequence its adapter's slot; what is to be loaded. ValueError if there are too few slots."""
+    slots = AdapterSlots(engine.num_adapter_slots)
+    for sequence in sequences:
+        if not slots.can_admit(sequence):
+            raise ValueError(f"the sequences need more adapters than lora.num_slots={engine.num_adapter_slots}")
+        slots.admit(sequence)
+    return slots.take_loads()
+
+
+def measure_decode(
+    engine: TorchEngine, num_seqs: int, context: int, num_steps: int, num_adapters: int | None = None
+) -> Case:
+    """Decode steps of `num_seqs` sequences, of `context` tokens each in the middle one of the `num_steps` timed.
+
+    They ask in turn for `num_adapters` adapters (None: for none), which are there before anything is timed.
+    """
     first = context - 1 - num_steps // 2 - NUM_WARM_UP_STEPS
     if first < 1:
         least = context - first + 1
         raise ValueError(f"context={context} is too short for {num_steps} steps up to it: at least {least}")
     num_all = NUM_WARM_UP_STEPS + num_steps
-    requests = [Request(index, 0.0, first, num_all + 1) for index in range(num_seqs)]
+    names = [None if num_adapters is None else f"adapter-{index % num_adapters}" for index in range(num_seqs)]
+    requests = [Request(index, 0.0, first, num_all + 1, adapter_id=name) for index, name in enumerate(names)]
     engine.begin(requests, num_seqs)
     sequences = make_sequences(engine, requests)
     for sequence in sequences:  # like seats that a static batch goes on computing: no token is waited for
         sequence.output_token_ids, sequence.is_finished = [0], True
     batches = [Batch(sequences, [first + step] * num_seqs, [1] * num_seqs, 0, num_seqs) for step in range(num_all)]
+    batches[0].adapter_loads = seat_adapters(engine, sequences)
     device, elapsed = time_steps(engine, batches)
     middle = batches[NUM_WARM_UP_STEPS + num_steps // 2]
     return Case(
@@ -241,15 +263,15 @@ def measure_attention(engine: TorchEngine, num_seqs: int, context: int, num_step
     return Case("attention", num_seqs, context, work, device, float("nan"))
 
 
-def measure_serving(engine: TorchEngine, make_scheduler: MakeScheduler, requests: list[Request]) -> dict[str, float]:
+def measure_serving(engine: TorchEngine, scheduler_type: MakeScheduler, requests: list[Request]) -> dict[str, float]:
     """Serve `requests` in real time, after a warm-up: output tokens/s, and the host's work per full step."""
 
     def serve(some: list[Request]) -> tuple[list[Sequence], pd.DataFrame]:
-        scheduler = make_scheduler(num_blocks=engine.num_blocks, block_size=engine.block_size)
+        scheduler = make_scheduler(scheduler_type, engine)
         sequences, steps = replay(some, scheduler, engine, clock="wall")  # as the peers are timed
         return sequences, step_table(steps)
 
-    serve(warm_up_requests(requests, max_num_seqs_of(make_scheduler)))
+    serve(warm_up_requests(requests, max_num_seqs_of(scheduler_type)))
     sequences, steps = serve(requests)
     num_output_tokens = sum(len(sequence.output_token_ids) for sequence in sequences)
     duration = max(sequence.token_times[-1] for sequence in sequences)
@@ -260,7 +282,7 @@ def measure_serving(engine: TorchEngine, make_scheduler: MakeScheduler, requests
         "duration": duration,
         "output_throughput": num_output_tokens / duration,
         "num_steps": len(steps),
-    } | host_times(steps, min(max_num_seqs_of(make_scheduler), len(requests)))
+    } | host_times(steps, min(max_num_seqs_of(scheduler_type), len(requests)))
 
 
 def max_num_seqs_of(make_scheduler: MakeScheduler) -> int:

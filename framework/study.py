@@ -22,6 +22,8 @@ from framework.points import Point, arm_digest, locked, point_table, read_point,
 from framework.provenance import environment, resolve_device
 from framework.replay import replay
 
+ENGINE_FACTS = ("num_blocks", "block_size", "max_model_len", "num_adapter_slots")
+
 
 @dataclass
 class Study:
@@ -144,12 +146,12 @@ def compute_point(study: Study, point: Point, engines: EngineCache, progress: Sw
     engines.warm_up(arm, engine, trace.requests)
     progress.begin_point(str(point), sum(request.num_output_tokens for request in trace.requests))
     on_step = progress.advance if arm["clock"] == "virtual" else None  # drawing takes real time
-    sequences, steps = replay(trace.requests, make_scheduler(arm, engine), engine, arm["clock"], on_step)
+    sequences, steps = replay(trace.requests, make_scheduler(arm["scheduler"], engine), engine, arm["clock"], on_step)
     requests, step_rows = request_table(sequences), step_table(steps)
     record = {
         "config": describe(arm | {"trace": with_keywords(arm["trace"], rate=point.rate, seed=point.seed)}),
         "environment": study.environment,
-        "engine": {name: getattr(engine, name) for name in ("num_blocks", "block_size", "max_model_len")},
+        "engine": {name: getattr(engine, name) for name in ENGINE_FACTS},
         "trace": describe_trace(trace),
         "slo": study.slo,
         "metrics": summarize(requests, step_rows, study.slo),

@@ -11,6 +11,7 @@ import torch
 from framework.arms import resolve_arms
 from framework.core import StudyError
 from framework.engines import EngineCache
+from framework.lora.none import serve_base
 from framework.metrics import aggregate, saturation
 from framework.plots import latency_rate, save, throughput_latency
 from framework.points import Point, arm_digest, write_point
@@ -41,6 +42,7 @@ LENGTHS = partial(independent, prompt=partial(fixed, length=8), output=partial(f
 DEFAULTS = {
     "model": partial(load_fake_model, name="a"),
     "quantization": partial(quantize),
+    "lora": partial(serve_base),
     "engine": partial(build_fake_engine),
     "trace": partial(synthetic, arrivals=partial(poisson), lengths=LENGTHS, num_requests=40),
     "scheduler": partial(ContinuousScheduler),

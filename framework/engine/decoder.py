@@ -1,7 +1,7 @@
 """Decode steps on a GPU: the state of every sequence stays on the device, and each batch size has a captured graph.
 
 A sequence in the cache has a seat: a row of the block tables, and its last token, which the next step takes without
-asking the host. Per step the host sends four numbers per sequence in one copy.
+asking the host. Per step the host sends a few numbers per sequence in one copy.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from framework.engine.in_flight import OnDevice, pinned, record_event
 from framework.kernels.attention import IntArray
 from framework.kernels.decode_step import begin_rows, finish_rows
 from framework.kernels.gpu_attention import DecodeAttention
+from framework.lora.pool import AdapterPool
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
+NUM_ROWS = 4  # that the host sends per step: see begin_rows; the adapters' tables come below
 NUM_BUFFERS = 2  # steps whose inputs and tokens may be on their way between host and device
 
 
@@ -35,6 +37,7 @@ class Decoder:
     """Runs batches of one new token per sequence, at most `max_num_seqs` of them.
 
     `sample` takes logits (rows, vocab_size) to tokens (rows,); without it the largest logit is taken, in the graph.
+    `adapters` are those that the model's linear layers read.
     """
 
     def __init__(
@@ -45,9 +48,10 @@ class Decoder:
         max_num_seqs: int,
         block_size: int,
         num_blocks: int,
+        adapters: AdapterPool | None = None,
     ) -> None:
         device = model.norm.weight.device
-        self.model, self.sample = model, sample
+        self.model, self.sample, self.adapters = model, sample, adapters
         self.max_num_seqs, self.block_size = max_num_seqs, block_size
         self.max_position = model.config.max_model_len - 1
         # A static batch may reserve the longest prompt and another request's longest output
@@ -56,13 +60,14 @@ class Decoder:
         self.empty_seat = num_seats
         self.tables = torch.zeros(num_seats + 1, max_blocks, dtype=torch.int32, device=device)
         self.last_tokens = torch.zeros(num_seats + 1, dtype=torch.int64, device=device)
-        self.rows = torch.zeros(4, max_num_seqs, dtype=torch.int32, device=device)
+        self.num_rows = NUM_ROWS + (0 if adapters is None else adapters.num_tables)
+        self.rows = torch.zeros(self.num_rows, max_num_seqs, dtype=torch.int32, device=device)
         self.sampled = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         vocab_size = model.config.vocab_size if sample is not None else 0
         self.logits = torch.zeros(max_num_seqs, vocab_size, dtype=model.norm.weight.dtype, device=device)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.is_warm = False
-        self._sent = [pinned(4, max_num_seqs, dtype=torch.int32) for _ in range(NUM_BUFFERS)]
+        self._sent = [pinned(self.num_rows, max_num_seqs, dtype=torch.int32) for _ in range(NUM_BUFFERS)]
         self._received = [pinned(max_num_seqs, dtype=torch.int64) for _ in range(NUM_BUFFERS)]
         self._sizes = batch_sizes(max_num_seqs)
         self._num_launched = 0
@@ -75,7 +80,7 @@ class Decoder:
         self._next_slots = np.full(self.empty_seat, -1)  # the slot of each seat's last token
         self._sequences: list[Sequence] = []  # the rows of the last decode step; empty once another step came between
         self._recent: list[Sequence] = []  # of the last step of any kind, which may be in flight
-        self._host_rows = np.zeros((4, self.max_num_seqs), dtype=np.int32)
+        self._host_rows = np.zeros((self.num_rows, self.max_num_seqs), dtype=np.int32)
 
     @torch.inference_mode()
     def warm_up(self, on_progress: Callable[[str], None], *, capture: bool) -> None:
@@ -121,7 +126,7 @@ class Decoder:
 
     def _run(self, num_seqs: int) -> None:
         if self.graphs:
-            self.graphs[self._sizes[bisect_left(self._sizes, num_seqs)]].replay()
+            self.graphs[self._captured_size(num_seqs)].replay()
         else:
             self._forward(num_seqs)
         if self.sample is not None:
@@ -129,11 +134,17 @@ class Decoder:
             self.sampled[:num_seqs] = sampled
             self.last_tokens.index_put_((self.rows[0, :num_seqs],), sampled)
 
+    def _captured_size(self, num_seqs: int) -> int:
+        return self._sizes[bisect_left(self._sizes, num_seqs)]
+
     def _forward(self, num_seqs: int) -> None:
         """One step over the first `num_seqs` rows, up to its tokens or, where they are sampled, its logits."""
-        seats, context_lens, padding, _ = self.rows[:, :num_seqs]
+        rows = self.rows[:NUM_ROWS, :num_seqs]
+        seats, context_lens, padding, _ = rows
+        if self.adapters is not None:
+            self.adapters.set_step(self.rows[NUM_ROWS:, :num_seqs], self._host_rows[NUM_ROWS:, :num_seqs])
         token_ids, positions = begin_rows(
-            self.rows[:, :num_seqs],
+            rows,
             self.tables,
             self.last_tokens,
             block_size=self.block_size,
@@ -150,7 +161,7 @@ class Decoder:
         """Seats, context lengths, padding, and the block of the new slot."""
         num_seqs, sequences = len(batch.sequences), batch.sequences
         starts = np.array(batch.starts)
-        seats, context_lens, padding, new_blocks = self._host_rows[:, :num_seqs]
+        seats, context_lens, padding, new_blocks = self._host_rows[:NUM_ROWS, :num_seqs]
         if sequences == self._sequences and (self._next_slots[seats] == starts).all():
             changed = np.flatnonzero(starts % self.block_size == 0).tolist()  # rows that go on in a new block
         else:
@@ -158,6 +169,10 @@ class Decoder:
             self._host_rows[0] = self.empty_seat
             seats[:] = [self._seat(sequence, sequences) for sequence in sequences]
             padding[:] = [sequence.num_padding for sequence in sequences]
+            if self.adapters is not None:
+                slots = np.zeros(self._captured_size(num_seqs) if self.graphs else num_seqs, dtype=np.int64)
+                slots[:num_seqs] = [sequence.adapter_slot for sequence in sequences]
+                self._host_rows[NUM_ROWS:, : len(slots)] = self.adapters.strategy.tables(slots)
             self._sequences = self._recent = list(sequences)
             changed = list(range(num_seqs))
             stale = np.flatnonzero(self._next_slots[seats] != starts)

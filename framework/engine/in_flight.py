@@ -32,6 +32,20 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class Loading:
+    """What a step waited for: the adapters in `slots`, `host` seconds and then those between two device events."""
+
+    slots: set[int]
+    host: float
+    events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+
+    def waits(self) -> dict[int, float]:
+        """Seconds per slot, once the step is over."""
+        device = 0.0 if self.events is None else 1e-3 * self.events[0].elapsed_time(self.events[1])
+        return dict.fromkeys(self.slots, self.host + device)
+
+
+@dataclass(frozen=True, slots=True)
 class Launched:
     """A step in flight; times in seconds."""
 
@@ -39,6 +53,7 @@ class Launched:
     prepare: float
     samples: list[bool]  # which sequences sample a token
     running: OnDevice | Done
+    loading: Loading | None = None
 
 
 def pinned(*shape: int, dtype: torch.dtype) -> Tensor:

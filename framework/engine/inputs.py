@@ -16,15 +16,16 @@ PAD_TOKEN = 0
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """The flattened batch. Arrays of one entry per token, then of one entry per sequence."""
+    """The flattened batch: arrays of one entry per token, or per sequence."""
 
-    token_ids: IntArray
+    token_ids: IntArray  # per token, like positions and adapter_slots
     positions: IntArray
     query_lens: IntArray
     context_lens: IntArray
     padding: IntArray
     block_tables: IntArray | None  # (num_seqs, max_blocks); None without a KV cache
     samples: npt.NDArray[np.bool_]  # whether the sequence's last token is reached
+    adapter_slots: IntArray  # of each token; 0: none
 
     @property
     def sampled_rows(self) -> IntArray:
@@ -59,7 +60,8 @@ def step_inputs(
     # Only finished sequences, which stay in a static batch, can run past the model's positions
     positions = np.minimum(np.maximum(slot_index - padding[seq_index], 0), max_model_len - 1)
     tables = _block_tables(sequences, context_lens, block_size) if use_cache else None
-    return StepInputs(token_ids, positions, query_lens, context_lens, padding, tables, samples)
+    slots = np.repeat([sequence.adapter_slot for sequence in sequences], query_lens)
+    return StepInputs(token_ids, positions, query_lens, context_lens, padding, tables, samples, slots)
 
 
 def write_tokens(target: IntArray, sequence: Sequence, prompt: npt.NDArray[np.int32], start: int) -> None:

@@ -59,21 +59,26 @@ def count_blocks(
     device: torch.device,
     num_blocks: int | None,
     kv_cache_bytes: int | None,
+    adapter_bytes: int = 0,
 ) -> int:
     """The number of blocks: as given, what `kv_cache_bytes` hold, or what the device's default size holds.
 
+    Adapter slots of `adapter_bytes` are there already and share that memory; only a given number of blocks has its own.
     Raises ValueError if both are given, or if not even one block fits.
     """
     if num_blocks is not None and kv_cache_bytes is not None:
         raise ValueError(f"give num_blocks ({num_blocks}) or kv_cache_bytes ({kv_cache_bytes}), not both")
     if num_blocks is None:
         cache_bytes = default_cache_bytes(device) if kv_cache_bytes is None else kv_cache_bytes
+        if kv_cache_bytes is not None or device.type != "cuda":  # what is free on a GPU is so beside the slots
+            cache_bytes -= adapter_bytes
         block_bytes = bytes_per_block(config, block_size, dtype)
         num_blocks = cache_bytes // block_bytes
         if num_blocks < 1:
+            adapters = f" (adapter slots take {adapter_bytes / 2**20:.1f} MiB)" if adapter_bytes else ""
             raise ValueError(
                 f"a KV cache of {cache_bytes / 2**20:.1f} MiB holds no block of {block_bytes / 2**20:.1f} MiB "
-                f"({block_size} tokens); free memory on {device}, or use a smaller model or block_size"
+                f"({block_size} tokens){adapters}; free memory on {device}, or use a smaller model or block_size"
             )
     if num_blocks < 1:
         raise ValueError(f"num_blocks {num_blocks} must be at least 1")

@@ -24,11 +24,14 @@ from framework.engine.decoder import Decoder
 from framework.engine.in_flight import Done, Launched, OnDevice, pinned, record_event
 from framework.engine.inputs import StepInputs, step_inputs, write_tokens
 from framework.engine.kv_cache import allocate_cache, attach_cache, bytes_beside_weights, count_blocks
+from framework.engine.placement import Placement
 from framework.engine.prompts import prompt_token_ids
 from framework.engine.sampling import check_sampling, sample
 from framework.engine.upload import upload
 from framework.kernels.attention import Attention, IntArray, plain_attention
 from framework.kernels.gpu_attention import FLASH_DTYPES, flash_attention, flash_inputs, is_supported
+from framework.kernels.lora import MANY_ROWS
+from framework.lora.pool import pool_of
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
@@ -40,12 +43,12 @@ WARM_UP_BATCHES = (16, 32, 64, 128)  # prompts of one token: one for each size o
 class TorchEngine:
     """Runs `model` over a paged KV cache of `num_blocks` blocks.
 
-    The cache's size is `num_blocks`, or what `kv_cache_bytes` hold, or what `memory_bytes` leave beside the weights;
-    with none of them, 90% of the GPU memory that is free now after a headroom of 2 GiB, or 512 MiB on a CPU. `kv_dtype`
-    "int8" keeps keys and values in about half the bytes (None: in the model's dtype). Tokens are sampled with
-    `temperature` (0: greedy), `top_k` (0: off) and `top_p` (1: off). `use_cache=False` keeps no keys and values: every
-    step recomputes prompt and output so far. `num_threads` CPU threads compute a step, in the whole process (None: one
-    per core); more than one makes times unsteady where cores are shared.
+    The cache's size is `num_blocks`, or what `kv_cache_bytes` hold beside the adapter slots, or what `memory_bytes`
+    leave beside these and the weights; with none of them, 90% of the GPU memory that is free now after a headroom of 2
+    GiB, or 512 MiB on a CPU. `kv_dtype` "int8" keeps keys and values in about half the bytes (None: in the model's
+    dtype). Tokens are sampled with `temperature` (0: greedy), `top_k` (0: off) and `top_p` (1: off). `use_cache=False`
+    keeps no keys and values: every step recomputes prompt and output so far. `num_threads` CPU threads compute a step,
+    in the whole process (None: one per core); more than one makes times unsteady where cores are shared.
 
     For a GPU: `fused` takes linear layers of few rows with their norm, activation and residual in one Triton kernel,
     `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps from a captured
@@ -89,11 +92,15 @@ class TorchEngine:
         self.model, self.device, self.dtype = model, norm.device, norm.dtype
         self.kv_dtype = self.dtype if kv_dtype is None else torch.int8
         self.is_on_gpu = self.device.type == "cuda"
+        self.adapters = Placement(pool_of(model))
+        self.num_adapter_slots = self.adapters.num_slots
         self.has_decoder = self.is_on_gpu and use_cache and is_supported(model.config.head_dim, self.kv_dtype)
         self.fused = _resolve("fused", fused, self.is_on_gpu, "needs a GPU")
-        self.compile = _resolve("compile", compile, self.is_on_gpu, "needs a GPU")
+        is_static, no_loop = self.adapters.is_static, "and another lora than loop"
+        self.compile = _resolve("compile", compile, self.is_on_gpu and is_static, f"needs a GPU, {no_loop}")
         needs_decoder = "needs a GPU, a KV cache, and a head_dim of 16 (not with kv_dtype=int8), 32, 64 or 128"
-        self.cuda_graphs = _resolve("cuda_graphs", cuda_graphs, self.has_decoder, needs_decoder)
+        can_capture = self.has_decoder and is_static
+        self.cuda_graphs = _resolve("cuda_graphs", cuda_graphs, can_capture, f"{needs_decoder}, {no_loop}")
         self.num_steps_ahead = int(_resolve("overlap", overlap, self.has_decoder, needs_decoder))
         self.max_model_len = model.config.max_model_len
         self.block_size = block_size
@@ -107,7 +114,8 @@ class TorchEngine:
         attach_cache(model, [])  # what an earlier engine left would count as used memory
         if memory_bytes is not None:
             kv_cache_bytes = bytes_beside_weights(model, memory_bytes, num_blocks, kv_cache_bytes)
-        self.num_blocks = count_blocks(model.config, block_size, self.kv_dtype, self.device, num_blocks, kv_cache_bytes)
+        sizes = (num_blocks, kv_cache_bytes, self.adapters.num_bytes)
+        self.num_blocks = count_blocks(model.config, block_size, self.kv_dtype, self.device, *sizes)
         num_slots = self.num_blocks * block_size
         self._cache = allocate_cache(model.config, num_slots, self.kv_dtype, self.device) if use_cache else []
         attach_cache(model, self._cache)
@@ -121,8 +129,9 @@ class TorchEngine:
         """Draw all prompts, attach the cache, warm up, and reseed the sampling: the same batches give the same tokens.
 
         Raises ValueError naming the request that is longer than `max_model_len`, or whose prompt is no prompt of this
-        model, or whose id is there twice.
+        model, or whose id is there twice; and naming the adapter that cannot be served.
         """
+        self.adapters.begin(requests)
         attach_cache(self.model, self._cache)
         configure_model(self.model, fused=self.fused, compile=self.compile)
         torch.set_num_threads(self.num_threads)
@@ -170,10 +179,12 @@ class TorchEngine:
         elapsed = self._collected_time - begun
         tokens = iter(sampled)
         token_ids = [next(tokens) if is_sampled else None for is_sampled in launched.samples]
-        return StepResult(token_ids, elapsed, prepare=launched.prepare, device=device)
+        waits = {} if launched.loading is None else launched.loading.waits()
+        return StepResult(token_ids, elapsed, prepare=launched.prepare, device=device, adapter_waits=waits)
 
     @torch.inference_mode()
     def _launch(self, batch: Batch, start_time: float) -> None:
+        loading = self.adapters.bring(batch)
         if self._decoder is not None and batch.num_prefill_tokens == 0:
             running: OnDevice | Done = self._decoder.launch(batch, self._write_tokens)
             prepare, samples = self.timer() - start_time, [True] * len(batch.sequences)
@@ -188,17 +199,20 @@ class TorchEngine:
             run = self._run_on_gpu if self.is_on_gpu else self._run_on_cpu
             running, prepared_time = run(batch, inputs)
             prepare, samples = prepared_time - start_time, inputs.samples.tolist()
-        self._in_flight.append(Launched(start_time, prepare, samples, running))
+        self._in_flight.append(Launched(start_time, prepare, samples, running, loading))
 
     def _run_on_cpu(self, batch: Batch, inputs: StepInputs) -> tuple[Done, float]:
         token_ids, positions = torch.from_numpy(inputs.token_ids), torch.from_numpy(inputs.positions)
         attention, rows = self._plain_attention(inputs), torch.from_numpy(inputs.sampled_rows)
+        tables = self.adapters.tables(inputs.adapter_slots)
+        self.adapters.set_step({name: torch.from_numpy(table) for name, table in tables.items()}, tables)
         prepared_time = self.timer()
         sampled = self._sample(self._forward(token_ids, positions, attention, rows)).tolist()
         return Done(sampled, device=self.timer() - prepared_time), prepared_time
 
     def _run_on_gpu(self, batch: Batch, inputs: StepInputs) -> tuple[OnDevice, float]:
         arrays = {"token_ids": inputs.token_ids, "positions": inputs.positions, "rows": inputs.sampled_rows}
+        arrays |= self.adapters.tables(inputs.adapter_slots)
         if self._decoder is not None:
             assert inputs.block_tables is not None
             seats = self._decoder.admit(batch.sequences, inputs.context_lens, inputs.samples)
@@ -210,6 +224,7 @@ class TorchEngine:
         else:
             sent = upload(self.device, arrays)
             attention = self._plain_attention(inputs)
+        self.adapters.set_step(sent, arrays)
         prepared_time, start = self.timer(), record_event()
         sampled = self._sample(self._forward(sent["token_ids"], sent["positions"], attention, sent["rows"]))
         if self._decoder is not None:
@@ -260,6 +275,7 @@ class TorchEngine:
             max_num_seqs=max_num_seqs,
             block_size=self.block_size,
             num_blocks=self.num_blocks,
+            adapters=self.adapters.pool,
         )
 
     def _warm_up_batches(self, max_num_seqs: int) -> list[tuple[int, int]]:
@@ -271,6 +287,10 @@ class TorchEngine:
             batches |= {(min(num_seqs, max_num_seqs, self.num_blocks), 1) for num_seqs in WARM_UP_BATCHES}
             most = max(1, min(max_num_seqs, self.num_blocks // (capacity // self.block_size + 1)))
             batches.add((min(most, 3), max(1, min(32, capacity))))  # many rows for a short context too
+            if self.num_adapter_slots:  # the adapters' kernels have other tiles for so many rows
+                length = max(1, min(MANY_ROWS + 1, capacity))
+                most = max(1, min(max_num_seqs, self.num_blocks // (length // self.block_size + 1)))
+                batches.add((min(most, MANY_ROWS // length + 1), length))
         return sorted(batches)
 
     def _warm_up_with(self, num_seqs: int, num_prompt_tokens: int) -> None:

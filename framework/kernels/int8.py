@@ -74,6 +74,7 @@ def fused_int8_linear(
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
     norm_eps: float = 0.0,
+    delta: Tensor | None = None,
     activation: str | None = None,
     residual: Tensor | None = None,
     tiles: Tiles | None = None,
@@ -86,7 +87,7 @@ def fused_int8_linear(
         if x.element_size() == 4:
             tiles = replace(tiles, block_k=tiles.block_k // 2)
     return launch_linear(
-        x, weight, bias, norm_weight, norm_bias, norm_eps, activation, residual, tiles, scale, group_size
+        x, weight, bias, norm_weight, norm_bias, norm_eps, delta, activation, residual, tiles, scale, group_size
     )
 
 

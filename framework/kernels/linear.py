@@ -49,6 +49,7 @@ class Surroundings(TypedDict, total=False):
     norm_weight: Tensor | None
     norm_bias: Tensor | None
     norm_eps: float
+    delta: Tensor | None
     activation: str | None
     residual: Tensor | None
 
@@ -59,11 +60,11 @@ def plain_linear(
     bias: Tensor | None = None,
     **surroundings: Unpack[Surroundings],
 ) -> Tensor:
-    """residual + activation(norm(x) @ weight.T + bias) for x (rows, in_features), weight (out_features, in_features).
+    """residual + activation(norm(x) @ weight.T + bias + delta) for x (rows, in_features).
 
-    The norm is RMSNorm if only norm_weight (in_features,) is given, LayerNorm if norm_bias is too. "gelu" is the tanh
-    approximation; "silu_gate" is silu(first half of the columns) * second half, so that the result, like the residual,
-    is (rows, out_features / 2).
+    weight is (out_features, in_features), delta (rows, out_features), what adapters add. The norm is RMSNorm if only
+    norm_weight (in_features,) is given, LayerNorm if norm_bias is too. "gelu" is the tanh approximation; "silu_gate" is
+    silu(first half of the columns) * second half, so that the result, like the residual, is (rows, out_features / 2).
     """
     return surrounded(lambda normed: F.linear(normed, weight, bias), x, **surroundings)
 
@@ -75,23 +76,30 @@ def surrounded(
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
     norm_eps: float = 0.0,
+    delta: Tensor | None = None,
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """residual + activation(product(norm(x))), each part where it is given, as plain_linear has them."""
+    """residual + activation(product(norm(x)) + delta), each part where it is given, as plain_linear has them."""
     _check_activation(activation)
     if norm_weight is not None:
-        if norm_bias is None:
-            x = F.rms_norm(x, x.shape[1:], norm_weight, norm_eps)
-        else:
-            x = F.layer_norm(x, x.shape[1:], norm_weight, norm_bias, norm_eps)
+        x = plain_norm(x, norm_weight, norm_bias, norm_eps)
     y = product(x)
+    if delta is not None:
+        y = y + delta
     if activation == "silu_gate":
         gate, up = y.chunk(2, dim=-1)
         y = F.silu(gate) * up
     elif activation == "gelu":
         y = F.gelu(y, approximate="tanh")
     return y if residual is None else residual + y
+
+
+def plain_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """RMSNorm of the rows of x, or LayerNorm where there is a bias."""
+    if bias is None:
+        return F.rms_norm(x, x.shape[1:], weight, eps)
+    return F.layer_norm(x, x.shape[1:], weight, bias, eps)
 
 
 def fused_linear(
@@ -102,6 +110,7 @@ def fused_linear(
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
     norm_eps: float = 0.0,
+    delta: Tensor | None = None,
     activation: str | None = None,
     residual: Tensor | None = None,
     tiles: Tiles | None = None,
@@ -117,7 +126,7 @@ def fused_linear(
         tiles = choose_tiles(rows, out_features, in_features, device_facts(x.device)[0], gated, norm_weight is not None)
         if x.element_size() == 4:  # same bytes per tile
             tiles = replace(tiles, block_k=tiles.block_k // 2)
-    return launch_linear(x, weight, bias, norm_weight, norm_bias, norm_eps, activation, residual, tiles)
+    return launch_linear(x, weight, bias, norm_weight, norm_bias, norm_eps, delta, activation, residual, tiles)
 
 
 def problem_size(x: Tensor, weight: Tensor, activation: str | None) -> tuple[int, int, int, bool]:
@@ -135,6 +144,7 @@ def launch_linear(
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     norm_eps: float,
+    delta: Tensor | None,
     activation: str | None,
     residual: Tensor | None,
     tiles: Tiles,
@@ -150,13 +160,14 @@ def launch_linear(
     assert weight.is_contiguous()
     assert x.stride(1) == 1
     assert residual is None or (residual.shape == (rows, out_features) and residual.stride(1) == 1), residual.shape
+    assert delta is None or (delta.shape == (rows, weight.shape[0]) and delta.is_contiguous()), delta.shape
     assert (scale is None) == weight.is_floating_point()
     assert scale is None or (scale.is_contiguous() and scale.dtype == torch.float32)
     assert group_size is None or group_size % tiles.block_k == 0, (group_size, tiles)
     _, has_pdl = device_facts(x.device)
     pdl = tiles.pdl and has_pdl
     if norm_weight is not None and tiles.block_m > 1:
-        x = _normalized(x, norm_weight, norm_bias, norm_eps, pdl)
+        x = fused_norm(x, norm_weight, norm_bias, norm_eps, pdl)
         norm_weight = norm_bias = None
     out = torch.empty(rows, out_features, dtype=x.dtype, device=x.device)
     num_tiles = ceil_div(rows, tiles.block_m) * ceil_div(out_features, tiles.block_n)
@@ -167,7 +178,7 @@ def launch_linear(
         partials, counters = torch.empty(shape, dtype=torch.float32, device=x.device), counters_of(x.device)
     even_k = in_features % tiles.block_k == 0
     kernels.linear_kernel[(num_tiles * tiles.split_k,)](
-        x, weight, scale, bias, norm_weight, norm_bias, residual, out, partials, counters,
+        x, weight, scale, bias, norm_weight, norm_bias, delta, residual, out, partials, counters,
         rows, out_features, in_features, x.stride(0), 0 if residual is None else residual.stride(0), norm_eps,
         ACTIVATION=activation, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         SPLIT_K=tiles.split_k, NUM_STAGES=tiles.num_stages, EVEN_K=even_k,
@@ -175,6 +186,18 @@ def launch_linear(
         PREFETCH=tiles.prefetch if pdl and even_k and weight.data_ptr() % 16 == 0 else 0, PDL=pdl,
         GROUP_SIZE=group_size or 0,
         num_warps=tiles.num_warps, num_stages=tiles.num_stages, launch_pdl=pdl,
+    )  # fmt: skip
+    return out
+
+
+def fused_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, pdl: bool | None = None) -> Tensor:
+    """plain_norm in one Triton launch, under the conditions of fused_linear."""
+    pdl = device_facts(x.device)[1] if pdl is None else pdl
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    block = power_of_two(x.shape[1])
+    _kernels().norm_kernel[(x.shape[0],)](
+        x, weight, bias, out, x.shape[1], x.stride(0), eps, BLOCK=block, PDL=pdl,
+        num_warps=min(16, max(1, block // 512)), launch_pdl=pdl,
     )  # fmt: skip
     return out
 
@@ -231,13 +254,3 @@ def _kernels() -> ModuleType:
 def _check_activation(activation: str | None) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}, must be one of {ACTIVATIONS}")
-
-
-def _normalized(x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, norm_eps: float, pdl: bool) -> Tensor:
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    block = power_of_two(x.shape[1])
-    _kernels().norm_kernel[(x.shape[0],)](
-        x, norm_weight, norm_bias, out, x.shape[1], x.stride(0), norm_eps, BLOCK=block, PDL=pdl,
-        num_warps=min(16, max(1, block // 512)), launch_pdl=pdl,
-    )  # fmt: skip
-    return out

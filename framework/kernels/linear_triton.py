@@ -85,17 +85,25 @@ def _accumulate(
 
 
 @triton.jit
-def _store(acc, up, bias, residual, out, cols, rows, out_features, num_rows, residual_stride, ACTIVATION: tl.constexpr):
-    """Bias, activation and residual of the sums acc and, under silu_gate, up: (BLOCK_N, BLOCK_M) at cols and rows."""
+def _store(
+    acc, up, bias, delta, residual, out, cols, rows, out_features, num_rows, residual_stride, ACTIVATION: tl.constexpr
+):
+    """Bias, delta, activation and residual of the sums acc and, under silu_gate, up: (BLOCK_N, BLOCK_M) there."""
+    GATED: tl.constexpr = ACTIVATION == "silu_gate"
+    mask = (cols < out_features)[:, None] & (rows < num_rows)[None, :]
     if bias is not None:
         acc += _vector(bias, cols, out_features)[:, None]
-    if ACTIVATION == "silu_gate":
-        if bias is not None:
+        if GATED:
             up += _vector(bias + out_features, cols, out_features)[:, None]
+    if delta is not None:  # (num_rows, weight rows)
+        place = delta + rows[None, :] * (out_features * (1 + GATED)) + cols[:, None]
+        acc += tl.load(place, mask=mask, other=0.0).to(tl.float32)
+        if GATED:
+            up += tl.load(place + out_features, mask=mask, other=0.0).to(tl.float32)
+    if ACTIVATION == "silu_gate":
         acc = acc * tl.sigmoid(acc) * up
     elif ACTIVATION == "gelu":  # 0.5 (1 + tanh(u)) = sigmoid(2 u)
         acc = acc * tl.sigmoid(1.5957691216057308 * (acc + 0.044715 * acc * acc * acc))
-    mask = (cols < out_features)[:, None] & (rows < num_rows)[None, :]
     if residual is not None:
         acc += tl.load(residual + rows[None, :] * residual_stride + cols[:, None], mask=mask, other=0.0).to(tl.float32)
     tl.store(out + rows[None, :] * out_features + cols[:, None], acc.to(out.dtype.element_ty), mask=mask)
@@ -129,7 +137,7 @@ def _sum_parts(parts, acc, up, SPLIT_K: tl.constexpr, GATED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_rows"])  # it changes from step to step
 def linear_kernel(
-    x, weight, scale, bias, norm_weight, norm_bias, residual, out, partials, counters,
+    x, weight, scale, bias, norm_weight, norm_bias, delta, residual, out, partials, counters,
     num_rows, out_features, in_features, x_stride, residual_stride, norm_eps,
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr, NUM_STAGES: tl.constexpr, EVEN_K: tl.constexpr, NORM_BLOCK: tl.constexpr,
@@ -190,11 +198,11 @@ def linear_kernel(
         if GATED:
             up *= tl.load(up_scale_rows)[:, None]
     if SPLIT_K == 1:
-        _store(acc, up, bias, residual, out, cols, rows, out_features, num_rows, residual_stride, ACTIVATION)
+        _store(acc, up, bias, delta, residual, out, cols, rows, out_features, num_rows, residual_stride, ACTIVATION)
     else:
         # (num_tiles, SPLIT_K, 1 or 2 sums, BLOCK_N, BLOCK_M)
         place = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
         parts = partials + place + tile * (SPLIT_K * (1 + GATED) * BLOCK_N * BLOCK_M)
         if _arrives_last(acc, up, parts, counters + tile, split, SPLIT_K, GATED):
             acc, up = _sum_parts(parts, acc, up, SPLIT_K, GATED)
-            _store(acc, up, bias, residual, out, cols, rows, out_features, num_rows, residual_stride, ACTIVATION)
+            _store(acc, up, bias, delta, residual, out, cols, rows, out_features, num_rows, residual_stride, ACTIVATION)

@@ -61,14 +61,6 @@ class GPT2(nn.Module):
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Hugging Face's names, less the leading `transformer.`, → views of this model's parameters."""
-        names = {
-            "input_norm": "ln_1",
-            "qkv_proj": "attn.c_attn",
-            "o_proj": "attn.c_proj",
-            "mlp_norm": "ln_2",
-            "up_proj": "mlp.c_fc",
-            "down_proj": "mlp.c_proj",
-        }
         tensors = {"wte.weight": self.embed_tokens.weight.data, "wpe.weight": self.embed_positions.weight.data}
         tensors |= {"ln_f.weight": self.norm.weight.data, "ln_f.bias": self.norm.bias.data}
         if not self.config.tie_embeddings:
@@ -77,5 +69,15 @@ class GPT2(nn.Module):
             number, _, inner = name.partition(".")
             module, _, kind = inner.rpartition(".")
             view = parameter.data.T if parameter.ndim == 2 else parameter.data  # Conv1D keeps (in, out)
-            tensors[f"h.{number}.{names[module]}.{kind}"] = view
+            tensors[f"h.{number}.{CHECKPOINT_MODULES[module]}.{kind}"] = view
         return tensors
+
+
+CHECKPOINT_MODULES = {
+    "input_norm": "ln_1",
+    "qkv_proj": "attn.c_attn",
+    "o_proj": "attn.c_proj",
+    "mlp_norm": "ln_2",
+    "up_proj": "mlp.c_fc",
+    "down_proj": "mlp.c_proj",
+}

@@ -5,9 +5,11 @@ Few rows on a GPU take one fused kernel; everything else is plain PyTorch, which
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
-from framework.kernels.linear import Surroundings, fused_linear, plain_linear
+from framework.kernels.linear import Surroundings, fused_linear, fused_norm, plain_linear, plain_norm
 
 Norm = nn.RMSNorm | nn.LayerNorm
 
@@ -16,7 +18,8 @@ class SurroundedLinear(nn.Module):
     """What linear layers share, however they keep their weights; `compute` is each one's own.
 
     Calls of up to `max_fused_rows` rows take a fused kernel: none do until an engine sets it to `fused_rows`, or in the
-    vocabulary head to `fused_head_rows`, up to which that kernel is the fastest.
+    vocabulary head to `fused_head_rows`, up to which that kernel is the fastest. `lora` gives what adapters add to the
+    product: (rows, in_features), normed → (rows, out_features of the weight).
     """
 
     in_features: int
@@ -25,22 +28,35 @@ class SurroundedLinear(nn.Module):
     fused_rows = 0
     fused_head_rows = 0
     max_fused_rows = 0
+    lora: Callable[[Tensor], Tensor] | None = None
 
     def forward(
         self, x: Tensor, *, norm: Norm | None = None, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        """residual + activation(norm(x) @ weight.T + bias), each part where it is given; x is (rows, in_features).
+        """residual + activation(norm(x) @ weight.T + bias + lora(norm(x))), each part where it is given.
 
+        x is (rows, in_features); where there are adapters both products share one norm, in a launch of its own.
         `silu_gate` halves the columns: silu of the first half times the second. `gelu` is the tanh approximation.
         """
+        is_fused = 0 < x.shape[0] <= self.max_fused_rows
+        norm_weight = None if norm is None else norm.weight
+        norm_bias = norm.bias if isinstance(norm, nn.LayerNorm) else None
+        norm_eps = 0.0 if norm is None or norm.eps is None else norm.eps
+        delta = None
+        if self.lora is not None:
+            if norm_weight is not None:
+                x = (fused_norm if is_fused else plain_norm)(x, norm_weight, norm_bias, norm_eps)
+                norm_weight = norm_bias = None
+            delta = self.lora(x)
         surroundings: Surroundings = {  # a literal: torch.compile cannot follow the call of a TypedDict
-            "norm_weight": None if norm is None else norm.weight,
-            "norm_bias": norm.bias if isinstance(norm, nn.LayerNorm) else None,
-            "norm_eps": 0.0 if norm is None or norm.eps is None else norm.eps,
+            "norm_weight": norm_weight,
+            "norm_bias": norm_bias,
+            "norm_eps": norm_eps,
+            "delta": delta,
             "activation": activation,
             "residual": residual,
         }
-        return self.compute(x, 0 < x.shape[0] <= self.max_fused_rows, surroundings)
+        return self.compute(x, is_fused, surroundings)
 
     def compute(self, x: Tensor, is_fused: bool, surroundings: Surroundings) -> Tensor:
         raise NotImplementedError

@@ -7,6 +7,7 @@ from collections import deque
 from math import inf
 
 from framework.core import Batch, Request, Sequence
+from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.block_manager import BlockManager
 
 
@@ -15,7 +16,9 @@ class ContinuousScheduler:
 
     A step is either a prefill of up to `max_num_batched_tokens` prompt tokens or a decode of all running sequences.
     A prompt longer than that budget is split over steps of its own. `watermark` is the share of the blocks that an
-    admission leaves free, so that a new sequence is not preempted at once.
+    admission leaves free, so that a new sequence is not preempted at once. The running sequences use up to `max_loras`
+    adapters (None: as many as there are slots); a request whose adapter would be one too many keeps those behind it
+    waiting too. With `prefetch` the adapters of the first waiting requests are brought to slots that nobody uses.
     """
 
     wake_time = inf
@@ -28,6 +31,9 @@ class ContinuousScheduler:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 2048,
         watermark: float = 0.01,
+        max_loras: int | None = None,
+        prefetch: bool = True,
+        num_adapter_slots: int = 0,
     ) -> None:
         if max_num_seqs < 1:
             raise ValueError(f"max_num_seqs must be at least 1, not {max_num_seqs}")
@@ -38,6 +44,8 @@ class ContinuousScheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.blocks = BlockManager(num_blocks, block_size)
+        self.adapters = AdapterSlots(num_adapter_slots, max_loras)
+        self.prefetch = prefetch
         self.num_reserved_blocks = int(watermark * num_blocks)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -59,7 +67,12 @@ class ContinuousScheduler:
         self.waiting.append(sequence)
 
     def schedule(self, now: float) -> Batch | None:
-        return self._continue_prompt() or self._prefill(now) or self._decode()
+        batch = self._continue_prompt() or self._prefill(now) or self._decode()
+        if batch is not None and self.adapters.num_slots:
+            if self.prefetch:
+                self.adapters.prefetch(self.waiting)
+            batch.adapter_loads = self.adapters.take_loads()
+        return batch
 
     def postprocess(self, batch: Batch, token_ids: list[int | None], now: float) -> int:
         num_delivered = 0
@@ -77,6 +90,7 @@ class ContinuousScheduler:
         return num_delivered
 
     def _retire(self, sequence: Sequence) -> None:
+        self.adapters.release(sequence)
         if sequence.block_table:
             self.blocks.release(sequence)
         else:  # a stop token came after the sequence was preempted
@@ -98,6 +112,7 @@ class ContinuousScheduler:
         while self._can_admit(budget, alone=not sequences):
             sequence = self.waiting.popleft()
             self.blocks.grow(sequence, sequence.num_tokens)
+            self.adapters.admit(sequence)
             self.running.append(sequence)
             if sequence.scheduled_time is None:
                 sequence.scheduled_time = now
@@ -121,7 +136,7 @@ class ContinuousScheduler:
         self.running = [sequence for sequence in self.running if sequence.num_unscheduled_tokens]
 
     def _can_admit(self, budget: int, alone: bool) -> bool:
-        if not self.waiting or len(self.running) >= self.max_num_seqs:
+        if not self.waiting or len(self.running) >= self.max_num_seqs or not self.adapters.can_admit(self.waiting[0]):
             return False
         num_tokens = self.waiting[0].num_tokens
         if num_tokens > budget and not alone:
@@ -158,6 +173,7 @@ class ContinuousScheduler:
     def _preempt(self) -> None:
         sequence = self.running.pop()
         self.blocks.release(sequence)
+        self.adapters.release(sequence)
         sequence.num_computed_tokens = 0
         sequence.num_preemptions += 1
         self.waiting.appendleft(sequence)

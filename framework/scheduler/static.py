@@ -7,6 +7,7 @@ from collections import deque
 from math import inf, isfinite
 
 from framework.core import Batch, Request, Sequence
+from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.block_manager import BlockManager
 
 
@@ -14,10 +15,18 @@ class StaticScheduler:
     """Starts a batch once `max_num_seqs` requests wait, or the oldest has waited `max_wait` seconds.
 
     KV blocks for the longest prompt plus the longest output are reserved for every seat when the batch starts; where
-    they do not suffice for `max_num_seqs` seats the batch is smaller.
+    they do not suffice for `max_num_seqs` seats, or these name more adapters than there are slots, it is smaller.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, *, max_num_seqs: int = 8, max_wait: float = 0.1) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        max_num_seqs: int = 8,
+        max_wait: float = 0.1,
+        num_adapter_slots: int = 0,
+    ) -> None:
         if max_num_seqs < 1:
             raise ValueError(f"max_num_seqs must be at least 1, not {max_num_seqs}")
         if not (isfinite(max_wait) and max_wait >= 0):
@@ -25,6 +34,7 @@ class StaticScheduler:
         self.max_num_seqs = max_num_seqs
         self.max_wait = max_wait
         self.blocks = BlockManager(num_blocks, block_size)
+        self.adapters = AdapterSlots(num_adapter_slots)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # the seats, finished or not
         self.wake_time = inf
@@ -65,6 +75,7 @@ class StaticScheduler:
         if all(sequence.is_finished for sequence in self.running):
             for sequence in self.running:
                 self.blocks.release(sequence)
+                self.adapters.release(sequence)
             self.running = []
         return num_delivered
 
@@ -86,21 +97,27 @@ class StaticScheduler:
             sequence.num_padding = longest_prompt - sequence.request.num_prompt_tokens
             sequence.scheduled_time = now
             self.blocks.grow(sequence, num_slots)
+            self.adapters.admit(sequence)
             sequence.num_computed_tokens = longest_prompt
             sequence.num_unscheduled_tokens -= 1
             self.running.append(sequence)
-        num_prefill_tokens = longest_prompt * num_seats
-        return Batch(self.running, [0] * num_seats, [longest_prompt] * num_seats, num_prefill_tokens, 0)
+        lengths = [longest_prompt] * num_seats
+        return Batch(self.running, [0] * num_seats, lengths, sum(lengths), 0, self.adapters.take_loads())
 
     def _size_batch(self) -> tuple[int, int, int]:
-        """(longest prompt, slots per seat, seats) of the largest first-come batch that fits into the cache."""
+        """(longest prompt, slots per seat, seats) of the largest first-come batch that fits the cache and the slots."""
         longest_prompt = longest_output = 0
+        adapter_ids: set[str] = set()
         fitting = (0, 0, 0)
         for num_seats in range(1, min(self.max_num_seqs, len(self.waiting)) + 1):
             request = self.waiting[num_seats - 1].request  # a deque of at most max_num_seqs looked at: cheap
             longest_prompt = max(longest_prompt, request.num_prompt_tokens)
             longest_output = max(longest_output, request.num_output_tokens)
             num_slots = longest_prompt + longest_output
+            if request.adapter_id is not None:
+                adapter_ids.add(request.adapter_id)
+            if 0 < self.adapters.num_slots < len(adapter_ids):
+                break
             if num_seats * self.blocks.num_blocks_for(num_slots) > self.blocks.num_blocks:
                 break
             fitting = (longest_prompt, num_slots, num_seats)

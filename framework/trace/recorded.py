@@ -4,9 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from framework.core import Trace
 from framework.trace import transforms
 from framework.trace.download import download
+from framework.trace.popularity import Law, assign_adapters
 
 ROOT = Path(__file__).parents[2]  # of the repository
 
@@ -22,6 +25,7 @@ def recorded(
     rescale: Literal["stretch", "thin"] = "stretch",
     max_prompt_tokens: int | None = None,
     max_output_tokens: int | None = None,
+    adapters: Law | None = None,
     rate: float | None = None,
     seed: int = 0,
     max_model_len: int | None = None,
@@ -31,7 +35,8 @@ def recorded(
     In this order: `window` [start, end) in seconds of the file's clock (None: open); clipping to the two limits;
     dropping what is longer than `max_model_len` (prompt and output; None: nothing); thinning to `rate` requests/s
     (rescale=thin); the first `num_requests`; stretching to `rate` (rescale=stretch). `rate` None keeps the recorded
-    rate. `seed` matters to thinning only.
+    rate. `adapters` is a law of popularity.py that says which adapter each request wants, before thinning (None: as
+    recorded). `seed` matters to thinning and adapters only.
     """
     if rescale not in ("stretch", "thin"):
         raise ValueError(f"rescale={rescale!r} is not one of 'stretch', 'thin'")
@@ -43,6 +48,8 @@ def recorded(
     trace = transforms.clip(trace, max_prompt_tokens, max_output_tokens)
     if max_model_len is not None:
         trace = transforms.drop_longer_than(trace, max_model_len)
+    if adapters is not None:
+        trace = assign_adapters(trace, adapters, np.random.default_rng(seed).spawn(1)[0])
     if rate is not None and rescale == "thin":
         trace = transforms.thin(trace, rate, seed)
     if num_requests is not None:

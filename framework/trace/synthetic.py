@@ -1,6 +1,6 @@
-"""A synthetic trace: an arrival process and request lengths, drawn from two independent streams of one seed.
+"""A synthetic trace: arrivals, request lengths and adapters, drawn from independent streams of one seed.
 
-The lengths do not depend on the rate: every rate of a study replays the same requests.
+Lengths and adapters do not depend on the rate: every rate of a study replays the same requests.
 """
 
 import math
@@ -14,6 +14,7 @@ from framework.core import Request, Trace
 from framework.trace.arrivals import Times
 from framework.trace.checks import whole
 from framework.trace.lengths import Lengths
+from framework.trace.popularity import Law, assign_adapters
 from framework.trace.transforms import clip, drop_longer_than
 
 
@@ -24,6 +25,7 @@ def synthetic(
     num_requests: int,
     max_prompt_tokens: int | None = None,
     max_output_tokens: int | None = None,
+    adapters: Law | None = None,
     rate: float | None = None,
     seed: int = 0,
     max_model_len: int | None = None,
@@ -31,10 +33,11 @@ def synthetic(
     """`num_requests` requests that arrive at `rate` requests/s on average; same seed, same trace.
 
     `arrivals` is one of arrivals.py, `lengths` one of lengths.py; longer lengths are clipped to the two limits.
+    `adapters` is a law of popularity.py (None: no adapters).
     Requests longer than `max_model_len` (prompt and output; None: any) are dropped before the arrivals are drawn.
     """
     whole("num_requests", num_requests)
-    arrival_rng, length_rng = np.random.default_rng(seed).spawn(2)
+    arrival_rng, length_rng, adapter_rng = np.random.default_rng(seed).spawn(3)
     prompts, outputs = lengths(length_rng, num_requests)
     unplaced = list(map(Request, range(num_requests), repeat(0.0), prompts.tolist(), outputs.tolist()))
     trace = clip(Trace(unplaced), max_prompt_tokens, max_output_tokens)
@@ -47,4 +50,5 @@ def synthetic(
         replace(request, request_id=index, arrival_time=time)
         for index, (request, time) in enumerate(zip(trace.requests, times, strict=True))
     ]
-    return replace(trace, requests=requests)
+    trace = replace(trace, requests=requests)
+    return trace if adapters is None else assign_adapters(trace, adapters, adapter_rng)

@@ -67,3 +67,21 @@ def test_bad_input_is_one_clear_message(cli, tmp_path, overrides, message):
     assert message in output
     assert "Traceback" not in output
     assert not list(tmp_path.rglob("generations.jsonl"))
+
+
+def test_an_adapter_changes_what_is_written(cli, tmp_path):
+    options = ["experiment=generate", "prompt_token_ids=[[1,2,3]]", "num_output_tokens=20", "device=cpu"]
+    options.append("model.config.tie_word_embeddings=false")  # else a random model repeats its token
+    tokens = []
+    for more in (["lora=none"], ["lora=segmented"], ["lora=segmented", "adapter=mine"], ["lora=loop", "adapter=mine"]):
+        code, output = cli(*options, *more)
+        assert code == 0, output
+        tokens += [record["output_token_ids"] for record in generations(tmp_path)]
+    base, without, segmented, loop = tokens
+    assert base == without != segmented == loop
+    code, output = cli(*options, "adapter=mine")
+    assert code == 1
+    assert "adapter='mine' is served with lora=segmented" in output
+    code, output = cli(*options, "lora=loop", "adapters@lora.adapters=saved", "lora.adapters.path=.", "adapter=mine")
+    assert code == 1
+    assert "there is no adapter 'mine'" in output

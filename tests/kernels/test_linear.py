@@ -122,6 +122,18 @@ def test_chosen_tiles(triton, rows):
     check(rows, 16, 768, ("layer", True, "gelu", True), None)
 
 
+@pytest.mark.parametrize("tiles", [None, VECTOR, SPLIT_MATRIX])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_adapters_add_comes_before_the_activation(triton, activation, tiles):
+    rows = 1 if tiles is VECTOR else 3
+    x, weight, keywords = make_case(rows, 2 * 19, 130, ("rms", True, activation, True))
+    without = fused_linear(x, weight, **keywords, tiles=tiles)
+    keywords["delta"] = torch.randn(rows, 2 * 19, generator=torch.Generator().manual_seed(0)).to(x)
+    output = fused_linear(x, weight, **keywords, tiles=tiles)
+    torch.testing.assert_close(output.double(), reference(x, weight, keywords), rtol=1e-5, atol=1e-4)
+    assert (output - without).abs().max() > 0.1
+
+
 def test_more_splits_than_tiles_of_input_features(triton):
     check(1, 9, 70, (None, False, None, False), SPLIT_VECTOR)
     check(2, 9, 40, (None, False, "gelu", False), SPLIT_MATRIX)

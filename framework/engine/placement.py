@@ -1,0 +1,98 @@
+"""Brings adapters from disk to the host on first use, and from the host to their slots when the scheduler says so.
+
+What a step needs is copied before it; what is for later is copied beside it, on a stream of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from framework.core import Batch, Request
+from framework.engine.in_flight import Loading, record_event
+from framework.kernels.attention import IntArray
+from framework.lora.pool import AdapterPool
+
+
+class Placement:
+    """The pool's adapters on the host, in pinned memory where there is a GPU, and the copies that are on their way.
+
+    Without a pool there is nothing to do, and `num_slots` is 0.
+    """
+
+    def __init__(self, pool: AdapterPool | None) -> None:
+        self.pool = pool
+        self.num_slots = 0 if pool is None else pool.num_slots
+        self.num_bytes = 0 if pool is None else pool.slab.nbytes
+        self.is_static = pool is None or pool.strategy.is_static
+        self._on_host: dict[str, Tensor] = {}
+        self._on_the_way: dict[int, torch.cuda.Event] = {}
+        self._stream = None if pool is None or not pool.slab.is_cuda else torch.cuda.Stream(pool.slab.device)
+
+    def begin(self, requests: Iterable[Request]) -> None:
+        """Forget what is on the host; ValueError naming an adapter of these requests that cannot be served."""
+        if self.pool is not None:
+            for adapter_id in dict.fromkeys(request.adapter_id for request in requests):
+                if adapter_id is not None:
+                    self.pool.check(adapter_id)
+        if self._stream is not None:
+            self._stream.synchronize()
+        self._on_host.clear()
+        self._on_the_way.clear()
+
+    def bring(self, batch: Batch) -> Loading | None:
+        """Start the batch's loads, and let the device wait for those that it needs; None if it waits for none."""
+        if not batch.adapter_loads and not self._on_the_way:
+            return None
+        started = time.perf_counter()
+        loads = batch.adapter_loads
+        if self._stream is None:  # nothing happens beside the step
+            self._put(loads)
+            return Loading(set(loads), time.perf_counter() - started)
+        used = {sequence.adapter_slot for sequence in batch.sequences}
+        waited = used & (loads.keys() | self._on_the_way.keys())
+        needed = {slot: adapter_id for slot, adapter_id in loads.items() if slot in used}
+        for adapter_id in needed.values():
+            self._from_host(adapter_id)
+        host = time.perf_counter() - started
+        start = record_event()
+        for slot in waited & self._on_the_way.keys():
+            torch.cuda.current_stream().wait_event(self._on_the_way.pop(slot))
+        self._put(needed)
+        end = record_event()
+        if len(needed) < len(loads):
+            self._put_aside({slot: adapter_id for slot, adapter_id in loads.items() if slot not in used})
+        return Loading(waited, host, (start, end)) if waited else None
+
+    def tables(self, slots: IntArray) -> dict[str, IntArray]:
+        """What goes to the device for rows whose adapters are in `slots` (0: none), by name."""
+        return {} if self.pool is None else {"adapters": self.pool.strategy.tables(slots)}
+
+    def set_step(self, sent: dict[str, Tensor], arrays: dict[str, IntArray]) -> None:
+        """The arrays of `tables` are on the device, flat."""
+        if self.pool is not None:
+            on_host = arrays["adapters"]
+            self.pool.set_step(sent["adapters"].view(on_host.shape), on_host)
+
+    def _put(self, loads: dict[int, str]) -> None:
+        assert self.pool is not None
+        for slot, adapter_id in loads.items():
+            self.pool.put(slot, self._from_host(adapter_id))
+
+    def _put_aside(self, loads: dict[int, str]) -> None:
+        """Copy for a later step, beside this one."""
+        assert self._stream is not None
+        self._stream.wait_stream(torch.cuda.current_stream())  # a step in flight may still read what was in the slots
+        with torch.cuda.stream(self._stream):
+            self._put(loads)
+            self._on_the_way |= dict.fromkeys(loads, record_event())
+
+    def _from_host(self, adapter_id: str) -> Tensor:
+        """The adapter in host memory, read from disk if this is its first use."""
+        assert self.pool is not None
+        if adapter_id not in self._on_host:
+            self._on_host[adapter_id] = self.pool.load(adapter_id)
+        return self._on_host[adapter_id]

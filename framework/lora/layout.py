@@ -1,0 +1,111 @@
+"""Where an adapter's numbers lie: one row per rank, in which every linear layer has a piece of A and a piece of B.
+
+So an adapter of rank r is r rows in one piece, whatever rank a slot has room for, and one copy moves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from torch import Tensor
+
+from framework.models.gpt2 import CHECKPOINT_MODULES as GPT2_MODULES
+from framework.models.gpt2 import GPT2
+from framework.models.linear import SurroundedLinear
+from framework.models.llama import CHECKPOINT_MODULES as LLAMA_MODULES
+from framework.models.llama import Llama
+
+ALIGNMENT = 16  # numbers: a piece begins where vector loads may
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A linear layer of the model, which may be several of the checkpoint's: its parts, one after the other."""
+
+    linear: SurroundedLinear
+    names: tuple[str, ...]  # the checkpoint's, such as layers.0.self_attn.q_proj
+    sizes: tuple[int, ...]  # output features of each part
+    has_adapter: tuple[bool, ...]  # which parts the adapters change
+    start: int  # of its A in a row; its B begins at `middle`
+    middle: int
+
+    def factors(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of rows (…, rank, width): A (…, rank, parts, in_features) and B transposed (…, rank, out_features)."""
+        num_parts, in_features = len(self.sizes), self.linear.in_features
+        a = rows[..., self.start : self.start + num_parts * in_features].unflatten(-1, (num_parts, in_features))
+        return a, rows[..., self.middle : self.middle + sum(self.sizes)]
+
+    def parts(self, rows: Tensor) -> Iterator[tuple[str, bool, Tensor, Tensor]]:
+        """Name, whether adapters change it, A (rank, in_features) and B transposed (rank, its output features)."""
+        a, b = self.factors(rows)
+        ends = accumulate(self.sizes)
+        for part, (name, is_changed, end) in enumerate(zip(self.names, self.has_adapter, ends, strict=True)):
+            yield name, is_changed, a[:, part], b[:, end - self.sizes[part] : end]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The pieces of a row of `width` numbers. The checkpoint's names have `prefix` in front, all in one file."""
+
+    projections: tuple[Projection, ...]
+    width: int
+    prefix: str
+
+    def parts(self, rows: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """The checkpoint's names that adapters change → views of A (rank, in) and B transposed (rank, out)."""
+        every = (part for projection in self.projections for part in projection.parts(rows))
+        return {name: (a, b) for name, is_changed, a, b in every if is_changed}
+
+    def clear_others(self, rows: Tensor) -> None:
+        """Zeros for the parts that adapters leave alone, though they share a linear layer with one that they change."""
+        for projection in self.projections:
+            for _, is_changed, a, b in projection.parts(rows):
+                if not is_changed:
+                    a.zero_()
+                    b.zero_()
+
+
+def make_layout(model: Llama | GPT2, targets: Sequence[str] | None) -> Layout:
+    """The layout for adapters on `targets`: ends of the checkpoint's names, as PEFT's target_modules (None: all).
+
+    Raises ValueError for a target that names none of the model's linear layers.
+    """
+    projections: list[Projection] = []
+    width = 0
+    for linear, names, sizes in linear_layers(model):
+        has_adapter = tuple(targets is None or any(is_end(target, name) for target in targets) for name in names)
+        if any(has_adapter):
+            middle = aligned(width + len(sizes) * linear.in_features)
+            projections.append(Projection(linear, names, sizes, has_adapter, width, middle))
+            width = aligned(middle + sum(sizes))
+    every = [name for _, names, _ in linear_layers(model) for name in names]
+    unknown = [target for target in targets or () if not any(is_end(target, name) for name in every)]
+    if unknown or not projections:
+        inner = dict.fromkeys(name.split(".", 2)[2] for name in every)
+        raise ValueError(f"lora.targets names {unknown or 'nothing'}; the model has {', '.join(inner)} (null: all)")
+    return Layout(tuple(projections), width, "transformer." if isinstance(model, GPT2) else "model.")
+
+
+def is_end(target: str, name: str) -> bool:
+    """Whether `name` ends with the whole components of `target`."""
+    return f".{name}".endswith(f".{target}")
+
+
+def linear_layers(model: Llama | GPT2) -> Iterator[tuple[SurroundedLinear, tuple[str, ...], tuple[int, ...]]]:
+    """The blocks' linear layers, each with the checkpoint's names of its parts and their output features."""
+    for number, block in enumerate(model.layers):
+        for module, linear in block.named_children():
+            if not isinstance(linear, SurroundedLinear):
+                continue
+            if isinstance(model, GPT2):
+                yield linear, (f"h.{number}.{GPT2_MODULES[module]}",), (linear.out_features,)
+                continue
+            names = tuple(f"layers.{number}.{name}" for name in LLAMA_MODULES[module])
+            halves = (linear.out_features // len(names),) * len(names)
+            yield linear, names, model.config.qkv_sizes if module == "qkv_proj" else halves
+
+
+def aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

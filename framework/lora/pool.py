@@ -1,0 +1,133 @@
+"""Adapters on the device: a fixed number of slots, and for each step which rows use which slot.
+
+What a step reads is always at the same address, so that a CUDA graph or a compiled block holds whatever is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from framework.kernels.attention import IntArray
+from framework.lora.adapters import AdapterSource
+from framework.lora.layout import Layout, Projection, linear_layers, make_layout
+from framework.models.gpt2 import GPT2
+from framework.models.llama import Llama
+
+MAX_STATIC_ROWS = 2**15  # a step of more rows is neither captured nor compiled (MAX_COMPILED_ROWS)
+
+
+class Strategy(Protocol):
+    """How the adapters' part of a linear layer is computed."""
+
+    is_static: bool  # a CUDA graph or a compiled block may hold it
+
+    def tables(self, slots: IntArray) -> IntArray:
+        """What `delta` needs on the device to know the slot (0: none) of each row: (num_tables, rows)."""
+
+    def delta(self, x: Tensor, lora: LoRA) -> Tensor:
+        """(rows, in_features), normed → (rows, out_features)."""
+
+
+class AdapterPool:
+    """`num_slots` adapters of rank up to `max_rank` on the device; slot 0 is none of them, and all zeros.
+
+    `slab` (num_slots + 1, max_rank, width) is laid out by `layout`; beyond an adapter's rank its slot is zero.
+    """
+
+    def __init__(
+        self, layout: Layout, source: AdapterSource, strategy: Strategy, num_slots: int, max_rank: int, like: Tensor
+    ) -> None:
+        self.layout, self.source, self.strategy = layout, source, strategy
+        self.num_slots, self.max_rank = num_slots, max_rank
+        shape = (num_slots + 1, max_rank, layout.width)
+        try:
+            self.slab = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        except torch.OutOfMemoryError as error:
+            size = (num_slots + 1) * max_rank * layout.width * like.dtype.itemsize
+            raise ValueError(
+                f"{num_slots} adapter slots of rank {max_rank} take {size / 2**30:.1f} GiB, which {like.device} does "
+                "not have beside the model; lower lora.num_slots, lora.max_rank or lora.targets"
+            ) from error
+        self.ranks = torch.zeros(num_slots + 1, dtype=torch.int32, device=like.device)
+        self.num_tables = len(strategy.tables(np.zeros(1, dtype=np.int64)))
+        self._static = torch.zeros(self.num_tables, MAX_STATIC_ROWS, dtype=torch.int32, device=like.device)
+        self.tables = self._static
+        self.on_host: list[list[int]] = []  # the same, for strategies that are not static
+
+    def check(self, adapter_id: str) -> None:
+        """ValueError naming the adapter, if it cannot be served."""
+        rank = self.source.check(adapter_id, self.layout)
+        if rank > self.max_rank:
+            raise ValueError(f"adapter {adapter_id!r} has rank {rank}, more than lora.max_rank={self.max_rank}")
+
+    def load(self, adapter_id: str) -> Tensor:
+        """The adapter on the host, (rank, width), from where a copy to the device need not wait."""
+        rows = self.source.load(adapter_id, self.layout, self.slab.dtype)
+        return rows.pin_memory() if self.slab.is_cuda and not rows.is_pinned() else rows
+
+    def put(self, slot: int, rows: Tensor) -> None:
+        """Copy an adapter's rows into a slot, on the current stream and without waiting."""
+        assert 0 < slot <= self.num_slots, slot
+        rank = len(rows)
+        self.slab[slot, :rank].copy_(rows, non_blocking=True)
+        self.slab[slot, rank:].zero_()
+        self.ranks[slot] = rank
+
+    def set_step(self, tables: Tensor, on_host: np.ndarray[Any, Any]) -> None:
+        """The strategy's tables (num_tables, rows) of the step that comes, on the device and on the host."""
+        num_rows = tables.shape[1]
+        if num_rows <= MAX_STATIC_ROWS:
+            self._static[:, :num_rows].copy_(tables)
+            self.tables = self._static
+        else:
+            self.tables = tables.int()
+        self.on_host = [] if self.strategy.is_static else on_host.tolist()
+
+
+class LoRA:
+    """What one linear layer adds: views of the slots, a (slots, max_rank, parts, in) and b (slots, max_rank, out).
+
+    `sizes` are the output features of each part, which has an A of its own.
+    """
+
+    def __init__(self, pool: AdapterPool, projection: Projection) -> None:
+        self.a, self.b = projection.factors(pool.slab)
+        self.sizes, self.pool = list(projection.sizes), pool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.pool.strategy.delta(x, self)
+
+
+def serve_adapters(
+    model: Llama | GPT2,
+    *,
+    strategy: Callable[[], Strategy],
+    adapters: Callable[[], AdapterSource],
+    num_slots: int,
+    max_rank: int,
+    targets: list[str] | None = None,
+) -> Llama | GPT2:
+    """Give the model's linear layers room for `num_slots` adapters of rank up to `max_rank`, in place.
+
+    `targets` are the layers that adapters may change, as PEFT's target_modules (None: all). Raises ValueError for a
+    target that the model does not have, and if there is no room.
+    """
+    for name, value in (("num_slots", num_slots), ("max_rank", max_rank)):
+        if value < 1:
+            raise ValueError(f"lora.{name} {value} must be at least 1")
+    layout = make_layout(model, targets)
+    pool = AdapterPool(layout, adapters(), strategy(), num_slots, max_rank, like=model.norm.weight)
+    for projection in layout.projections:
+        projection.linear.lora = LoRA(pool, projection)
+    return model
+
+
+def pool_of(model: Llama | GPT2) -> AdapterPool | None:
+    """The pool of the model's adapters; None where it serves none."""
+    loras = [linear.lora for linear, _, _ in linear_layers(model)]
+    return next((lora.pool for lora in loras if isinstance(lora, LoRA)), None)

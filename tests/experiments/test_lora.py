@@ -1,0 +1,38 @@
+"""experiment=lora as a user calls it, on the smallest model."""
+
+import json
+
+import pandas as pd
+import pytest
+
+SIZES = ["batch_size=2", "context=16", "num_steps=2", "prompt_len=8", "ranks=[2,4]"]
+
+
+@pytest.fixture
+def small(smallest):
+    return [*(one for one in smallest if not one.startswith(("tracking", "trace"))), *SIZES, "device=cpu"]
+
+
+@pytest.mark.parametrize("options", [[], ["lora=gathered", "lora.targets=[q_proj,down_proj]"]])
+def test_merged_is_served(cli, small, tmp_path, options):
+    code, output = cli("experiment=lora", *small, *options)
+    assert code == 0, output
+    table = pd.read_csv(tmp_path / "outputs/lora/ranks.csv")
+    # per layer of 32 channels: q 32, k and v 16 each, o, gate, up and down with 64; q and down alone
+    per_rank = 2 * ((64 + 48 + 48 + 64 + 96 + 96 + 96) if not options else (64 + 96))
+    assert table["num_parameters"].tolist() == [2 * per_rank, 4 * per_rank]
+    assert table["num_bytes"].tolist() == [8 * per_rank, 16 * per_rank]
+    assert (table["merged_error"] < 1e-5).all()
+    assert (table["effect"] > 1e-3).all()
+    assert (table[["served_elapsed", "merged_elapsed", "base_elapsed"]] > 0).all(axis=None)
+    assert "reported: 0.39%, lesson 5" in output
+    record = json.loads((tmp_path / "outputs/lora/lora.json").read_text())
+    assert record["config"]["lora"]["strategy"]["_target_"].startswith("framework.lora.")
+    assert (tmp_path / "outputs/lora/figures/lora.png").exists()
+
+
+@pytest.mark.parametrize("lora", ["none", "merged"])
+def test_it_needs_adapters_that_are_served(cli, small, lora):
+    code, output = cli("experiment=lora", *small, f"lora={lora}")
+    assert code == 1
+    assert "needs lora=segmented, gathered or loop" in output

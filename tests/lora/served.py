@@ -1,0 +1,34 @@
+"""Small engines that serve adapters, and what they make of requests."""
+
+from functools import partial
+
+from framework.engine.torch_engine import TorchEngine
+from framework.engines import make_scheduler
+from framework.lora.adapters import RandomAdapters
+from framework.lora.loop import Loop
+from framework.lora.pool import serve_adapters
+from framework.replay import replay
+from framework.scheduler.continuous import ContinuousScheduler
+from tests.quantization.models import make_model
+
+CONTINUOUS = partial(ContinuousScheduler, max_num_seqs=4)
+
+
+def make_engine(family="llama", strategy=Loop, num_slots=2, quantize=lambda model: model, **options):
+    model = serve_adapters(
+        quantize(make_model(family)), strategy=strategy, num_slots=num_slots, max_rank=8,
+        adapters=lambda: LargeAdapters(ranks=[2, 8]),
+    )  # fmt: skip
+    return TorchEngine(model, block_size=4, num_blocks=40, **options)
+
+
+class LargeAdapters(RandomAdapters):
+    """So large that they change most tokens."""
+
+    def load(self, *arguments):
+        return super().load(*arguments) * 10.0
+
+
+def outputs(engine, requests, scheduler=CONTINUOUS):
+    sequences, steps = replay(requests, make_scheduler(scheduler, engine), engine)
+    return [sequence.output_token_ids for sequence in sequences], sequences, steps

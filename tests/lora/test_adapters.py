@@ -1,0 +1,207 @@
+"""Files there and back, and every file that cannot be served is an error that names the adapter."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from framework.lora.adapters import RandomAdapters, SavedAdapters, save_adapter
+from framework.lora.layout import make_layout
+from framework.lora.loop import Loop
+from framework.lora.pool import AdapterPool, pool_of, serve_adapters
+from framework.quantization import zero_point
+from tests.quantization.models import CONFIGS, make_model
+
+NAMES = {"llama": "layers.0.self_attn.k_proj", "gpt2": "h.0.mlp.c_proj"}
+
+
+def random_rows(layout, name="one", ranks=(6,), seed=0):
+    return RandomAdapters(ranks=list(ranks), seed=seed).load(name, layout, torch.float32)
+
+
+@pytest.fixture(params=CONFIGS)
+def saved(request, tmp_path):
+    """A layout, a folder with the adapter "one" for it, and its rows."""
+    layout = make_layout(make_model(request.param), None)
+    rows = random_rows(layout)
+    save_adapter(tmp_path / "one", rows, layout, alpha=12.0)
+    return layout, tmp_path, rows
+
+
+def test_what_is_saved_is_loaded(saved):
+    layout, folder, rows = saved
+    source = SavedAdapters(path=str(folder))
+    assert source.check("one", layout) == 6
+    loaded = source.load("one", layout, torch.float32)
+    for name, factors in layout.parts(rows).items():
+        for factor, other in zip(factors, layout.parts(loaded)[name], strict=True):
+            torch.testing.assert_close(factor, other)
+    assert json.loads((folder / "one/adapter_config.json").read_text())["lora_alpha"] == 12.0
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["self_attn.v_proj"], ["layers.1.mlp.up_proj"]])
+def test_only_the_targets_have_room_or_change(targets):
+    layout = make_layout(make_model("llama"), targets)
+    whole = make_layout(make_model("llama"), None)
+    assert layout.width < whole.width
+    rows = random_rows(layout)
+    names = [name for projection in layout.projections for name, *_ in projection.parts(rows)]
+    for projection in layout.projections:
+        for name, _, a, b in projection.parts(rows):
+            is_target = any(f".{name}".endswith(f".{target}") for target in targets)
+            assert (a != 0).any() == (b != 0).any() == is_target, name
+    assert len(names) >= len(layout.parts(rows)) == sum(name.endswith(tuple(targets)) for name in names)
+
+
+def test_random_adapters_depend_on_seed_and_id_alone():
+    layout = make_layout(make_model("gpt2"), None)
+    source = RandomAdapters(ranks=[2, 8], seed=1)
+    rows = {f"adapter-{index}": source.load(f"adapter-{index}", layout, torch.float32) for index in range(20)}
+    assert {len(one) for one in rows.values()} == {2, 8}
+    assert len({one[0, 0].item() for one in rows.values()}) == 20
+    again = RandomAdapters(ranks=[2, 8], seed=1)
+    assert torch.equal(again.load("adapter-7", layout, torch.float32), rows["adapter-7"])
+    assert again.check("adapter-7", layout) == len(rows["adapter-7"])
+    other = RandomAdapters(ranks=[2, 8], seed=2).load("adapter-7", layout, torch.float32)
+    assert not torch.equal(other[:2], rows["adapter-7"][:2])
+
+
+def edit_config(folder, **changes):
+    path = folder / "one/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensors(folder, edit):
+    path = folder / "one/adapter_model.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_dora": True}, "use_dora=True is not supported"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern={'q_proj': 4} is not supported"),
+        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "bias='all' is not supported, only 'none'"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"invented_in_2027": 1}, "invented_in_2027=1"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base model's weights too"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3', not 'LORA'"),
+        ({"r": 0}, "r=0 and lora_alpha=12.0 are no rank and scaling"),
+        ({"r": 5}, "belongs to another base model: .* with rank 5 this model needs"),
+    ],
+)
+def test_options_that_are_not_supported(saved, changes, message):
+    layout, folder, _ = saved
+    edit_config(folder, **changes)
+    with pytest.raises(ValueError, match=f"adapter 'one'.*{message}"):
+        SavedAdapters(path=str(folder)).check("one", layout)
+
+
+def test_what_is_off_is_no_option(saved):
+    layout, folder, _ = saved
+    edit_config(folder, use_dora=False, rank_pattern={}, layer_replication=None, invented_in_2027=None)
+    assert SavedAdapters(path=str(folder)).check("one", layout) == 6
+
+
+def test_rslora_divides_by_the_root_of_the_rank(saved):
+    layout, folder, rows = saved
+    edit_config(folder, use_rslora=True)
+    loaded = SavedAdapters(path=str(folder)).load("one", layout, torch.float32)
+    (a, b), *_ = layout.parts(rows).values()
+    (same_a, larger_b), *_ = layout.parts(loaded).values()
+    torch.testing.assert_close(same_a, a)
+    torch.testing.assert_close(larger_b, b * 6**0.5)
+
+
+def test_a_broken_or_missing_file(saved):
+    layout, folder, _ = saved
+    source = SavedAdapters(path=str(folder))
+    with pytest.raises(ValueError, match="there is no adapter 'two'"):
+        source.check("two", layout)
+    path = folder / "one/adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"adapter 'one': adapter_model.safetensors is missing or broken"):
+        source.check("one", layout)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"adapter 'one': adapter_model.safetensors is missing or broken"):
+        source.check("one", layout)
+    (folder / "one/adapter_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"adapter 'one': adapter_config.json is not readable"):
+        source.check("one", layout)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda tensors, name: tensors.pop(f"{name}.lora_B.weight"), "lacks the A or the B of"),
+        (lambda tensors, name: tensors.clear(), "lacks the A or the B of every layer"),
+        (lambda tensors, name: tensors.update({"lm_head.lora_A.weight": torch.zeros(6, 64)}), "has 'lm_head.lora_A"),
+        (
+            lambda tensors, name: tensors.update({f"{name}.lora_magnitude_vector": torch.zeros(6)}),
+            "has .*lora_magnitude",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit(saved, edit, message):
+    layout, folder, rows = saved
+    name = f"base_model.model.{layout.prefix}{next(iter(layout.parts(rows)))}"
+    edit_tensors(folder, lambda tensors: edit(tensors, name))
+    with pytest.raises(ValueError, match=f"adapter 'one' {message}"):
+        SavedAdapters(path=str(folder)).check("one", layout)
+
+
+def test_an_adapter_of_another_model_or_other_targets(saved):
+    layout, folder, _ = saved
+    family = "gpt2" if layout.prefix == "transformer." else "llama"
+    with pytest.raises(ValueError, match=r"adapter 'one' has .* no A or B of a linear layer"):
+        SavedAdapters(path=str(folder)).check("one", make_layout(make_model(family), [NAMES[family]]))
+    other = make_layout(make_model("llama" if family == "gpt2" else "gpt2"), None)
+    with pytest.raises(ValueError, match="adapter 'one' has"):
+        SavedAdapters(path=str(folder)).check("one", other)
+
+
+def test_a_folder_that_is_not_there():
+    with pytest.raises(ValueError, match=r"adapters.path='nowhere' is no folder"):
+        SavedAdapters(path="nowhere")
+
+
+def test_a_rank_above_the_maximum(saved):
+    layout, folder, _ = saved
+    source = SavedAdapters(path=str(folder))
+    pool = AdapterPool(layout, source, Loop(), num_slots=1, max_rank=4, like=torch.zeros(1))
+    with pytest.raises(ValueError, match=r"adapter 'one' has rank 6, more than lora.max_rank=4"):
+        pool.check("one")
+
+
+@pytest.mark.parametrize("targets", [["q_prj"], ["q_proj", "lm_head"], []])
+def test_targets_that_the_model_does_not_have(targets):
+    with pytest.raises(ValueError, match=r"lora.targets names .*self_attn.q_proj, .*mlp.down_proj"):
+        make_layout(make_model("llama"), targets)
+
+
+def test_slots_take_what_they_say_and_quantized_models_have_them_too():
+    model = zero_point.quantize(make_model("llama"))
+    assert pool_of(model) is None
+    source = RandomAdapters(ranks=[2])
+    serve_adapters(model, strategy=Loop, adapters=lambda: source, num_slots=3, max_rank=4)
+    pool = pool_of(model)
+    assert pool.slab.shape == (4, 4, make_layout(model, None).width)
+    pool.put(2, pool.load("a"))
+    assert (pool.slab[2, :2] != 0).any()
+    assert pool.ranks.tolist() == [0, 0, 2, 0]
+    pool.slab[2, 2:] = 1.0  # as a larger adapter may leave it
+    pool.put(2, pool.load("b"))
+    assert (pool.slab[[0, 1, 3]] == 0).all()
+    assert (pool.slab[2, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["num_slots", "max_rank"])
+def test_no_slots_or_ranks(name):
+    given = {"num_slots": 1, "max_rank": 1, name: 0}
+    with pytest.raises(ValueError, match=f"lora.{name} 0 must be at least 1"):
+        serve_adapters(make_model("gpt2"), strategy=Loop, adapters=lambda: RandomAdapters(ranks=[1]), **given)

@@ -1,0 +1,100 @@
+"""Adapters on the GPU's way, on a CPU: decode steps whose state stays on the device, and compiled blocks."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from framework.core import Request
+from framework.engine.compilation import MAX_COMPILED_ROWS, configure_model
+from framework.engine.torch_engine import TorchEngine
+from framework.kernels.lora import lora_delta
+from framework.lora import segmented
+from framework.lora.gathered import Gathered
+from framework.lora.loop import Loop
+from framework.lora.pool import MAX_STATIC_ROWS, pool_of, serve_adapters
+from framework.lora.segmented import Segmented
+from framework.models.loading import load_model
+from framework.scheduler.continuous import ContinuousScheduler
+from tests.engine.test_gpu_path import pretend  # noqa: F401
+from tests.lora.served import LargeAdapters, make_engine, outputs
+from tests.models.test_loading import logits
+from tests.quantization.models import GPT2
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the real path is tested there")
+
+SMALL = GPT2 | {"n_embd": 32, "n_head": 2, "n_layer": 1}
+REQUESTS = [
+    Request(index, 0.001 * index, *lengths, adapter_id=name)
+    for index, (name, *lengths) in enumerate([("a", 3, 6), (None, 4, 6), ("b", 1, 3), ("c", 4, 4), ("a", 2, 1)])
+]
+PLAIN = partial(ContinuousScheduler, max_num_seqs=5)
+TIGHT = partial(ContinuousScheduler, max_num_seqs=6, watermark=0.0, max_num_batched_tokens=3)
+
+
+def make_small(strategy, num_blocks=40):
+    given = {"path": None, "weights": "random", "seed": 0, "max_model_len": None, "dtype": "float32"}
+    model = load_model(config=SMALL, device="cpu", **given)
+    for parameter in model.parameters():
+        parameter.mul_(5.0)
+    adapters = partial(LargeAdapters, ranks=[2, 8])
+    serve_adapters(model, strategy=strategy, adapters=adapters, num_slots=2, max_rank=8)
+    return TorchEngine(model, block_size=4, num_blocks=num_blocks)
+
+
+@pytest.mark.usefixtures("pretend")
+@pytest.mark.parametrize(
+    ("strategy", "scheduler", "num_steps_ahead", "kernels"),
+    [(Loop, PLAIN, 0, False), (Gathered, PLAIN, 1, False), (Segmented, TIGHT, 1, False), (Segmented, PLAIN, 0, True)],
+)
+def test_tokens_equal_the_plain_way(monkeypatch, strategy, scheduler, num_steps_ahead, kernels):
+    expected, *_ = outputs(make_small(Loop), REQUESTS)
+    if kernels:
+        monkeypatch.setattr(segmented, "plain_lora_delta", lora_delta)
+    engine = make_small(strategy, num_blocks=3 if scheduler is TIGHT else 40)
+    engine.is_on_gpu = engine.has_decoder = True
+    engine.num_steps_ahead, engine.fused = num_steps_ahead, kernels
+    tokens, sequences, _ = outputs(engine, REQUESTS, scheduler)
+    assert tokens == expected
+    assert any(sequence.num_preemptions for sequence in sequences) == (scheduler is TIGHT)
+
+
+@pytest.mark.parametrize(("family", "strategy"), [("llama", Segmented), ("gpt2", Gathered)])
+def test_compiled_blocks_hold_for_any_adapters(monkeypatch, family, strategy):
+    """One compilation for all layers, numbers of rows and adapters: a second one would be refused."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    model = make_engine(family, strategy, num_slots=3).model
+    pool = pool_of(model)
+    for slot, name in enumerate("abc", start=1):
+        pool.put(slot, pool.load(name))
+
+    def run(num_rows, seed):
+        slots = np.random.default_rng(seed).integers(0, 4, num_rows)
+        tables = pool.strategy.tables(slots)
+        pool.set_step(torch.from_numpy(tables), tables)
+        with torch.inference_mode():
+            return logits(model, torch.arange(num_rows) * 7 % 97)
+
+    cases = [(num_rows, seed) for seed, num_rows in enumerate([7, 5, 33, 4, 64])]
+    expected = [run(*case) for case in cases]
+    configure_model(model, fused=False, compile=True)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    torch.testing.assert_close(run(*cases[0]), expected[0])
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for case, plain in zip(cases, expected, strict=True):
+            torch.testing.assert_close(run(*case), plain)
+    assert torch._dynamo.utils.counters["graph_break"] == {}
+
+
+def test_whatever_is_compiled_reads_the_same_tables():
+    assert MAX_COMPILED_ROWS <= MAX_STATIC_ROWS
+
+
+@pytest.mark.parametrize("option", ["compile", "cuda_graphs"])
+def test_what_the_loop_cannot_do_says_so(option):
+    model = make_engine(strategy=Loop).model
+    with pytest.raises(ValueError, match=f"engine.{option}=true needs a GPU, .*and another lora than loop"):
+        TorchEngine(model, **{option: True})

@@ -1,0 +1,101 @@
+"""Mixed batches give the logits of PEFT's `adapter_names=` in float32, whatever the strategy."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from framework.core import Batch, Request
+from framework.engine.torch_engine import TorchEngine
+from framework.lora.adapters import SavedAdapters
+from framework.lora.gathered import Gathered
+from framework.lora.loop import Loop
+from framework.lora.merged import merge_adapter
+from framework.lora.pool import serve_adapters
+from framework.lora.segmented import Segmented
+from tests.engine.driver import seat
+from tests.engine.test_torch_engine import load
+from tests.models.checkpoints import make_hf_model
+
+peft = pytest.importorskip("peft")
+STRATEGIES = {"loop": Loop, "gathered": Gathered, "segmented": Segmented}
+LLAMA_ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ADAPTERS = {  # name: rank, alpha, rslora, target modules of Llama and of GPT-2
+    "all": (4, 8, False, LLAMA_ALL, ["c_attn", "c_proj", "c_fc"]),
+    "few": (8, 12, True, ["q_proj", "v_proj", "down_proj"], ["attn.c_proj"]),
+    "wide": (6, 3, False, ["k_proj", "gate_proj"], ["c_attn", "c_fc"]),
+}
+ROWS = ["all", None, "few", "wide", "all", None]
+PROMPT = np.random.default_rng(0).integers(97, size=(len(ROWS), 9))
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "gpt2"])
+def saved(request, tmp_path_factory):
+    """A folder with a model and its adapters, PEFT's logits (rows, tokens, vocabulary) of ROWS, and of "few" alone."""
+    folder = tmp_path_factory.mktemp(request.param)
+    base = make_hf_model(request.param)
+    base.save_pretrained(folder / "base")
+    model = None
+    torch.manual_seed(0)
+    for name, (rank, alpha, is_rs, *targets) in ADAPTERS.items():
+        config = peft.LoraConfig(
+            r=rank, lora_alpha=alpha, use_rslora=is_rs, target_modules=targets[request.param == "gpt2"],
+            init_lora_weights=False, task_type="CAUSAL_LM", fan_in_fan_out=request.param == "gpt2",
+        )  # fmt: skip
+        if model is None:
+            model = peft.get_peft_model(base, config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+    model.save_pretrained(folder / "adapters", selected_adapters=list(ADAPTERS))
+    names = [name or "__base__" for name in ROWS]
+    with torch.no_grad():
+        mixed = model.eval()(torch.from_numpy(PROMPT), adapter_names=names).logits
+        model.set_adapter("few")
+        alone = model(torch.from_numpy(PROMPT)).logits
+    return folder, mixed, alone
+
+
+def engine_logits(model, adapter_ids, num_prompt_tokens):
+    """Logits of a prefill and of decode steps that are told the rest of PROMPT, (rows, tokens from the last, vocab)."""
+    engine = TorchEngine(model, num_blocks=64, block_size=4)
+    requests = [
+        Request(
+            index, 0.0, num_prompt_tokens, 9, adapter_id=adapter_id, prompt_token_ids=tuple(row[:num_prompt_tokens])
+        )
+        for index, (adapter_id, row) in enumerate(zip(adapter_ids, PROMPT.tolist(), strict=True))
+    ]
+    engine.begin(requests, len(requests))
+    sequences, seen = seat(engine, requests, blocks_each=4), []
+    loads = {}
+    for sequence in sequences:
+        if sequence.request.adapter_id is not None and engine.num_adapter_slots:
+            sequence.adapter_slot = 1 + list(ADAPTERS).index(sequence.request.adapter_id)
+            loads[sequence.adapter_slot] = sequence.request.adapter_id
+    sample = engine._sample
+    engine._sample = lambda logits: seen.append(logits) or sample(logits)
+    rows = len(requests)
+    engine.step(Batch(sequences, [0] * rows, [num_prompt_tokens] * rows, rows * num_prompt_tokens, 0, loads))
+    for end in range(num_prompt_tokens, PROMPT.shape[1]):
+        for sequence, row in zip(sequences, PROMPT.tolist(), strict=True):
+            sequence.output_token_ids.append(row[end])
+        engine.step(Batch(sequences, [end] * rows, [1] * rows, 0, rows))
+    return torch.stack(seen, dim=1)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_mixed_batches(saved, name):
+    folder, expected, _ = saved
+    adapters = partial(SavedAdapters, path=str(folder / "adapters"))
+    model = serve_adapters(load(folder / "base"), strategy=STRATEGIES[name], adapters=adapters, num_slots=3, max_rank=8)
+    logits = engine_logits(model, ROWS, 5)
+    torch.testing.assert_close(logits, expected[:, 4:], rtol=1e-4, atol=1e-4)
+
+
+def test_merged(saved):
+    folder, mixed, expected = saved
+    adapters = partial(SavedAdapters, path=str(folder / "adapters"))
+    model = merge_adapter(load(folder / "base"), adapters=adapters, adapter_id="few")
+    logits = engine_logits(model, [None] * len(ROWS), 5)
+    torch.testing.assert_close(logits, expected[:, 4:], rtol=1e-4, atol=1e-4)
+    assert (logits - mixed[:, 4:]).abs().max() > 0.1
