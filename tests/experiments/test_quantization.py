@@ -153,7 +153,7 @@ def test_a_failing_arm_is_named_and_the_others_stay(cli, smallest, folder):
     ("override", "message"),
     [
         ("serving=[nonee]", "serving has 'nonee', which is no arm; did you mean 'none'"),
-        ("only=[all]", "only has 'all', which is no arm; allowed: none, bfloat16"),
+        ("only=[all]", "only has 'all', which is no arm; allowed: none, int8, int8_kv"),
         ("only=[int8]", "serving has 'none'"),
         ("text=nowhere.txt", "text=nowhere.txt is no file"),
         ("slo.ttft=0", "the SLO for ttft must be a positive number"),
