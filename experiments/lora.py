@@ -22,7 +22,7 @@ from framework.lora.merged import merge_adapter
 from framework.lora.none import serve_base
 from framework.perplexity import window_logits
 from framework.plots import save
-from framework.plots_speed import lora_ranks
+from framework.plots_lora import lora_ranks
 from framework.points import write_atomically, write_json
 from framework.provenance import environment, resolve_device
 from framework.speed import check_sizes, get_ready, measure_decode

@@ -12,7 +12,7 @@ from framework.arms import Arms, resolve_arms
 from framework.console import make_console, short
 from framework.engines import EngineCache
 from framework.plots import Figure, save
-from framework.plots_speed import steps_by_arm
+from framework.plots_lora import steps_by_arm
 from framework.points import write_atomically
 from framework.provenance import environment, resolve_device
 from framework.replay import Clock

@@ -69,8 +69,8 @@ def run(
     check_sizes({"decode": [[batch_size, context] for batch_size in batch_sizes]}, num_steps)
     check_names("only", [] if only is None else only, arms)
     chosen = arms if only is None else {arm: arms[arm] for arm in only}
-    defaults = {"model": model, "quantization": quantization, "lora": lora, "engine": engine}
-    variants = resolve_arms(chosen, defaults | {"scheduler": scheduler, "trace": trace, "clock": clock})
+    defaults = {"model": model, "quantization": quantization, "lora": lora, "engine": engine, "scheduler": scheduler}
+    variants = resolve_arms(chosen, defaults | {"trace": trace, "clock": clock})
     check_names("reference.arms", [] if reference is None else reference["arms"], variants)
     check_serving(serving, variants, rates, seeds, slo)
     held_out = None if text is None else Text(existing(text), text_window, num_text_tokens)

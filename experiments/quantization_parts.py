@@ -18,7 +18,7 @@ from framework.config import describe
 from framework.core import StudyError
 from framework.engine.kv_cache import attach_cache
 from framework.engine.torch_engine import TorchEngine
-from framework.engines import free, make_scheduler
+from framework.engines import free, make_model, make_scheduler
 from framework.models.tokenizer import load_tokenizer
 from framework.points import digest_of, write_atomically, write_json
 from framework.quality import block_error, compare, read_tokens, weight_errors
@@ -103,8 +103,7 @@ class Session:
         self.written[self.folder / name] = None
 
     def load(self, arm: str) -> Any:
-        components = self.arms[arm]
-        return components["lora"](components["quantization"](components["model"](device=self.device)))
+        return make_model(self.arms[arm], self.device)
 
     def finish(self) -> None:
         """Name what was written; StudyError with every failure."""

@@ -10,9 +10,10 @@ import torch
 
 from framework.arms import engine_digest, model_digest, with_keywords
 from framework.config import describe
-from framework.core import Engine, Request, Scheduler
+from framework.core import Engine, Request, Scheduler, Sequence
 from framework.points import digest_of
 from framework.replay import replay
+from framework.scheduler.adapter_slots import AdapterSlots
 
 
 def free(device: torch.device) -> None:
@@ -22,10 +23,25 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def make_model(arm: dict[str, Any], device: torch.device) -> Any:
+    """The arm's model on `device`, quantized and with room for adapters as the arm says."""
+    return arm["lora"](arm["quantization"](arm["model"](device=device)))
+
+
 def make_scheduler(make: Callable[..., Scheduler], engine: Engine) -> Scheduler:
     """A scheduler for the KV cache and the adapter slots that the engine has."""
     slots = {"num_adapter_slots": engine.num_adapter_slots} if engine.num_adapter_slots else {}
     return make(num_blocks=engine.num_blocks, block_size=engine.block_size, **slots)
+
+
+def seat_adapters(engine: Engine, sequences: list[Sequence]) -> dict[int, str]:
+    """Give every sequence its adapter's slot; what is to be loaded. ValueError if there are too few slots."""
+    slots = AdapterSlots(engine.num_adapter_slots)
+    for sequence in sequences:
+        if not slots.can_admit(sequence):
+            raise ValueError(f"the sequences need more adapters than lora.num_slots={engine.num_adapter_slots}")
+        slots.admit(sequence)
+    return slots.take_loads()
 
 
 def make_engine_for(requests: list[Request], engine: partial[Engine], model: Any) -> Engine:
@@ -54,13 +70,10 @@ class EngineCache:
             if model_key != self.model_key or self.model is None:
                 self.model, self.model_key = None, ""
                 free(self.device)
-                self.model, self.model_key = self.make_model(arm), model_key
+                self.model, self.model_key = make_model(arm, self.device), model_key
             self.engine, self.engine_key = arm["engine"](model=self.model), engine_key
             self.engine.on_progress = self.on_progress
         return self.engine
-
-    def make_model(self, arm: dict[str, Any]) -> Any:
-        return arm["lora"](arm["quantization"](arm["model"](device=self.device)))
 
     def warm_up(self, arm: dict[str, Any], engine: Engine, requests: list[Request]) -> None:
         """Before an arm's first point, replay some of its requests at once: full batches, then ever smaller ones."""

@@ -21,13 +21,12 @@ from framework.config import describe
 from framework.core import Batch, Request, Scheduler, Sequence
 from framework.engine.kv_cache import attention_modules
 from framework.engine.torch_engine import TorchEngine
-from framework.engines import make_scheduler, warm_up_requests
+from framework.engines import make_scheduler, seat_adapters, warm_up_requests
 from framework.floors import Work, attention_work, model_costs, step_work
 from framework.kernels.gpu_attention import DecodeAttention
 from framework.metrics import step_table
 from framework.models.llama import Llama
 from framework.replay import replay
-from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.block_manager import BlockManager
 
 NUM_WARM_UP_STEPS = 5
@@ -167,16 +166,6 @@ def make_sequences(engine: TorchEngine, requests: list[Request]) -> list[Sequenc
     for sequence in sequences:
         blocks.grow(sequence, sequence.request.num_prompt_tokens + sequence.request.num_output_tokens)
     return sequences
-
-
-def seat_adapters(engine: TorchEngine, sequences: list[Sequence]) -> dict[int, str]:
-    """Give every sequence its adapter's slot; what is to be loaded. ValueError if there are too few slots."""
-    slots = AdapterSlots(engine.num_adapter_slots)
-    for sequence in sequences:
-        if not slots.can_admit(sequence):
-            raise ValueError(f"the sequences need more adapters than lora.num_slots={engine.num_adapter_slots}")
-        slots.admit(sequence)
-    return slots.take_loads()
 
 
 def measure_decode(

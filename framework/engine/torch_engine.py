@@ -44,7 +44,7 @@ class TorchEngine:
     """Runs `model` over a paged KV cache of `num_blocks` blocks.
 
     The cache's size is `num_blocks`, or what `kv_cache_bytes` hold beside the adapter slots, or what `memory_bytes`
-    leave beside these and the weights; with none of them, 90% of the GPU memory that is free now after a headroom of 2
+    hold beside these and the weights; with none of them, 90% of the GPU memory that is free now after a headroom of 2
     GiB, or 512 MiB on a CPU. `kv_dtype` "int8" keeps keys and values in about half the bytes (None: in the model's
     dtype). Tokens are sampled with `temperature` (0: greedy), `top_k` (0: off) and `top_p` (1: off). `use_cache=False`
     keeps no keys and values: every step recomputes prompt and output so far. `num_threads` CPU threads compute a step,
@@ -199,6 +199,7 @@ class TorchEngine:
             run = self._run_on_gpu if self.is_on_gpu else self._run_on_cpu
             running, prepared_time = run(batch, inputs)
             prepare, samples = prepared_time - start_time, inputs.samples.tolist()
+        self.adapters.prefetch()
         self._in_flight.append(Launched(start_time, prepare, samples, running, loading))
 
     def _run_on_cpu(self, batch: Batch, inputs: StepInputs) -> tuple[Done, float]:

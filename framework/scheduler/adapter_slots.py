@@ -10,8 +10,8 @@ from framework.core import Sequence
 class AdapterSlots:
     """Slots 1 … `num_slots`, of which sequences may use up to `max_loras` at once; without slots adapters are ignored.
 
-    `loads`, slot → adapter id, is what was decided since it was last taken. Every call costs O(1), `prefetch`
-    O(num_slots).
+    `loads`, slot → adapter id, is what was decided since it was last taken. A call costs at most O(num_slots), whatever
+    the number of sequences and adapters.
     """
 
     def __init__(self, num_slots: int, max_loras: int | None = None) -> None:
@@ -48,6 +48,7 @@ class AdapterSlots:
             self.num_users[adapter_id] -= 1
             if not self.num_users[adapter_id]:
                 del self.num_users[adapter_id]
+                self.slot_of.move_to_end(adapter_id)
             sequence.adapter_slot = 0
 
     def prefetch(self, waiting: Iterable[Sequence]) -> None:

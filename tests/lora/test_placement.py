@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.core import Request, Sequence
+from framework.engine.kv_cache import bytes_per_block
 from framework.engine.torch_engine import TorchEngine
 from framework.engines import make_scheduler
 from framework.lora.adapters import RandomAdapters
@@ -19,6 +20,7 @@ from framework.lora.pool import serve_adapters
 from framework.lora.segmented import Segmented
 from framework.metrics import request_table, step_table
 from framework.quantization import int8_dynamic, int8_weight_only
+from framework.quantization.footprint import footprint
 from framework.replay import replay
 from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.continuous import ContinuousScheduler
@@ -197,6 +199,18 @@ def test_least_recently_used_goes_first():
     assert slots.can_admit(sequence("a"))
 
 
+def test_an_adapter_is_used_until_its_last_sequence_ends():
+    slots = AdapterSlots(2)
+    long, short = sequence("a"), sequence("b")
+    slots.admit(long)
+    slots.admit(short)
+    slots.release(short)
+    slots.release(long)
+    slots.take_loads()
+    slots.admit(sequence("c"))
+    assert slots.take_loads() == {2: "c"}
+
+
 def test_prefetch_keeps_what_is_used_and_what_is_wanted_sooner():
     slots = AdapterSlots(2)
     running = sequence("a")
@@ -227,20 +241,16 @@ def test_max_loras_is_within_the_slots(max_loras):
     ContinuousScheduler(10, 4, max_loras=3)  # no adapters are served
 
 
-def test_adapters_and_keys_and_values_share_one_budget():
-    sizes = {}
+@pytest.mark.parametrize("budget", ["kv_cache_bytes", "memory_bytes"])
+def test_adapters_and_keys_and_values_share_one_budget(budget):
+    sizes, adapters = {}, partial(RandomAdapters, ranks=[4])
     for num_slots in (1, 5):
-        model = serve_adapters(
-            make_model("llama"),
-            strategy=Loop,
-            adapters=lambda: RandomAdapters(ranks=[4]),
-            num_slots=num_slots,
-            max_rank=4,
-        )
-        engine = TorchEngine(model, block_size=4, kv_cache_bytes=2**20)
-        block_bytes = engine._cache[0].k[:4].nbytes * 2 * len(engine._cache)
+        model = serve_adapters(make_model("llama"), strategy=Loop, adapters=adapters, num_slots=num_slots, max_rank=4)
+        engine = TorchEngine(model, block_size=4, **{budget: 2**20})
+        block_bytes = bytes_per_block(model.config, 4, engine.dtype)
         sizes[num_slots] = engine.num_blocks * block_bytes
-        assert 2**20 - block_bytes < sizes[num_slots] + engine.adapters.num_bytes <= 2**20
+        taken = engine.adapters.num_bytes + (footprint(model)["total"] if budget == "memory_bytes" else 0)
+        assert 2**20 - block_bytes < sizes[num_slots] + taken <= 2**20
     assert sizes[5] < sizes[1]
     with pytest.raises(ValueError, match=r"holds no block .*adapter slots take 0.\d MiB"):
         TorchEngine(model, block_size=4, kv_cache_bytes=2**16)
