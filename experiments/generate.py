@@ -37,8 +37,8 @@ def run(
 
     All prompts arrive at once. `prompt_token_ids` are taken as they are; without any `prompts` beside them no tokenizer
     is loaded and `text` is null. With neither there is an example. `ignore_eos` false ends an output at the model's
-    end-of-sequence token. `adapter` is the id of one of lora.adapters (None: the base model); of a list, every prompt is
-    answered with each.
+    end-of-sequence token. `adapter` is the id of one of lora.adapters (None: the base model); of a list, each answers
+    every prompt.
     """
     if prompts is None:
         prompts = [] if prompt_token_ids else [EXAMPLE]
