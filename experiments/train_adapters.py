@@ -4,6 +4,7 @@ Losses are of the adapters as written, read back, on held-out samples that are w
 """
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -85,6 +86,7 @@ def run(
     check_counts({name: training[name] for name in ("num_steps", "batch_size", "sequence_length", "eval_interval")})
     check_names(kinds)
     if num_threads is not None:
+        check_counts({"num_threads": num_threads})
         torch.set_num_threads(num_threads)
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
@@ -120,13 +122,7 @@ def run(
         "seconds": {kind: curve["elapsed"].iloc[-1] for kind, curve in zip(kinds, curves, strict=True)},
         "losses": losses,
     }
-    (shipped / "heldout").mkdir()
-    for kind, (excerpts, _) in samples.items():
-        (shipped / "heldout" / f"{kind}.txt").write_bytes(excerpts)
-    if (corpus.folder / LICENCE).is_file():
-        shutil.copyfile(corpus.folder / LICENCE, shipped / "LICENSE")
-    else:
-        say(f"{corpus.folder} has no {LICENCE}: add the text's licence to {shipped} before you share it")
+    write_texts(shipped, samples, corpus.folder / LICENCE, say)
     (shipped / "README.md").write_text(adapters_card(record))
     write_results(folder, record, pd.concat(curves), console)
 
@@ -165,6 +161,18 @@ def measure(model: Llama | GPT2, held_out: dict[str, Tensor], window: int) -> li
     return [
         {"kind": kind} | describe_losses(losses_of(model, sample, window=window)) for kind, sample in held_out.items()
     ]
+
+
+def write_texts(
+    folder: Path, samples: dict[str, tuple[bytes, list[str]]], licence: Path, say: Callable[[str], None]
+) -> None:
+    (folder / "heldout").mkdir()
+    for kind, (excerpts, _) in samples.items():
+        (folder / "heldout" / f"{kind}.txt").write_bytes(excerpts)
+    if licence.is_file():
+        shutil.copyfile(licence, folder / "LICENSE")
+    else:
+        say(f"there is no {licence}: add the text's licence to {folder} before you share it")
 
 
 def write_results(folder: Path, record: dict[str, Any], curves: pd.DataFrame, console: Console) -> None:

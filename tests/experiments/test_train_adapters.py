@@ -56,7 +56,7 @@ def test_writes_adapters_and_what_they_are_good_for(cli, text, tmp_path):
     assert curves["num_steps"].tolist() == [0, 8, 16, 20] * 2
     assert {path.name for path in (folder / "adapters").iterdir()} == {"html", "json", "heldout", "README.md"}
     check_page(Page(folder / "report.html"), folder)
-    assert "has no LICENSE.txt: add the text's licence" in output
+    assert "LICENSE.txt: add the text's licence" in output
     card = (folder / "adapters/README.md").read_text()
     assert f"| **{losses.loc['html', 'html']:.3f}** |" in card
     options = {"path": None, "weights": "random", "config": CONFIG, "seed": 0, "max_model_len": None}
@@ -83,6 +83,7 @@ def test_the_same_seed_gives_the_same_adapters(cli, text, tmp_path):
     ("override", "message"),
     [
         ("num_steps=0", "num_steps 0 must be at least 1"),
+        ("num_threads=0", "num_threads 0 must be at least 1"),
         ("rank=0", "rank 0 must be at least 1"),
         ("targets=[nose]", "lora.targets names ['nose']"),
         ("kinds=null", "kinds is None"),

@@ -14,6 +14,10 @@ from framework.training import window_loss
 from tests.quantization.models import make_model
 
 WINDOWS = torch.arange(60).view(3, 20)
+CUDA = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+)
 
 
 class LargeAdapters(RandomAdapters):
@@ -38,19 +42,20 @@ def test_attached_is_merged(family, targets):
     assert (logits - base).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_only_the_targets_train(family):
-    model = make_model(family)
+def test_only_the_targets_train(family, device):
+    model, windows = make_model(family, device=device), WINDOWS.to(device)
+    base = window_logits(model, windows)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     layout = make_layout(model, {"llama": ["q_proj", "v_proj"], "gpt2": ["attn.c_proj"]}[family])
-    start = initial_rows(layout, 4, seed=0)
-    rows = start.clone().requires_grad_(True)
+    rows = initial_rows(layout, 4, seed=0).to(device).requires_grad_(True)
     optimizer = torch.optim.SGD([rows], lr=1.0)
     with attached(layout, rows):
-        assert torch.equal(window_logits(model, WINDOWS), window_logits(make_model(family), WINDOWS))
+        assert torch.equal(window_logits(model, windows), base)
         losses = []
         for _ in range(3):
-            loss = window_loss(model, WINDOWS)
+            loss = window_loss(model, windows)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -16,14 +16,9 @@ from framework.perplexity import window_logits, window_losses
 FOLDER = ROOT / "models" / "adapters"
 KINDS = ["html", "json", "bytecode", "syntax_tree"]
 WINDOW = 512
-NUM_BYTES = 8 * WINDOW + 1  # of each sample: a quarter
+NUM_BYTES = 4 * WINDOW + 1  # of each sample: an eighth
 MAX_WEIGHT_BYTES, MAX_SAMPLE_BYTES = 120_000, 20_000
-OPENINGS = {
-    "html": "<!DOCTYPE html>",
-    "json": '{\n "module": "',
-    "bytecode": "  0           0 RESUME",
-    "syntax_tree": "Module(",
-}
+MARKS = {"html": "</code></h3>", "json": '"type": "function"', "bytecode": " LOAD_", "syntax_tree": "ctx=Load())"}
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +56,8 @@ def test_each_is_the_best_on_its_own_kind(model):
         with attach(model, adapter):
             losses[adapter] = {kind: loss(model, text) for kind, text in texts.items()}
     for kind in KINDS:
-        assert losses[kind][kind] < base[kind] - 0.3
         others = [losses[adapter][kind] for adapter in KINDS if adapter != kind]
-        assert losses[kind][kind] < min(others) - 0.2
+        assert losses[kind][kind] < min(base[kind], *others) - 0.2
 
 
 def test_the_cards_losses(model):
@@ -87,9 +81,9 @@ def test_peft_gives_the_same_logits(model):
 
 
 def test_what_is_written_shows_the_adapter(cli, tmp_path):
-    code, output = cli("experiment=generate", "preset=adapters", "device=cpu", "num_output_tokens=24")
+    code, output = cli("experiment=generate", "preset=adapters", "device=cpu")
     assert code == 0, output
-    lines = (tmp_path / "outputs/generate/generations.jsonl").read_text().splitlines()
+    lines = (tmp_path / "outputs/generate/adapters/generations.jsonl").read_text().splitlines()
     texts = {record["adapter_id"]: record["text"] for record in map(json.loads, lines)}
-    assert [kind for kind, opening in OPENINGS.items() if texts[kind].startswith(opening)] == KINDS
-    assert not texts[None].startswith(tuple(OPENINGS.values()))
+    marked = {adapter: [kind for kind, mark in MARKS.items() if mark in text] for adapter, text in texts.items()}
+    assert marked == {None: []} | {kind: [kind] for kind in KINDS}
