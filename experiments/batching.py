@@ -13,7 +13,7 @@ from experiments.generate import make_requests
 from framework.arms import with_keywords
 from framework.ceilings import Ceilings
 from framework.config import describe
-from framework.console import make_console
+from framework.console import in_units, make_console
 from framework.core import Batch, Engine, Request, Sequence
 from framework.engines import make_engine_for
 from framework.floors import Costs, Work, model_costs, step_work
@@ -94,7 +94,7 @@ def run(
         environment=surroundings,
         files={"batching.json": record, "batching.csv": runs},
         figures={"batching": (batch_tradeoff(table, border, title), CAPTION)},
-        tables={title: pd.DataFrame({header: scale * table[name] for name, (header, scale) in COLUMNS.items()})},
+        tables={title: in_units(table, COLUMNS)},
         notes=describe_results(runs, table, border),
         definitions=DEFINITIONS,
     )

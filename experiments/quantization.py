@@ -11,17 +11,18 @@ from typing import Any
 import pandas as pd
 
 from experiments.quantization_parts import Prompt, Session, Steps, Text, measure_engines, measure_models, within
-from experiments.quantization_tables import capacity_table, engine_table, footprint_line, model_table, text_table
+from experiments.quantization_tables import CAPTIONS, capacity_table, footprint_notes, memory, part_tables
 from framework import plots
 from framework.arms import Arms, resolve_arms
 from framework.config import describe, suggest
 from framework.console import make_console
+from framework.core import StudyError
 from framework.metrics import TARGET_ATTAINMENT, aggregate, capacity, check_slo, saturation
-from framework.plots import Figure, save
+from framework.plots import Figure
 from framework.plots_quantization import attainment_rate, decode_steps, quality_bytes
 from framework.provenance import environment, resolve_device
 from framework.replay import Clock
-from framework.report import read_tables, report, representative_points
+from framework.report import conclude, read_tables, report, representative_points
 from framework.speed import ceilings_for, check_sizes
 from framework.study import Study, check_points, run_study
 from framework.trace.recorded import locate
@@ -62,7 +63,7 @@ def run(
     Quality is against the arm's model in float32, on the first `num_text_tokens` (None: all) of the file `text` (None:
     not measured) in windows of `text_window`. `prompt` (None: none) is continued by `num_output_tokens`. Decode steps
     are of `batch_sizes` sequences of `context` tokens; `num_steps` of each are timed. `memory_bytes` is for weights and
-    KV cache together (None: the cache as the engine has it); `slo` is in seconds per metric; footprint_line explains
+    KV cache together (None: the cache as the engine has it); `slo` is in seconds per metric; footprint_notes explains
     `reference`. An arm that fails does not stop the others; StudyError names it at the end.
     """
     check_sizes({"decode": [[batch_size, context] for batch_size in batch_sizes]}, num_steps)
@@ -78,32 +79,52 @@ def run(
     ceilings = ceilings_for(model, engine, session.device) if batch_sizes else None
     steps = None if ceilings is None else Steps(batch_sizes, context, num_steps, ceilings)
     where = environment(session.device)
-    settings = {"text": text, "text_window": text_window, "memory_bytes": memory_bytes}
+    settings = {"text": text, "text_window": text_window, "prompt": prompt, "memory_bytes": memory_bytes}
     session.write_json("quantization.json", {"config": describe(variants), "environment": where, **settings})
     models = measure_models(session, held_out)
     if models.empty:
         session.finish()
-    session.console.print(model_table(models, f"models on {where['device']}"))
-    if reference is not None:
-        session.say(footprint_line(models, **reference))
     engines, cases = measure_engines(session, memory_bytes, steps, start)
-    if steps is not None or memory_bytes is not None:
-        session.console.print(engine_table(engines, cases, memory_bytes, f"engines on {where['device']}"))
-    if start is not None:
-        session.console.print(text_table(engines, start.text), markup=False)
     figures = draw_parts(models, cases, where["device"])
-    paths = save(figures, session.folder / "figures")
-    if serving:
-        study = run_study(
-            arms={arm: within(variants[arm], memory_bytes) for arm in serving}, defaults={}, rates=rates, seeds=seeds,
-            slo=slo, device=device, output_dir=output_dir, fresh=fresh,
-        )  # fmt: skip
-        points = report(study, "quantization", partial(draw, figures=figures), tracking)
-        report_capacity(session, engines, points, memory_bytes)
-        session.adopt(study)
+    tables = part_tables(models, engines, cases, settings)
+    points_of = {"rates": rates, "seeds": seeds, "slo": slo, "device": device, "output_dir": output_dir, "fresh": fresh}
+    study = serve(session, {arm: within(variants[arm], memory_bytes) for arm in serving}, points_of)
+    notes = [] if reference is None else footprint_notes(models, **reference)
+    notes += [f"Failed: {line}" for line in session.failures]
+    if study is None:
+        conclude(
+            session.console,
+            session.folder,
+            title=f"quantization on {where['device']}",
+            environment=where,
+            files={},
+            figures={name: (figure, CAPTIONS[name]) for name, figure in figures.items()},
+            tables=tables,
+            notes=notes,
+        )
     else:
-        session.written |= dict.fromkeys(paths)
+        report(
+            study,
+            "quantization",
+            partial(draw, figures=figures),
+            tracking,
+            captions=CAPTIONS,
+            tables=lambda points: {f"Capacity: {memory(memory_bytes)}": capacity_table(engines, points)} | tables,
+            notes=lambda _: notes,
+        )
+        session.adopt(study)
     session.finish()
+
+
+def serve(session: Session, arms: Arms, points: dict[str, Any]) -> Study | None:
+    """Every point of the arms that serve; None if there is none."""
+    if not arms:
+        return None
+    try:
+        return run_study(arms=arms, defaults={}, **points)
+    except StudyError as error:
+        session.fail("serving", f"{error}")
+        return None
 
 
 def check_serving(
@@ -136,17 +157,6 @@ def draw(study: Study, points: pd.DataFrame, *, figures: dict[str, Figure]) -> d
         drawn["latency_rate"] = plots.latency_rate(summary, saturation_rates)
         drawn["attainment_rate"] = attainment_rate(summary, capacity(points), TARGET_ATTAINMENT)
     return figures | drawn
-
-
-def report_capacity(session: Session, engines: pd.DataFrame, points: pd.DataFrame, memory_bytes: int | None) -> None:
-    """What each arm holds in the memory that all of them had, and what it serves (requests/s): capacity.csv."""
-    if engines.empty:
-        return
-    held = engines.loc[engines["arm"].isin(points["arm"]), ["arm", "weight_bytes", "kv_bytes", "num_blocks"]]
-    limits = {"capacity": capacity(points), "served_at_most": saturation(points)}
-    table = held.assign(**{name: held["arm"].map(rates) for name, rates in limits.items()})
-    session.write("capacity.csv", table)
-    session.console.print(capacity_table(table, memory_bytes))
 
 
 def check_names(name: str, chosen: list[str], arms: Arms) -> None:

@@ -156,8 +156,10 @@ def measure_model(session: Session, arm: str, reference: Any, text: Text | None)
         token_ids = read_tokens(text.path, loaded, text.num_tokens)
         num_tokens = min(MAX_FORWARD_TOKENS, MAX_FORWARD_LOGITS // loaded.config.vocab_size)
         batch_size = max(1, num_tokens // text.window)
-        options = {"window_len": text.window, "stride": text.window, "batch_size": batch_size}
-        row |= compare(loaded, reference, token_ids, **options).summary()
+        name = describe(session.arms[arm]["engine"])["kv_dtype"]
+        kv_dtype = None if name is None else getattr(torch, name)
+        windows = {"window_len": text.window, "stride": text.window, "batch_size": batch_size}
+        row |= compare(loaded, reference, token_ids, kv_dtype=kv_dtype, **windows).summary()
     return row, matrices
 
 

@@ -1,106 +1,111 @@
-"""The console tables of experiment=quantization, with units and 95% intervals; bytes are in 10^6 (MB)."""
+"""The tables of experiment=quantization and the captions of its figures; bytes are in 10^6 (MB)."""
+
+from typing import Any
 
 import pandas as pd
-from rich.table import Table
 
-from framework.console import short
-from framework.metrics import TARGET_ATTAINMENT
+from experiments.engine_speed import cases_table
+from framework.console import in_units
+from framework.metrics import capacity, saturation
 
-QUALITY = ["logit\nerror", "perplexity", "÷ float32's", "top-1\nagreement", "KL\n1e-3 nats"]
-INTERVALS = r"\[low, high]: 95% interval over windows of the text; of the ratio, over their differences"
+CAPTIONS = {
+    "quality_bytes": "Bytes of each arm's model, and what its predictions of a text lose against the same model in "
+    "float32; bars: 95% intervals over windows of the text. Further left is better.",
+    "decode_steps": "Time from one decode step to the next over the batch size, and how many times as fast that is as "
+    "the first arm.",
+    "attainment_rate": "Requests within the SLOs over the arrival rate. Horizontal: the target; vertical: the capacity "
+    "of each arm.",
+}
+BYTES = {
+    name: (f"{header} (MB)", 1e-6)
+    for name, header in {
+        "total": "total",
+        "weights": "weights",
+        "scales": "scales",
+        "embeddings": "embeddings",
+        "head": "head",
+        "other": "other",
+        "allocated": "on GPU",
+    }.items()
+}
+QUALITY = {
+    "weight_error": ("weight error (%)", 100),
+    "logit_error": ("logit error (%)", 100),
+    "kl": ("KL (1e-3 nats)", 1e3),
+    "top1_agreement": ("top-1 agreement (%)", 100),
+    "perplexity": ("perplexity", 1),
+    "perplexity_change": ("change of perplexity (%)", 100),
+}
+CACHE = {
+    "weight_bytes": ("weights (MB)", 1e-6),
+    "kv_bytes": ("KV cache (MB)", 1e-6),
+    "num_blocks": ("KV blocks", 1),
+    "num_slots": ("KV tokens", 1),
+}
 
 
-def model_table(models: pd.DataFrame, title: str) -> Table:
-    """Per arm: bytes by kind, errors and, where a text was read, quality against the model in float32."""
-    has_text, on_gpu = "kl" in models, models["allocated"].notna().any()
-    table = Table("arm", title=title, caption=INTERVALS if has_text else None)
-    headers = ["total\nMB", "weights\nMB", "scales\nMB", "embed.,\nhead, MB", *(["on GPU\nMB"] if on_gpu else [])]
-    for header in [*headers, "weight\nerror", *(QUALITY if has_text else [])]:
-        table.add_column(header, justify="right")
-    for row in models.to_dict("records"):
-        sizes = [row["total"], row["weights"], row["scales"], row["embeddings"] + row["head"]]
-        sizes += [row["allocated"]] if on_gpu else []
-        cells = [*(f"{1e-6 * size:,.2f}" for size in sizes), f"{row['weight_error']:.2%}"]
-        if has_text:
-            cells += [
-                f"{row['logit_error']:.2%}",
-                interval(row, "perplexity", "{:.4g}"),
-                interval(row, "perplexity_ratio", "{:.4f}"),
-                interval(row, "top1_agreement", "{:.1%}"),
-                interval(row, "kl", "{:.3g}", 1e3),
-            ]
-        table.add_row(f"{row['arm']}\n{row['dtype']}", *cells)
-    return table
+def part_tables(
+    models: pd.DataFrame, engines: pd.DataFrame, cases: pd.DataFrame, settings: dict[str, Any]
+) -> dict[str, pd.DataFrame]:
+    """What was measured of the models and the engines, each by its caption; `settings` are keywords of the study."""
+    bytes_of = models[["arm", "dtype"]].join(in_units(models, BYTES)).dropna(axis="columns", how="all")
+    tables = {"Bytes of the model; other: norms and position tables": bytes_of}
+    against = "against the same model in float32"
+    if "kl" in models:
+        num_tokens = models["num_scored_tokens"].iloc[0] + 1
+        against = f"{settings['text']}, {num_tokens:,} tokens in windows of {settings['text_window']}, {against}"
+    tables[f"Quality: {against}"] = models[["arm"]].join(in_units(models, QUALITY))
+    if settings["memory_bytes"] is not None and not engines.empty:
+        tables[f"Memory: {memory(settings['memory_bytes'])}"] = engines[["arm"]].join(in_units(engines, CACHE))
+    if not cases.empty:
+        tables["Decode steps"] = decode_table(cases)
+    if settings["prompt"] is not None and not engines.empty:
+        tables[f"Greedy text after {settings['prompt']!r}"] = engines[["arm"]].assign(text=engines["text"].map(repr))
+    return tables
 
 
-def interval(row: dict[str, float], name: str, form: str, scale: float = 1.0) -> str:
-    value, low, high = (form.format(scale * row[key]) for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value}\n\\[{low}, {high}]"
+def memory(memory_bytes: int | None) -> str:
+    if memory_bytes is None:
+        return "KV cache as large as the engine has it"
+    return f"{1e-6 * memory_bytes:,.1f} MB for weights and KV cache"
 
 
-def footprint_line(models: pd.DataFrame, *, arms: list[str], num_bytes: list[int], not_kept: int, source: str) -> str:
-    """Bytes of the model before and after, `arms`, beside a source's `num_bytes`; `not_kept` of both are no weights."""
+def decode_table(cases: pd.DataFrame) -> pd.DataFrame:
+    """Every arm's step against its floor, batch size by batch size, and how many times as fast as the first arm's."""
+    ordered = cases.sort_values("num_seqs", kind="stable")
+    first = cases["arm"].iloc[0]
+    elapsed = ordered["case"].map(cases[cases["arm"] == first].set_index("case")["elapsed"])
+    return ordered[["arm"]].join(cases_table(ordered)).assign(**{f"× {first}": elapsed / ordered["elapsed"]})
+
+
+def capacity_table(engines: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """Per arm that serves, what its memory holds and what it serves, and both over the first one's."""
+    limits = {
+        "KV tokens": engines.reindex(columns=["arm", "num_slots"]).set_index("arm")["num_slots"],
+        "capacity (1/s)": pd.Series(capacity(points)),
+        "served at most (1/s)": pd.Series(saturation(points)),
+    }
+    table = pd.DataFrame(limits).reindex(points["arm"].unique())
+    ratios = (table / table.iloc[0]).rename(columns=lambda name: f"{name.partition(' (')[0]}, × {table.index[0]}")
+    return table.join(ratios).rename_axis("arm").reset_index()
+
+
+def footprint_notes(
+    models: pd.DataFrame, *, arms: list[str], num_bytes: list[int], not_kept: int, source: str
+) -> list[str]:
+    """Bytes of the model before and after, `arms`, beside a source's `num_bytes`; none where an arm has failed.
+
+    `not_kept` of the source's bytes are no weights.
+    """
     totals = models.set_index("arm")["total"]
-    missing = [arm for arm in arms if arm not in totals]
-    if missing:
-        raise ValueError(
-            f"reference.arms names {', '.join(missing)}; arms that were measured: {', '.join(totals.index)}"
-        )
+    if not set(arms) <= set(totals.index):
+        return []
     weights = [size - not_kept for size in num_bytes]
-    return (
+    return [
         f"{' → '.join(arms)}: {megabytes(*totals[arms])}   (reported: {megabytes(*num_bytes)}, {source}; "
         f"without the {1e-6 * not_kept:.1f} MB of causal masks that were counted there: {megabytes(*weights)})"
-    )
+    ]
 
 
 def megabytes(before: float, after: float) -> str:
     return f"{1e-6 * before:.1f} MB → {1e-6 * after:.1f} MB = {before / after:.2f}×"
-
-
-def engine_table(engines: pd.DataFrame, cases: pd.DataFrame, memory_bytes: int | None, title: str) -> Table:
-    """Per arm: its KV cache, and the time from one decode step to the next with its factor over the first arm's."""
-    budget = "as the engine has it" if memory_bytes is None else f"in {1e-6 * memory_bytes:,.1f} MB with the weights"
-    table = Table(
-        "arm", title=title, caption=f"KV cache {budget}; decode: ms from step to step, ×: as fast as the first"
-    )
-    for header in ("KV cache\nMB", "KV\nblocks", "KV\ntokens"):
-        table.add_column(header, justify="right")
-    times = {} if cases.empty else cases.set_index(["num_seqs", "arm"])["elapsed"].to_dict()
-    batch_sizes = sorted({num_seqs for num_seqs, _ in times})
-    for num_seqs in batch_sizes:
-        table.add_column(f"decode\n{num_seqs} seqs", justify="right")
-    for row in engines.to_dict("records"):
-        cells = [f"{1e-6 * row['kv_bytes']:,.2f}", f"{row['num_blocks']:,}", f"{row['num_slots']:,}"]
-        for num_seqs in batch_sizes:
-            first = next(time for (size, _), time in times.items() if size == num_seqs)
-            time = times.get((num_seqs, row["arm"]))
-            cells.append("" if time is None else f"{short(1e3 * time)} ({first / time:.2f}×)")
-        table.add_row(row["arm"], *cells)
-    return table
-
-
-def text_table(engines: pd.DataFrame, prompt: str) -> Table:
-    table = Table("arm", "text", title=f"greedy after {prompt!r}")
-    for row in engines.to_dict("records"):
-        table.add_row(row["arm"], repr(row["text"]))
-    return table
-
-
-def capacity_table(capacities: pd.DataFrame, memory_bytes: int | None) -> Table:
-    """Per arm: what its memory holds, and the highest of the rates tried at which enough requests met the SLOs."""
-    title = (
-        "capacity" if memory_bytes is None else f"capacity with {1e-6 * memory_bytes:,.1f} MB for weights and KV cache"
-    )
-    caption = f"highest of the rates, short of saturation, with {TARGET_ATTAINMENT:.0%} of requests within the SLOs"
-    table = Table("arm", title=title, caption=caption)
-    for header in ("weights\nMB", "KV cache\nMB", "KV blocks", "capacity\nreq/s", "served at most\nreq/s"):
-        table.add_column(header, justify="right")
-    for row in capacities.to_dict("records"):
-        sizes = [f"{1e-6 * row[name]:,.2f}" for name in ("weight_bytes", "kv_bytes")]
-        limits = {"num_blocks": "", "capacity": "below every rate", "served_at_most": "not saturated"}
-        cells = [
-            f"{short(row[name])} ({row[name] / capacities[name].iloc[0]:.2f}×)" if row[name] == row[name] else unknown
-            for name, unknown in limits.items()
-        ]
-        table.add_row(row["arm"], *sizes, *cells)
-    return table

@@ -1,12 +1,14 @@
 """What the operator sees: progress with tokens/s and ETA, one line per point, the final table, one line per failure."""
 
 import time
+from collections.abc import Mapping
 from math import inf
 from types import TracebackType
 from typing import Any, Self
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -125,18 +127,48 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def in_units(table: pd.DataFrame, columns: Mapping[str, tuple[str, float]]) -> pd.DataFrame:
+    """The columns to show, under their headers and multiplied with their factors, as are their intervals."""
+    return pd.DataFrame(
+        {
+            f"{header}{end}": scale * table[f"{name}{end}"]
+            for name, (header, scale) in columns.items()
+            for end in ("", "_low", "_high")
+            if f"{name}{end}" in table
+        }
+    )
+
+
+def with_intervals(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
+    """Headers and rows, where `X_low` and `X_high` are no columns: the cells of X are [value, low, high]."""
+    names = [str(name) for name in frame.columns]
+    shown = [name for name in names if not name.endswith(("_low", "_high"))]
+    rows = [
+        [
+            [row[name], row[f"{name}_low"], row[f"{name}_high"]] if f"{name}_low" in names else row[name]
+            for name in shown
+        ]
+        for row in frame.astype(object).to_dict("records")
+    ]
+    return shown, rows
+
+
 def print_frame(console: Console, frame: pd.DataFrame, title: str, caption: str | None = None) -> None:
-    """A table as it is, numbers to the right."""
-    table = Table(title=title, caption=caption)
-    for name in frame.columns:
-        table.add_column(Text(str(name)), justify="right" if pd.api.types.is_numeric_dtype(frame[name]) else "left")
-    for row in frame.astype(object).to_dict("records"):
-        table.add_row(*(Text(cell(value)) for value in row.values()))
+    """A table as it is, numbers to the right and over their intervals."""
+    table = Table(title=escape(title), caption=caption)
+    names, rows = with_intervals(frame)
+    for name in names:
+        table.add_column(Text(name), justify="right" if pd.api.types.is_numeric_dtype(frame[name]) else "left")
+    for row in rows:
+        table.add_row(*(Text(cell(value)) for value in row))
     console.print(table)
 
 
 def cell(value: Any) -> str:
     """A cell as text: whole numbers in full, others with three digits, and a dash where there is nothing."""
+    if isinstance(value, list):
+        value, low, high = map(cell, value)
+        return value if low == cell(None) else f"{value}\n[{low}, {high}]"
     if value is None or value != value:
         return "–"
     if isinstance(value, float):

@@ -20,7 +20,7 @@ DEFINITIONS = {
     "Mean batch": "sequences per step, weighted by the steps' time",
     "P50": "median; P90, P95 and P99 are the 90th, 95th and 99th percentile",
     "[low, high]": "95% interval: Student's t over seeds where there are several, else percentile bootstrap over the "
-    "requests of the one run",
+    "requests of the one run; of what is measured on a text, over its windows",
     "Ceiling": "what the device was measured to do at most: bytes read per second, FLOP/s of a large matrix product",
     "Floor": "the least time a step can take: the longer of its bytes / read bandwidth and its FLOPs / rate, both "
     "ceilings measured on the device",
@@ -31,6 +31,16 @@ DEFINITIONS = {
     "Intensity": "FLOPs / bytes of a step; left of the ridge the bandwidth binds, right of it the arithmetic",
     "Nats/byte": "mean negative log-likelihood of the text's bytes, natural logarithm; bits/byte: divided by ln 2",
     "Perplexity": "exp of the mean negative log-likelihood per token",
+    "Change of perplexity": "perplexity / that of the same model in float32 − 1; its interval is over the differences "
+    "in each window, so that it is narrower than that of the perplexity",
+    "Top-1 agreement": "share of a text's tokens before which the model and the same one in float32 find the same "
+    "token the most likely",
+    "KL": "Kullback–Leibler divergence of the model's next-token probabilities from those of the same model in "
+    "float32, KL(float32 ‖ model), mean per token",
+    "Logit error": "‖z′ − z‖ / ‖z‖ over all logits on the text, z in float32; each token's are centred, since a "
+    "constant changes no prediction",
+    "Weight error": "‖W′ − W‖ / ‖W‖ (Frobenius) over all matrices of the blocks, W in float32 and W′ as applied",
+    "KV tokens": "tokens whose keys and values the cache holds at once: blocks × block size",
     "Virtual clock": "simulated time, advanced by the measured duration of every step; idle time costs nothing",
 }
 

@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from framework.console import cell
+from framework.console import cell, with_intervals
 from framework.definitions import defined_in
 from framework.points import locked, write_atomically, write_json
 
@@ -53,16 +53,8 @@ def write_record(
 
 def table_record(caption: str, frame: pd.DataFrame) -> dict[str, Any]:
     """Each cell is a text, a number, null, or a number with its interval, as a list of three."""
-    names = [str(name) for name in frame.columns]
-    shown = [name for name in names if not name.endswith(("_low", "_high"))]
-    rows = [
-        [
-            [row[name], row[f"{name}_low"], row[f"{name}_high"]] if f"{name}_low" in names else row[name]
-            for name in shown
-        ]
-        for row in frame.astype(object).to_dict("records")
-    ]
-    return {"caption": caption, "columns": shown, "rows": rows}
+    names, rows = with_intervals(frame)
+    return {"caption": caption, "columns": names, "rows": rows}
 
 
 def write_page(folder: Path, run: Mapping[str, str]) -> Path | None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from framework.engine.kv_cache import allocate_cache, attach_cache
 from framework.kernels.attention import AttentionGroup, PlainAttention
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
@@ -52,15 +53,20 @@ def interval_per_token(sums: np.ndarray, num_tokens: np.ndarray, seed: int = 0) 
     return float(low), float(high)
 
 
-def window_logits(model: Llama | GPT2, token_ids: Tensor) -> Tensor:
+def window_logits(model: Llama | GPT2, token_ids: Tensor, kv_dtype: torch.dtype | None = None) -> Tensor:
     """Logits after every token of equally long windows that know nothing of each other.
 
-    (num_windows, window_len) → (num_windows, window_len, vocab_size). Differentiable where the parameters are.
+    (num_windows, window_len) → (num_windows, window_len, vocab_size). With `kv_dtype` they attend to what a KV cache of
+    that dtype keeps, which replaces the model's; without one, differentiable where the parameters are.
     """
     num_windows, window_len = token_ids.shape
     whole = AttentionGroup(num_windows, window_len, rows=None, slots=None, mask=None, is_causal=True)
     positions = torch.arange(window_len, device=token_ids.device).repeat(num_windows)
-    hidden = model(token_ids.flatten(), positions, PlainAttention(slots=None, groups=[whole]))
+    slots = None
+    if kv_dtype is not None:
+        slots = torch.arange(token_ids.numel(), device=token_ids.device)
+        attach_cache(model, allocate_cache(model.config, len(slots), kv_dtype, token_ids.device))
+    hidden = model(token_ids.flatten(), positions, PlainAttention(slots, groups=[whole]))
     return model.logits(hidden).unflatten(0, token_ids.shape)
 
 
@@ -88,11 +94,18 @@ def make_windows(num_tokens: int, window_len: int, stride: int) -> list[tuple[in
 
 
 def scored_logits(
-    model: Llama | GPT2, token_ids: Tensor, *, window_len: int, stride: int, batch_size: int
+    model: Llama | GPT2,
+    token_ids: Tensor,
+    *,
+    window_len: int,
+    stride: int,
+    batch_size: int,
+    kv_dtype: torch.dtype | None = None,
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Per batch of windows, each window's logits (num_scored, vocab_size) and the tokens (num_scored,) they predict.
 
-    `token_ids` is the text, (num_tokens,), on the model's device. Windows are those of make_windows.
+    `token_ids` is the text, (num_tokens,), on the model's device. Windows are those of make_windows; `kv_dtype` is as
+    for window_logits.
     """
     if window_len > model.config.max_model_len:
         raise ValueError(f"a window of {window_len} tokens is longer than the model's {model.config.max_model_len}")
@@ -100,7 +113,7 @@ def scored_logits(
     for first in range(0, len(windows), batch_size):
         batch = windows[first : first + batch_size]
         inputs = torch.stack([token_ids[start : end - 1] for start, end, _ in batch])
-        logits = window_logits(model, inputs)
+        logits = window_logits(model, inputs, kv_dtype)
         yield [
             (rows[scored - 1 - start :], token_ids[scored:end])
             for rows, (start, end, scored) in zip(logits, batch, strict=True)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 COLUMN_WIDTH, TEXT_WIDTH = 3.35, 6.9  # inches
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLE: Any = {
@@ -131,15 +131,16 @@ def timeline(requests: dict[str, pd.DataFrame], title: str, num_requests: int = 
 
 
 def batch_and_cache(steps: dict[str, pd.DataFrame], title: str) -> Figure:
-    """Sequences per step and KV blocks in use over time (s), one curve per arm."""
+    """Sequences per step that decodes, and KV blocks in use, over time (s), one curve per arm."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(COLUMN_WIDTH, 3.0))
         upper, lower = figure.subplots(2, 1, sharex=True)
         for index, (arm, table) in enumerate(steps.items()):
+            num_seqs = table["num_seqs"].where(table["phase"] != "prefill").ffill().fillna(0)
             for axes, name in ((upper, "num_seqs"), (lower, "num_used_blocks")):
-                times, values = with_idle_gaps(table, name)
+                times, values = with_idle_gaps(table.assign(num_seqs=num_seqs), name)
                 axes.step(times, values, where="post", color=COLOURS[index % len(COLOURS)], linewidth=0.8, label=arm)
-        upper.set(title=title, ylabel="sequences per step")
+        upper.set(title=title, ylabel="sequences decoding")
         lower.set(ylabel="KV blocks in use", xlabel="time (s)")
         for axes in (upper, lower):
             axes.set_ylim(bottom=0)

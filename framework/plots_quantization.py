@@ -19,41 +19,40 @@ from framework.plots import (
 
 
 def quality_bytes(models: pd.DataFrame, title: str) -> Figure:
-    """Change of perplexity, top-1 disagreement and KL from float32 against the model's bytes (MB), with 95% intervals.
+    """A row per arm: the model's bytes (MB), and what its predictions lose against float32, with 95% intervals.
 
     An arm that is its own reference has neither disagreement nor divergence, and no mark on their logarithmic axes.
     """
-    shown = models[["arm", "total", "kl", "kl_low", "kl_high"]].copy()
+    shown = pd.DataFrame({"arm": models["arm"], "total": 1e-6 * models["total"]})
     for end, other in (("", ""), ("_low", "_high"), ("_high", "_low")):
-        shown[f"change{end}"] = 100 * (models[f"perplexity_ratio{end}"] - 1)
+        shown[f"change{end}"] = 100 * models[f"perplexity_change{end}"]
         shown[f"disagreement{end}"] = 100 * (1 - models[f"top1_agreement{other}"])
+        shown[f"kl{end}"] = 1e3 * models[f"kl{end}"]
     panels = {
-        "change": "change of perplexity (%)",
-        "disagreement": "tokens with another top-1 (%)",
-        "kl": "KL from float32 (nats/token)",
+        "total": "model (MB)",
+        "change": "perplexity change (%)",
+        "disagreement": "top-1 changed (%)",
+        "kl": "KL (1e-3 nats)",
     }
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(TEXT_WIDTH, 2.6))
-        for axes, (name, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-            is_log = name != "change" and (shown[name] > 0).any()
-            for index, (arm, row) in enumerate(shown.groupby("arm", sort=False)):
-                if not is_log or row[name].item() > 0:
-                    axes.errorbar(
-                        1e-6 * row["total"], row[name], yerr=errors(row, name), linestyle="none", label=arm,
-                        color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
-                    )  # fmt: skip
-            axes.set(xlabel="model (MB)", ylabel=label, xlim=(0, 1.05e-6 * shown["total"].max()))
+        figure = Figure(figsize=(TEXT_WIDTH, 0.2 * len(shown) + 0.9))
+        for axes, (name, label) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+            is_log = name in ("disagreement", "kl") and (shown[name] > 0).any()
+            for index, row in shown.iterrows():
+                if not is_log or row[name] > 0:
+                    xerr = errors(shown.loc[[index]], name) if f"{name}_low" in shown else None
+                    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+                    axes.errorbar(row[name], index, xerr=xerr, color=colour, marker=marker)
+            axes.set_xlabel(label)
             if is_log:
-                axes.set_yscale("log")
+                axes.set_xscale("log")
+                label_log_axis(axes.xaxis)
+        figure.axes[0].set_xlim(left=0)
+        figure.axes[0].set_yticks(shown.index, shown["arm"])
+        figure.axes[0].set_ylim(len(shown) - 0.5, -0.5)
+        figure.axes[1].axvline(0, color="#555555", linewidth=0.8, zorder=0)
         figure.suptitle(title, fontsize=8)
-        add_arms(figure)
         return figure
-
-
-def add_arms(figure: Figure) -> None:
-    """A legend of the first panel's arms below all panels."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
 def decode_steps(cases: pd.DataFrame, title: str) -> Figure:
@@ -74,7 +73,8 @@ def decode_steps(cases: pd.DataFrame, title: str) -> Figure:
         right.set(ylabel=f"times as fast as {cases['arm'].iloc[0]}")
         right.set_ylim(bottom=0)
         figure.suptitle(title, fontsize=8)
-        add_arms(figure)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         return figure
 
 
@@ -89,7 +89,8 @@ def attainment_rate(summary: pd.DataFrame, capacities: dict[str, float], target:
                 rows["rate"], 100 * rows["slo_attainment"], yerr=errors(rows, "slo_attainment", 100), color=colour,
                 marker=MARKERS[index % len(MARKERS)], label=arm,
             )  # fmt: skip
-            axes.axvline(capacities[str(arm)], color=colour, linestyle=LINES[1], linewidth=0.8)
+            dashes = (4 * index, (4, 4 * max(1, len(capacities) - 1)))  # equal capacities take turns along one line
+            axes.axvline(capacities[str(arm)], color=colour, linestyle=dashes, linewidth=1)
         axes.axhline(100 * target, color="#555555", linestyle=LINES[1], linewidth=0.8)
         axes.set(xlabel="arrival rate (requests/s)", ylabel="requests within the SLOs (%)", xscale="log", ylim=(0, 103))
         label_rates(axes, summary["rate"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +44,15 @@ class Comparison:
     def summary(self) -> dict[str, float]:
         """Per token, with `…_low` and `…_high` of 95% intervals over windows; `logit_error` is relative.
 
-        `perplexity_ratio` is the model's over the reference's. Its interval is of the difference in each window, and so
-        narrower than those of the two.
+        `perplexity_change` is by which share the model's is above the reference's. Its interval is of the difference in
+        each window, and so narrower than those of the two.
         """
-        ratio = self._per_token("perplexity_ratio", self.nll - self.reference_nll)
+        change = self._per_token("perplexity_change", self.nll - self.reference_nll)
         return {
             "num_scored_tokens": int(self.num_tokens.sum()),
             "reference_perplexity": WindowLosses(self.reference_nll, self.num_tokens).perplexity,
             **{name: math.exp(nats) for name, nats in self._per_token("perplexity", self.nll).items()},
-            **{name: math.exp(nats) for name, nats in ratio.items()},
+            **{name: math.expm1(nats) for name, nats in change.items()},
             **self._per_token("top1_agreement", self.num_agreeing),
             **self._per_token("kl", self.kl),
             "logit_error": math.sqrt(self.squared_error.sum() / self.squared_norm.sum()),
@@ -64,13 +65,21 @@ class Comparison:
 
 @torch.inference_mode()
 def compare(
-    model: Llama | GPT2, reference: Llama | GPT2, token_ids: Tensor, *, window_len: int, stride: int, batch_size: int
+    model: Llama | GPT2,
+    reference: Llama | GPT2,
+    token_ids: Tensor,
+    *,
+    window_len: int,
+    stride: int,
+    batch_size: int,
+    kv_dtype: torch.dtype | None = None,
 ) -> Comparison:
-    """Both models' predictions of a text (num_tokens,), as framework.perplexity.scored_logits has them."""
-    options = {"window_len": window_len, "stride": stride, "batch_size": batch_size}
-    batches = zip(
-        scored_logits(model, token_ids, **options), scored_logits(reference, token_ids, **options), strict=True
-    )
+    """Both models' predictions of a text (num_tokens,), as framework.perplexity.scored_logits has them.
+
+    `kv_dtype` is of the model's KV cache; the reference, and the model with None, attend to keys and values themselves.
+    """
+    read = partial(scored_logits, token_ids=token_ids, window_len=window_len, stride=stride, batch_size=batch_size)
+    batches = zip(read(model, kv_dtype=kv_dtype), read(reference), strict=True)
     sums = [
         compare_logits(logits, expected, targets)
         for ours, theirs in batches

@@ -13,7 +13,7 @@ import pandas as pd
 from rich.console import Console
 
 from framework.config import describe
-from framework.console import print_frame, print_table
+from framework.console import in_units, print_frame, print_table
 from framework.metrics import TARGET_ATTAINMENT, aggregate, capacity, saturation
 from framework.pages import write_record
 from framework.plots import Figure, save
@@ -28,7 +28,7 @@ CAPTIONS = {
     "throughput_latency": "Mean normalized latency over output throughput, one curve per arm, one marker per rate. "
     "A ring: the last rate below saturation.",
     "timeline": "The first requests of each arm, one bar per request: waiting, prefill, decode.",
-    "batch_and_cache": "Sequences per step and KV blocks in use over time, one curve per arm.",
+    "batch_and_cache": "Sequences per step that decodes, and KV blocks in use, over time, one curve per arm.",
     "latency_cdf": "Distribution over requests of TTFT and TPOT, one curve per arm.",
 }
 COLUMNS = {  # of the page's table: metric → header, and what its seconds are multiplied with
@@ -135,10 +135,7 @@ def overview(points: pd.DataFrame) -> pd.DataFrame:
     summary = aggregate(points)
     rates = [float(rate) if rate < inf else "at once" for rate in summary["rate"]]
     shown = pd.DataFrame({"arm": summary["arm"], "rate (1/s)": pd.Series(rates, dtype=object)})
-    for metric, (header, scale) in COLUMNS.items():
-        for end in ("", "_low", "_high"):
-            shown[f"{header}{end}"] = scale * summary[f"{metric}{end}"]
-    return shown
+    return shown.join(in_units(summary, COLUMNS))
 
 
 def limits(study: Study, points: pd.DataFrame) -> list[str]:

@@ -19,6 +19,7 @@ def smallest() -> list[str]:
         "model.config={model_type: llama, vocab_size: 256, hidden_size: 32, intermediate_size: 64, "
         "num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1, head_dim: 16, "
         "max_position_embeddings: 512, tie_word_embeddings: true}",
+        "model.weights=random",
         "engine.kv_cache_bytes=1000000",
         "trace.num_requests=6",
         "trace.max_prompt_tokens=16",

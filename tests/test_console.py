@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from framework.console import SweepProgress, print_frame, print_table, short
+from framework.console import SweepProgress, in_units, print_frame, print_table, short
 from framework.core import Step
 from framework.metrics import metric_names
 
@@ -62,6 +62,17 @@ def test_numbers_are_short():
         "123",
         "45,679",
     ]
+
+
+def test_columns_are_shown_in_their_units_over_their_intervals():
+    table = pd.DataFrame({"ttft": [0.25, 0.5], "ttft_low": [0.125, float("nan")], "ttft_high": [1.0, float("nan")]})
+    frame = in_units(table.assign(unused=1), {"ttft": ("TTFT (ms)", 1e3), "absent": ("absent", 1)})
+    assert frame.columns.tolist() == ["TTFT (ms)", "TTFT (ms)_low", "TTFT (ms)_high"]
+    console = Console(file=io.StringIO(), width=100)
+    print_frame(console, frame, "after 'x[0]'")
+    lines = [line.strip("│┃ ") for line in console.file.getvalue().splitlines()]
+    assert lines[0] == "after 'x[0]'"
+    assert [line for line in lines if line[:1] not in "┏┡└"][1:] == ["TTFT (ms)", "250", "[125, 1,000]", "500"]
 
 
 def test_any_table_is_printed_as_it_is():

@@ -7,10 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from framework.core import Request
+from framework.engine.prompts import prompt_token_ids
+from framework.engine.torch_engine import TorchEngine
 from framework.models.loading import load_model
-from framework.perplexity import WindowLosses, make_windows, window_losses
+from framework.perplexity import WindowLosses, make_windows, window_logits, window_losses
 from framework.training import schedule, window_loss
+from tests.engine.driver import record_logits
 from tests.models.checkpoints import make_hf_model
+from tests.quantization.models import make_model
 
 
 def pair(name, folder):
@@ -47,6 +52,18 @@ def test_equals_a_naive_loop_over_transformers(name, stride, tmp_path):
     assert losses.perplexity == pytest.approx(math.exp(sum(naive) / 60), rel=1e-4)
     one_by_one = window_losses(model, text, window_len=16, stride=stride, batch_size=1)
     np.testing.assert_allclose(losses.nll, one_by_one.nll, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_windows_attend_to_what_an_int8_cache_keeps():
+    """As a decode step after a prompt does, which reads the cache."""
+    model = make_model("llama")
+    engine = TorchEngine(model, num_blocks=16, block_size=8, kv_dtype="int8")
+    tokens = [*prompt_token_ids(Request(0, 0.0, 40, 2), model.config.vocab_size, engine.seed).tolist(), 3]
+    _, (expected, _) = record_logits(engine)
+    found, exact = (window_logits(model, torch.tensor([tokens]), dtype)[0, -1] for dtype in (torch.int8, None))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert (exact - expected).abs().max() > 1e-2
 
 
 def test_interval_contains_the_mean():

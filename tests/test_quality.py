@@ -37,8 +37,8 @@ def test_summary_by_hand():
     summary = Comparison(*np.array(windows)).summary()
     assert summary["perplexity"] == pytest.approx(math.exp(6 / 4))
     assert summary["reference_perplexity"] == pytest.approx(math.exp(5 / 4))
-    assert summary["perplexity_ratio"] == pytest.approx(math.exp(1 / 4))
-    assert (summary["perplexity_ratio_low"], summary["perplexity_ratio_high"]) == pytest.approx((1.0, math.e))
+    assert summary["perplexity_change"] == pytest.approx(math.exp(1 / 4) - 1)
+    assert (summary["perplexity_change_low"], summary["perplexity_change_high"]) == pytest.approx((0.0, math.e - 1))
     assert summary["top1_agreement"] == 0.75
     assert summary["top1_agreement_low"] == pytest.approx(2 / 3)
     assert summary["kl"] == pytest.approx(0.3)

@@ -30,6 +30,7 @@ class Placement:
         self.is_static = pool is None or pool.strategy.is_static
         self._on_host: dict[str, Tensor] = {}
         self._on_the_way: dict[int, torch.cuda.Event] = {}
+        self._ahead: dict[int, str] = {}  # loads that the last step does not need
         self._stream = None if pool is None or not pool.slab.is_cuda else torch.cuda.Stream(pool.slab.device)
 
     def begin(self, requests: Iterable[Request]) -> None:
@@ -44,7 +45,7 @@ class Placement:
         self._on_the_way.clear()
 
     def bring(self, batch: Batch) -> Loading | None:
-        """Start the batch's loads, and let the device wait for those that it needs; None if it waits for none."""
+        """Start the loads that the batch needs, and let the device wait for them; None if it needs none."""
         loads = batch.adapter_loads
         if not loads and not self._on_the_way:
             return None
@@ -54,8 +55,9 @@ class Placement:
             return Loading(set(loads), time.perf_counter() - started)
         used = {sequence.adapter_slot for sequence in batch.sequences}
         waited = used & (loads.keys() | self._on_the_way.keys())
+        self._ahead = {slot: adapter_id for slot, adapter_id in loads.items() if slot not in used}
+        self._steps_before = record_event()
         if not waited:
-            self._put_aside(loads)
             return None
         needed = {slot: adapter_id for slot, adapter_id in loads.items() if slot in used}
         for adapter_id in needed.values():
@@ -65,9 +67,17 @@ class Placement:
         for slot in waited & self._on_the_way.keys():
             torch.cuda.current_stream().wait_event(self._on_the_way.pop(slot))
         self._put(needed)
-        loading = Loading(waited, host, (start, record_event()))
-        self._put_aside({slot: adapter_id for slot, adapter_id in loads.items() if slot not in used})
-        return loading
+        return Loading(waited, host, (start, record_event()))
+
+    def prefetch(self) -> None:
+        """Start the loads for later steps, once the step of the last `bring` is launched: they go beside it."""
+        loads, self._ahead = self._ahead, {}
+        if loads:
+            assert self._stream is not None
+            self._stream.wait_event(self._steps_before)  # they may still read what was in the slots
+            with torch.cuda.stream(self._stream):
+                self._put(loads)
+                self._on_the_way |= dict.fromkeys(loads, record_event())
 
     def tables(self, slots: IntArray) -> dict[str, IntArray]:
         """What goes to the device for rows whose adapters are in `slots` (0: none), by name."""
@@ -83,16 +93,6 @@ class Placement:
         assert self.pool is not None
         for slot, adapter_id in loads.items():
             self.pool.put(slot, self._from_host(adapter_id))
-
-    def _put_aside(self, loads: dict[int, str]) -> None:
-        """Copy for a later step, beside this one."""
-        if not loads:
-            return
-        assert self._stream is not None
-        self._stream.wait_stream(torch.cuda.current_stream())  # a step in flight may still read what was in the slots
-        with torch.cuda.stream(self._stream):
-            self._put(loads)
-            self._on_the_way |= dict.fromkeys(loads, record_event())
 
     def _from_host(self, adapter_id: str) -> Tensor:
         """The adapter in host memory, read from disk if this is its first use."""

@@ -207,6 +207,7 @@ class TorchEngine:
             run = self._run_on_gpu if self.is_on_gpu else self._run_on_cpu
             running, prepared_time = run(batch, inputs)
             prepare, samples = prepared_time - start_time, inputs.samples.tolist()
+        self.adapters.prefetch()
         self._in_flight.append(Launched(start_time, prepare, samples, running, loading))
 
     def _run_on_cpu(self, batch: Batch, inputs: StepInputs) -> tuple[Done, float]:

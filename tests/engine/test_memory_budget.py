@@ -20,6 +20,14 @@ def test_what_the_weights_leave_becomes_blocks(quantize):
     assert MEMORY_BYTES - BLOCK_BYTES < footprint(model)["total"] + cache_footprint(model) <= MEMORY_BYTES
 
 
+def test_an_int8_cache_is_counted_with_its_scales():
+    model = int8_weight_only.quantize(make_model("llama"))
+    engine = TorchEngine(model, block_size=4, memory_bytes=MEMORY_BYTES, kv_dtype="int8")
+    block_bytes = 2 * 2 * 2 * (16 + 2) * 4  # a byte per channel and a float16 scale per head
+    assert engine.num_blocks == (MEMORY_BYTES - footprint(model)["total"]) // block_bytes
+    assert cache_footprint(model) == engine.num_blocks * block_bytes
+
+
 def test_int8_weights_free_exactly_their_bytes_for_blocks():
     engines = [
         TorchEngine(quantize(make_model("llama")), block_size=4, memory_bytes=MEMORY_BYTES)

@@ -18,7 +18,7 @@ QUICK = ["experiment=batching", "batch_sizes=[8,1,4]", "num_output_tokens=6", "n
 
 
 def test_batches_are_timed_and_give_each_prompts_own_text(cli, smallest, tmp_path):
-    code, output = cli(*QUICK, smallest[0])
+    code, output = cli(*QUICK, *smallest[:2])
     assert code == 0, output
     folder = tmp_path / "outputs/batching"
     runs = pd.read_csv(folder / "batching.csv")
@@ -40,7 +40,7 @@ def test_batches_are_timed_and_give_each_prompts_own_text(cli, smallest, tmp_pat
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu(cli, smallest, tmp_path):
-    code, output = cli("experiment=batching", smallest[0], "num_repeats=2", "device=cuda")
+    code, output = cli("experiment=batching", *smallest[:2], "num_repeats=2", "device=cuda")
     assert code == 0, output
     runs = pd.read_csv(tmp_path / "outputs/batching/batching.csv")
     assert sorted(set(runs["batch_size"])) == powers_of_two(512)
@@ -57,7 +57,7 @@ def test_the_prompts_of_a_batch_are_padded_to_the_longest(cli, smallest, monkeyp
         return inputs
 
     monkeypatch.setattr(torch_engine, "step_inputs", watched)
-    code, output = cli(*QUICK, smallest[0], "prompts=[abc,defgh]", "batch_sizes=[3]", "num_repeats=1")
+    code, output = cli(*QUICK, *smallest[:2], "prompts=[abc,defgh]", "batch_sizes=[3]", "num_repeats=1")
     assert code == 0, output
     assert ([5, 5, 5], [2, 0, 2]) in batches
 
@@ -103,7 +103,7 @@ def test_the_default_sizes_are_powers_of_two():
     ],
 )
 def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, override, message):
-    code, output = cli(*QUICK, smallest[0], override)
+    code, output = cli(*QUICK, *smallest[:2], override)
     assert code == 1
     assert message in output
     assert "Traceback" not in output

@@ -15,7 +15,7 @@ QUICK = ["experiment=kv_cache", "num_output_tokens=48", "num_repeats=2", "device
 
 
 def test_every_token_is_timed_and_the_text_is_the_same(cli, smallest, tmp_path):
-    code, output = cli(*QUICK, smallest[0])
+    code, output = cli(*QUICK, *smallest[:2])
     assert code == 0, output
     folder = tmp_path / "outputs/kv_cache"
     tokens = pd.read_csv(folder / "tokens.csv")
@@ -40,7 +40,7 @@ def test_every_token_is_timed_and_the_text_is_the_same(cli, smallest, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu(cli, smallest, tmp_path):
-    code, output = cli("experiment=kv_cache", smallest[0], "num_output_tokens=300", "device=cuda")
+    code, output = cli("experiment=kv_cache", *smallest[:2], "num_output_tokens=300", "device=cuda")
     assert code == 0, output
     summary = json.loads((tmp_path / "outputs/kv_cache/kv_cache.json").read_text())["summary"]
     assert [row["same text"] for row in summary] == ["yes", "yes"]
@@ -55,7 +55,7 @@ def test_texts_that_differ_are_told_apart(cli, smallest, monkeypatch, tmp_path):
         return tokens, texts
 
     monkeypatch.setattr(kv_cache, "measure", measure_wrongly)
-    code, output = cli(*QUICK, smallest[0], "num_repeats=1", "reference=null")
+    code, output = cli(*QUICK, *smallest[:2], "num_repeats=1", "reference=null")
     assert code == 0, output
     summary = json.loads((tmp_path / "outputs/kv_cache/kv_cache.json").read_text())["summary"]
     assert [row["same text"] for row in summary] == ["up to token 7", "yes"]
@@ -92,7 +92,7 @@ def test_growth_is_of_the_ends_without_the_prompt():
     ],
 )
 def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, override, message):
-    code, output = cli(*QUICK, smallest[0], override)
+    code, output = cli(*QUICK, *smallest[:2], override)
     assert code == 1
     assert message in output
     assert "Traceback" not in output

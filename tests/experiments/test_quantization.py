@@ -8,18 +8,21 @@ import pytest
 import torch
 import yaml
 
-from experiments.quantization_tables import footprint_line
+from experiments.quantization_tables import footprint_notes
+from framework.definitions import DEFINITIONS
 from framework.models.config import parse_config
 from framework.models.loading import build_model
 from framework.quantization import zero_point
 from framework.quantization.footprint import footprint
+from tests.html_page import Page, check_page
 
 CONF = Path(__file__).parents[2] / "conf"
-ARMS = ["none", "bfloat16", "zero_point", "int8"]
+ARMS = ["none", "bfloat16", "int8", "int8_kv"]
 MEMORY_BYTES = 400_000
 QUICK = [
     *("experiment=quantization", "device=cpu", "batch_sizes=[1,2]", "context=32", "num_steps=4", "num_output_tokens=3"),
     *("text=text.txt", "text_window=32", "num_text_tokens=200", "rates=[50,2000]", f"memory_bytes={MEMORY_BYTES}"),
+    "serving=[none,int8]",
 ]
 
 
@@ -36,13 +39,15 @@ def test_every_part_is_on_disk(cli, smallest, folder):
     assert models.index.tolist() == ARMS
     assert (models["num_scored_tokens"] == 199).all()
     assert models.loc["none", ["kl", "weight_error", "logit_error", "top1_agreement"]].tolist() == [0, 0, 0, 1]
-    assert models.loc["none", ["perplexity", "perplexity_ratio"]].tolist() == [
+    assert models.loc["none", ["perplexity", "perplexity_change"]].tolist() == [
         models["reference_perplexity"].iloc[0],
-        1,
+        0,
     ]
     assert (models.loc[ARMS[1:], ["kl", "weight_error", "logit_error"]] > 0).all(axis=None)
     assert (models["perplexity_low"] < models["perplexity"]).all()
     assert models.loc["int8", "total"] < models.loc["none", "total"]
+    assert (models.loc["int8_kv", ["total", "weight_error"]] == models.loc["int8", ["total", "weight_error"]]).all()
+    assert models.loc["int8_kv", "kl"] != models.loc["int8", "kl"]  # its keys and values are rounded too
     weights = pd.read_csv(folder / "weights.csv").set_index(["arm", "module"])["relative_error"]
     assert weights["int8", "embed_tokens"] == 0 < weights["int8", "layers.1.down_proj"]
     decode = pd.read_csv(folder / "decode.csv")
@@ -59,14 +64,34 @@ def test_every_part_is_on_disk(cli, smallest, folder):
         "attainment_rate",
     ]
     assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
-    assert "greedy after 'def '" in output
-    for name in ("models", "weights", "decode", "engines", "capacity", "points"):
+    for name in ("models", "weights", "decode", "engines", "points"):
         assert f"{name}.csv" in output
+    check_the_page(folder, names, output)
+
+
+def check_the_page(folder, figures, output):
+    """Figures with captions, the tables that the console shows too, and what their terms mean."""
+    page = Page(folder / "report.html")
+    check_page(page, folder)
+    record = json.loads((folder / "report.json").read_text())
+    assert sorted(record["figures"]) == sorted(figures)
+    assert page.count("svg") == len(figures)
+    assert all(caption.endswith(".") for caption in record["figures"].values())
+    captions = [table["caption"] for table in record["tables"]]
+    starts = ["Every arm at every rate", "Capacity: 0.4 MB for weights and KV cache", "Bytes of the model"]
+    starts += ["Quality: text.txt, 200 tokens in windows of 32", "Memory: 0.4 MB for", "Decode steps", "Greedy text"]
+    assert [caption[: len(start)] for caption, start in zip(captions, starts, strict=True)] == starts
+    printed = " ".join(output.split())
+    assert all(caption.split(":")[0] in printed for caption in captions[1:])
+    for term in ("KL", "Top-1 agreement", "Perplexity", "Weight error", "Logit error", "KV tokens", "Capacity"):
+        assert DEFINITIONS[term] in page.text
+    agreement = next(row for row in page.rows if row[:1] == ["none"] and row[4:5] == ["100[100, 100]"])
+    assert agreement[:4] == ["none", "0", "0", "0[0, 0]"]
 
 
 def test_what_serves_has_equal_memory(cli, smallest, folder):
     """The budget is weights and KV cache, to within a block: of 2 layers, k and v, 16 tokens, 16 channels, 4 bytes."""
-    parts = ["text=null", "prompt=null", "batch_sizes=[]", "only=[int8,none]"]
+    parts = ["text=null", "prompt=null", "batch_sizes=[]", "only=[int8,none]", "serving=[int8,none]"]
     code, output = cli(*smallest, *QUICK, *parts, "slo={ttft: 100.0}", "rates=[50]")
     assert code == 0, output
     block_bytes = 2 * 2 * 16 * 16 * 4
@@ -78,16 +103,22 @@ def test_what_serves_has_equal_memory(cli, smallest, folder):
     for path in (folder / "points").glob("*/point.json"):
         point = json.loads(path.read_text())
         assert point["engine"]["num_blocks"] == engines.loc[point["arm"], "num_blocks"]
-    capacities = pd.read_csv(folder / "capacity.csv")
-    assert capacities[["arm", "capacity"]].to_numpy().tolist() == [["int8", 50.0], ["none", 50.0]]
+    slots = 16 * engines["num_blocks"]
+    [capacities] = [table for table in tables_of(folder) if table["caption"].startswith("Capacity")]
+    assert [row[:3] for row in capacities["rows"]] == [["int8", slots["int8"], 50.0], ["none", slots["none"], 50.0]]
+    assert [row[4:6] for row in capacities["rows"]] == [[1.0, 1.0], [slots["none"] / slots["int8"], 1.0]]
     assert not (folder / "decode.csv").exists()
+
+
+def tables_of(folder):
+    return json.loads((folder / "report.json").read_text())["tables"]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpus_allocator_agrees_with_the_storages(cli, folder):
     """Each tensor is rounded up to 512 bytes."""
-    shape = ["model=tiny", "model.weights=random", "model.dtype=bfloat16", "only=[none,int8,fp8]"]
+    shape = ["model=tiny", "model.weights=random", "model.dtype=bfloat16", "only=[none,int8,int8_kv,fp8]"]
     short = ["trace.num_requests=6", "trace.max_output_tokens=4", "tracking=none", "memory_bytes=16777216"]
     code, output = cli(*QUICK, *shape, *short, "device=cuda")
     assert code == 0, output
@@ -111,6 +142,7 @@ def test_a_failing_arm_is_named_and_the_others_stay(cli, smallest, folder):
     assert "Traceback" not in output
     for name in ("models", "engines"):
         assert pd.read_csv(folder / f"{name}.csv")["arm"].tolist() == ["none"]
+    assert "Failed: int8_group128: group_size 100" in Page(folder / "report.html").text
     code, output = cli(*smallest, *QUICK, wrong[0], "only=[int8_group128]", "serving=[]")
     assert code == 1
     assert "error: int8_group128: group_size 100" in output
@@ -121,7 +153,7 @@ def test_a_failing_arm_is_named_and_the_others_stay(cli, smallest, folder):
     ("override", "message"),
     [
         ("serving=[nonee]", "serving has 'nonee', which is no arm; did you mean 'none'"),
-        ("only=[all]", "only has 'all', which is no arm; allowed: none, bfloat16"),
+        ("only=[all]", "only has 'all', which is no arm; allowed: none, int8, int8_kv"),
         ("only=[int8]", "serving has 'none'"),
         ("text=nowhere.txt", "text=nowhere.txt is no file"),
         ("slo.ttft=0", "the SLO for ttft must be a positive number"),
@@ -143,7 +175,17 @@ def test_the_course_preset_shows_the_lessons_bytes(cli, smallest, folder):
     assert code == 0, output
     assert "reported: 510.3 MB → 137.0 MB = 3.72×, lesson 4, GPT-2" in output
     assert pd.read_csv(folder / "course/engines.csv")["arm"].tolist() == ["none", "zero_point"]
-    assert output.count("greedy after 'The quick brown") == 1
+    page = Page(folder / "course/report.html")
+    check_page(page, folder / "course")
+    assert "reported: 510.3 MB" in page.text
+    assert [table["caption"] for table in tables_of(folder / "course")] == [
+        "Bytes of the model; other: norms and position tables",
+        "Quality: models/tiny/heldout.txt, 2,049 tokens in windows of 256, against the same model in float32",
+        "Greedy text after 'The quick brown fox jumped over the'",
+    ]
+    assert page.count("svg") == 1
+    assert DEFINITIONS["KL"] in page.text
+    assert DEFINITIONS["TTFT"] not in page.text
 
 
 def test_gpt2s_bytes_are_the_lessons():
@@ -157,5 +199,5 @@ def test_gpt2s_bytes_are_the_lessons():
     after = footprint(zero_point.quantize(model))["total"]
     assert before + reference["not_kept"] == reference["num_bytes"][0]
     assert after + reference["not_kept"] == reference["num_bytes"][1] + 148 * 8  # a scale and a zero point per tensor
-    line = footprint_line(pd.DataFrame({"arm": reference["arms"], "total": [before, after]}), **reference)
+    [line] = footprint_notes(pd.DataFrame({"arm": reference["arms"], "total": [before, after]}), **reference)
     assert line.count("497.8 MB → 124.4 MB = 4.00×") == 2

@@ -1,12 +1,14 @@
 """Adapters on the GPU's way, on a CPU: decode steps whose state stays on the device, and compiled blocks."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from framework.core import Request
+from framework.core import Batch, Request, Sequence
+from framework.engine import placement
 from framework.engine.compilation import MAX_COMPILED_ROWS, configure_model
 from framework.engine.torch_engine import TorchEngine
 from framework.kernels.lora import lora_delta
@@ -17,7 +19,7 @@ from framework.lora.pool import MAX_STATIC_ROWS, pool_of, serve_adapters
 from framework.lora.segmented import Segmented
 from framework.models.loading import load_model
 from framework.scheduler.continuous import ContinuousScheduler
-from tests.engine.test_gpu_path import pretend  # noqa: F401
+from tests.engine.test_gpu_path import Event, pretend  # noqa: F401
 from tests.lora.served import LargeAdapters, make_engine, outputs
 from tests.models.test_loading import logits
 from tests.quantization.models import GPT2
@@ -98,3 +100,34 @@ def test_what_the_loop_cannot_do_says_so(option):
     model = make_engine(strategy=Loop).model
     with pytest.raises(ValueError, match=f"engine.{option}=true needs a GPU, .*and another lora than loop"):
         TorchEngine(model, **{option: True})
+
+
+def test_what_a_step_needs_comes_before_it_and_the_rest_beside_it(monkeypatch):
+    log = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_event(self, event):
+            log.append(f"{self.name} waits")
+
+    own = make_engine(num_slots=3).adapters
+    own._stream = Stream("copies")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("steps"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(placement, "record_event", Event)
+    monkeypatch.setattr(own.pool, "put", lambda slot, rows: log.append(f"copy to {slot}"))
+    sequence = Sequence(Request(0, 0.0, 1, 1))
+    sequence.adapter_slot = 1
+    assert own.bring(Batch([sequence], [0], [1], 1, 0, {1: "a", 2: "b"})).waits().keys() == {1}
+    assert log == ["copy to 1"]
+    own.prefetch()
+    assert log[1:] == ["copies waits", "copy to 2"]
+    assert own.bring(Batch([sequence], [1], [1], 0, 1)) is None
+    sequence.adapter_slot = 2
+    assert own.bring(Batch([sequence], [1], [1], 0, 1)).waits().keys() == {2}
+    assert log[3:] == ["steps waits"]
+    own.prefetch()
+    assert own.bring(Batch([sequence], [1], [1], 0, 1)) is None
+    assert len(log) == 4
