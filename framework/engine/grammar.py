@@ -24,10 +24,12 @@ COMPACT = {"whitespace_flexible": False}  # else a model may write spaces for ev
 
 
 class Grammars:
-    """One matcher for each request that has a `json_schema`; outputs have no whitespace beyond ", " and ": "."""
+    """One matcher for each request that has a `json_schema`; its output has no whitespace outside of strings."""
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         self.config, self.device = config, device
+        token_ids = torch.arange(config.vocab_size, device=device)
+        self._words, self._shifts = token_ids >> 5, (token_ids & 31).int()  # where a token's bit is
         self._tokenizer: Any = None  # takes a second for a large vocabulary
         self._matchers: dict[int, Any] = {}  # by request id
         self._num_read: dict[int, int] = {}
@@ -75,9 +77,8 @@ class Grammars:
         if not self._sampling:
             return logits
         bits = torch.from_numpy(np.stack([self._allowed(sequence) for sequence in self._sampling])).to(self.device)
-        token_ids = torch.arange(logits.shape[-1], device=self.device)
-        words = bits.index_select(1, token_ids >> 5)
-        return logits.masked_fill((words >> (token_ids & 31)) & 1 == 0, -torch.inf)
+        is_allowed = bits.index_select(1, self._words) >> self._shifts & 1
+        return logits.masked_fill(is_allowed == 0, -torch.inf)
 
     def _allowed(self, sequence: Sequence) -> IntArray:
         """A bit per token, (ceil(vocab_size / 32),) int32."""

@@ -88,7 +88,7 @@ def test_an_adapter_changes_what_is_written(cli, tmp_path):
     assert "there is no adapter 'mine'" in output
 
 
-TINY = ["experiment=generate", "model=local", "model.path=models/tiny", "model.dtype=float32", "device=cpu"]
+TINY = ["experiment=generate", "device=cpu"]
 SCHEMA = '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}'
 HYDRA_SCHEMA = "{type: object, properties: {ok: {type: boolean}}, required: [ok]}"
 
