@@ -10,12 +10,16 @@ import pandas as pd
 from framework.console import make_console, print_frame
 from framework.core import Request, Sequence
 from framework.engines import make_scheduler
+from framework.metrics import step_table
 from framework.models.tokenizer import Tokenizer, load_tokenizer
 from framework.pages import write_record
 from framework.provenance import environment, resolve_device
 from framework.replay import replay
+from framework.trace.recorded import locate
 
 EXAMPLE = "The quick brown fox"
+COST = "Decode steps with and without the schema, medians"
+NUM_REPEATS = 3  # of the runs with and without, in turns
 
 
 def run(
@@ -25,6 +29,7 @@ def run(
     num_output_tokens: int,
     ignore_eos: bool,
     adapter: str | list[str | None] | None,
+    json_schema: dict[str, Any] | str | None,
     model: Any,
     quantization: Any,
     lora: Any,
@@ -38,40 +43,62 @@ def run(
     All prompts arrive at once. `prompt_token_ids` are taken as they are; without any `prompts` beside them no tokenizer
     is loaded and `text` is null. With neither there is an example. `ignore_eos` false ends an output at the model's
     end-of-sequence token. `adapter` is the id of one of lora.adapters (None: the base model); of a list, each answers
-    every prompt.
+    every prompt. Outputs are documents of `json_schema`: the schema, its JSON text, or a file that has it; what that
+    costs is measured.
     """
     if prompts is None:
         prompts = [] if prompt_token_ids else [EXAMPLE]
     if num_output_tokens < 1:
         raise ValueError(f"num_output_tokens must be at least 1, not {num_output_tokens}")
+    schema = None if json_schema is None else read_schema(json_schema)
     loaded = lora(quantization(model(device=resolve_device(device))))
     tokenizer = load_tokenizer(loaded.config) if prompts else None
     encoded = list(prompt_token_ids)
     if tokenizer is not None:
         encoded += [list(tokenizer.encode(prompt)) for prompt in prompts]
-    stop_token_ids = frozenset() if ignore_eos else frozenset(loaded.config.eos_token_ids)
+    stop_token_ids = frozenset() if ignore_eos and schema is None else frozenset(loaded.config.eos_token_ids)
     requests = make_requests(encoded, num_output_tokens, loaded.config.max_model_len, stop_token_ids)
     torch_engine = engine(model=loaded)
     adapter_ids = adapter if isinstance(adapter, list) else [adapter]
     if any(adapter_ids) and not torch_engine.num_adapter_slots:
         raise ValueError(f"adapter={adapter!r} is served with lora=segmented, gathered or loop only")
-    requests = with_adapters(requests, adapter_ids)
-    served = make_scheduler(scheduler, torch_engine)
-    sequences, _ = replay(requests, served, torch_engine)
+    requests = [replace(request, json_schema=schema) for request in with_adapters(requests, adapter_ids)]
+    sequences, _ = replay(requests, make_scheduler(scheduler, torch_engine), torch_engine)
     path, console = Path(output_dir) / "generations.jsonl", make_console()
-    table = write_generations(path, sequences, tokenizer)
-    print_frame(console, table, "generations")
-    console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    tables = {"Generations": write_generations(path, sequences, tokenizer)}
+    notes = []
+    if schema is not None:
+        tables[COST] = schema_cost(sequences, scheduler, torch_engine)
+        notes = [describe_documents(sequences), describe_cost(tables[COST])]
+    for caption, table in tables.items():
+        print_frame(console, table, caption)
+    for line in [*notes, f"wrote {path}"]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     surroundings = environment(torch_engine.device)
-    title = f"generations on {surroundings['device']}"
     write_record(
         path.parent,
-        title=title,
+        title=f"generations on {surroundings['device']}",
         environment=surroundings,
         figures={},
-        tables={"Generations": table},
+        tables=tables,
+        notes=notes,
         definitions={"Tokens/s": "output tokens / E2E, of this prompt among the others"},
     )
+
+
+def read_schema(json_schema: dict[str, Any] | str) -> str:
+    """The JSON text of a schema that is given as it is, as text, or as a file; ValueError where there is no such file.
+
+    Whether it is a schema, the engine finds out.
+    """
+    if isinstance(json_schema, dict):
+        return json.dumps(json_schema)
+    if json_schema.lstrip().startswith("{"):
+        return json_schema
+    path = locate(json_schema)
+    if not path.is_file():
+        raise ValueError(f"json_schema={json_schema} is no file: give one, or the schema itself")
+    return path.read_text()
 
 
 def make_requests(
@@ -107,18 +134,19 @@ def with_adapters(requests: list[Request], adapter_ids: list[str | None]) -> lis
 
 
 def write_generations(path: Path, sequences: list[Sequence], tokenizer: Tokenizer | None) -> pd.DataFrame:
-    """One JSON line per sequence; the same as a table, without the times of each token."""
+    """One JSON line per sequence; the same as a table, without the times of each token. `text` has no stop token."""
     rows = []
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         for sequence in sequences:
             prompt = sequence.request.prompt_token_ids
             assert prompt is not None
+            output = sequence.output_token_ids
             record = {
                 "adapter_id": sequence.request.adapter_id,
                 "prompt_token_ids": list(prompt),
-                "output_token_ids": sequence.output_token_ids,
-                "text": tokenizer.decode(sequence.output_token_ids) if tokenizer else None,
+                "output_token_ids": output,
+                "text": tokenizer.decode(output[:-1] if is_stopped(sequence) else output) if tokenizer else None,
                 "token_times": sequence.token_times,
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -133,3 +161,43 @@ def write_generations(path: Path, sequences: list[Sequence], tokenizer: Tokenize
                 }
             )
     return pd.DataFrame(rows)
+
+
+def is_stopped(sequence: Sequence) -> bool:
+    return sequence.output_token_ids[-1] in sequence.request.stop_token_ids
+
+
+def schema_cost(sequences: list[Sequence], scheduler: Any, engine: Any) -> pd.DataFrame:
+    """Decode steps of the same batches with the schema and without it: medians (ms) per step and per output token."""
+    constrained = [sequence.request for sequence in sequences]
+    free = [
+        replace(
+            sequence.request,
+            json_schema=None,
+            stop_token_ids=frozenset(),
+            num_output_tokens=len(sequence.output_token_ids),
+        )
+        for sequence in sequences
+    ]
+    runs = {"with": constrained, "without": free}
+    parts = []
+    for _ in range(NUM_REPEATS):
+        for name, requests in runs.items():
+            _, steps = replay(requests, make_scheduler(scheduler, engine), engine)
+            parts.append(step_table(steps).assign(schema=name))
+    steps = pd.concat(parts)
+    decode = steps[steps["phase"] == "decode"]
+    times = 1e3 * decode["elapsed"]
+    medians = {"step (ms)": times, "per token (ms)": times / decode["num_output_tokens"]}
+    return pd.DataFrame(medians).groupby(decode["schema"]).median().reindex(list(runs)).reset_index()
+
+
+def describe_documents(sequences: list[Sequence]) -> str:
+    num_whole = sum(map(is_stopped, sequences))
+    cut = "" if num_whole == len(sequences) else "; the others are cut off at num_output_tokens"
+    return f"{num_whole} of {len(sequences)} outputs are whole documents of the schema{cut}"
+
+
+def describe_cost(cost: pd.DataFrame) -> str:
+    with_schema, without = cost["per token (ms)"]
+    return f"the schema costs {with_schema - without:.3g} ms per token ({with_schema / without - 1:+.0%})"

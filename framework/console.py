@@ -96,7 +96,7 @@ def print_table(console: Console, summary: pd.DataFrame, title: str) -> None:
         title=title,
         caption=r"\[low, high]: 95% interval, over seeds if there are several, else bootstrap within the one run",
     )
-    table.add_column("arm")
+    table.add_column("arm", overflow="fold")
     for header in ("rate\nreq/s", "done\nreq/s", "output\ntok/s"):
         table.add_column(header, justify="right")
     for header in ("TTFT P50\nms", "TTFT P99\nms", "TPOT P50\nms", "TPOT P99\nms", "norm. latency\nmean, ms/token"):

@@ -19,7 +19,9 @@ class Request:
 
     `arrival_time` is in seconds from the start of the trace. `prefix_ids` names the prompt's leading blocks of
     `PREFIX_BLOCK_SIZE` tokens: equal ids are equal tokens. `prompt_token_ids` is set where the trace has text;
-    elsewhere the engine draws seeded random tokens. A token in `stop_token_ids` ends the output early.
+    elsewhere the engine draws seeded random tokens. A token in `stop_token_ids` ends the output early. With a
+    `json_schema` (its JSON text) the output is a document of that schema, then one of the model's end-of-sequence
+    tokens, which `stop_token_ids` must have.
     """
 
     request_id: int
@@ -32,6 +34,7 @@ class Request:
     prefix_ids: tuple[int, ...] = ()
     prompt_token_ids: tuple[int, ...] | None = None
     stop_token_ids: frozenset[int] = frozenset()
+    json_schema: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import compress
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from framework.core import Batch, Request, Sequence, StepResult
 from framework.engine.compilation import compilation_refused, configure_model
 from framework.engine.decoder import Decoder
+from framework.engine.grammar import Grammars
 from framework.engine.in_flight import Done, Launched, OnDevice, pinned, record_event
 from framework.engine.inputs import StepInputs, step_inputs, write_tokens
 from framework.engine.kv_cache import allocate_cache, attach_cache, bytes_beside_weights, count_blocks
@@ -120,6 +122,7 @@ class TorchEngine:
         self._cache = allocate_cache(model.config, num_slots, self.kv_dtype, self.device) if use_cache else []
         attach_cache(model, self._cache)
         self._generator = torch.Generator(self.device)
+        self._grammars = Grammars(model.config, self.device)
         self._prompts: dict[int, npt.NDArray[np.int32]] = {}
         self._decoder: Decoder | None = None
         self._in_flight: deque[Launched] = deque()
@@ -129,9 +132,12 @@ class TorchEngine:
         """Draw all prompts, attach the cache, warm up, and reseed the sampling: the same batches give the same tokens.
 
         Raises ValueError naming the request that is longer than `max_model_len`, or whose prompt is no prompt of this
-        model, or whose id is there twice; and naming the adapter that cannot be served.
+        model, or whose id is there twice; naming the adapter that cannot be served; and as `Grammars.begin` does.
         """
         self.adapters.begin(requests)
+        self._grammars.begin(requests)
+        if self._grammars.is_needed and self.num_steps_ahead:
+            raise ValueError("a json_schema's mask needs the tokens of the step before: set engine.overlap=false")
         attach_cache(self.model, self._cache)
         configure_model(self.model, fused=self.fused, compile=self.compile)
         torch.set_num_threads(self.num_threads)
@@ -186,6 +192,7 @@ class TorchEngine:
     def _launch(self, batch: Batch, start_time: float) -> None:
         loading = self.adapters.bring(batch)
         if self._decoder is not None and batch.num_prefill_tokens == 0:
+            self._grammars.set_step(batch.sequences)
             running: OnDevice | Done = self._decoder.launch(batch, self._write_tokens)
             prepare, samples = self.timer() - start_time, [True] * len(batch.sequences)
         else:
@@ -196,6 +203,7 @@ class TorchEngine:
                 block_size=self.block_size,
                 use_cache=self.use_cache,
             )
+            self._grammars.set_step(compress(batch.sequences, inputs.samples))
             run = self._run_on_gpu if self.is_on_gpu else self._run_on_cpu
             running, prepared_time = run(batch, inputs)
             prepare, samples = prepared_time - start_time, inputs.samples.tolist()
@@ -252,7 +260,7 @@ class TorchEngine:
         return self.model.logits(hidden)
 
     def _sample(self, logits: Tensor) -> Tensor:
-        return sample(logits, self.temperature, self.top_k, self.top_p, self._generator)
+        return sample(self._grammars.mask(logits), self.temperature, self.top_k, self.top_p, self._generator)
 
     def _write_tokens(self, target: IntArray, sequence: Sequence, slot: int) -> None:
         write_tokens(target, sequence, self._prompts[sequence.request.request_id], slot)
@@ -260,8 +268,7 @@ class TorchEngine:
     def _warm_up(self, max_num_seqs: int) -> None:
         """Everything that is loaded, compiled or captured once, before anything is timed."""
         if self.has_decoder:
-            if self._decoder is None or self._decoder.max_num_seqs < max_num_seqs:
-                self._decoder = self._make_decoder(max_num_seqs)
+            self._decoder = self._decoder_for(max_num_seqs)
             self._decoder.reset()
         for num_seqs, num_prompt_tokens in self._warm_up_batches(max_num_seqs):
             self.on_progress(f"warming up: {num_seqs} prompts of {num_prompt_tokens} tokens")
@@ -269,10 +276,16 @@ class TorchEngine:
         if self._decoder is not None and not self._decoder.is_warm:
             self._decoder.warm_up(self.on_progress, capture=self.cuda_graphs)
 
-    def _make_decoder(self, max_num_seqs: int) -> Decoder:
+    def _decoder_for(self, max_num_seqs: int) -> Decoder:
+        """The one at hand where it will do, else another; with grammars it leaves the logits to be masked."""
+        choose = self._sample if self.temperature > 0.0 or self._grammars.is_needed else None
+        decoder = self._decoder
+        if decoder is not None and decoder.max_num_seqs >= max_num_seqs and decoder.sample == choose:
+            return decoder
+        self._decoder = decoder = None  # its memory is free before another is built
         return Decoder(
             self.model,
-            self._sample if self.temperature > 0.0 else None,
+            choose,
             max_num_seqs=max_num_seqs,
             block_size=self.block_size,
             num_blocks=self.num_blocks,

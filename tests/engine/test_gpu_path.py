@@ -118,6 +118,24 @@ def step(engine, sequences):
         sequence.append(token_id, 0.0)
 
 
+def test_decode_steps_take_a_json_schemas_mask_and_are_sampled_in_the_graph_without_one(pretend):
+    pytest.importorskip("llguidance")
+    shape = GPT2_CONFIG | {"n_embd": 64, "n_head": 2, "n_layer": 1, "vocab_size": 256, "eos_token_id": 0}
+    bound = make_requests([3, 5], [9, 9], stop_token_ids=frozenset({0}), json_schema='{"enum": ["ab", 12, null]}')
+    free = make_requests([3, 5], [9, 9])
+    engine = pretend(config=shape)
+    for requests in (bound, free, bound):
+        engine.begin(requests, 2)
+        assert (engine._decoder.sample is None) == (requests is free)
+        tokens = generate(engine, requests)
+        assert tokens == expected(requests, config=shape)
+        is_document = [bytes(output) in (b'"ab"\0', b"12\0", b"null\0") for output in tokens]
+        assert is_document == [requests is bound] * 2
+    engine.num_steps_ahead = 1
+    with pytest.raises(ValueError, match=r"engine\.overlap=false"):
+        engine.begin(bound, 2)
+
+
 def test_batch_sizes():
     assert batch_sizes(1) == [1]
     assert batch_sizes(6) == [1, 2, 4, 6]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.html_page import Page, check_page
 from tests.models.checkpoints import greedy, make_hf_model
 
 
@@ -103,3 +104,50 @@ def test_several_adapters_answer_a_prompt_in_one_batch(cli, tmp_path):
     code, output = cli(*options, "adapter=[]")
     assert code == 1
     assert "adapter=[] answers no prompt" in output
+
+
+TINY = ["experiment=generate", "device=cpu"]
+SCHEMA = '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}'
+HYDRA_SCHEMA = "{type: object, properties: {ok: {type: boolean}}, required: [ok]}"
+
+
+def test_a_json_schema_given_in_any_way_makes_documents_and_its_cost_is_told(cli, tmp_path):
+    pytest.importorskip("llguidance")
+    (tmp_path / "schema.json").write_text(SCHEMA)
+    for given in (HYDRA_SCHEMA, f"'{SCHEMA}'", "schema.json"):
+        code, output = cli(*TINY, f"json_schema={given}", "prompts=[a,bc]", "num_output_tokens=30")
+        assert code == 0, output
+        for record in generations(tmp_path):
+            assert json.loads(record["text"])["ok"] in (True, False)
+            assert len(record["text"]) == len(record["output_token_ids"]) - 1  # the end-of-sequence token
+    assert "2 of 2 outputs are whole documents of the schema\n" in output
+    assert "the schema costs " in output
+    page = Page(tmp_path / "outputs/generate/report.html")
+    check_page(page, tmp_path / "outputs/generate")
+    costs = page.rows[page.rows.index(["schema", "step (ms)", "per token (ms)"]) + 1 :]
+    assert [row[0] for row in costs] == ["with", "without"]
+    assert all(float(cell) > 0 for row in costs for cell in row[1:])
+
+
+def test_a_document_that_is_cut_off_is_counted(cli, tmp_path):
+    pytest.importorskip("llguidance")
+    code, output = cli(*TINY, f"json_schema={HYDRA_SCHEMA}", "num_output_tokens=3")
+    assert code == 0, output
+    assert "0 of 1 outputs are whole documents of the schema; the others are cut off at num_output_tokens" in output
+
+
+@pytest.mark.parametrize(
+    ("json_schema", "message"),
+    [
+        ("nowhere.json", "json_schema=nowhere.json is no file: give one, or the schema itself"),
+        ("{type: strin}", "json_schema: Invalid type: strin"),
+        ("7", "json_schema is 7"),
+    ],
+)
+def test_a_wrong_json_schema_is_one_clear_message(cli, tmp_path, json_schema, message):
+    pytest.importorskip("llguidance")
+    code, output = cli(*TINY, f"json_schema={json_schema}")
+    assert code == 1
+    assert message in output
+    assert "Traceback" not in output
+    assert not list(tmp_path.rglob("generations.jsonl"))

@@ -1,0 +1,124 @@
+"""Everything together (lesson 7): streams at once, many adapters, and what each technique contributes on a trace.
+
+The ablation serves one trace with every combination of scheduler, precision and LoRA strategy, over arrival rates.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.lorax_ablation import (
+    Axes,
+    Corners,
+    ablation_tables,
+    check_corners,
+    combine,
+    contributions,
+    describe_ablation,
+    most_output,
+    name_of,
+)
+from experiments.lorax_streams import describe_streams, measure_streams, stream_tables
+from framework.arms import resolve_arms
+from framework.console import make_console
+from framework.engines import EngineCache
+from framework.metrics import aggregate
+from framework.plots import Figure
+from framework.plots_lorax import combination_curves, contribution_bars, stream_times
+from framework.points import write_atomically
+from framework.provenance import resolve_device
+from framework.replay import Clock
+from framework.report import report
+from framework.study import Study, run_study
+
+CAPTIONS = {
+    "streams": "Left: time of every token of one stream alone. Right: every token of all streams, each with an "
+    "adapter of its own, at once and one after the other, and how many they are. Medians over the repeats.",
+    "contributions": "Left: the most output throughput from the naive corner to the full stack, one technique after "
+    "the other; dashed: the full stack without adapters. Right: what each is worth alone over the naive corner, in "
+    "turn, and last, over the full stack without it.",
+    "combinations": "Mean normalized latency over output throughput, one curve per LoRA strategy, one marker per rate.",
+}
+
+
+def run(
+    *,
+    streams: list[int],
+    num_prompt_tokens: int,
+    num_repeats: int,
+    axes: Axes,
+    naive: list[str],
+    full: list[str],
+    ceiling: list[str],
+    rates: list[float | None],
+    seeds: list[int],
+    trace: Any,
+    model: Any,
+    engine: Any,
+    slo: dict[str, float],
+    clock: Clock,
+    device: str,
+    tracking: Any,
+    output_dir: str,
+    fresh: bool,
+) -> None:
+    """Time the `streams` (output tokens of each) on the full stack, then replay the trace with every combination.
+
+    `axes` maps an axis to its options, and these to components. `naive`, `full` and `ceiling` are one option per axis:
+    where the path of techniques begins and ends, and its end without adapters. `slo` is in seconds per metric.
+    """
+    corners = Corners(naive, full, ceiling)
+    check_corners(corners, axes)
+    check_streams(streams, num_prompt_tokens, num_repeats)
+    arms, defaults = combine(axes), {"model": model, "engine": engine, "trace": trace, "clock": clock}
+    components = resolve_arms({"full": arms[name_of(full)]}, defaults)["full"]
+    tokens = time_streams(components, streams, num_prompt_tokens, num_repeats, device)
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "streams.csv", tokens.to_csv(index=False))
+    timed = stream_tables(tokens)
+    study = run_study(
+        arms=arms, defaults=defaults, rates=rates, seeds=seeds, slo=slo, device=device, output_dir=output_dir,
+        fresh=fresh,
+    )  # fmt: skip
+
+    def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
+        techniques, output = contributions(points, corners), most_output(points)
+        bars: dict[str, Figure] = {}
+        if name_of(ceiling) in output and techniques.notna().all(axis=None):  # no arm on the path has failed
+            bars["contributions"] = contribution_bars(techniques, output[name_of(ceiling)], "the full stack")
+        return bars | {
+            "combinations": combination_curves(aggregate(points)),
+            "streams": stream_times(tokens, study.environment["device"]),
+        }
+
+    report(
+        study,
+        "lorax",
+        draw,
+        tracking,
+        captions=CAPTIONS,
+        tables=lambda points: ablation_tables(points, axes, corners) | timed,
+        notes=lambda points: describe_streams(timed) + describe_ablation(points, corners),
+    )
+    study.raise_failures()
+
+
+def check_streams(streams: list[int], num_prompt_tokens: int, num_repeats: int) -> None:
+    if len(streams) < 2 or min(streams) < 1:
+        raise ValueError(f"streams must be two or more numbers of tokens from 1 on, not {streams}")
+    for name, value in (("num_prompt_tokens", num_prompt_tokens), ("num_repeats", num_repeats)):
+        if value < 1:
+            raise ValueError(f"{name} {value} must be at least 1")
+
+
+def time_streams(
+    components: dict[str, Any], streams: list[int], num_prompt_tokens: int, num_repeats: int, device: str
+) -> pd.DataFrame:
+    """As measure_streams, on an engine that is gone when this returns: the study's would have to fit beside it."""
+    console = make_console()
+    with console.status("streams") as status:
+        engines = EngineCache(resolve_device(device), status.update)
+        engine = engines.get(components)
+        return measure_streams(engine, components["scheduler"], streams, num_prompt_tokens, num_repeats, status.update)
