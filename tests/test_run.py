@@ -185,7 +185,8 @@ def test_the_report_gathers_the_studies_on_disk(cli, smallest, tmp_path):
     assert "no study has ended in outputs" in output
     code, output = cli("experiment=generate", "num_output_tokens=2", *smallest[:2])
     assert code == 0, output
-    assert Page(tmp_path / "outputs/generate/report.html").rows[0] == ["prompt", "output", "TTFT (ms)", "tokens/s"]
+    headers = Page(tmp_path / "outputs/generate/report.html").rows[0]
+    assert headers == ["adapter", "prompt", "output", "TTFT (ms)", "tokens/s"]
     code, output = cli("experiment=report")
     assert code == 0, output
     check_page(Page(tmp_path / "outputs/index.html"), tmp_path / "outputs")

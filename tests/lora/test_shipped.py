@@ -60,13 +60,10 @@ def test_each_is_the_best_on_its_own_kind(model):
         assert losses[kind][kind] < min(base[kind], *others) - 0.2
 
 
-def test_the_cards_losses(model):
-    """The base model's on Python, and an adapter's on its own kind."""
-    card = (FOLDER / "README.md").read_text()
-    rows = dict(re.findall(r"^\| `(\w+)` \| (\d[\d.]+ \| .*) \|$", card, re.MULTILINE))
-    assert float(rows["none"].split(" | ")[0]) == pytest.approx(loss(model, held_out("python")), abs=2e-3)
+def test_the_cards_loss_on_a_whole_sample(model):
+    row = re.search(r"^\| `html` \| [\d.]+ \| \*\*([\d.]+)\*\* \|", (FOLDER / "README.md").read_text(), re.MULTILINE)
     with attach(model, "html"):
-        assert rows["html"].split(" | ")[1] == f"**{loss(model, held_out('html')):.3f}**"
+        assert float(row[1]) == pytest.approx(loss(model, held_out("html")), abs=1e-3)
 
 
 def test_peft_gives_the_same_logits(model):
