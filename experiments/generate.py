@@ -28,7 +28,7 @@ def run(
     prompt_token_ids: list[list[int]],
     num_output_tokens: int,
     ignore_eos: bool,
-    adapter: str | None,
+    adapter: str | list[str | None] | None,
     json_schema: dict[str, Any] | str | None,
     model: Any,
     quantization: Any,
@@ -42,8 +42,9 @@ def run(
 
     All prompts arrive at once. `prompt_token_ids` are taken as they are; without any `prompts` beside them no tokenizer
     is loaded and `text` is null. With neither there is an example. `ignore_eos` false ends an output at the model's
-    end-of-sequence token. `adapter` is the id of one of lora.adapters, for all prompts (None: the base model). Outputs
-    are documents of `json_schema`: the schema, its JSON text, or a file that has it; what that costs is measured.
+    end-of-sequence token. `adapter` is the id of one of lora.adapters (None: the base model); of a list, each answers
+    every prompt. Outputs are documents of `json_schema`: the schema, its JSON text, or a file that has it; what that
+    costs is measured.
     """
     if prompts is None:
         prompts = [] if prompt_token_ids else [EXAMPLE]
@@ -58,9 +59,10 @@ def run(
     stop_token_ids = frozenset() if ignore_eos and schema is None else frozenset(loaded.config.eos_token_ids)
     requests = make_requests(encoded, num_output_tokens, loaded.config.max_model_len, stop_token_ids)
     torch_engine = engine(model=loaded)
-    if adapter is not None and not torch_engine.num_adapter_slots:
+    adapter_ids = adapter if isinstance(adapter, list) else [adapter]
+    if any(adapter_ids) and not torch_engine.num_adapter_slots:
         raise ValueError(f"adapter={adapter!r} is served with lora=segmented, gathered or loop only")
-    requests = [replace(request, adapter_id=adapter, json_schema=schema) for request in requests]
+    requests = [replace(request, json_schema=schema) for request in with_adapters(requests, adapter_ids)]
     sequences, _ = replay(requests, make_scheduler(scheduler, torch_engine), torch_engine)
     path, console = Path(output_dir) / "generations.jsonl", make_console()
     tables = {"Generations": write_generations(path, sequences, tokenizer)}
@@ -121,6 +123,16 @@ def make_requests(
     ]
 
 
+def with_adapters(requests: list[Request], adapter_ids: list[str | None]) -> list[Request]:
+    """Every request with each adapter, in this order."""
+    if not adapter_ids:
+        raise ValueError("adapter=[] answers no prompt; null is the model without an adapter")
+    pairs = [(request, adapter_id) for request in requests for adapter_id in adapter_ids]
+    return [
+        replace(request, request_id=index, adapter_id=adapter_id) for index, (request, adapter_id) in enumerate(pairs)
+    ]
+
+
 def write_generations(path: Path, sequences: list[Sequence], tokenizer: Tokenizer | None) -> pd.DataFrame:
     """One JSON line per sequence; the same as a table, without the times of each token. `text` has no stop token."""
     rows = []
@@ -131,6 +143,7 @@ def write_generations(path: Path, sequences: list[Sequence], tokenizer: Tokenize
             assert prompt is not None
             output = sequence.output_token_ids
             record = {
+                "adapter_id": sequence.request.adapter_id,
                 "prompt_token_ids": list(prompt),
                 "output_token_ids": output,
                 "text": tokenizer.decode(output[:-1] if is_stopped(sequence) else output) if tokenizer else None,
@@ -140,6 +153,7 @@ def write_generations(path: Path, sequences: list[Sequence], tokenizer: Tokenize
             shown = tokenizer.decode(list(prompt)) if tokenizer else str(list(prompt))
             rows.append(
                 {
+                    "adapter": sequence.request.adapter_id,
                     "prompt": repr(shown),
                     "output": repr(record["text"] if tokenizer else str(sequence.output_token_ids)),
                     "TTFT (ms)": 1e3 * sequence.token_times[0],

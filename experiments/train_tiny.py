@@ -91,9 +91,10 @@ def run(
     loss_of = partial(losses_of, window=sequence_length)
     with StepProgress(console, num_steps, batch_size * sequence_length) as progress:
         evaluations = train(
-            loaded, train_text, **training, evaluate=lambda: loss_of(loaded, watched).mean, on_step=progress.advance
-        )
-        curve, best = keep_best(evaluations, loaded, progress)
+            loaded, train_text, list(loaded.requires_grad_(True).parameters()), **training,
+            evaluate=lambda: loss_of(loaded, watched).mean, on_step=progress.advance,
+        )  # fmt: skip
+        curve, best = keep_best(evaluations, loaded.state_dict(), progress)
     rounded = {dtype: loss_of(round_to(loaded, best, dtype), held_out).mean for dtype in WRITTEN_DTYPES}
     exact = loss_of(round_to(loaded, best, torch.float32), held_out).mean
     dtype = min(WRITTEN_DTYPES, key=lambda one: abs(rounded[one] - exact))
@@ -181,9 +182,9 @@ class StepProgress:
 
 
 def keep_best(
-    evaluations: Iterable[Evaluation], model: Llama | GPT2, progress: StepProgress
+    evaluations: Iterable[Evaluation], tensors: dict[str, Tensor], progress: StepProgress
 ) -> tuple[list[Evaluation], dict[str, Tensor]]:
-    """All evaluations and the weights at the best; Ctrl-C ends the training early. ValueError if none is finite."""
+    """All evaluations and copies of `tensors` at the best; Ctrl-C ends the training. ValueError if none is finite."""
     curve: list[Evaluation] = []
     best: dict[str, Tensor] = {}
     lowest = math.inf
@@ -193,7 +194,7 @@ def keep_best(
             progress.show(evaluation)
             if evaluation.held_out < lowest:
                 lowest = evaluation.held_out
-                best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                best = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     except KeyboardInterrupt:
         if not curve:
             raise

@@ -1,4 +1,4 @@
-"""Training a decoder on one long text: AdamW (arXiv:1711.05101) over random windows, cosine schedule, clipping.
+"""Training a decoder or an adapter on one long text: AdamW (arXiv:1711.05101), random windows, cosine schedule.
 
 Weights stay float32; on a GPU the forward is bfloat16 where autocast has it so. All random starts are drawn beforehand,
 so that the same seed reads the same windows on any device.
@@ -36,6 +36,7 @@ class Evaluation:
 def train(
     model: Llama | GPT2,
     text: Tensor,
+    parameters: list[Tensor],
     *,
     num_steps: int,
     batch_size: int,
@@ -49,15 +50,16 @@ def train(
     evaluate: Callable[[], float],
     on_step: Callable[[], None],
 ) -> Iterator[Evaluation]:
-    """Train `model` in place on `text` (num_tokens,), with an evaluation before, every `eval_interval` steps and after.
+    """Train on `text` (num_tokens,) in place, with an evaluation before, every `eval_interval` steps and after.
 
-    A step reads `batch_size` windows of `sequence_length` tokens, each at a random place. `evaluate` returns the loss
-    on held-out text; `on_step` is called after each step is launched. Raises ValueError if the text is too short.
+    `parameters` are leaves that `model` computes with: its own, or an adapter's. A step reads `batch_size` windows of
+    `sequence_length` tokens, each at a random place. `evaluate` returns the loss on held-out text; `on_step` is called
+    after each step is launched. Raises ValueError if the text is too short.
     """
     num_starts = len(text) - sequence_length
     if num_starts < 1:
         raise ValueError(f"the text has {len(text)} tokens, a window and its target need {sequence_length + 1}")
-    optimizer = make_optimizer(model.requires_grad_(True), weight_decay)
+    optimizer = make_optimizer(parameters, weight_decay)
     drawn = np.random.default_rng(seed).integers(num_starts, size=(num_steps, batch_size))
     starts = torch.from_numpy(drawn).to(text.device)
     offsets = torch.arange(sequence_length + 1, device=text.device)
@@ -69,7 +71,7 @@ def train(
             group["lr"] = learning_rate * schedule(step, num_steps, num_warm_up_steps)
         loss = window_loss(model, text[starts[step][:, None] + offsets].long())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
@@ -95,9 +97,8 @@ def schedule(step: int, num_steps: int, num_warm_up_steps: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def make_optimizer(model: Llama | GPT2, weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(parameters: list[Tensor], weight_decay: float) -> torch.optim.Optimizer:
     """AdamW that decays matrices, not norms and biases."""
-    parameters = list(model.parameters())
     groups = [
         {"params": [one for one in parameters if one.ndim > 1], "weight_decay": weight_decay},
         {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},

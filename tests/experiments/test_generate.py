@@ -88,6 +88,24 @@ def test_an_adapter_changes_what_is_written(cli, tmp_path):
     assert "there is no adapter 'mine'" in output
 
 
+def test_several_adapters_answer_a_prompt_in_one_batch(cli, tmp_path):
+    options = ["experiment=generate", "prompt_token_ids=[[1,2,3],[5]]", "num_output_tokens=8", "device=cpu"]
+    options += ["model.config.tie_word_embeddings=false", "model.weights=random", "lora=loop"]
+    code, output = cli(*options, "adapter=[null,mine]")
+    assert code == 0, output
+    together = generations(tmp_path)
+    assert [record["adapter_id"] for record in together] == [None, "mine"] * 2
+    for index, adapter in enumerate(("null", "mine")):
+        code, output = cli(*options, f"adapter={adapter}")
+        assert code == 0, output
+        alone = [record["output_token_ids"] for record in generations(tmp_path)]
+        assert alone == [record["output_token_ids"] for record in together[index::2]]
+    assert together[0]["output_token_ids"] != together[1]["output_token_ids"]
+    code, output = cli(*options, "adapter=[]")
+    assert code == 1
+    assert "adapter=[] answers no prompt" in output
+
+
 TINY = ["experiment=generate", "device=cpu"]
 SCHEMA = '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}'
 HYDRA_SCHEMA = "{type: object, properties: {ok: {type: boolean}}, required: [ok]}"

@@ -1,0 +1,199 @@
+"""Train one adapter per kind of text beside a frozen byte-level model, and measure each on every kind.
+
+Losses are of the adapters as written, read back, on held-out samples that are written beside them.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from experiments.adapters_card import adapters_card, losses_matrix
+from experiments.train_tiny import (
+    LICENCE,
+    StepProgress,
+    check_counts,
+    check_model,
+    describe_losses,
+    keep_best,
+    losses_of,
+    to_tensor,
+)
+from framework.config import describe
+from framework.console import make_console, print_frame
+from framework.lora.adapters import WEIGHT_FILE, load_adapter, save_adapter
+from framework.lora.attached import attached, initial_rows
+from framework.lora.layout import Layout, make_layout
+from framework.models.gpt2 import GPT2
+from framework.models.llama import Llama
+from framework.pages import write_record
+from framework.plots import save
+from framework.plots_training import loss_curve
+from framework.points import write_atomically, write_json
+from framework.provenance import environment, resolve_device
+from framework.renderings import python, rendered_sample
+from framework.training import train
+
+BASE, BASE_KIND = "none", "python"  # the row without an adapter; the kind that the model was trained on
+CAPTION = "Nats/byte on held-out text of each kind; the rows are the adapters"
+
+
+def run(
+    *,
+    text: Any,
+    kinds: dict[str, Any],
+    rank: int,
+    targets: list[str] | None,
+    model: Any,
+    train_num_bytes: int,
+    sample_num_bytes: int,
+    num_steps: int,
+    batch_size: int,
+    sequence_length: int,
+    learning_rate: float,
+    num_warm_up_steps: int,
+    weight_decay: float,
+    max_grad_norm: float,
+    eval_interval: int,
+    seed: int,
+    num_threads: int | None,
+    device: str,
+    output_dir: str,
+) -> None:
+    """Write `adapters/` (a folder per kind in PEFT's format, `heldout/`, README), the losses and their curves.
+
+    `kinds` maps an adapter's name to the rendering of a Python file that it is trained on. Only the adapters train, in
+    float32 and with scaling 1; they are written in float16. Ctrl-C ends the training of one adapter early.
+    """
+    training: dict[str, Any] = {
+        "num_steps": num_steps,
+        "batch_size": batch_size,
+        "sequence_length": sequence_length,
+        "learning_rate": learning_rate,
+        "num_warm_up_steps": num_warm_up_steps,
+        "weight_decay": weight_decay,
+        "max_grad_norm": max_grad_norm,
+        "eval_interval": eval_interval,
+        "seed": seed,
+    }
+    check_counts({name: training[name] for name in ("num_steps", "batch_size", "sequence_length", "eval_interval")})
+    check_names(kinds)
+    if num_threads is not None:
+        check_counts({"num_threads": num_threads})
+        torch.set_num_threads(num_threads)
+    console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    corpus, loaded = text(), model(dtype="float32", device=resolved)
+    check_model(loaded, sequence_length)
+    layout = make_layout(loaded, targets)
+    samples = {
+        kind: rendered_sample(corpus.held_out, rendering, sample_num_bytes)
+        for kind, rendering in ({BASE_KIND: python} | kinds).items()
+    }
+    held_out = {kind: to_tensor(excerpts, resolved) for kind, (excerpts, _) in samples.items()}
+    shipped, curves, num_train_bytes = folder / "adapters", [], {}
+    shutil.rmtree(shipped, ignore_errors=True)
+    losses = [{"adapter": BASE} | row for row in measure(loaded, held_out, sequence_length)]
+    for kind, rendering in kinds.items():
+        train_text = to_tensor(rendered_sample(corpus.train, rendering, train_num_bytes)[0], resolved)
+        num_train_bytes[kind] = len(train_text)
+        say(f"{kind}: {len(train_text):,} bytes to train on, {len(held_out[kind]):,} held out")
+        rows, curve = train_adapter(loaded, layout, rank, train_text, held_out[kind], training, console)
+        curves.append(curve.assign(adapter=kind))
+        save_adapter(shipped / kind, rows.half().cpu(), layout, alpha=float(rank))
+        with attached(layout, load_adapter(shipped / kind, layout, torch.float32).to(resolved)):
+            losses += [{"adapter": kind} | row for row in measure(loaded, held_out, sequence_length)]
+    configured = {"text": text, "kinds": kinds, "model": model, "rank": rank, "targets": targets, **training}
+    record = {
+        "config": describe(configured | {"train_num_bytes": train_num_bytes, "sample_num_bytes": sample_num_bytes}),
+        "environment": environment(resolved),
+        "text": {"folder": str(corpus.folder), "digest": corpus.digest},
+        "samples": {kind: names for kind, (_, names) in samples.items()},
+        "num_parameters": sum(a.numel() + b.numel() for a, b in layout.parts(rows).values()),
+        "num_train_bytes": num_train_bytes,
+        "num_bytes": {kind: (shipped / kind / WEIGHT_FILE).stat().st_size for kind in kinds},
+        "seconds": {kind: curve["elapsed"].iloc[-1] for kind, curve in zip(kinds, curves, strict=True)},
+        "losses": losses,
+    }
+    write_texts(shipped, samples, corpus.folder / LICENCE, say)
+    (shipped / "README.md").write_text(adapters_card(record))
+    write_results(folder, record, pd.concat(curves), console)
+
+
+def check_names(kinds: dict[str, Any]) -> None:
+    """Raise ValueError for a kind that cannot be a folder's name, or that is another row or column of the table."""
+    taken = {BASE, BASE_KIND, "heldout"}
+    for kind in kinds:
+        if not kind.isidentifier() or kind in taken:
+            raise ValueError(f"kinds.{kind} must be letters, digits and '_', and none of {', '.join(sorted(taken))}")
+    if not kinds:
+        raise ValueError("kinds is empty: name at least one kind of text to train an adapter on")
+
+
+def train_adapter(
+    model: Llama | GPT2,
+    layout: Layout,
+    rank: int,
+    text: Tensor,
+    held_out: Tensor,
+    training: dict[str, Any],
+    console: Console,
+) -> tuple[Tensor, pd.DataFrame]:
+    """The adapter's rows at the lowest held-out loss, and all evaluations."""
+    rows = initial_rows(layout, rank, training["seed"]).to(text.device).requires_grad_(True)
+    loss_of = partial(losses_of, model, held_out, window=training["sequence_length"])
+    progress = StepProgress(console, training["num_steps"], training["batch_size"] * training["sequence_length"])
+    with attached(layout, rows), progress:
+        evaluations = train(model, text, [rows], **training, evaluate=lambda: loss_of().mean, on_step=progress.advance)
+        curve, best = keep_best(evaluations, {"rows": rows}, progress)
+    return best["rows"], pd.DataFrame([asdict(one) for one in curve])
+
+
+def measure(model: Llama | GPT2, held_out: dict[str, Tensor], window: int) -> list[dict[str, Any]]:
+    """The losses of the model as it is on every kind's sample, in windows that know nothing of each other."""
+    return [
+        {"kind": kind} | describe_losses(losses_of(model, sample, window=window)) for kind, sample in held_out.items()
+    ]
+
+
+def write_texts(
+    folder: Path, samples: dict[str, tuple[bytes, list[str]]], licence: Path, say: Callable[[str], None]
+) -> None:
+    (folder / "heldout").mkdir()
+    for kind, (excerpts, _) in samples.items():
+        (folder / "heldout" / f"{kind}.txt").write_bytes(excerpts)
+    if licence.is_file():
+        shutil.copyfile(licence, folder / "LICENSE")
+    else:
+        say(f"there is no {licence}: add the text's licence to {folder} before you share it")
+
+
+def write_results(folder: Path, record: dict[str, Any], curves: pd.DataFrame, console: Console) -> None:
+    losses = pd.DataFrame(record["losses"])
+    matrix = losses_matrix(losses)
+    print_frame(console, matrix, CAPTION)
+    figures = {
+        f"loss_{adapter}": loss_curve(curve, str(adapter))
+        for adapter, curve in curves.groupby("adapter", sort=False)
+        if len(curve) > 1
+    }
+    paths = {"curves": folder / "curves.csv", "losses": folder / "losses.csv", "record": folder / "record.json"}
+    write_atomically(paths["curves"], curves.to_csv(index=False))
+    write_atomically(paths["losses"], losses.to_csv(index=False))
+    write_json(paths["record"], record)
+    for path in (folder / "adapters", *paths.values(), *save(figures, folder / "figures")):
+        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    write_record(
+        folder,
+        title=f"adapters of rank {record['config']['rank']}, {record['num_parameters']:,} parameters each",
+        environment=record["environment"],
+        figures=dict.fromkeys(figures, "Loss on the train and the held-out text; the ring is the step that was kept."),
+        tables={CAPTION: matrix},
+    )
