@@ -30,16 +30,12 @@ from framework.engine.placement import Placement
 from framework.engine.prompts import prompt_token_ids
 from framework.engine.sampling import check_sampling, sample
 from framework.engine.upload import upload
+from framework.engine.warm_up import warm_up_sizes, warm_up_steps
 from framework.kernels.attention import Attention, IntArray, plain_attention
 from framework.kernels.gpu_attention import FLASH_DTYPES, flash_attention, flash_inputs, is_supported
-from framework.kernels.lora import MANY_ROWS
 from framework.lora.pool import pool_of
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
-
-# Prompt tokens: one for each size of the blocks' kernels, and one beyond
-WARM_UP_LENGTHS = (16, 1, 32, 64, 128, 256, 600)
-WARM_UP_BATCHES = (16, 32, 64, 128)  # prompts of one token: one for each size of the vocabulary head's
 
 
 class TorchEngine:
@@ -270,9 +266,15 @@ class TorchEngine:
         if self.has_decoder:
             self._decoder = self._decoder_for(max_num_seqs)
             self._decoder.reset()
-        for num_seqs, num_prompt_tokens in self._warm_up_batches(max_num_seqs):
+        cache = {"num_blocks": self.num_blocks, "block_size": self.block_size}
+        for num_seqs, num_prompt_tokens in warm_up_sizes(
+            max_num_seqs, self.max_model_len, **cache, on_gpu=self.is_on_gpu, adapters=self.num_adapter_slots > 0
+        ):
             self.on_progress(f"warming up: {num_seqs} prompts of {num_prompt_tokens} tokens")
-            self._warm_up_with(num_seqs, num_prompt_tokens)
+            self._prompts = dict.fromkeys(range(num_seqs), np.zeros(num_prompt_tokens, dtype=np.int32))
+            for batch in warm_up_steps(num_seqs, num_prompt_tokens, **cache):
+                self._launch(batch, self.timer())
+                self.collect()
         if self._decoder is not None and not self._decoder.is_warm:
             self._decoder.warm_up(self.on_progress, capture=self.cuda_graphs)
 
@@ -291,41 +293,6 @@ class TorchEngine:
             num_blocks=self.num_blocks,
             adapters=self.adapters.pool,
         )
-
-    def _warm_up_batches(self, max_num_seqs: int) -> list[tuple[int, int]]:
-        """How many prompts of how many tokens: on a GPU every number of rows that has kernels of its own."""
-        capacity = min(self.num_blocks * self.block_size, self.max_model_len) - 1
-        lengths = WARM_UP_LENGTHS if self.is_on_gpu else WARM_UP_LENGTHS[:1]
-        batches = {(1, max(1, min(length, capacity))) for length in lengths}
-        if self.is_on_gpu:
-            batches |= {(min(num_seqs, max_num_seqs, self.num_blocks), 1) for num_seqs in WARM_UP_BATCHES}
-            most = max(1, min(max_num_seqs, self.num_blocks // (capacity // self.block_size + 1)))
-            batches.add((min(most, 3), max(1, min(32, capacity))))  # many rows for a short context too
-            if self.num_adapter_slots:  # the adapters' kernels have other tiles for so many rows
-                length = max(1, min(MANY_ROWS + 1, capacity))
-                most = max(1, min(max_num_seqs, self.num_blocks // (length // self.block_size + 1)))
-                batches.add((min(most, MANY_ROWS // length + 1), length))
-        return sorted(batches)
-
-    def _warm_up_with(self, num_seqs: int, num_prompt_tokens: int) -> None:
-        """Prompts, the same as chunks behind their first token, and a decode step."""
-        blocks_each = min(num_prompt_tokens // self.block_size + 1, self.num_blocks // num_seqs)
-        sequences = [Sequence(Request(index, 0.0, num_prompt_tokens, 2)) for index in range(num_seqs)]
-        for index, sequence in enumerate(sequences):
-            sequence.block_table = list(range(index * blocks_each, (index + 1) * blocks_each))
-        self._prompts = dict.fromkeys(range(num_seqs), np.zeros(num_prompt_tokens, dtype=np.int32))
-        parts = [(0, num_prompt_tokens), (1, num_prompt_tokens - 1), (num_prompt_tokens, 1)]
-        for start, num_tokens in parts:
-            if 0 < num_tokens <= blocks_each * self.block_size - start:
-                num_decode_tokens = num_seqs if start == num_prompt_tokens else 0
-                num_prefill_tokens = num_seqs * num_tokens - num_decode_tokens
-                batch = Batch(
-                    sequences, [start] * num_seqs, [num_tokens] * num_seqs, num_prefill_tokens, num_decode_tokens
-                )
-                self._launch(batch, self.timer())
-                self.collect()
-            for sequence in sequences:
-                sequence.output_token_ids = [0]
 
 
 def _resolve(name: str, value: bool | None, is_possible: bool, needs: str) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from framework.core import Batch
-from framework.engine import decoder, in_flight, torch_engine
+from framework.engine import decoder, in_flight, torch_engine, warm_up
 from framework.engine.compilation import configure_model
 from framework.engine.decoder import batch_sizes
 from framework.engine.torch_engine import TorchEngine
@@ -43,8 +43,8 @@ def pretend(monkeypatch):
     """An engine that takes the GPU's way with the interpreter's kernels."""
     for module in (in_flight, decoder, torch_engine):
         monkeypatch.setattr(module, "record_event", Event)
-    monkeypatch.setattr(torch_engine, "WARM_UP_LENGTHS", (3,))
-    monkeypatch.setattr(torch_engine, "WARM_UP_BATCHES", ())
+    monkeypatch.setattr(warm_up, "LENGTHS", (3,))
+    monkeypatch.setattr(warm_up, "BATCHES", ())
     monkeypatch.setattr(decoder, "batch_sizes", lambda max_num_seqs: [max_num_seqs])
 
     def make(num_steps_ahead: int = 0, **keywords) -> TorchEngine:

@@ -1,0 +1,45 @@
+"""The steps that an engine runs before anything is timed, so that all that is loaded or compiled once is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from framework.core import Batch, Request, Sequence
+from framework.kernels.lora import MANY_ROWS
+
+# Prompt tokens: one for each size of the blocks' kernels, and one beyond
+LENGTHS = (16, 1, 32, 64, 128, 256, 600)
+BATCHES = (16, 32, 64, 128)  # prompts of one token: one for each size of the vocabulary head's
+
+
+def warm_up_sizes(
+    max_num_seqs: int, max_model_len: int, *, num_blocks: int, block_size: int, on_gpu: bool, adapters: bool
+) -> list[tuple[int, int]]:
+    """How many prompts of how many tokens: on a GPU every number of rows that has kernels of its own."""
+    capacity = min(num_blocks * block_size, max_model_len) - 1
+    if not on_gpu:
+        return [(1, max(1, min(LENGTHS[0], capacity)))]
+    sizes = {(1, max(1, min(length, capacity))) for length in LENGTHS}
+    sizes |= {(min(num_seqs, max_num_seqs, num_blocks), 1) for num_seqs in BATCHES}
+    most = max(1, min(max_num_seqs, num_blocks // (capacity // block_size + 1)))
+    sizes.add((min(most, 3), max(1, min(32, capacity))))  # many rows for a short context too
+    if adapters:  # their kernels have other tiles for so many rows
+        length = max(1, min(MANY_ROWS + 1, capacity))
+        most = max(1, min(max_num_seqs, num_blocks // (length // block_size + 1)))
+        sizes.add((min(most, MANY_ROWS // length + 1), length))
+    return sorted(sizes)
+
+
+def warm_up_steps(num_seqs: int, num_prompt_tokens: int, *, num_blocks: int, block_size: int) -> Iterator[Batch]:
+    """Prompts, the same as chunks behind their first token, and a decode step; as far as the blocks reach."""
+    blocks_each = min(num_prompt_tokens // block_size + 1, num_blocks // num_seqs)
+    sequences = [Sequence(Request(index, 0.0, num_prompt_tokens, 2)) for index in range(num_seqs)]
+    for index, sequence in enumerate(sequences):
+        sequence.block_table = list(range(index * blocks_each, (index + 1) * blocks_each))
+    for start, num_tokens in ((0, num_prompt_tokens), (1, num_prompt_tokens - 1), (num_prompt_tokens, 1)):
+        if 0 < num_tokens <= blocks_each * block_size - start:
+            num_decode = num_seqs if start == num_prompt_tokens else 0
+            starts, lengths = [start] * num_seqs, [num_tokens] * num_seqs
+            yield Batch(sequences, starts, lengths, num_seqs * num_tokens - num_decode, num_decode)
+        for sequence in sequences:
+            sequence.output_token_ids = [0]
