@@ -1,4 +1,4 @@
-"""What the multi-LoRA studies say per adapter: adapters.csv, and the tables of fairness and of the most requested."""
+"""What the multi-LoRA studies say per adapter: adapters.csv, and tables of fairness and of the most requested."""
 
 import pandas as pd
 
@@ -8,6 +8,7 @@ from framework.report import rate_title, shown_rates
 from framework.study import Study
 
 KEY = ["arm", "rate", "seed"]
+FAIRNESS = "Fairness over adapters"
 NUM_SHOWN = 5  # adapters of each arm on the page; adapters.csv has all
 COLUMNS = {  # of the page's table: column → header, and what it is multiplied with
     "num_requests": ("requests", 1),
@@ -19,8 +20,8 @@ COLUMNS = {  # of the page's table: column → header, and what it is multiplied
 }
 
 
-def adapter_tables(study: Study, points: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Write adapters.csv, one row per point and adapter; the page's tables, under their captions."""
+def write_adapters(study: Study, points: pd.DataFrame) -> pd.DataFrame:
+    """Write adapters.csv, one row per point and adapter; the table."""
     parts = []
     for point in points.to_dict("records"):
         requests = pd.read_parquet(study.folder(point["point"]) / "requests.parquet")
@@ -28,10 +29,16 @@ def adapter_tables(study: Study, points: pd.DataFrame) -> dict[str, pd.DataFrame
     adapters = pd.concat(parts, ignore_index=True)
     adapters = adapters[[*KEY, *adapters.columns.drop(KEY)]]
     write_atomically(study.output_dir / "adapters.csv", adapters.to_csv(index=False))
-    highest = points["rate"].max()
-    at_highest = adapters[(adapters["rate"] == highest) & (adapters["seed"] == points["seed"].min())]
+    return adapters
+
+
+def adapter_tables(study: Study, points: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Write adapters.csv; the page's tables, under their captions."""
+    adapters = write_adapters(study, points)
+    highest = adapters["rate"].max()
+    at_highest = adapters[(adapters["rate"] == highest) & (adapters["seed"] == adapters["seed"].min())]
     return {
-        "Fairness over adapters": fairness_table(adapters),
+        FAIRNESS: fairness_table(adapters),
         f"The {NUM_SHOWN} most requested adapters, {rate_title(highest)}": most_requested(at_highest),
     }
 

@@ -1,7 +1,5 @@
 """experiment=multi_lora as a user calls it, on the smallest model."""
 
-from itertools import takewhile
-
 import pandas as pd
 import pytest
 
@@ -12,12 +10,6 @@ from tests.lora.served import make_engine
 from tests.quantization.models import make_model
 
 SMALL = ["num_adapters=2", "batch_sizes=[1,4]", "context=16", "num_steps=2", "rates=[50]"]
-
-
-def table(page, column):
-    """The rows of the table whose header has `column`."""
-    start = next(index for index, row in enumerate(page.rows) if column in row)
-    return list(takewhile(lambda row: row[0] != page.rows[start][0], page.rows[start + 1 :]))
 
 
 def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path):
@@ -41,17 +33,17 @@ def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path):
     page = Page(folder / "report.html")
     check_page(page, folder)
     assert page.count("svg") == 3
-    assert [row[0] for row in table(page, "4 ÷ 1")] == names
+    assert [row[0] for row in page.table("4 ÷ 1")] == names
     assert "segmented: on a CPU the kernels' plain reference runs" in page.text
     assert "Jain, Chiu and Hawe" in page.text
     adapters = pd.read_csv(folder / "adapters.csv")
     assert adapters.groupby("arm")["num_requests"].sum().tolist() == [4] * 4
     loaded = adapters.groupby("arm")["load_wait_mean"].sum() > 0
     assert loaded.to_dict() == {"none": False, "loop": True, "gathered": True, "segmented": True}
-    fairness = table(page, "Jain's index")
+    fairness = page.table("Jain's index")
     assert [row[2] for row in fairness] == [str(adapters["adapter_id"].nunique())] * 4
     assert all(0 < float(row[3]) <= 1 <= float(row[4]) for row in fairness)
-    assert [row[0] for row in table(page, "tokens served")] == adapters["arm"].tolist()
+    assert [row[0] for row in page.table("tokens served")] == adapters["arm"].tolist()
 
 
 def test_a_saved_adapter_that_is_not_there_fails_its_arm_by_name(cli, smallest, tmp_path):
