@@ -1,7 +1,6 @@
 """Static against continuous batching over arrival rates (Orca, OSDI 2022; lesson 3 of "Efficiently Serving LLMs")."""
 
 from functools import partial
-from math import inf
 from typing import Any
 
 import pandas as pd
@@ -11,7 +10,7 @@ from framework.arms import Arms
 from framework.metrics import aggregate, is_saturated, saturation
 from framework.plots import Figure
 from framework.replay import Clock
-from framework.report import read_tables, report, representative_points
+from framework.report import rate_title, read_tables, report, representative_points
 from framework.study import Study, run_study
 
 
@@ -66,7 +65,7 @@ def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
     too_much = points["rate"][is_saturated(points)]
     rate = too_much.min() if len(too_much) else points["rate"].max()
     folders = representative_points(study, points, rate)
-    title = "all at once" if rate == inf else f"{rate:g} requests/s"
+    title = rate_title(rate)
     curves = {}
     if len(set(points["rate"])) > 1:
         curves["latency_rate"] = plots.latency_rate(summary, saturation_rates)

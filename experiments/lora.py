@@ -11,24 +11,41 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from framework.arms import with_keywords
 from framework.config import describe
-from framework.console import make_console, short
+from framework.console import make_console
 from framework.engines import EngineCache
 from framework.lora.merged import merge_adapter
 from framework.lora.none import serve_base
 from framework.perplexity import window_logits
-from framework.plots import save
 from framework.plots_lora import lora_ranks
-from framework.points import write_atomically, write_json
 from framework.provenance import environment, resolve_device
+from framework.report import conclude
 from framework.speed import check_sizes, get_ready, measure_decode
 
 ADAPTER = "adapter-0"
 LESSON = "rank 2 on a 1024 × 1024 matrix: {:.2%} (reported: 0.39%, lesson 5)"
+CAPTION = (
+    "Left, one adapter's parameters over its rank; right, decode steps with it beside the weights, merged, or absent."
+)
+COLUMNS = {  # of the page's table: column → header, and what it is multiplied with
+    "rank": ("rank", 1),
+    "num_parameters": ("parameters", 1),
+    "share": ("share of the model (%)", 100),
+    "num_bytes": ("MiB", 2**-20),
+    "base_elapsed": ("no adapter (ms)", 1e3),
+    "served_elapsed": ("served (ms)", 1e3),
+    "merged_elapsed": ("merged (ms)", 1e3),
+    "merged_error": ("merged − served", 1),
+    "effect": ("served − no adapter", 1),
+}
+DEFINITIONS = {
+    "Served": "the adapter's product is computed beside the weights, in every step",
+    "Merged": "the adapter is folded into the weights, once",
+    "Merged − served": "root mean square of the difference of the logits / of the logits; so is served − no adapter",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +74,7 @@ def run(
     device: str,
     output_dir: str,
 ) -> None:
-    """Print, write and draw one row per rank: the adapter served beside the weights, and merged into them.
+    """Leave a page with one row per rank: the adapter served beside the weights, and merged into them.
 
     Steps are of `batch_size` sequences of `context` tokens, which all ask for the adapter; `num_steps` are timed.
     Logits are of `prompt_len` random tokens, drawn with `seed`. Raises ValueError if `lora` does not serve adapters.
@@ -65,7 +82,7 @@ def run(
     check_sizes({"decode": [[batch_size, context]], "prompt": [[1, prompt_len]]}, num_steps)
     if "strategy" not in describe(lora):
         raise ValueError("experiment=lora needs lora=segmented, gathered or loop: what is merged is compared with it")
-    console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
+    console, resolved = make_console(), resolve_device(device)
     engines = EngineCache(resolved, lambda message: None)
     arm = {"model": model, "quantization": quantization, "engine": engine}
     measure = partial(measure_adapter, sizes=(batch_size, context, num_steps), prompt_len=prompt_len, seed=seed)
@@ -80,16 +97,24 @@ def run(
             fold = partial(merge_adapter, adapters=adapters, adapter_id=ADAPTER, targets=lora.keywords.get("targets"))
             rows.append(compare(rank, base, served, measure(engines.get(arm | {"lora": fold}))))
     table = pd.DataFrame(rows)
-    title = f"{environment(resolved)['device']}, decode steps of {batch_size}"
-    console.print(ranks_table(table, title))
-    console.print(LESSON.format(2 * (1024 + 1024) / 1024**2), highlight=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "ranks.csv", table.to_csv(index=False))
-    record = {"config": describe(arm | {"lora": lora}), "environment": environment(resolved), "ranks": rows}
-    write_json(folder / "lora.json", record)
-    figures = save({"lora": lora_ranks(table, title)}, folder / "figures")
-    for path in (folder / "ranks.csv", folder / "lora.json", *figures):
-        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    surroundings = environment(resolved)
+    title = f"{surroundings['device']}, decode steps of {batch_size}"
+    record = {"config": describe(arm | {"lora": lora}), "environment": surroundings, "ranks": rows}
+    conclude(
+        console,
+        Path(output_dir),
+        title=f"one adapter on {surroundings['device']}",
+        environment=surroundings,
+        files={"ranks.csv": table, "lora.json": record},
+        figures={"lora": (lora_ranks(table, title), CAPTION)},
+        tables={
+            f"One adapter over its rank, decode steps of {batch_size}": pd.DataFrame(
+                {header: scale * table[name] for name, (header, scale) in COLUMNS.items()}
+            )
+        },
+        notes=[LESSON.format(2 * (1024 + 1024) / 1024**2)],
+        definitions=DEFINITIONS,
+    )
 
 
 @torch.inference_mode()
@@ -125,15 +150,3 @@ def compare(rank: int, base: Measured, served: Measured, merged: Measured) -> di
         "merged_error": ((merged.logits - served.logits).norm() / served.logits.norm()).item(),
         "effect": ((served.logits - base.logits).norm() / base.logits.norm()).item(),
     }
-
-
-def ranks_table(table: pd.DataFrame, title: str) -> Table:
-    headers = ("parameters", "share", "MiB", "base, ms", "served, ms", "merged, ms", "merged − served", "served − base")
-    shown = Table("rank", title=title, caption="differences of logits: root mean square, relative")
-    for header in headers:
-        shown.add_column(header, justify="right")
-    for row in table.to_dict("records"):
-        times = [short(1e3 * row[f"{name}_elapsed"]) for name in ("base", "served", "merged")]
-        size = (f"{row['num_parameters']:,}", f"{row['share']:.3%}", short(row["num_bytes"] / 2**20))
-        shown.add_row(str(row["rank"]), *size, *times, f"{row['merged_error']:.1e}", f"{row['effect']:.1e}")
-    return shown

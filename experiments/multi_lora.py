@@ -4,23 +4,28 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from rich.console import Console
-from rich.table import Table
 
+from experiments.adapter_tables import adapter_tables
 from experiments.continuous_batching import draw
 from framework.arms import Arms, resolve_arms
-from framework.console import make_console, short
+from framework.console import make_console
 from framework.engines import EngineCache
-from framework.plots import Figure, save
+from framework.fairness import DEFINITIONS
+from framework.lora.segmented import Segmented
+from framework.metrics import check_slo
 from framework.plots_lora import steps_by_arm
 from framework.points import write_atomically
 from framework.provenance import environment, resolve_device
 from framework.replay import Clock
-from framework.report import report
+from framework.report import conclude, report
 from framework.speed import check_sizes, get_ready, measure_decode, why_not
-from framework.study import run_study
+from framework.study import check_points, run_study
 
-BASE = "none"  # the arm that the others' times are compared with, if it is there
+BASE = "none"  # the arm that the others' steps are compared with, if it is there
+CAPTION = "Time from one decode step to the next over the batch size, one line per arm; sequences ask in turn for {}."
+ON_CPU = "{}: on a CPU the kernels' plain reference runs, one adapter after the other, and says nothing of their speed"
 
 
 def run(
@@ -51,48 +56,58 @@ def run(
     A step's sequences ask in turn for `num_adapters` adapters; with `identical` there are steps in which all ask for
     one, too. `context` is in tokens, `num_steps` steps are timed after a warm-up.
     """
-    defaults = {
-        "model": model,
-        "quantization": quantization,
-        "lora": lora,
-        "engine": engine,
-        "scheduler": scheduler,
-        "trace": trace,
-        "clock": clock,
-    }
-    console, folder = make_console(), Path(output_dir)
-    figures: dict[str, Figure] = {}
+    check_sizes({"decode": [[batch_size, context] for batch_size in batch_sizes]}, num_steps)
+    defaults = {"model": model, "quantization": quantization, "lora": lora, "engine": engine, "scheduler": scheduler}
+    variants = resolve_arms(arms, defaults | {"trace": trace, "clock": clock})
+    if rates:
+        check_slo(slo)
+        check_points(variants, rates, seeds)
+    elif not batch_sizes:
+        raise ValueError("rates and batch_sizes are both empty: nothing is left to measure")
+    console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
+    surroundings = environment(resolved)
+    figures, captions, tables = {}, {}, {}
     if batch_sizes:
-        check_sizes({"decode": [[batch_size, context] for batch_size in batch_sizes]}, num_steps)
-        engines = EngineCache(resolve_device(device), console.print)
         mixes = {"": num_adapters} | ({", one adapter": 1} if identical else {})
-        steps = measure_steps(resolve_arms(arms, defaults), engines, batch_sizes, mixes, context, num_steps, console)
-        title = f"{num_adapters} adapters, {environment(engines.device)['device']}"
-        console.print(steps_table(steps, title))
+        steps = measure_steps(variants, resolved, batch_sizes, mixes, context, num_steps, console)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "steps.csv", steps.to_csv(index=False))
-        figures["batch_latency"] = steps_by_arm(steps, title)
-        del engines  # else its engine would have to fit beside the study's
+        wanted = f"{num_adapters} adapters"
+        figures = {"batch_latency": steps_by_arm(steps, f"{wanted}, {surroundings['device']}")}
+        captions, tables = {"batch_latency": CAPTION.format(wanted)}, {"Decode steps (ms) by batch size": growth(steps)}
+    notes = [ON_CPU.format(arm) for arm in variants if is_reference(variants[arm]["lora"], resolved)]
     if rates:
         study = run_study(
-            arms=arms,
-            defaults=defaults,
-            rates=rates,
-            seeds=seeds,
-            slo=slo,
-            device=device,
-            output_dir=output_dir,
+            arms=variants, defaults={}, rates=rates, seeds=seeds, slo=slo, device=device, output_dir=output_dir,
             fresh=fresh,
+        )  # fmt: skip
+        report(
+            study,
+            "multi_lora",
+            lambda study, points: figures | draw(study, points),
+            tracking,
+            captions=captions,
+            tables=lambda points: tables | adapter_tables(study, points),
+            notes=lambda points: notes,
+            definitions=DEFINITIONS,
         )
-        report(study, "multi_lora", lambda study, points: figures | draw(study, points), tracking)
         study.raise_failures()
     else:
-        save(figures, folder / "figures")
+        drawn = {name: (figure, captions[name]) for name, figure in figures.items()}
+        title = f"decode steps on {surroundings['device']}"
+        conclude(
+            console, folder, title=title, environment=surroundings, files={}, figures=drawn, tables=tables, notes=notes
+        )
+
+
+def is_reference(lora: Any, device: torch.device) -> bool:
+    """Whether this way of serving adapters is there for its kernels, and `device` has none."""
+    return device.type == "cpu" and "strategy" in lora.keywords and lora.keywords["strategy"].func is Segmented
 
 
 def measure_steps(
     arms: Arms,
-    engines: EngineCache,
+    device: torch.device,
     batch_sizes: list[int],
     mixes: dict[str, int],
     context: int,
@@ -104,6 +119,7 @@ def measure_steps(
     `mixes`: what to add to the arm's name → how many adapters the sequences ask for in turn.
     """
     rows: list[dict[str, Any]] = []
+    engines = EngineCache(device, console.print)
     for arm, components in arms.items():
         with console.status(arm) as status:
             engines.on_progress = status.update
@@ -122,14 +138,11 @@ def measure_steps(
     return pd.DataFrame(rows)
 
 
-def steps_table(steps: pd.DataFrame, title: str) -> Table:
-    """Per arm and batch size, ms from one decode step to the next, and over the arm `none` where there is one."""
-    times = steps.pivot_table(index="arm", columns="num_seqs", values="elapsed", sort=False)
-    table = Table("arm", title=title, caption=f"decode: ms from step to step (× the arm {BASE}), per batch size")
-    for batch_size in times.columns:
-        table.add_column(str(batch_size), justify="right")
-    for arm, row in times.iterrows():
-        is_compared = BASE in times.index and arm != BASE
-        factors = [f" ({factor:.2f}×)" for factor in row / times.loc[BASE]] if is_compared else [""] * len(row)
-        table.add_row(str(arm), *(short(1e3 * time) + factor for time, factor in zip(row, factors, strict=True)))
-    return table
+def growth(steps: pd.DataFrame) -> pd.DataFrame:
+    """Per arm and batch size, ms from one decode step to the next; how it grows, and over the arm `none`, if any."""
+    table = 1e3 * steps.pivot_table(index="arm", columns="num_seqs", values="elapsed", sort=False)
+    first, last = table.columns[0], table.columns[-1]
+    ratios = {f"{last} ÷ {first}": table[last] / table[first]} if last != first else {}
+    if BASE in table.index:
+        ratios |= {f"÷ {BASE}, at {size}": table[size] / table.loc[BASE, size] for size in {first: 0, last: 0}}
+    return table.assign(**ratios).rename(columns=str).reset_index()

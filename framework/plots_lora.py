@@ -6,6 +6,8 @@ from matplotlib.figure import Figure
 
 from framework.plots import COLOURS, COLUMN_WIDTH, LINES, MARKERS, STYLE, TEXT_WIDTH, label_batch_sizes, label_log_axis
 
+DECADE = 10
+
 
 def steps_by_arm(cases: pd.DataFrame, title: str) -> Figure:
     """Time from one decode step to the next (ms) over the batch size, one line per arm; both axes logarithmic.
@@ -51,4 +53,40 @@ def lora_ranks(table: pd.DataFrame, title: str) -> Figure:
             label_batch_sizes(axes, table["rank"])
             axes.set_xlabel("rank")
         figure.suptitle(title, fontsize=8)
+        return figure
+
+
+def lines_by_arm(values: pd.DataFrame, x_label: str, labels: dict[str, str], title: str) -> Figure:
+    """A panel per metric over x, which is a number or a name: a line per arm, dotted and hollow what a source reports.
+
+    `values` has the columns `arm`, `x`, `metric`, `value` and `is_reported`. Values above 1 that span a decade are on a
+    logarithmic axis.
+    """
+    places = None if pd.api.types.is_numeric_dtype(values["x"]) else list(dict.fromkeys(values["x"]))
+    metrics = list(dict.fromkeys(values["metric"]))
+    arms = list(dict.fromkeys(values["arm"]))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(TEXT_WIDTH * max(len(metrics), 2) / 3, 2.6))
+        for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+            panel = values[values["metric"] == metric]
+            for arm, rows in panel.groupby("arm", sort=False):
+                index, is_reported = arms.index(arm), rows["is_reported"].iloc[0]
+                axes.plot(
+                    rows["x"] if places is None else [places.index(x) for x in rows["x"]], rows["value"], label=arm,
+                    color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
+                    linestyle=":" if is_reported else "-", markerfacecolor="none" if is_reported else None,
+                )  # fmt: skip
+            axes.set(xlabel=x_label, ylabel=labels[metric])
+            if places is None:
+                axes.set_xscale("log")
+                label_log_axis(axes.xaxis)
+            else:
+                axes.set_xticks(range(len(places)), places)
+            if panel["value"].max() > DECADE * panel["value"].min() and panel["value"].max() > 1:
+                axes.set_yscale("log")
+                label_log_axis(axes.yaxis)
+            else:
+                axes.set_ylim(bottom=0)
+        lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+        figure.legend(handles=lines.values(), loc="outside upper center", ncols=4, title=title, title_fontsize=8)
         return figure

@@ -53,12 +53,13 @@ def report(
     captions: Mapping[str, str] | None = None,
     tables: Callable[[pd.DataFrame], dict[str, pd.DataFrame]] | None = None,
     notes: Callable[[pd.DataFrame], list[str]] | None = None,
+    definitions: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Write `points.csv`, `figures/` and what the page shows, log to the tracker, print tables and notes; the points.
 
     `draw(study, points)` names the figures, `captions` says what is on those that are the study's own; `tables(points)`
-    and `notes(points)` are what the study adds to every sweep's. Jobs that share a folder take turns, so the last one
-    draws every point.
+    and `notes(points)` are what the study adds to every sweep's, `definitions` of its own terms. Jobs that share a
+    folder take turns, so the last one draws every point.
     """
     with locked(study.output_dir):
         points = study.table()
@@ -82,6 +83,7 @@ def report(
             figures={figure: known.get(figure, figure.replace("_", " ")) for figure in drawn},
             tables={"Every arm at every rate": overview(points)} | added,
             notes=[*sentences, *(f"Failed: {message}" for message in study.failures)],
+            definitions=definitions,
         )
     for caption, table in added.items():
         print_frame(study.console, table, caption)
@@ -133,9 +135,16 @@ def conclude(
 def overview(points: pd.DataFrame) -> pd.DataFrame:
     """One row per arm and rate, as the page shows it: means over seeds with their intervals."""
     summary = aggregate(points)
-    rates = [float(rate) if rate < inf else "at once" for rate in summary["rate"]]
-    shown = pd.DataFrame({"arm": summary["arm"], "rate (1/s)": pd.Series(rates, dtype=object)})
+    shown = pd.DataFrame({"arm": summary["arm"], "rate (1/s)": shown_rates(summary["rate"])})
     return shown.join(in_units(summary, COLUMNS))
+
+
+def shown_rates(rates: "pd.Series[float]") -> "pd.Series[Any]":
+    return pd.Series([float(rate) if rate < inf else "at once" for rate in rates], dtype=object)
+
+
+def rate_title(rate: float) -> str:
+    return "all at once" if rate == inf else f"{rate:g} requests/s"
 
 
 def limits(study: Study, points: pd.DataFrame) -> list[str]:

@@ -17,6 +17,7 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
         self.rows: list[list[str]] = []
+        self.tables: list[list[list[str]]] = []
         self.feed(self.source)
         self.close()
         assert not self.open, f"never closed: {self.open}"
@@ -25,8 +26,11 @@ class Page(HTMLParser):
         self.elements.append((tag, dict(attributes)))
         if tag not in VOID:
             self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
         if tag == "tr":
             self.rows.append([])
+            self.tables[-1].append(self.rows[-1])
         if tag in ("td", "th"):
             self.rows[-1].append("")
 
@@ -44,6 +48,11 @@ class Page(HTMLParser):
 
     def values(self, attribute: str) -> list[str]:
         return [attributes[attribute] or "" for _, attributes in self.elements if attribute in attributes]
+
+    def table(self, column: str) -> list[list[str]]:
+        """The rows, without the header, of the only table that has this column."""
+        [table] = [table for table in self.tables if column in table[0]]
+        return table[1:]
 
     def count(self, tag: str) -> int:
         return sum(name == tag for name, _ in self.elements)

@@ -92,6 +92,7 @@ def test_describe_fills_in_defaults_and_is_what_instantiate_takes():
         "watermark": 0.01,
         "max_loras": None,
         "prefetch": True,
+        "adapter_cycle_time": None,
         "num_adapter_slots": 0,
     }
     rebuilt = instantiate(described["scheduler"])

@@ -8,6 +8,7 @@ from math import inf
 
 from framework.core import Batch, Request, Sequence
 from framework.scheduler.adapter_slots import AdapterSlots
+from framework.scheduler.adapter_turns import AdapterTurns
 from framework.scheduler.block_manager import BlockManager
 
 
@@ -18,7 +19,8 @@ class ContinuousScheduler:
     A prompt longer than that budget is split over steps of its own. `watermark` is the share of the blocks that an
     admission leaves free, so that a new sequence is not preempted at once. The running sequences use up to `max_loras`
     adapters (None: as many as there are slots); a request whose adapter would be one too many keeps those behind it
-    waiting too. With `prefetch` the adapters of the first waiting requests are brought to slots that nobody uses.
+    waiting too. With `prefetch` the adapters of the first waiting requests are brought to slots that nobody uses. With
+    `adapter_cycle_time` (s) adapters take turns instead: then a step that has free seats costs O(waiting sequences).
     """
 
     wake_time = inf
@@ -33,6 +35,7 @@ class ContinuousScheduler:
         watermark: float = 0.01,
         max_loras: int | None = None,
         prefetch: bool = True,
+        adapter_cycle_time: float | None = None,
         num_adapter_slots: int = 0,
     ) -> None:
         if max_num_seqs < 1:
@@ -45,6 +48,9 @@ class ContinuousScheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.blocks = BlockManager(num_blocks, block_size)
         self.adapters = AdapterSlots(num_adapter_slots, max_loras)
+        self.turns: AdapterTurns | None = None
+        if adapter_cycle_time is not None and num_adapter_slots:
+            self.turns = AdapterTurns(self.adapters.max_loras, adapter_cycle_time)
         self.prefetch = prefetch
         self.num_reserved_blocks = int(watermark * num_blocks)
         self.waiting: deque[Sequence] = deque()
@@ -67,6 +73,8 @@ class ContinuousScheduler:
         self.waiting.append(sequence)
 
     def schedule(self, now: float) -> Batch | None:
+        if self.turns is not None and len(self.running) < self.max_num_seqs:
+            self.waiting = self.turns.update(self.waiting, self.adapters.num_users, now)
         batch = self._continue_prompt() or self._prefill(now) or self._decode()
         if batch is not None and self.adapters.num_slots:
             if self.prefetch:
@@ -137,6 +145,8 @@ class ContinuousScheduler:
 
     def _can_admit(self, budget: int, alone: bool) -> bool:
         if not self.waiting or len(self.running) >= self.max_num_seqs or not self.adapters.can_admit(self.waiting[0]):
+            return False
+        if self.turns is not None and not self.turns.has_turn(self.waiting[0]):
             return False
         num_tokens = self.waiting[0].num_tokens
         if num_tokens > budget and not alone:

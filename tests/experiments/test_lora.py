@@ -5,6 +5,8 @@ import json
 import pandas as pd
 import pytest
 
+from tests.html_page import Page, check_page
+
 SIZES = ["batch_size=2", "context=16", "num_steps=2", "prompt_len=8", "ranks=[2,4]"]
 
 
@@ -28,7 +30,15 @@ def test_merged_is_served(cli, small, tmp_path, options):
     assert "reported: 0.39%, lesson 5" in output
     record = json.loads((tmp_path / "outputs/lora/lora.json").read_text())
     assert record["config"]["lora"]["strategy"]["_target_"].startswith("framework.lora.")
-    assert (tmp_path / "outputs/lora/figures/lora.png").exists()
+    page = Page(tmp_path / "outputs/lora/report.html")
+    check_page(page, tmp_path / "outputs/lora")
+    assert page.count("svg") == 1
+    assert [row[:2] for row in page.rows] == [
+        ["rank", "parameters"],
+        ["2", f"{2 * per_rank:,}"],
+        ["4", f"{4 * per_rank:,}"],
+    ]
+    assert "reported: 0.39%, lesson 5" in page.text
 
 
 @pytest.mark.parametrize("lora", ["none", "merged"])

@@ -5,6 +5,7 @@ import pytest
 
 from framework.engine.torch_engine import TorchEngine
 from framework.speed import measure_decode
+from tests.html_page import Page, check_page
 from tests.lora.served import make_engine
 from tests.quantization.models import make_model
 
@@ -29,6 +30,20 @@ def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path):
         assert loads == (0 if point.startswith("none") else requests["adapter_id"].nunique())
     figures = {path.stem for path in (folder / "figures").iterdir()}
     assert figures == {"batch_latency", "timeline", "batch_and_cache"}
+    page = Page(folder / "report.html")
+    check_page(page, folder)
+    assert page.count("svg") == 3
+    assert [row[0] for row in page.table("4 ÷ 1")] == names
+    assert "segmented: on a CPU the kernels' plain reference runs" in page.text
+    assert "Jain, Chiu and Hawe" in page.text
+    adapters = pd.read_csv(folder / "adapters.csv")
+    assert adapters.groupby("arm")["num_requests"].sum().tolist() == [4] * 4
+    loaded = adapters.groupby("arm")["load_wait_mean"].sum() > 0
+    assert loaded.to_dict() == {"none": False, "loop": True, "gathered": True, "segmented": True}
+    fairness = page.table("Jain's index")
+    assert [row[2] for row in fairness] == [str(adapters["adapter_id"].nunique())] * 4
+    assert all(0 < float(row[3]) <= 1 <= float(row[4]) for row in fairness)
+    assert [row[0] for row in page.table("tokens served")] == adapters["arm"].tolist()
 
 
 def test_a_saved_adapter_that_is_not_there_fails_its_arm_by_name(cli, smallest, tmp_path):
@@ -44,8 +59,25 @@ def test_steps_alone(cli, smallest, tmp_path):
     code, output = cli("experiment=multi_lora", *smallest, *SMALL, "rates=[]", "~arms.loop", "~arms.gathered")
     assert code == 0, output
     folder = tmp_path / "outputs/multi_lora"
-    assert {path.name for path in folder.iterdir()} == {"steps.csv", "figures"}
-    assert "×)" in output
+    assert not (folder / "points").exists()
+    page = Page(folder / "report.html")
+    check_page(page, folder)
+    assert [row[0] for row in page.rows] == ["arm", "none", "segmented"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rates=[]", "batch_sizes=[]"], "both empty: nothing is left to measure"),
+        (["rates=[0]"], "rates must be positive finite numbers"),
+        (["+slo={tbt: 1}"], "unknown SLO metric 'tbt'"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_measured(cli, smallest, tmp_path, overrides, message):
+    code, output = cli("experiment=multi_lora", *smallest, *SMALL, *overrides)
+    assert code == 1
+    assert message in output
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_more_adapters_than_slots_cannot_be_timed():

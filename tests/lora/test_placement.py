@@ -161,6 +161,7 @@ def test_a_slot_in_use_is_never_given_away(rows, num_slots, data):
     options = {"max_num_seqs": data.draw(st.integers(1, 6))}
     if make is ContinuousScheduler:
         options |= {"max_loras": data.draw(st.integers(1, num_slots)), "prefetch": data.draw(st.booleans())}
+        options |= {"adapter_cycle_time": data.draw(st.sampled_from([None, 0.01, 0.5]))}
         options |= {"max_num_batched_tokens": data.draw(st.integers(1, 30)), "watermark": 0.0}
     engine = WatchfulEngine(num_slots, data.draw(st.integers(0, 1)))
     largest = max(-(-(prompt + output) // engine.block_size) for _, prompt, output, _ in rows)

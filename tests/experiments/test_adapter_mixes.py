@@ -1,0 +1,73 @@
+"""S-LoRA's and Punica's presets as a user calls them, on the smallest model."""
+
+import pandas as pd
+import pytest
+
+from tests.html_page import Page, check_page
+
+SLORA = ["preset=slora", "experiment=multi_lora", "~arms.loop", "rates=[50,500]", "arms.gathered.lora.max_rank=8"]
+SLORA += ["arms.gathered.lora.adapters.ranks=[4,8]", "arms.gathered.lora.num_slots=4", "scheduler.max_num_seqs=4"]
+
+
+def test_every_mix_is_replayed_and_stands_beside_what_is_reported(cli, smallest, tmp_path):
+    code, output = cli(*smallest, *SLORA, "~mixes.20", "trace.num_requests=40")
+    assert code == 0, output
+    folder = tmp_path / "outputs/multi_lora/slora"
+    points = pd.read_csv(folder / "points.csv").set_index(["arm", "rate"])
+    assert points.index.tolist() == [(f"gathered-{mix}", rate) for mix in (1, 200) for rate in (50.0, 500.0)]
+    num_adapters = pd.read_csv(folder / "adapters.csv").groupby("arm")["adapter_id"].nunique()
+    assert num_adapters["gathered-1"] == 1
+    assert 20 < num_adapters["gathered-200"] <= 40
+    page = Page(folder / "report.html")
+    check_page(page, folder)
+    assert page.count("svg") == 2
+    table, ttft = (rows[1:] for rows in page.tables if "200 ÷ 1" in rows[0])
+    assert ttft[2][1:] == ["25.7", "957", "958", "972", "976", "38"]
+    assert [row[0] for row in table] == ["gathered", "S-LoRA (reported)", "S-LoRA-bmm (reported)"]
+    assert table[1][1:] == ["1.74", "1.68", "1.61", "1.59", "1.58", "0.904"]
+    measured = [float(table[0][column].replace(",", "")) for column in (1, 5)]
+    expected = points["request_throughput"].xs(500.0, level="rate").tolist()  # the highest rate
+    assert measured == pytest.approx(expected, rel=0.01)
+    over_rates = page.table("share of requests within the SLO")
+    assert [row[:2] for row in over_rates] == [
+        ["gathered", "50"], ["gathered", "500"], *(["S-LoRA (reported)", rate] for rate in ("1", "1.5", "2", "2.5"))
+    ]  # fmt: skip
+    assert over_rates[-1][4] == "0.0547"
+
+
+def test_a_queue_under_every_popularity(cli, smallest, tmp_path):
+    slots = [f"arms.{arm}.lora.num_slots=2" for arm in ("loop", "gathered")]
+    code, output = cli(
+        "preset=punica", "experiment=multi_lora", *smallest, *slots, "~arms.none", "trace.num_requests=5"
+    )
+    assert code == 0, output
+    folder = tmp_path / "outputs/multi_lora/punica"
+    adapters = pd.read_csv(folder / "adapters.csv")
+    num_adapters = adapters.groupby("arm", sort=False)["adapter_id"].nunique()
+    assert num_adapters["loop-distinct"] == 5
+    assert num_adapters["loop-identical"] == 1
+    assert num_adapters.drop(["loop-distinct", "gathered-distinct"]).max() <= 3  # the root of 5 is 3, drawn 5 times
+    page = Page(folder / "report.html")
+    check_page(page, folder)
+    assert page.count("svg") == 1
+    table = page.table("identical ÷ distinct")
+    assert [row[0] for row in table] == ["loop", "gathered", "Punica (reported)"]
+    assert table[-1][1:] == ["1,044"] * 4 + ["1"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("mix_over_rates='20O'", "mix_over_rates is '20O'; did you mean '20'?"),
+        ("+reported_over_mixes.ttft_men={x: {y: 2.0}}", "a reported metric is 'ttft_men'; did you mean"),
+        (
+            "+mixes.x={_target_: framework.trace.popularity.zipf, _partial_: true, alfa: 1}",
+            "unknown key 'alfa' in mixes.x",
+        ),
+    ],
+)
+def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, override, message):
+    code, output = cli(*smallest, *SLORA, override)
+    assert code == 1
+    assert message in output
+    assert not (tmp_path / "outputs").exists()
