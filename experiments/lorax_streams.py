@@ -99,7 +99,7 @@ def describe_streams(tables: dict[str, pd.DataFrame]) -> list[str]:
     return [
         f"one stream of {alone['tokens']} tokens: TTFT {alone['TTFT (ms)']:.3g} ms, {alone['tokens/s']:.0f} tokens/s",
         f"{num_streams} streams with {num_streams} adapters at once: {at_once[num_streams]:.3g} s, "
-        f"{durations[f'{IN_TURN} ÷ {AT_ONCE}'][num_streams]:.2f}× faster than {IN_TURN}",
+        f"{durations[f'{IN_TURN} ÷ {AT_ONCE}'][num_streams]:.2f} times as fast as {IN_TURN}",
         f"{num_streams} adapters take {at_once[num_streams] / at_once[1]:.2f}× the time of one, and "
         f"{at_once[num_streams] / at_once[0]:.2f}× that of none (reported: flat with the number of adapters, lesson 7)",
     ]

@@ -74,7 +74,7 @@ def report(
         configs = {arm: describe(components) for arm, components in study.arms.items()}
         tracking(points, configs, figures, study=name, output_dir=study.output_dir)
         added = tables(points) if tables else {}
-        sentences = limits(study, points) + (notes(points) if notes else [])
+        sentences = (notes(points) if notes else []) + limits(study, points)
         known = CAPTIONS | dict(captions or {})
         write_record(
             study.output_dir,

@@ -99,7 +99,7 @@ def test_stream_tables_are_medians_and_last_tokens():
     assert tables[DURATIONS].to_numpy().tolist() == [[count, 6.0, 4.0, 1.5] for count in (0, 1, 2)]
     assert describe_streams(tables)[:2] == [
         "one stream of 2 tokens: TTFT 1e+03 ms, 1 tokens/s",
-        "2 streams with 2 adapters at once: 4 s, 1.50× faster than one after the other",
+        "2 streams with 2 adapters at once: 4 s, 1.50 times as fast as one after the other",
     ]
 
 
