@@ -31,6 +31,7 @@ Reported = dict[str, dict[str, dict[str, float]]]  # metric → whose → mix or
 def run(
     *,
     arms: Arms,
+    only: list[str] | None,
     mixes: dict[str, Any],
     mix_over_rates: str,
     rates: list[float | None],
@@ -51,7 +52,7 @@ def run(
     reported_over_mixes: Reported,
     reported_over_rates: Reported,
 ) -> None:
-    """Replay every arm under every law of `mixes` (framework.trace.popularity) at every rate (requests/s).
+    """Replay the arms in `only` (None: all) under every law of `mixes` (framework.trace.popularity) at every rate.
 
     The first figure is over the mixes at the highest rate; the second, if there are several, over the rates with
     `mix_over_rates`. Their metrics are those that `source` reports, whose values stand beside the measured ones.
@@ -62,7 +63,11 @@ def run(
         if metric not in LABELS:
             raise ValueError(f"a reported metric is {metric!r}{suggest(metric, LABELS)}")
     defaults = {"model": model, "quantization": quantization, "lora": lora, "engine": engine, "scheduler": scheduler}
-    variants = resolve_arms(arms, defaults | {"trace": trace, "clock": clock})
+    for arm in only or []:
+        if arm not in arms:
+            raise ValueError(f"only has {arm!r}, which is no arm{suggest(arm, arms)}")
+    chosen = {arm: arms[arm] for arm in arms if only is None or arm in only}
+    variants = resolve_arms(chosen, defaults | {"trace": trace, "clock": clock})
     names = {f"{arm}-{mix}": (arm, mix) for arm in variants for mix in mixes}
     mixed = {
         name: variants[arm] | {"trace": with_keywords(variants[arm]["trace"], adapters=mixes[mix])}

@@ -1,5 +1,7 @@
 """Many adapters in one batch: decode steps over the batch size (lesson 6), then the trace over arrival rates."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,26 @@ from framework.speed import check_sizes, get_ready, measure_decode, why_not
 from framework.study import check_points, run_study
 
 BASE = "none"  # the arm that the others' steps are compared with, if it is there
-CAPTION = "Time from one decode step to the next over the batch size, one line per arm; sequences ask in turn for {}."
+FIGURE = "batch_latency"
+CAPTION = "Left, time from one decode step to the next over the batch size, one line per arm, medians over the rounds; "
+CAPTION += "right, what adapters add to it. The sequences ask in turn for {} adapters."
 ON_CPU = "{}: on a CPU the kernels' plain reference runs, one adapter after the other, and says nothing of their speed"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Which decode steps to time; `mixes`: what to add to an arm's name → how many adapters are asked for in turn."""
+
+    batch_sizes: list[int]
+    mixes: dict[str, int]
+    context: int  # tokens
+    num_steps: int
+    num_rounds: int
+
+    def __post_init__(self) -> None:
+        check_sizes({"decode": [[batch_size, self.context] for batch_size in self.batch_sizes]}, self.num_steps)
+        if self.num_rounds < 1:
+            raise ValueError(f"num_rounds {self.num_rounds} must be at least 1")
 
 
 def run(
@@ -36,6 +56,7 @@ def run(
     identical: bool,
     context: int,
     num_steps: int,
+    num_rounds: int,
     rates: list[float | None],
     seeds: list[int],
     trace: Any,
@@ -54,50 +75,53 @@ def run(
     """Time decode steps of every arm at `batch_sizes` ([]: skip), then replay the trace at `rates` ([]: skip).
 
     A step's sequences ask in turn for `num_adapters` adapters; with `identical` there are steps in which all ask for
-    one, too. `context` is in tokens, `num_steps` steps are timed after a warm-up.
+    one, too. `context` is in tokens; `num_steps` steps are timed after a warm-up, in each of `num_rounds` in which the
+    arms take turns, so that a drift of the machine's speed meets all.
     """
-    check_sizes({"decode": [[batch_size, context] for batch_size in batch_sizes]}, num_steps)
+    mixes = {"": num_adapters} | ({", one adapter": 1} if identical else {})
+    sizes = Sizes(batch_sizes, mixes, context, num_steps, num_rounds)
     defaults = {"model": model, "quantization": quantization, "lora": lora, "engine": engine, "scheduler": scheduler}
     variants = resolve_arms(arms, defaults | {"trace": trace, "clock": clock})
     if rates:
         check_slo(slo)
         check_points(variants, rates, seeds)
+        for variant in variants.values():
+            variant["trace"](rate=rates[0], seed=seeds[0])  # a bad trace fails before anything is measured
     elif not batch_sizes:
         raise ValueError("rates and batch_sizes are both empty: nothing is left to measure")
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     surroundings = environment(resolved)
-    figures, captions, tables = {}, {}, {}
+    figures, tables = {}, {}
     if batch_sizes:
-        mixes = {"": num_adapters} | ({", one adapter": 1} if identical else {})
-        steps = measure_steps(variants, resolved, batch_sizes, mixes, context, num_steps, console)
+        steps = measure_rounds(variants, resolved, sizes, console)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "steps.csv", steps.to_csv(index=False))
-        wanted = f"{num_adapters} adapters"
-        figures = {"batch_latency": steps_by_arm(steps, f"{wanted}, {surroundings['device']}")}
-        captions, tables = {"batch_latency": CAPTION.format(wanted)}, {"Decode steps (ms) by batch size": growth(steps)}
+        medians = steps.groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
+        figures = {FIGURE: steps_by_arm(medians, BASE, f"{num_adapters} adapters, {surroundings['device']}")}
+        tables = {"Decode steps (ms) by batch size": growth(medians)}
+    captions = {FIGURE: CAPTION.format(num_adapters)}
     notes = [ON_CPU.format(arm) for arm in variants if is_reference(variants[arm]["lora"], resolved)]
-    if rates:
-        study = run_study(
-            arms=variants, defaults={}, rates=rates, seeds=seeds, slo=slo, device=device, output_dir=output_dir,
-            fresh=fresh,
-        )  # fmt: skip
-        report(
-            study,
-            "multi_lora",
-            lambda study, points: figures | draw(study, points),
-            tracking,
-            captions=captions,
-            tables=lambda points: tables | adapter_tables(study, points),
-            notes=lambda points: notes,
-            definitions=DEFINITIONS,
-        )
-        study.raise_failures()
-    else:
+    if not rates:
         drawn = {name: (figure, captions[name]) for name, figure in figures.items()}
-        title = f"decode steps on {surroundings['device']}"
         conclude(
-            console, folder, title=title, environment=surroundings, files={}, figures=drawn, tables=tables, notes=notes
-        )
+            console, folder, title=f"decode steps on {surroundings['device']}", environment=surroundings, files={},
+            figures=drawn, tables=tables, notes=notes,
+        )  # fmt: skip
+        return
+    study = run_study(
+        arms=variants, defaults={}, rates=rates, seeds=seeds, slo=slo, device=device, output_dir=output_dir, fresh=fresh
+    )
+    report(
+        study,
+        "multi_lora",
+        lambda study, points: figures | draw(study, points),
+        tracking,
+        captions=captions,
+        tables=lambda points: tables | adapter_tables(study, points),
+        notes=lambda points: notes,
+        definitions=DEFINITIONS,
+    )
+    study.raise_failures()
 
 
 def is_reference(lora: Any, device: torch.device) -> bool:
@@ -105,44 +129,40 @@ def is_reference(lora: Any, device: torch.device) -> bool:
     return device.type == "cpu" and "strategy" in lora.keywords and lora.keywords["strategy"].func is Segmented
 
 
-def measure_steps(
-    arms: Arms,
-    device: torch.device,
-    batch_sizes: list[int],
-    mixes: dict[str, int],
-    context: int,
-    num_steps: int,
-    console: Console,
-) -> pd.DataFrame:
-    """One row per arm, mix and batch size: `arm`, `num_seqs`, `num_adapters` and seconds `device` and `elapsed`.
-
-    `mixes`: what to add to the arm's name → how many adapters the sequences ask for in turn.
-    """
+def measure_rounds(arms: Arms, device: torch.device, sizes: Sizes, console: Console) -> pd.DataFrame:
+    """One row per round, arm, mix and batch size: `num_adapters`, and seconds `device` and `elapsed`."""
     rows: list[dict[str, Any]] = []
     engines = EngineCache(device, console.print)
-    for arm, components in arms.items():
-        with console.status(arm) as status:
-            engines.on_progress = status.update
-            engine: Any = engines.get(components)
-            get_ready(engine, max(batch_sizes))
-            for suffix, num_adapters in mixes.items() if engine.num_adapter_slots else [("", 0)]:
-                for batch_size in batch_sizes:
-                    reason = why_not("decode", engine, batch_size, context + num_steps)
-                    if reason:
-                        console.print(f"{arm}, batch {batch_size}: skipped, {reason}", highlight=False)
-                        continue
-                    case = measure_decode(engine, batch_size, context, num_steps, num_adapters or None)
-                    times = {"num_seqs": batch_size, "device": case.device, "elapsed": case.elapsed}
-                    rows.append({"arm": arm + suffix, "num_adapters": min(num_adapters, batch_size)} | times)
-        engine = None  # else the next arm's would have to fit beside it
+    with console.status("") as status:
+        for index in range(sizes.num_rounds):
+            say = console.print if index == 0 else lambda message: None
+            for arm, components in arms.items():
+                engines.on_progress = status.update
+                status.update(f"{arm}, round {index + 1} of {sizes.num_rounds}")
+                measured = measure_steps(arm, engines.get(components), sizes, say)
+                rows += [{"round": index} | row for row in measured]
     return pd.DataFrame(rows)
 
 
-def growth(steps: pd.DataFrame) -> pd.DataFrame:
-    """Per arm and batch size, ms from one decode step to the next; how it grows, and over the arm `none`, if any."""
-    table = 1e3 * steps.pivot_table(index="arm", columns="num_seqs", values="elapsed", sort=False)
+def measure_steps(arm: str, engine: Any, sizes: Sizes, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """The rows of one arm; sizes that its engine cannot hold are told and left out."""
+    get_ready(engine, max(sizes.batch_sizes))
+    for suffix, num_adapters in sizes.mixes.items() if engine.num_adapter_slots else [("", 0)]:
+        for batch_size in sizes.batch_sizes:
+            reason = why_not("decode", engine, batch_size, sizes.context + sizes.num_steps)
+            if reason:
+                say(f"{arm}, batch {batch_size}: skipped, {reason}")
+                continue
+            case = measure_decode(engine, batch_size, sizes.context, sizes.num_steps, num_adapters or None)
+            times = {"num_seqs": batch_size, "device": case.device, "elapsed": case.elapsed}
+            yield {"arm": arm + suffix, "num_adapters": min(num_adapters, batch_size)} | times
+
+
+def growth(medians: pd.DataFrame) -> pd.DataFrame:
+    """Per arm and batch size, ms from one decode step to the next; its growth, and how much more than `none` it is."""
+    table = 1e3 * medians.pivot_table(index="arm", columns="num_seqs", values="elapsed", sort=False)
     first, last = table.columns[0], table.columns[-1]
-    ratios = {f"{last} ÷ {first}": table[last] / table[first]} if last != first else {}
+    added = {f"{last} ÷ {first}": table[last] / table[first]} if last != first else {}
     if BASE in table.index:
-        ratios |= {f"÷ {BASE}, at {size}": table[size] / table.loc[BASE, size] for size in {first: 0, last: 0}}
-    return table.assign(**ratios).rename(columns=str).reset_index()
+        added |= {f"more than {BASE}, at {size}": table[size] - table.loc[BASE, size] for size in {first: 0, last: 0}}
+    return table.assign(**added).rename(columns=str).reset_index()

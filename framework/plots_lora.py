@@ -9,23 +9,33 @@ from framework.plots import COLOURS, COLUMN_WIDTH, LINES, MARKERS, STYLE, TEXT_W
 DECADE = 10
 
 
-def steps_by_arm(cases: pd.DataFrame, title: str) -> Figure:
-    """Time from one decode step to the next (ms) over the batch size, one line per arm; both axes logarithmic.
+def steps_by_arm(cases: pd.DataFrame, base: str, title: str) -> Figure:
+    """Over the batch size, one line per arm: left, time from one decode step to the next (ms), on logarithmic axes.
 
-    `cases` has the columns `arm`, `num_seqs` and `elapsed` (s).
+    Right, how much of it is more than that of the arm `base`, if there is one. `cases` has the columns `arm`,
+    `num_seqs` and `elapsed` (s).
     """
+    times = 1e3 * cases.pivot_table(index="num_seqs", columns="arm", values="elapsed", sort=False)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN_WIDTH, 2.6))
-        axes = figure.subplots()
-        for index, (arm, rows) in enumerate(cases.groupby("arm", sort=False)):
-            axes.plot(
-                rows["num_seqs"], 1e3 * rows["elapsed"], label=arm, linestyle=LINES[index % len(LINES)],
-                color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
-            )  # fmt: skip
-        label_batch_sizes(axes, cases["num_seqs"])
-        axes.set(ylabel="latency per token (ms)", yscale="log", title=title)
-        label_log_axis(axes.yaxis)
-        axes.legend()
+        has_base = base in times
+        figure = Figure(figsize=(TEXT_WIDTH if has_base else COLUMN_WIDTH, 2.6))
+        panels = figure.subplots(1, 2 if has_base else 1, squeeze=False)[0]
+        panels[0].set(ylabel="latency per token (ms)", yscale="log")
+        added = [times.drop(columns=base).sub(times[base], axis=0)] if has_base else []
+        for axes, table in zip(panels, [times, *added], strict=True):
+            for arm in table:
+                index = list(times.columns).index(arm)
+                axes.plot(
+                    table.index, table[arm], label=arm, linestyle=LINES[index % len(LINES)],
+                    color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
+                )  # fmt: skip
+            label_batch_sizes(axes, cases["num_seqs"])
+        label_log_axis(panels[0].yaxis)
+        if has_base:
+            panels[1].set(ylabel=f"more than {base} (ms)")
+            panels[1].set_ylim(bottom=0)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=4, title=title, title_fontsize=8)
         return figure
 
 

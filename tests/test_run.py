@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from hydra.errors import InstantiationException
 
+import run as run_module
 from framework.catalog import groups
 from tests.html_page import Page, check_page
 
@@ -22,6 +23,19 @@ COLUMNS = (
     "itl_mean,itl_p50,itl_p90,itl_p95,itl_p99,e2e_mean,e2e_p50,e2e_p90,e2e_p95,e2e_p99,"
     "normalized_latency_mean,normalized_latency_p50,slo_attainment,goodput,mean_batch_size,num_preemptions"
 )
+
+
+@pytest.fixture
+def smallest(smallest: list[str]) -> list[str]:
+    """The sweep that is quickest; what is tested here is common to all."""
+    return ["experiment=continuous_batching", *smallest]
+
+
+def test_the_default_study_is_multi_lora(cli):
+    code, output = cli("--cfg", "job")
+    assert code == 0
+    assert "_target_: experiments.multi_lora.run" in output
+    assert run_module.expand_preset(["preset=turns"]) == ["experiment=multi_lora/turns"]
 
 
 def test_a_study_writes_points_tables_and_figures(cli, smallest, tmp_path):
@@ -153,7 +167,7 @@ GOOD_TRACE = "arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2
 )
 def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, overrides, trace, message):
     if overrides and overrides[0].startswith(("trace=", "model=")):
-        smallest = [override for override in smallest if override.startswith("tracking")]
+        smallest = [override for override in smallest if override.startswith(("tracking", "experiment"))]
     if trace is not None:
         (tmp_path / "bad.csv").write_text(trace)
         smallest = [override for override in smallest if not override.startswith("trace.")]
@@ -183,7 +197,7 @@ def test_the_report_gathers_the_studies_on_disk(cli, smallest, tmp_path):
     code, output = cli("experiment=report")
     assert code == 1
     assert "no study has ended in outputs" in output
-    code, output = cli("experiment=generate", "num_output_tokens=2", *smallest[:2])
+    code, output = cli("experiment=generate", "num_output_tokens=2", *smallest[1:3])
     assert code == 0, output
     headers = Page(tmp_path / "outputs/generate/report.html").rows[0]
     assert headers == ["adapter", "prompt", "output", "TTFT (ms)", "tokens/s"]
@@ -250,7 +264,7 @@ def test_an_interruption_before_the_first_point_promises_none(smallest, tmp_path
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_share_a_folder_and_the_last_draws_the_whole_figure(smallest, tmp_path, launcher):
     options = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.cpus_per_task=1"]
-    sweep = ["experiment=continuous_batching", "rates=[50],[60],[70]", f"hydra/launcher={launcher}", *options]
+    sweep = ["rates=[50],[60],[70]", f"hydra/launcher={launcher}", *options]
     process = spawn("-m", *smallest, *sweep, cwd=tmp_path)
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output

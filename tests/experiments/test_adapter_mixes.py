@@ -5,7 +5,7 @@ import pytest
 
 from tests.html_page import Page, check_page
 
-SLORA = ["preset=slora", "experiment=multi_lora", "~arms.loop", "rates=[50,500]", "arms.gathered.lora.max_rank=8"]
+SLORA = ["preset=slora", "experiment=multi_lora", "only=[gathered]", "rates=[50,500]", "arms.gathered.lora.max_rank=8"]
 SLORA += ["arms.gathered.lora.adapters.ranks=[4,8]", "arms.gathered.lora.num_slots=4", "scheduler.max_num_seqs=4"]
 
 
@@ -58,6 +58,7 @@ def test_a_queue_under_every_popularity(cli, smallest, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("only=[lop]", "only has 'lop', which is no arm; did you mean 'loop'"),
         ("mix_over_rates='20O'", "mix_over_rates is '20O'; did you mean '20'?"),
         ("+reported_over_mixes.ttft_men={x: {y: 2.0}}", "a reported metric is 'ttft_men'; did you mean"),
         (

@@ -9,7 +9,7 @@ from tests.html_page import Page, check_page
 from tests.lora.served import make_engine
 from tests.quantization.models import make_model
 
-SMALL = ["num_adapters=2", "batch_sizes=[1,4]", "context=16", "num_steps=2", "rates=[50]"]
+SMALL = ["num_adapters=2", "batch_sizes=[1,4]", "context=16", "num_steps=2", "num_rounds=2", "rates=[50]"]
 
 
 def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path):
@@ -19,7 +19,7 @@ def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path):
     steps = pd.read_csv(folder / "steps.csv")
     names = ["none", *(f"{arm}{mix}" for arm in ("loop", "gathered", "segmented") for mix in ("", ", one adapter"))]
     assert list(dict.fromkeys(steps["arm"])) == names
-    assert steps["num_adapters"].tolist() == [0, 0, *[1, 2, 1, 1] * 3]
+    assert steps["num_adapters"].tolist() == [0, 0, *[1, 2, 1, 1] * 3] * 2
     assert (steps["elapsed"] > 0).all()
     points = pd.read_csv(folder / "points.csv")
     assert points["arm"].tolist() == ["none", "loop", "gathered", "segmented"]
@@ -68,6 +68,7 @@ def test_steps_alone(cli, smallest, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["num_rounds=0"], "num_rounds 0 must be at least 1"),
         (["rates=[]", "batch_sizes=[]"], "both empty: nothing is left to measure"),
         (["rates=[0]"], "rates must be positive finite numbers"),
         (["+slo={tbt: 1}"], "unknown SLO metric 'tbt'"),

@@ -7,6 +7,11 @@ import pytest
 ALL = ["none", "zero_point", "int8_weight_only", "int8_dynamic", "fp8"]
 
 
+@pytest.fixture
+def smallest(smallest):
+    return ["experiment=continuous_batching", *smallest]
+
+
 def test_arms_of_every_scheme_in_one_study(cli, smallest, tmp_path):
     arms = [f"+quantization@arms.{name}.quantization={name}" for name in ALL]
     scheduler = [f"+scheduler@arms.{name}.scheduler=continuous" for name in ALL]
