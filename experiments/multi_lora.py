@@ -12,7 +12,7 @@ from rich.console import Console
 from experiments.adapter_tables import adapter_tables
 from experiments.continuous_batching import draw
 from framework.arms import Arms, resolve_arms
-from framework.console import make_console
+from framework.console import make_console, short
 from framework.engines import EngineCache
 from framework.fairness import DEFINITIONS
 from framework.lora.segmented import Segmented
@@ -91,16 +91,16 @@ def run(
         raise ValueError("rates and batch_sizes are both empty: nothing is left to measure")
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     surroundings = environment(resolved)
-    figures, tables = {}, {}
+    figures, tables, notes = {}, {}, []
     if batch_sizes:
         steps = measure_rounds(variants, resolved, sizes, console)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "steps.csv", steps.to_csv(index=False))
         medians = steps.groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
         figures = {FIGURE: steps_by_arm(medians, BASE, f"{num_adapters} adapters, {surroundings['device']}")}
-        tables = {"Decode steps (ms) by batch size": growth(medians)}
+        tables, notes = {"Decode steps (ms) by batch size": growth(medians)}, added_by_adapters(medians)
     captions = {FIGURE: CAPTION.format(num_adapters)}
-    notes = [ON_CPU.format(arm) for arm in variants if is_reference(variants[arm]["lora"], resolved)]
+    notes += [ON_CPU.format(arm) for arm in variants if is_reference(variants[arm]["lora"], resolved)]
     if not rates:
         drawn = {name: (figure, captions[name]) for name, figure in figures.items()}
         conclude(
@@ -158,11 +158,22 @@ def measure_steps(arm: str, engine: Any, sizes: Sizes, say: Callable[[str], None
             yield {"arm": arm + suffix, "num_adapters": min(num_adapters, batch_size)} | times
 
 
+def added_by_adapters(medians: pd.DataFrame) -> list[str]:
+    """A sentence per arm on what its steps take more than those of the arm `none`, if there is one."""
+    times = 1e3 * medians.pivot_table(index="arm", columns="num_seqs", values="elapsed", sort=False)
+    if BASE not in times.index:
+        return []
+    more = (times - times.loc[BASE]).drop(BASE)
+    return [
+        f"{arm}: adapters add {short(row.iloc[0])} ms to a decode step of batch {row.index[0]}, "
+        f"{short(row.iloc[-1])} ms to one of batch {row.index[-1]}"
+        for arm, row in more.iterrows()
+    ]
+
+
 def growth(medians: pd.DataFrame) -> pd.DataFrame:
-    """Per arm and batch size, ms from one decode step to the next; its growth, and how much more than `none` it is."""
+    """Per arm and batch size, ms from one decode step to the next, and the last over the first."""
     table = 1e3 * medians.pivot_table(index="arm", columns="num_seqs", values="elapsed", sort=False)
     first, last = table.columns[0], table.columns[-1]
-    added = {f"{last} ÷ {first}": table[last] / table[first]} if last != first else {}
-    if BASE in table.index:
-        added |= {f"more than {BASE}, at {size}": table[size] - table.loc[BASE, size] for size in {first: 0, last: 0}}
-    return table.assign(**added).rename(columns=str).reset_index()
+    ratio = {f"{last} ÷ {first}": table[last] / table[first]} if last != first else {}
+    return table.assign(**ratio).rename(columns=str).reset_index()

@@ -34,6 +34,7 @@ def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path):
     check_page(page, folder)
     assert page.count("svg") == 3
     assert [row[0] for row in page.table("4 ÷ 1")] == names
+    assert all(f"{name}: adapters add " in page.text for name in names[1:])
     assert "segmented: on a CPU the kernels' plain reference runs" in page.text
     assert "Jain, Chiu and Hawe" in page.text
     adapters = pd.read_csv(folder / "adapters.csv")
