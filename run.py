@@ -19,7 +19,7 @@ from framework.config import check
 from framework.core import StudyError
 from framework.pages import write_page
 
-DEFAULT_EXPERIMENT = "continuous_batching"  # as in conf/config.yaml
+DEFAULT_EXPERIMENT = "multi_lora"  # as in conf/config.yaml
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from hydra.errors import InstantiationException
 
+import run as run_module
 from framework.catalog import groups
 from tests.html_page import Page, check_page
 
@@ -28,6 +29,13 @@ COLUMNS = (
 def smallest(smallest: list[str]) -> list[str]:
     """The sweep that is quickest; what is tested here is common to all."""
     return ["experiment=continuous_batching", *smallest]
+
+
+def test_the_default_study_is_multi_lora(cli):
+    code, output = cli("--cfg", "job")
+    assert code == 0
+    assert "_target_: experiments.multi_lora.run" in output
+    assert run_module.expand_preset(["preset=turns"]) == ["experiment=multi_lora/turns"]
 
 
 def test_a_study_writes_points_tables_and_figures(cli, smallest, tmp_path):
