@@ -27,8 +27,8 @@ MAX_VECTOR_FEATURES = 3072
 class Tiles:
     """How one launch cuts its work; tile sizes are powers of two.
 
-    block_m rows (1: a matrix-vector product without tensor cores), block_n output features (twice that many weight
-    rows under silu_gate), block_k input features per iteration, split_k programs that share one tile's sum.
+    block_m rows (1: a matrix-vector product without tensor cores), block_n rows of the weight (under silu_gate half as
+    many output features), block_k input features per iteration, split_k programs that share one tile's sum.
     `prefetch` (0 or a power of two) iterations of weights are brought to L2 before the previous kernel is done; `pdl`
     lets the launches overlap.
     """
@@ -170,11 +170,11 @@ def launch_linear(
         x = fused_norm(x, norm_weight, norm_bias, norm_eps, pdl)
         norm_weight = norm_bias = None
     out = torch.empty(rows, out_features, dtype=x.dtype, device=x.device)
-    num_tiles = ceil_div(rows, tiles.block_m) * ceil_div(out_features, tiles.block_n)
+    num_tiles = ceil_div(rows, tiles.block_m) * ceil_div(out_features, tiles.block_n // 2 if gated else tiles.block_n)
     partials = counters = None
     if tiles.split_k > 1:
         assert num_tiles <= MAX_COUNTERS, num_tiles
-        shape = (num_tiles, tiles.split_k, 2 if gated else 1, tiles.block_n, tiles.block_m)
+        shape = (num_tiles, tiles.split_k, tiles.block_n, tiles.block_m)
         partials, counters = torch.empty(shape, dtype=torch.float32, device=x.device), counters_of(x.device)
     even_k = in_features % tiles.block_k == 0
     kernels.linear_kernel[(num_tiles * tiles.split_k,)](
@@ -184,7 +184,7 @@ def launch_linear(
         SPLIT_K=tiles.split_k, NUM_STAGES=tiles.num_stages, EVEN_K=even_k,
         NORM_BLOCK=1 if norm_weight is None else power_of_two(in_features),
         PREFETCH=tiles.prefetch if pdl and even_k and weight.data_ptr() % 16 == 0 else 0, PDL=pdl,
-        GROUP_SIZE=group_size or 0,
+        GROUP_SIZE=group_size or 0, BY_BITS=weight.dtype == torch.int8 and x.is_cuda,
         num_warps=tiles.num_warps, num_stages=tiles.num_stages, launch_pdl=pdl,
     )  # fmt: skip
     return out
@@ -217,12 +217,15 @@ def choose_tiles(
     block_m = min(128, max(16, power_of_two(rows)))
     num_row_blocks = ceil_div(rows, block_m)
     num_tiles = num_row_blocks * ceil_div(out_features, 64)
+    halves = 2 if gated else 1
     if block_m == 16 and 0.7 * num_sms < num_tiles < 1.4 * num_sms:
-        return Tiles(block_m, 32, 256 if gated else 128, 1, num_warps=4, num_stages=3 if gated else 4, prefetch=2)
+        block_k, num_stages = (256, 3) if gated else (128, 4)
+        return Tiles(block_m, 32 * halves, block_k, 1, num_warps=4, num_stages=num_stages, prefetch=2)
     split_k = min(8, power_of_two(max(1, 2 * num_sms // num_tiles) + 1) // 2)
+    block_k, num_stages = 128, 3 if gated else 4
     if (split_k == 1 and in_features < 4096) or (block_m >= 32 and gated) or block_m >= 64:
-        return Tiles(block_m, 64, 64, split_k, num_warps=4, num_stages=5 if block_m < 64 else 3, prefetch=2)
-    return Tiles(block_m, 64, 128, split_k, num_warps=4, num_stages=3 if gated else 4, prefetch=2)
+        block_k, num_stages = 64, 5 if block_m < 64 else 3
+    return Tiles(block_m, 64 * halves, block_k, split_k, num_warps=4, num_stages=num_stages, prefetch=2)
 
 
 def _vector_tiles(out_features: int, in_features: int, num_sms: int) -> Tiles:

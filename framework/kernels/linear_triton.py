@@ -2,13 +2,37 @@
 
 A matrix product with its weights as left operand, or a matrix-vector product for one row; the sum over input features
 may be split over programs, of which the last to arrive adds the parts in a fixed order. int8 weights become x's dtype
-in registers, so that they are read as int8.
+in registers, so that they are read as int8: four at a time by bits, as the cast would be slower than the read.
 """
 
 # mypy: allow-untyped-defs
 
 import triton
 import triton.language as tl
+
+# Four int8 → four numbers. float16: beneath the exponent of 1024, a byte whose sign is turned reads 1024 + 128 + it.
+# bfloat16: beneath the exponent of 128, seven bits read 128 + them, and the sign bit alone 128 or 256; the difference.
+INT8_TO_FLOAT16 = tl.constexpr(
+    "{ .reg .b32 p, q, m; mov.b32 m, 0x64806480; prmt.b32 p, $2, 0, 0x4140; prmt.b32 q, $2, 0, 0x4342;"
+    "lop3.b32 p, p, 0x00800080, 0x64006400, 0xbe; lop3.b32 q, q, 0x00800080, 0x64006400, 0xbe;"
+    "sub.f16x2 $0, p, m; sub.f16x2 $1, q, m; }"
+)
+INT8_TO_BFLOAT16 = tl.constexpr(
+    "{ .reg .b32 p, q, a, b, c, d, m; mov.b32 m, 0xbf80bf80; prmt.b32 p, $2, 0, 0x4140; prmt.b32 q, $2, 0, 0x4342;"
+    "lop3.b32 a, p, 0x007f007f, 0x43004300, 0xea; lop3.b32 b, p, 0x00800080, 0x43004300, 0xea;"
+    "lop3.b32 c, q, 0x007f007f, 0x43004300, 0xea; lop3.b32 d, q, 0x00800080, 0x43004300, 0xea;"
+    "fma.rn.bf16x2 $0, b, m, a; fma.rn.bf16x2 $1, d, m, c; }"
+)
+
+
+@triton.jit
+def _widen(tile, dtype: tl.constexpr, BY_BITS: tl.constexpr):
+    """The tile in `dtype`, exactly."""
+    if BY_BITS and dtype == tl.float16:
+        return tl.inline_asm_elementwise(INT8_TO_FLOAT16, "=r,=r,r", [tile], dtype=tl.float16, is_pure=True, pack=4)
+    if BY_BITS and dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(INT8_TO_BFLOAT16, "=r,=r,r", [tile], dtype=tl.bfloat16, is_pure=True, pack=4)
+    return tile.to(dtype)
 
 
 @triton.jit
@@ -61,8 +85,9 @@ def _prefetch(rows, start, end, BLOCK_K: tl.constexpr, PREFETCH: tl.constexpr):
 
 @triton.jit
 def _accumulate(
-    acc, weight_rows, scale_rows, x_tile, k0, k, in_features, GROUP_SIZE: tl.constexpr, EVEN_K: tl.constexpr
-):
+    acc, weight_rows, scale_rows, x_tile, k0, k, in_features, GROUP_SIZE: tl.constexpr, EVEN_K: tl.constexpr,
+    BY_BITS: tl.constexpr,
+):  # fmt: skip
     """Add one tile's product; x_tile is (BLOCK_M, BLOCK_K), k its input features, which start at k0."""
     pointers = weight_rows[:, None] + k[None, :]
     if EVEN_K:
@@ -70,12 +95,13 @@ def _accumulate(
     else:
         weight_tile = tl.load(pointers, mask=(k < in_features)[None, :], other=0.0, eviction_policy="evict_first")
     if x_tile.shape[0] == 1:
+        weight_tile = _widen(weight_tile, tl.bfloat16 if BY_BITS else tl.float32, BY_BITS)
         product = weight_tile.to(tl.float32) * x_tile.to(tl.float32)  # (BLOCK_N, BLOCK_K)
         if GROUP_SIZE:
             product *= tl.load(scale_rows + k0 // GROUP_SIZE)[:, None]
         acc += product
     else:
-        weight_tile = weight_tile.to(x_tile.dtype)
+        weight_tile = _widen(weight_tile, x_tile.dtype, BY_BITS)
         if GROUP_SIZE:
             product = tl.dot(weight_tile, tl.trans(x_tile), input_precision="ieee")
             acc += product * tl.load(scale_rows + k0 // GROUP_SIZE)[:, None]
@@ -86,36 +112,33 @@ def _accumulate(
 
 @triton.jit
 def _store(
-    acc, up, bias, delta, residual, out, cols, rows, out_features, num_rows, residual_stride, ACTIVATION: tl.constexpr
-):
-    """Bias, delta, activation and residual of the sums acc and, under silu_gate, up: (BLOCK_N, BLOCK_M) there."""
+    acc, bias, delta, residual, out, weight_ids, cols, rows, out_features, num_rows, residual_stride,
+    ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Bias, delta, activation and residual of the sums acc, (BLOCK_N, BLOCK_M) of the weight's rows `weight_ids`."""
     GATED: tl.constexpr = ACTIVATION == "silu_gate"
-    mask = (cols < out_features)[:, None] & (rows < num_rows)[None, :]
+    is_row = (rows < num_rows)[None, :]
     if bias is not None:
-        acc += _vector(bias, cols, out_features)[:, None]
-        if GATED:
-            up += _vector(bias + out_features, cols, out_features)[:, None]
+        acc += tl.load(bias + weight_ids).to(tl.float32)[:, None]
     if delta is not None:  # (num_rows, weight rows)
-        place = delta + rows[None, :] * (out_features * (1 + GATED)) + cols[:, None]
-        acc += tl.load(place, mask=mask, other=0.0).to(tl.float32)
-        if GATED:
-            up += tl.load(place + out_features, mask=mask, other=0.0).to(tl.float32)
-    if ACTIVATION == "silu_gate":
-        acc = acc * tl.sigmoid(acc) * up
+        place = delta + rows[None, :] * (out_features * (1 + GATED)) + weight_ids[:, None]
+        acc += tl.load(place, mask=is_row, other=0.0).to(tl.float32)
+    if GATED:
+        halves = tl.reshape(acc, [2, acc.shape[0] // 2, acc.shape[1]])
+        gate, up = tl.split(tl.permute(halves, [1, 2, 0]))
+        acc = gate * tl.sigmoid(gate) * up
     elif ACTIVATION == "gelu":  # 0.5 (1 + tanh(u)) = sigmoid(2 u)
         acc = acc * tl.sigmoid(1.5957691216057308 * (acc + 0.044715 * acc * acc * acc))
+    mask = (cols < out_features)[:, None] & is_row
     if residual is not None:
         acc += tl.load(residual + rows[None, :] * residual_stride + cols[:, None], mask=mask, other=0.0).to(tl.float32)
     tl.store(out + rows[None, :] * out_features + cols[:, None], acc.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _arrives_last(acc, up, parts, counter, split, SPLIT_K: tl.constexpr, GATED: tl.constexpr):
+def _arrives_last(acc, parts, counter, split, SPLIT_K: tl.constexpr):
     """Write this program's part of the sums; whether all others had written theirs."""
-    SIZE: tl.constexpr = acc.shape[0] * acc.shape[1]
-    tl.store(parts + split * (1 + GATED) * SIZE, acc)
-    if GATED:
-        tl.store(parts + (split * 2 + 1) * SIZE, up)
+    tl.store(parts + split * (acc.shape[0] * acc.shape[1]), acc)
     tl.debug_barrier()  # all threads have written before the one that counts arrives
     is_last = tl.atomic_add(counter, 1, sem="acq_rel") == SPLIT_K - 1
     if is_last:
@@ -124,15 +147,13 @@ def _arrives_last(acc, up, parts, counter, split, SPLIT_K: tl.constexpr, GATED: 
 
 
 @triton.jit
-def _sum_parts(parts, acc, up, SPLIT_K: tl.constexpr, GATED: tl.constexpr):
+def _sum_parts(parts, acc, SPLIT_K: tl.constexpr):
     """Always in the same order, whoever arrives last; .cg reads past an L1 that may be stale."""
     SIZE: tl.constexpr = acc.shape[0] * acc.shape[1]
-    acc, up = tl.zeros_like(acc), tl.zeros_like(up)
+    acc = tl.zeros_like(acc)
     for split in range(SPLIT_K):
-        acc += tl.load(parts + split * (1 + GATED) * SIZE, cache_modifier=".cg")
-        if GATED:
-            up += tl.load(parts + (split * 2 + 1) * SIZE, cache_modifier=".cg")
-    return acc, up
+        acc += tl.load(parts + split * SIZE, cache_modifier=".cg")
+    return acc
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # it changes from step to step
@@ -141,9 +162,10 @@ def linear_kernel(
     num_rows, out_features, in_features, x_stride, residual_stride, norm_eps,
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr, NUM_STAGES: tl.constexpr, EVEN_K: tl.constexpr, NORM_BLOCK: tl.constexpr,
-    PREFETCH: tl.constexpr, PDL: tl.constexpr, GROUP_SIZE: tl.constexpr,
+    PREFETCH: tl.constexpr, PDL: tl.constexpr, GROUP_SIZE: tl.constexpr, BY_BITS: tl.constexpr,
 ):  # fmt: skip
-    GATED: tl.constexpr = ACTIVATION == "silu_gate"
+    # Under silu_gate half of a tile's BLOCK_N rows of the weight are gates, the other half what these multiply
+    WIDTH: tl.constexpr = BLOCK_N // 2 if ACTIVATION == "silu_gate" else BLOCK_N  # output features
     # One row keeps a sum per weight of the tile and adds them up at the end
     ACC_WIDTH: tl.constexpr = BLOCK_K if BLOCK_M == 1 else BLOCK_M
     if PDL:
@@ -151,32 +173,25 @@ def linear_kernel(
     tile, split = tl.program_id(0) // SPLIT_K, tl.program_id(0) % SPLIT_K
     num_row_blocks = tl.cdiv(num_rows, BLOCK_M)  # neighbours share weights, not rows
     rows = tile % num_row_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = tile // num_row_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_col, n = tile // num_row_blocks * WIDTH, tl.arange(0, BLOCK_N)
+    # Past the last feature the last one is read again: no mask in the loop, none of it is stored
+    weight_ids = tl.minimum(first_col + n % WIDTH, out_features - 1) + n // WIDTH * out_features
     share = tl.cdiv(tl.cdiv(in_features, BLOCK_K), SPLIT_K) * BLOCK_K
     start = split * share
     end = tl.minimum(start + share, in_features)
-    # Past the last feature the last one is read again: no mask in the loop, none of it is stored
-    row_ids = tl.minimum(cols, out_features - 1).to(tl.int64)
-    weight_rows = weight + row_ids * in_features
-    up_rows = weight_rows + tl.cast(out_features, tl.int64) * in_features
+    weight_rows = weight + weight_ids.to(tl.int64) * in_features
     scale_rows = None
-    up_scale_rows = None
     if scale is not None:  # (weight rows, groups), one group where GROUP_SIZE is 0
-        num_groups = tl.cdiv(in_features, GROUP_SIZE) if GROUP_SIZE else 1
-        scale_rows = scale + row_ids * num_groups
-        up_scale_rows = scale_rows + out_features * num_groups
+        scale_rows = scale + weight_ids * (tl.cdiv(in_features, GROUP_SIZE) if GROUP_SIZE else 1)
     if PDL:
         if PREFETCH:
             _prefetch(weight_rows, start, end, BLOCK_K, PREFETCH)
-            if GATED:
-                _prefetch(up_rows, start, end, BLOCK_K, PREFETCH)
         tl.extra.cuda.gdc_wait()  # nothing the previous kernel wrote is read above, nothing at all is written
     if norm_weight is not None:
         row = x + tile % num_row_blocks * x_stride
         mean, rstd = _row_moments(row, in_features, norm_eps, norm_bias is None, NORM_BLOCK)
 
     acc = tl.zeros([BLOCK_N, ACC_WIDTH], tl.float32)
-    up = tl.zeros([BLOCK_N, ACC_WIDTH], tl.float32)
     for k0 in tl.range(start, end, BLOCK_K, num_stages=NUM_STAGES):
         k = k0 + tl.arange(0, BLOCK_K)
         mask = (rows < num_rows)[:, None]
@@ -187,22 +202,21 @@ def linear_kernel(
             x_tile = (x_tile.to(tl.float32) - mean) * rstd * _vector(norm_weight, k, in_features)[None, :]
             if norm_bias is not None:
                 x_tile += _vector(norm_bias, k, in_features)[None, :]
-        acc = _accumulate(acc, weight_rows, scale_rows, x_tile, k0, k, in_features, GROUP_SIZE, EVEN_K)
-        if GATED:
-            up = _accumulate(up, up_rows, up_scale_rows, x_tile, k0, k, in_features, GROUP_SIZE, EVEN_K)
+        acc = _accumulate(acc, weight_rows, scale_rows, x_tile, k0, k, in_features, GROUP_SIZE, EVEN_K, BY_BITS)
 
     if BLOCK_M == 1:
-        acc, up = tl.sum(acc, 1, keep_dims=True), tl.sum(up, 1, keep_dims=True)
+        acc = tl.sum(acc, 1, keep_dims=True)
     if scale is not None and GROUP_SIZE == 0:
         acc *= tl.load(scale_rows)[:, None]
-        if GATED:
-            up *= tl.load(up_scale_rows)[:, None]
-    if SPLIT_K == 1:
-        _store(acc, up, bias, delta, residual, out, cols, rows, out_features, num_rows, residual_stride, ACTIVATION)
-    else:
-        # (num_tiles, SPLIT_K, 1 or 2 sums, BLOCK_N, BLOCK_M)
+    is_last = True
+    if SPLIT_K > 1:  # (num_tiles, SPLIT_K, BLOCK_N, BLOCK_M)
         place = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
-        parts = partials + place + tile * (SPLIT_K * (1 + GATED) * BLOCK_N * BLOCK_M)
-        if _arrives_last(acc, up, parts, counters + tile, split, SPLIT_K, GATED):
-            acc, up = _sum_parts(parts, acc, up, SPLIT_K, GATED)
-            _store(acc, up, bias, delta, residual, out, cols, rows, out_features, num_rows, residual_stride, ACTIVATION)
+        parts = partials + place + tile * (SPLIT_K * BLOCK_N * BLOCK_M)
+        is_last = _arrives_last(acc, parts, counters + tile, split, SPLIT_K)
+        if is_last:
+            acc = _sum_parts(parts, acc, SPLIT_K)
+    if is_last:
+        cols = first_col + tl.arange(0, WIDTH)
+        _store(
+            acc, bias, delta, residual, out, weight_ids, cols, rows, out_features, num_rows, residual_stride, ACTIVATION
+        )
