@@ -18,6 +18,7 @@ from framework.kernels.linear import (
     Tiles,
     ceil_div,
     choose_tiles,
+    fused_quantize,
     launch_linear,
     plain_linear,
     power_of_two,
@@ -100,27 +101,37 @@ def choose_int8_tiles(
     normed: bool = False,
     group_size: int | None = None,
 ) -> Tiles:
-    """Tiles for a shape; out_features are those of the result.
+    """Tiles for a shape, chosen by what was fastest on an H200; out_features are those of the result.
 
-    Up to 32 rows a program has 32 output features, or 64 for two warps: too few for wgmma, whose layout would read the
-    int8 weights two bytes at a time. mma.sync takes them four at a time. More rows need wgmma's rate.
+    Up to 32 rows two warps have 64 rows of the weight: too few for wgmma, whose layout would read the int8 weights two
+    bytes at a time. mma.sync takes them four at a time. More rows need wgmma's rate.
     """
-    tiles = choose_tiles(rows, out_features, in_features, num_sms, gated, normed)
-    if tiles.block_m > 1:
-        block_m = min(128, max(16, power_of_two(rows)))
-        if block_m <= 16:
-            tiles = Tiles(block_m, 32, 256, 1, num_warps=4, num_stages=3 if gated else 4, prefetch=2)
-        elif block_m <= 32:
-            tiles = Tiles(block_m, 64, 128, 1, num_warps=2, num_stages=4, prefetch=2)
-        elif block_m <= 64:
-            tiles = Tiles(block_m, 64, 128, 1, num_warps=4, num_stages=3, prefetch=2)
-        else:
-            tiles = Tiles(
-                block_m, 64 if gated else 128, 64, 1, num_warps=8 if not gated else 4, num_stages=3, prefetch=2
-            )
-        num_tiles = ceil_div(rows, block_m) * ceil_div(out_features, tiles.block_n)
-        split_k = min(8, power_of_two(max(1, 2 * num_sms // num_tiles) + 1) // 2, max(1, in_features // 1024))
-        tiles = replace(tiles, split_k=split_k)
+    weight_rows = out_features * (2 if gated else 1)
+    block_m = min(128, max(16, power_of_two(rows)))
+    num_row_blocks, num_tiles = ceil_div(rows, block_m), ceil_div(weight_rows, 64)
+    most_splits = power_of_two(max(1, in_features // 1024) + 1) // 2
+    if rows == 1 and not gated and num_tiles < 4 * num_sms:
+        tiles = Tiles(1, 8, 512 if weight_rows >= 6144 else 1024, 1, num_warps=4, num_stages=1, prefetch=0)
+        if in_features < 4096:
+            tiles = choose_tiles(rows, out_features, in_features, num_sms, gated, normed)
+    elif block_m <= 32 and num_tiles >= num_sms:
+        block_k, num_stages = (256, 3) if block_m == 16 else (128, 4)
+        tiles = Tiles(block_m, 64, block_k, 1, num_warps=2, num_stages=num_stages, prefetch=2)
+    elif block_m == 16:
+        block_k, num_stages, split_k = (256, 3, 8) if in_features >= 8192 else (128, 4, 4)
+        tiles = Tiles(block_m, 64, block_k, min(split_k, most_splits), num_warps=2, num_stages=num_stages, prefetch=2)
+    elif block_m == 32:
+        split_k = min(4, most_splits)
+        num_stages = 3 if num_tiles * split_k > 2 * num_sms else 4
+        tiles = Tiles(block_m, 64, 256, split_k, num_warps=2, num_stages=num_stages, prefetch=2)
+    elif block_m == 64:
+        split_k = min(4, most_splits) if num_tiles <= num_sms else 1
+        tiles = Tiles(block_m, 128, 128, split_k, num_warps=8, num_stages=3, prefetch=2)
+    elif num_tiles > 2 * num_sms:
+        tiles = Tiles(block_m, 128, 128, 1, num_warps=8, num_stages=3, prefetch=2)
+    else:
+        split_k = min(2, most_splits) if num_tiles * num_row_blocks <= num_sms // 2 else 1
+        tiles = Tiles(block_m, 64, 128, split_k, num_warps=4, num_stages=4, prefetch=2)
     if group_size is not None and tiles.block_k > group_size:
         tiles = replace(tiles, block_k=group_size, block_n=min(64, tiles.block_n * (2 if tiles.block_m == 1 else 1)))
     return tiles
@@ -144,6 +155,39 @@ def dynamic_int8_linear(
         return (y if bias is None else y + bias).to(x.dtype)
 
     return surrounded(product, x, **surroundings)
+
+
+def fused_dynamic_int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_eps: float = 0.0,
+    delta: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    tiles: Tiles | None = None,
+) -> Tensor:
+    """dynamic_int8_linear in two Triton launches, under the conditions of fused_linear."""
+    rows, out_features, in_features, gated = problem_size(x, weight, activation)
+    quantized, x_scale = fused_quantize(x, norm_weight, norm_bias, norm_eps)
+    if tiles is None:
+        tiles = choose_dynamic_tiles(rows, out_features, in_features, device_facts(x.device)[0], gated)
+    return launch_linear(
+        quantized, weight, bias, None, None, 0.0, delta, activation, residual, tiles, scale, None, x_scale, x.dtype
+    )
+
+
+def choose_dynamic_tiles(rows: int, out_features: int, in_features: int, num_sms: int, gated: bool = False) -> Tiles:
+    """Tiles for int8 products; out_features are those of the result."""
+    weight_rows = out_features * (2 if gated else 1)
+    block_m = min(128, max(16, power_of_two(rows)))
+    num_tiles = ceil_div(rows, block_m) * ceil_div(weight_rows, 128)
+    split_k = min(4, power_of_two(max(1, 2 * num_sms // num_tiles) + 1) // 2, max(1, in_features // 1024))
+    return Tiles(block_m, 128, 128, split_k if rows <= 256 else 1, num_warps=8, num_stages=4, prefetch=2)
 
 
 def int_matmul(x: Tensor, weight: Tensor) -> Tensor:

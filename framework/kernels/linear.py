@@ -150,10 +150,13 @@ def launch_linear(
     tiles: Tiles,
     scale: Tensor | None = None,
     group_size: int | None = None,
+    x_scale: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """fused_linear with given tiles. `scale`, float32, is that of an int8 weight, a column per `group_size` features.
 
-    Without a group_size it has one column. With one, it is a multiple of block_k.
+    Without a group_size it has one column. With one, it is a multiple of block_k. If x is int8 too, x_scale (rows,)
+    float32 is its scale, `dtype` that of the result, and there is no norm and no group_size.
     """
     kernels = _kernels()
     rows, out_features, in_features, gated = problem_size(x, weight, activation)
@@ -164,12 +167,13 @@ def launch_linear(
     assert (scale is None) == weight.is_floating_point()
     assert scale is None or (scale.is_contiguous() and scale.dtype == torch.float32)
     assert group_size is None or group_size % tiles.block_k == 0, (group_size, tiles)
+    assert (x_scale is None) == x.is_floating_point()
     _, has_pdl = device_facts(x.device)
     pdl = tiles.pdl and has_pdl
     if norm_weight is not None and tiles.block_m > 1:
         x = fused_norm(x, norm_weight, norm_bias, norm_eps, pdl)
         norm_weight = norm_bias = None
-    out = torch.empty(rows, out_features, dtype=x.dtype, device=x.device)
+    out = torch.empty(rows, out_features, dtype=dtype or x.dtype, device=x.device)
     num_tiles = ceil_div(rows, tiles.block_m) * ceil_div(out_features, tiles.block_n // 2 if gated else tiles.block_n)
     partials = counters = None
     if tiles.split_k > 1:
@@ -178,7 +182,7 @@ def launch_linear(
         partials, counters = torch.empty(shape, dtype=torch.float32, device=x.device), counters_of(x.device)
     even_k = in_features % tiles.block_k == 0
     kernels.linear_kernel[(num_tiles * tiles.split_k,)](
-        x, weight, scale, bias, norm_weight, norm_bias, delta, residual, out, partials, counters,
+        x, x_scale, weight, scale, bias, norm_weight, norm_bias, delta, residual, out, partials, counters,
         rows, out_features, in_features, x.stride(0), 0 if residual is None else residual.stride(0), norm_eps,
         ACTIVATION=activation, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         SPLIT_K=tiles.split_k, NUM_STAGES=tiles.num_stages, EVEN_K=even_k,
@@ -192,14 +196,37 @@ def launch_linear(
 
 def fused_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, pdl: bool | None = None) -> Tensor:
     """plain_norm in one Triton launch, under the conditions of fused_linear."""
-    pdl = device_facts(x.device)[1] if pdl is None else pdl
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _launch_norm(x, weight, bias, eps, out, None, pdl)
+    return out
+
+
+def fused_quantize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """x, after its norm if there is a weight, as int8 of the same shape with float32 scales (rows,): x ≈ int8 * scale.
+
+    As quantize_int8 does, in one Triton launch, under the conditions of fused_linear.
+    """
+    out = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scale = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    _launch_norm(x, weight, bias, eps, out, scale, None)
+    return out, scale
+
+
+def _launch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    out: Tensor,
+    out_scale: Tensor | None,
+    pdl: bool | None,
+) -> None:
+    pdl = device_facts(x.device)[1] if pdl is None else pdl
     block = power_of_two(x.shape[1])
     _kernels().norm_kernel[(x.shape[0],)](
-        x, weight, bias, out, x.shape[1], x.stride(0), eps, BLOCK=block, PDL=pdl,
+        x, weight, bias, out, out_scale, x.shape[1], x.stride(0), eps, BLOCK=block, PDL=pdl,
         num_warps=min(16, max(1, block // 512)), launch_pdl=pdl,
     )  # fmt: skip
-    return out
 
 
 def choose_tiles(
@@ -217,6 +244,8 @@ def choose_tiles(
     block_m = min(128, max(16, power_of_two(rows)))
     num_row_blocks = ceil_div(rows, block_m)
     num_tiles = num_row_blocks * ceil_div(out_features, 64)
+    if gated and block_m <= 32 and num_tiles >= num_sms:
+        return Tiles(block_m, 64 if block_m == 16 else 128, 128, 1, num_warps=4, num_stages=4, prefetch=2)
     halves = 2 if gated else 1
     if block_m == 16 and 0.7 * num_sms < num_tiles < 1.4 * num_sms:
         block_k, num_stages = (256, 3) if gated else (128, 4)

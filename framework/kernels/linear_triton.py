@@ -2,7 +2,8 @@
 
 A matrix product with its weights as left operand, or a matrix-vector product for one row; the sum over input features
 may be split over programs, of which the last to arrive adds the parts in a fixed order. int8 weights become x's dtype
-in registers, so that they are read as int8: four at a time by bits, as the cast would be slower than the read.
+in registers, so that they are read as int8: four at a time by bits, as the cast would be slower than the read. Where x
+is int8 too, with a scale per row, the product is one of integers.
 """
 
 # mypy: allow-untyped-defs
@@ -55,20 +56,33 @@ def _row_moments(row, in_features, norm_eps, IS_RMS: tl.constexpr, BLOCK: tl.con
 
 @triton.jit
 def norm_kernel(
-    x, norm_weight, norm_bias, out, in_features, x_stride, norm_eps, BLOCK: tl.constexpr, PDL: tl.constexpr
+    x, norm_weight, norm_bias, out, out_scale, in_features, x_stride, norm_eps, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):
+    """One row's norm, if there is one, as int8 with its scale, if that is asked for."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     k = tl.arange(0, BLOCK)
-    scale = _vector(norm_weight, k, in_features)
+    scale = 1.0
+    if norm_weight is not None:
+        scale = _vector(norm_weight, k, in_features)
     if PDL:
         tl.extra.cuda.gdc_wait()
-    row = x + tl.program_id(0) * x_stride
-    mean, rstd = _row_moments(row, in_features, norm_eps, norm_bias is None, BLOCK)
-    values = (_vector(row, k, in_features) - mean) * rstd * scale
+    row = x + tl.program_id(0).to(tl.int64) * x_stride
+    values = _vector(row, k, in_features)
+    if norm_weight is not None:
+        mean, rstd = _row_moments(row, in_features, norm_eps, norm_bias is None, BLOCK)
+        values = (values - mean) * rstd * scale
     if norm_bias is not None:
         values += _vector(norm_bias, k, in_features)
-    tl.store(out + tl.program_id(0) * in_features + k, values.to(out.dtype.element_ty), mask=k < in_features)
+    if out_scale is not None:
+        values = tl.where(k < in_features, values, 0.0)
+        bits = tl.abs(values).to(tl.int32, bitcast=True)  # in the order of the numbers, NaN on top
+        step = tl.max(bits, 0).to(tl.float32, bitcast=True) / 127
+        step = tl.where(step < 2.0**-126, 2.0**-126, step)
+        tl.store(out_scale + tl.program_id(0), step)
+        values = values / step + 1.5 * 2.0**23 - 1.5 * 2.0**23  # to the nearest whole number
+    out += tl.program_id(0).to(tl.int64) * in_features
+    tl.store(out + k, values.to(out.dtype.element_ty), mask=k < in_features)
 
 
 @triton.jit
@@ -100,6 +114,8 @@ def _accumulate(
         if GROUP_SIZE:
             product *= tl.load(scale_rows + k0 // GROUP_SIZE)[:, None]
         acc += product
+    elif x_tile.dtype == tl.int8:
+        acc = tl.dot(weight_tile, tl.trans(x_tile), acc, out_dtype=tl.int32)  # exact
     else:
         weight_tile = _widen(weight_tile, x_tile.dtype, BY_BITS)
         if GROUP_SIZE:
@@ -158,7 +174,7 @@ def _sum_parts(parts, acc, SPLIT_K: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_rows"])  # it changes from step to step
 def linear_kernel(
-    x, weight, scale, bias, norm_weight, norm_bias, delta, residual, out, partials, counters,
+    x, x_scale, weight, scale, bias, norm_weight, norm_bias, delta, residual, out, partials, counters,
     num_rows, out_features, in_features, x_stride, residual_stride, norm_eps,
     ACTIVATION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr, NUM_STAGES: tl.constexpr, EVEN_K: tl.constexpr, NORM_BLOCK: tl.constexpr,
@@ -191,13 +207,13 @@ def linear_kernel(
         row = x + tile % num_row_blocks * x_stride
         mean, rstd = _row_moments(row, in_features, norm_eps, norm_bias is None, NORM_BLOCK)
 
-    acc = tl.zeros([BLOCK_N, ACC_WIDTH], tl.float32)
+    acc = tl.zeros([BLOCK_N, ACC_WIDTH], tl.float32 if x_scale is None else tl.int32)
     for k0 in tl.range(start, end, BLOCK_K, num_stages=NUM_STAGES):
         k = k0 + tl.arange(0, BLOCK_K)
         mask = (rows < num_rows)[:, None]
         if not EVEN_K:
             mask = mask & (k < in_features)[None, :]
-        x_tile = tl.load(x + rows[:, None] * x_stride + k[None, :], mask=mask, other=0.0, eviction_policy="evict_last")
+        x_tile = tl.load(x + rows[:, None] * x_stride + k[None, :], mask=mask, other=0, eviction_policy="evict_last")
         if norm_weight is not None:
             x_tile = (x_tile.to(tl.float32) - mean) * rstd * _vector(norm_weight, k, in_features)[None, :]
             if norm_bias is not None:
@@ -206,6 +222,8 @@ def linear_kernel(
 
     if BLOCK_M == 1:
         acc = tl.sum(acc, 1, keep_dims=True)
+    if x_scale is not None:
+        acc = acc.to(tl.float32) * tl.load(x_scale + rows, mask=rows < num_rows, other=0.0)[None, :]
     if scale is not None and GROUP_SIZE == 0:
         acc *= tl.load(scale_rows)[:, None]
     is_last = True

@@ -100,7 +100,7 @@ def paged_decode(
     group = num_heads // num_kv_heads
     num_sms, has_pdl = device_facts(qkv.device)
     if tiles is None:
-        tiles = choose_tiles(num_rows, num_kv_heads, num_sms)
+        tiles = choose_tiles(num_rows, num_kv_heads, num_sms, cache.scales is not None)
     if num_splits is None:
         num_splits = choose_splits(num_rows, num_kv_heads, num_sms)
     if num_rows * num_kv_heads > MAX_COUNTERS:
@@ -134,11 +134,11 @@ def choose_splits(num_rows: int, num_kv_heads: int, num_sms: int) -> int:
     return 8 if num_programs < PROGRAMS_PER_SM * num_sms else 1
 
 
-def choose_tiles(num_rows: int, num_kv_heads: int, num_sms: int) -> DecodeTiles:
-    """Short splits while programs are few."""
+def choose_tiles(num_rows: int, num_kv_heads: int, num_sms: int, is_int8: bool = False) -> DecodeTiles:
+    """By what was fastest on an H200: short splits while programs are few."""
     num_programs = num_rows * num_kv_heads
-    if num_programs < num_sms:
-        return DecodeTiles(block_keys=128, num_stages=2, min_keys=128)
-    if num_programs < PROGRAMS_PER_SM * num_sms:
-        return DecodeTiles(num_warps=2, min_keys=512)
-    return DecodeTiles()
+    min_keys = 128 if 4 * num_programs < num_sms else 512
+    if is_int8:
+        return DecodeTiles(block_keys=128, min_keys=min_keys)
+    block_keys = 128 if num_programs < num_sms else 64
+    return DecodeTiles(block_keys, num_stages=3 if min_keys == 128 else 2, min_keys=min_keys)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from framework.kernels.int8 import dynamic_int8_linear, quantize_int8
+from framework.kernels.int8 import dynamic_int8_linear, fused_dynamic_int8_linear, quantize_int8
 from framework.kernels.linear import Surroundings
 from framework.models.gpt2 import GPT2
 from framework.models.linear import Linear
@@ -16,16 +16,18 @@ from framework.quantization.int8_weight_only import Int8Linear
 class DynamicInt8Linear(Int8Linear):
     """Calls of up to `weight_only_rows` rows keep their activations as they are."""
 
+    fused_rows = 2**15
+
     def __init__(self, linear: Linear, weight_only_rows: int) -> None:
         weight, scale = map(frozen, quantize_int8(linear.weight))
         super().__init__(weight, scale, linear.bias, group_size=None)
         self.weight_only_rows = weight_only_rows
-        self.fused_rows = min(self.fused_rows, weight_only_rows)
 
     def compute(self, x: Tensor, is_fused: bool, surroundings: Surroundings) -> Tensor:
         if x.shape[0] <= self.weight_only_rows:
             return super().compute(x, is_fused, surroundings)
-        return dynamic_int8_linear(x, self.weight, self.scale, self.bias, **surroundings)
+        linear = fused_dynamic_int8_linear if is_fused else dynamic_int8_linear
+        return linear(x, self.weight, self.scale, self.bias, **surroundings)
 
 
 def quantize(model: Llama | GPT2, *, weight_only_rows: int = 64) -> Llama | GPT2:

@@ -29,6 +29,9 @@ class Event:
     """Has happened when it is recorded."""
 
     def __init__(self) -> None:
+        self.record()
+
+    def record(self) -> None:
         self.time = time.perf_counter()
 
     def synchronize(self) -> None:

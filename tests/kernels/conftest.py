@@ -10,7 +10,7 @@ def poisoned(monkeypatch):
 
     def empty(*shape, **options):
         tensor = torch.zeros(shape[0] if isinstance(shape[0], tuple | torch.Size) else shape, **options)
-        return tensor.fill_(float("nan") if tensor.is_floating_point() else -(2**31) + 1)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min + 1)
 
     if not torch.cuda.is_available():
         monkeypatch.setattr(torch, "empty", empty)

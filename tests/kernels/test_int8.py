@@ -12,12 +12,13 @@ from framework.kernels.int8 import (
     choose_int8_tiles,
     dequantize_int8,
     dynamic_int8_linear,
+    fused_dynamic_int8_linear,
     fused_int8_linear,
     int_matmul,
     plain_int8_linear,
     quantize_int8,
 )
-from framework.kernels.linear import Tiles, plain_linear
+from framework.kernels.linear import Tiles, fused_quantize, plain_linear
 from tests.kernels.test_linear import DEVICE, REAL, TOLERANCE, make_case
 
 VECTOR = Tiles(block_m=1, block_n=16, block_k=64, split_k=1, num_warps=4, num_stages=1)
@@ -145,9 +146,52 @@ def test_dynamic_linear_equals_its_quantized_numbers(fused):
     assert (output.double() - expected).norm() / expected.norm() < 2e-2
 
 
+@pytest.mark.parametrize("tiles", [MATRIX, SPLIT_MATRIX, None])
+@pytest.mark.parametrize(
+    "fused",
+    [
+        (None, False, None, True),
+        ("rms", True, "silu_gate", True),
+        ("layer", True, "gelu", False),
+        ("layer", False, "silu_gate", False),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 33])
+def test_fused_dynamic_linear(triton, rows, fused, tiles):
+    check_dynamic(rows, 2 * 19, 130, fused, tiles, torch.float32)
+
+
+def check_dynamic(rows, weight_rows, in_features, fused, tiles, dtype):
+    x, weight, scale, keywords = make_int8_case(rows, weight_rows, in_features, fused, None, dtype)
+    keywords.pop("group_size")
+    outputs = [fused_dynamic_int8_linear(x, weight, scale, **keywords, tiles=tiles) for _ in range(2)]
+    assert outputs[0].dtype == dtype
+    assert torch.equal(*outputs)
+    doubles = {name: value.double() if torch.is_tensor(value) else value for name, value in keywords.items()}
+    expected = dynamic_int8_linear(x.double(), weight, scale, **doubles)
+    error = (outputs[0].double() - expected).norm() / expected.norm()
+    assert error < max(TOLERANCE[dtype], 2e-3), error  # a tie may round the other way
+
+
+def test_fused_quantize_equals_its_reference(triton):
+    x = torch.randn(5, 100, device=DEVICE)
+    x[1], x[2, 3] = 0.0, float("nan")
+    (quantized, scale), (expected, expected_scale) = fused_quantize(x, None, None, 0.0), quantize_int8(x)
+    torch.testing.assert_close(scale, expected_scale[:, 0], equal_nan=True)
+    assert scale[2].isnan()
+    kept = [0, 1, 3, 4]
+    assert (quantized[kept].int() - expected[kept].int()).abs().max() <= 1
+    assert (quantized[kept] == expected[kept]).float().mean() > 0.99
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 class TestOnGPU:
+    @pytest.mark.parametrize("name", REAL)
+    @pytest.mark.parametrize("rows", [1, 40, 100, 200, 700])
+    def test_dynamic_on_real_shapes(self, triton, rows, name):
+        check_dynamic(rows, *REAL[name], None, torch.bfloat16)
+
     @pytest.mark.parametrize("group_size", [None, 128])
     @pytest.mark.parametrize("name", REAL)
     @pytest.mark.parametrize("rows", [1, 5, 16, 32, 64, 200])
