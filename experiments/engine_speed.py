@@ -49,6 +49,7 @@ def run(
     num_steps: int,
     peers: bool,
     peer_seats: list[int],
+    peer_static_requests: int | None,
     seed: int,
     trace: Any,
     model: Any,
@@ -63,7 +64,7 @@ def run(
 
     `prefills` are [prompts, tokens each], `attention` [sequences, context]; `num_steps` steps are timed. What does not
     fit the device, the cache or the model is skipped, and said so. `peers` serve the same requests afterwards,
-    continuous batching once with each number of `peer_seats`.
+    continuous batching once with each number of `peer_seats`, `generate` the first `peer_static_requests` (None: all).
     """
     sizes = {"decode": [[size, context] for size in batch_sizes], "prefill": prefills, "attention": attention}
     check_sizes(sizes, num_steps)
@@ -105,7 +106,9 @@ def run(
         peer_run = make_peer_run(ready, requests)
         del ready
         free(resolved)  # for the peers' processes
-        record["peers"] = serve_peers(make_peers(peer_seats), peer_run, serving["output_throughput"], say)
+        record["peers"] = serve_peers(
+            make_peers(peer_seats, peer_static_requests), peer_run, serving["output_throughput"], say
+        )
         write_json(folder / "speed.json", record)
         tables["Peers on the same requests"] = peers_table(record["peers"])
         write_record(folder, **page, tables=tables, notes=notes, definitions=PEER_DEFINITION)
@@ -163,8 +166,8 @@ def make_peer_run(engine: TorchEngine, requests: list[Request]) -> PeerRun:
     return PeerRun(config, engine.dtype, engine.device.type, prompts)
 
 
-def make_peers(seats: list[int]) -> Peers:
-    peers: Peers = {"HF generate, static batches": static}
+def make_peers(seats: list[int], num_static_requests: int | None) -> Peers:
+    peers: Peers = {"HF generate, static batches": partial(static, num_requests=num_static_requests)}
     return {f"HF continuous batching, {num} seats": partial(continuous, max_num_seqs=num) for num in seats} | peers
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from rich.console import Console
 
 from experiments.adapter_tables import adapter_tables
 from experiments.continuous_batching import draw
+from experiments.peers import PeerRun, mixed_adapters, run_peer
 from framework.arms import Arms, resolve_arms
 from framework.console import make_console, short
-from framework.engines import EngineCache
+from framework.engines import EngineCache, free
 from framework.fairness import DEFINITIONS
 from framework.lora.segmented import Segmented
 from framework.metrics import check_slo
@@ -25,6 +27,8 @@ from framework.report import conclude, report
 from framework.speed import check_sizes, get_ready, measure_decode, why_not
 from framework.study import check_points, run_study
 
+PEFT = "PEFT"  # the peer, in tables and figures
+NUM_PEFT_STEPS = 4
 BASE = "none"  # the arm that the others' steps are compared with, if it is there
 FIGURE = "batch_latency"
 CAPTION = "Left, time from one decode step to the next over the batch size, one line per arm, medians over the rounds; "
@@ -57,6 +61,7 @@ def run(
     context: int,
     num_steps: int,
     num_rounds: int,
+    peft_batch_sizes: list[int],
     rates: list[float | None],
     seeds: list[int],
     trace: Any,
@@ -76,7 +81,8 @@ def run(
 
     A step's sequences ask in turn for `num_adapters` adapters; with `identical` there are steps in which all ask for
     one, too. `context` is in tokens; `num_steps` steps are timed after a warm-up, in each of `num_rounds` in which the
-    arms take turns, so that a drift of the machine's speed meets all.
+    arms take turns, so that a drift of the machine's speed meets all. `peft_batch_sizes` are those of PEFT's mixed
+    batches, beside them: on every projection that the first arm with adapters has.
     """
     mixes = {"": num_adapters} | ({", one adapter": 1} if identical else {})
     sizes = Sizes(batch_sizes, mixes, context, num_steps, num_rounds)
@@ -89,11 +95,17 @@ def run(
             variant["trace"](rate=rates[0], seed=seeds[0])  # a bad trace fails before anything is measured
     elif not batch_sizes:
         raise ValueError("rates and batch_sizes are both empty: nothing is left to measure")
+    if peft_batch_sizes:
+        adapted(variants)
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     surroundings = environment(resolved)
     figures, tables, notes = {}, {}, []
     if batch_sizes:
-        steps = measure_rounds(variants, resolved, sizes, console)
+        steps, peer_run = measure_rounds(variants, resolved, sizes, console)
+        if peft_batch_sizes:
+            free(resolved)  # for the peer's process
+            peft = peft_steps(peer_run, adapted(variants), sizes, peft_batch_sizes)
+            steps = pd.concat([steps, pd.DataFrame(peft)], ignore_index=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "steps.csv", steps.to_csv(index=False))
         medians = steps.groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
@@ -129,8 +141,11 @@ def is_reference(lora: Any, device: torch.device) -> bool:
     return device.type == "cpu" and "strategy" in lora.keywords and lora.keywords["strategy"].func is Segmented
 
 
-def measure_rounds(arms: Arms, device: torch.device, sizes: Sizes, console: Console) -> pd.DataFrame:
-    """One row per round, arm, mix and batch size: `num_adapters`, and seconds `device` and `elapsed`."""
+def measure_rounds(arms: Arms, device: torch.device, sizes: Sizes, console: Console) -> tuple[pd.DataFrame, PeerRun]:
+    """One row per round, arm, mix and batch size: `num_adapters`, and seconds `device` and `elapsed`.
+
+    And what a peer needs to run steps of the same shape.
+    """
     rows: list[dict[str, Any]] = []
     engines = EngineCache(device, console.print)
     with console.status("") as status:
@@ -139,9 +154,9 @@ def measure_rounds(arms: Arms, device: torch.device, sizes: Sizes, console: Cons
             for arm, components in arms.items():
                 engines.on_progress = status.update
                 status.update(f"{arm}, round {index + 1} of {sizes.num_rounds}")
-                measured = measure_steps(arm, engines.get(components), sizes, say)
-                rows += [{"round": index} | row for row in measured]
-    return pd.DataFrame(rows)
+                engine: Any = engines.get(components)
+                rows += [{"round": index} | row for row in measure_steps(arm, engine, sizes, say)]
+    return pd.DataFrame(rows), PeerRun(engine.model.config, engine.dtype, device.type, [([1] * sizes.context, 1)])
 
 
 def measure_steps(arm: str, engine: Any, sizes: Sizes, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
@@ -156,6 +171,33 @@ def measure_steps(arm: str, engine: Any, sizes: Sizes, say: Callable[[str], None
             case = measure_decode(engine, batch_size, sizes.context, sizes.num_steps, num_adapters or None)
             times = {"num_seqs": batch_size, "device": case.device, "elapsed": case.elapsed}
             yield {"arm": arm + suffix, "num_adapters": min(num_adapters, batch_size)} | times
+
+
+def adapted(arms: Arms) -> dict[str, Any]:
+    """The keywords of the first arm's lora that serves adapters; ValueError if none does."""
+    loras = (arm["lora"].keywords for arm in arms.values())
+    lora = next((keywords for keywords in loras if "num_slots" in keywords), None)
+    if lora is None:
+        raise ValueError("peft_batch_sizes needs an arm that serves adapters")
+    return lora
+
+
+def peft_steps(run: PeerRun, lora: dict[str, Any], sizes: Sizes, batch_sizes: list[int]) -> list[dict[str, Any]]:
+    """Rows of measure_rounds for PEFT's mixed batches with the adapters of `lora`, timed by the host alone."""
+    num_adapters = sizes.mixes[""]
+    peer = partial(
+        mixed_adapters,
+        batch_sizes=batch_sizes,
+        num_steps=NUM_PEFT_STEPS,
+        num_adapters=min(num_adapters, max(batch_sizes)),
+        rank=lora["max_rank"],
+        targets=lora.get("targets"),
+    )
+    common = {"round": 0, "arm": PEFT, "device": float("nan")}
+    return [
+        common | {"num_adapters": min(num_adapters, size), "num_seqs": size, "elapsed": elapsed}
+        for size, elapsed in run_peer(peer, run).items()
+    ]
 
 
 def added_by_adapters(medians: pd.DataFrame) -> list[str]:

@@ -1,4 +1,4 @@
-"""Peers beside the engine, on the same requests and shape: Hugging Face's continuous batching and static `generate`.
+"""Peers beside the engine, of the same shape: Hugging Face's continuous batching, static `generate`, PEFT's batches.
 
 Each runs in a process of its own, so that its memory is gone afterwards. Continuous batching is helped with the
 FlashAttention-2 that ships with torch: as installed it has only a dense mask.
@@ -8,7 +8,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,7 @@ class PeerRun:
     prompts: list[Prompt]
 
 
-def run_peer(peer: Callable[[PeerRun], dict[str, Any]], run: PeerRun) -> dict[str, Any]:
+def run_peer(peer: Callable[[PeerRun], dict[Any, Any]], run: PeerRun) -> dict[Any, Any]:
     """`peer(run)` in a fresh process; raises whatever it raised there."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
@@ -90,8 +90,12 @@ def serve_continuously(manager: Any, prompts: list[Prompt]) -> list[int]:
     return [counts[request_id] for request_id in order]
 
 
-def static(run: PeerRun) -> dict[str, Any]:
-    """`generate` over left-padded batches of STATIC_BATCH_SIZE, each until its longest output is done."""
+def static(run: PeerRun, num_requests: int | None) -> dict[str, Any]:
+    """`generate` over left-padded batches of STATIC_BATCH_SIZE, each until its longest output is done.
+
+    It serves the first `num_requests` (None: all).
+    """
+    run = replace(run, prompts=run.prompts[:num_requests])
     first_tokens = [(tokens, min(num, WARM_UP_TOKENS)) for tokens, num in run.prompts]
     return time_requests(partial(serve_statically, build(run)), run, first_tokens)
 
@@ -110,6 +114,43 @@ def serve_statically(model: Any, prompts: list[Prompt]) -> list[int]:
         output = model.generate(ids, attention_mask=mask.to(model.device), generation_config=generation)
         counts += [len(row[width : width + num]) for row, (_, num) in zip(output.tolist(), batch, strict=True)]
     return counts
+
+
+def mixed_adapters(
+    run: PeerRun, *, batch_sizes: list[int], num_steps: int, num_adapters: int, rank: int, targets: list[str] | None
+) -> dict[int, float]:
+    """Batch size → seconds of a decode step of PEFT's mixed batches (`adapter_names=`), whose adapters are random.
+
+    The sequences, the prompts of `run` in turn, ask in turn for `num_adapters` adapters on `targets` (None: all). A
+    step is what `num_steps` tokens after the first take, divided by their number. ValueError where PEFT is missing.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ValueError("peft_batch_sizes needs the package peft: pip install peft") from error
+    lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets or "all-linear", init_lora_weights=False)
+    with torch.device(run.device):
+        model = get_peft_model(build(run), lora, adapter_name="adapter-0")
+        for index in range(1, num_adapters):
+            model.add_adapter(f"adapter-{index}", lora)
+    model = model.to(run.dtype).eval()
+
+    @torch.inference_mode()
+    def seconds(batch_size: int, num_tokens: int) -> float:
+        rows = [run.prompts[row % len(run.prompts)][0] for row in range(batch_size)]
+        ids = torch.tensor(rows, device=run.device)
+        settings = transformers.GenerationConfig(
+            max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        names = [f"adapter-{row % num_adapters}" for row in range(batch_size)]
+        started = time.perf_counter()
+        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, adapter_names=names)
+        if run.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    seconds(1, 2)
+    return {size: (seconds(size, 1 + num_steps) - seconds(size, 1)) / num_steps for size in batch_sizes}
 
 
 def time_requests(serve: Serve, run: PeerRun, warm_up: list[Prompt]) -> dict[str, Any]:

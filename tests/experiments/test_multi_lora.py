@@ -66,10 +66,26 @@ def test_steps_alone(cli, smallest, tmp_path):
     assert [row[0] for row in page.rows] == ["arm", "none", "segmented"]
 
 
+def test_pefts_mixed_batches_beside(cli, smallest, tmp_path):
+    pytest.importorskip("peft")
+    code, output = cli(
+        "experiment=multi_lora", *smallest, *SMALL[:4], "rates=[]", "~arms.loop", "peft_batch_sizes=[1,3]"
+    )
+    assert code == 0, output
+    steps = pd.read_csv(tmp_path / "outputs/multi_lora/steps.csv")
+    peft = steps[steps["arm"] == "PEFT"]
+    assert peft[["num_seqs", "num_adapters"]].to_numpy().tolist() == [[1, 1], [3, 2]]
+    assert (peft["elapsed"] > 0).all()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["num_rounds=0"], "num_rounds 0 must be at least 1"),
+        (
+            ["~arms.loop", "~arms.gathered", "~arms.segmented", "peft_batch_sizes=[1]"],
+            "peft_batch_sizes needs an arm that serves adapters",
+        ),
         (["rates=[]", "batch_sizes=[]"], "both empty: nothing is left to measure"),
         (["rates=[0]"], "rates must be positive finite numbers"),
         (["+slo={tbt: 1}"], "unknown SLO metric 'tbt'"),
