@@ -50,8 +50,9 @@ def choose_lora_tiles(num_rows: int, in_features: int, num_parts: int, max_rank:
         wanted = ceil_div(512, ceil_div(num_rows, block_m) * num_parts)
         return LoraTiles(block_m, 128, 64, min(wanted, ceil_div(in_features, 128)))
     block_k = 256 if max_rank <= 32 else 128 if max_rank <= 64 else 64
+    block_n = 128 if max_rank > 32 else 256 if num_parts > 1 else 512
     num_splits = min(8 if num_rows <= 4 else 4, ceil_div(in_features, 2 * block_k))
-    return LoraTiles(block_m, 256 if max_rank <= 32 else 128, block_k, num_splits, num_warps=4 if num_rows <= 16 else 2)
+    return LoraTiles(block_m, block_n, block_k, num_splits, num_warps=2 if num_rows > 16 and num_parts > 1 else 4)
 
 
 def rows_per_tile(num_rows: int) -> int:

@@ -104,7 +104,7 @@ def test_chosen_tiles(num_rows, max_rank, in_features):
     assert 1 <= tiles.num_splits <= in_features / tiles.block_k + 1
     assert 2 * tiles.num_stages * tiles.block_k * (tiles.block_m + max_rank) <= 200 * 1024  # bytes of shared memory
     own = (tiles.block_m, tiles.block_n, tiles.block_k)  # what kernels are compiled for
-    fewest = choose_lora_tiles(1 if num_rows <= MANY_ROWS else MANY_ROWS + 1, 64, 1, max_rank)
+    fewest = choose_lora_tiles(1 if num_rows <= MANY_ROWS else MANY_ROWS + 1, 64, 3, max_rank)
     assert own == (fewest.block_m, fewest.block_n, fewest.block_k)
 
 
