@@ -184,11 +184,13 @@ def fused_dynamic_int8_linear(
 
 def choose_dynamic_tiles(rows: int, out_features: int, in_features: int, num_sms: int, gated: bool = False) -> Tiles:
     """Tiles for int8 products, chosen by what was fastest on an H200; out_features are those of the result."""
-    block_m = min(128, max(16, power_of_two(rows)))
     if rows > 256:
-        return Tiles(block_m, 128, 128, 1, num_warps=8, num_stages=4, prefetch=2)
+        return Tiles(256, 128, 128, 1, num_warps=8, num_stages=3, prefetch=2)
+    block_m = min(128, max(16, power_of_two(rows)))
     num_tiles = ceil_div(rows, block_m) * ceil_div(out_features * (2 if gated else 1), 64)
-    split_k = min(4, power_of_two(max(1, num_sms // num_tiles) + 1) // 2, max(1, in_features // 1024))
+    if num_tiles > 1.2 * num_sms:
+        return Tiles(block_m, 128, 128, 1, num_warps=8, num_stages=4, prefetch=2)
+    split_k = 2 if num_tiles <= num_sms // 2 and in_features >= 2048 else 1
     return Tiles(block_m, 64, 256, split_k, num_warps=4, num_stages=4, prefetch=2)
 
 
