@@ -244,7 +244,7 @@ def choose_tiles(
     block_m = min(128, max(16, power_of_two(rows)))
     num_row_blocks = ceil_div(rows, block_m)
     num_tiles = num_row_blocks * ceil_div(out_features, 64)
-    if gated and block_m <= 32 and 2 * num_tiles >= num_sms:
+    if gated and rows == 1 and 2 * num_tiles >= num_sms:
         return Tiles(block_m, 64, 128, 1, num_warps=4, num_stages=4, prefetch=2)
     halves = 2 if gated else 1
     if block_m == 16 and 0.7 * num_sms < num_tiles < 1.4 * num_sms:

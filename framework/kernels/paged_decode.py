@@ -140,5 +140,8 @@ def choose_tiles(num_rows: int, num_kv_heads: int, num_sms: int, is_int8: bool =
     min_keys = 128 if 4 * num_programs < num_sms else 512
     if is_int8:
         return DecodeTiles(block_keys=128, min_keys=min_keys)
-    block_keys = 128 if num_programs < num_sms else 64
-    return DecodeTiles(block_keys, num_stages=3 if min_keys == 128 else 2, min_keys=min_keys)
+    if num_programs < num_sms:
+        return DecodeTiles(block_keys=128, num_stages=3 if min_keys == 128 else 2, min_keys=min_keys)
+    if num_programs <= 2 * num_sms:
+        return DecodeTiles(num_warps=2, min_keys=min_keys)
+    return DecodeTiles(num_stages=2, min_keys=min_keys)

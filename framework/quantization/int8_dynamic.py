@@ -30,7 +30,7 @@ class DynamicInt8Linear(Int8Linear):
         return linear(x, self.weight, self.scale, self.bias, **surroundings)
 
 
-def quantize(model: Llama | GPT2, *, weight_only_rows: int = 32) -> Llama | GPT2:
+def quantize(model: Llama | GPT2, *, weight_only_rows: int = 16) -> Llama | GPT2:
     """Quantize the linear layers of the blocks in place; embeddings and head stay.
 
     A step of up to `weight_only_rows` tokens is computed as int8_weight_only does, on every device: it reads the same
