@@ -154,9 +154,7 @@ def measure_rounds(arms: Arms, device: torch.device, sizes: Sizes, console: Cons
             for arm, components in arms.items():
                 engines.on_progress = status.update
                 status.update(f"{arm}, round {index + 1} of {sizes.num_rounds}")
-                measured = measure_steps(
-                    arm, engines.get(components), sizes, say
-                )  # nothing keeps an engine that is over
+                measured = measure_steps(arm, engines.get(components), sizes, say)  # keeps no engine
                 rows += [{"round": index} | row for row in measured]
     engine: Any = engines.engine
     return pd.DataFrame(rows), PeerRun(engine.model.config, engine.dtype, device.type, [([1] * sizes.context, 1)])
