@@ -1,5 +1,6 @@
 """What `conf/` offers, read from the files themselves: the help text, and the nearest name for a mistyped choice."""
 
+import difflib
 import re
 import textwrap
 from pathlib import Path
@@ -37,10 +38,21 @@ def about(study: str) -> str:
     return next(line.removeprefix("# ") for line in lines if line.startswith("# ") and not line.startswith("# @"))
 
 
+def keys() -> set[str]:
+    """What may stand on the left of `key=value`: groups, and the keys of any study."""
+    files = [CONF / "config.yaml", *(CONF / EXPERIMENT).rglob("*.yaml")]
+    return {*groups(), *(key for path in files for key in re.findall(r"^(\w+):", path.read_text(), re.MULTILINE))}
+
+
 def check_choices(arguments: list[str]) -> None:
-    """Raise ValueError, with the nearest name, for a `group=option` that chooses an option there is none of."""
+    """Raise ValueError, with the nearest name, for a key or a group's option that there is none of."""
     known = groups()
     for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if equals and re.fullmatch(r"\w+", key) and key not in keys():
+            close = difflib.get_close_matches(key, keys(), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"there is no key {key!r}{hint} (--cfg job prints all)")
         key, _, value = argument.lstrip("+").partition("=")
         group = key.partition("@")[0]
         if group not in known or not re.fullmatch(r"[\w./,-]*", value):  # Hydra has a grammar for more than names

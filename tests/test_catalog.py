@@ -30,6 +30,9 @@ def test_the_help_fits_a_terminal_and_names_presets_and_groups():
         ("+scheduler@arms.x.scheduler=statik", "did you mean 'static'"),
         ("experiment=generate,generat", "experiment=generat: there is no such experiment"),
         ("model=", "model=: there is no such model"),
+        ("modle=gpt2", "there is no key 'modle'; did you mean 'model'"),
+        ("ratess=[1]", "there is no key 'ratess'; did you mean 'rates'"),
+        ("xyz=1", r"there is no key .xyz. \(--cfg job"),
     ],
 )
 def test_an_unknown_choice_is_told_the_nearest(argument, message):
