@@ -8,6 +8,11 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is decorated: before anything imports one
+elif "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    NUM_WORKERS = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    memory_of_all = torch.cuda.mem_get_info
+    # An engine takes most of the memory that it finds free: each worker finds its share
+    torch.cuda.mem_get_info = lambda *device: tuple(size // NUM_WORKERS for size in memory_of_all(*device))
 
 import run as run_module
 
