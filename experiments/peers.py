@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import torch
@@ -121,8 +123,8 @@ def mixed_adapters(
 ) -> dict[int, float]:
     """Batch size → seconds of a decode step of PEFT's mixed batches (`adapter_names=`), whose adapters are random.
 
-    The sequences, the prompts of `run` in turn, ask in turn for `num_adapters` adapters on `targets` (None: all). A
-    step is what `num_steps` tokens after the first take, divided by their number. ValueError where PEFT is missing.
+    The sequences, the prompts of `run` in turn, ask in turn for `num_adapters` adapters on `targets` (None: all); of
+    `num_steps` steps the median. ValueError where PEFT is missing.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -136,21 +138,31 @@ def mixed_adapters(
     model = model.to(run.dtype).eval()
 
     @torch.inference_mode()
-    def seconds(batch_size: int, num_tokens: int) -> float:
-        rows = [run.prompts[row % len(run.prompts)][0] for row in range(batch_size)]
-        ids = torch.tensor(rows, device=run.device)
-        settings = transformers.GenerationConfig(
-            max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
-        )
-        names = [f"adapter-{row % num_adapters}" for row in range(batch_size)]
-        started = time.perf_counter()
-        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, adapter_names=names)
-        if run.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
+    def seconds(batch_size: int) -> float:
+        times: list[float] = []
 
-    seconds(1, 2)
-    return {size: (seconds(size, 1 + num_steps) - seconds(size, 1)) / num_steps for size in batch_sizes}
+        def is_done(ids: Tensor, scores: Any, **keywords: Any) -> Tensor:
+            """Called after every token, and never the end."""
+            if run.device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+        ids = torch.tensor([run.prompts[row % len(run.prompts)][0] for row in range(batch_size)], device=run.device)
+        num_tokens = num_steps + 1
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=transformers.GenerationConfig(
+                max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+            ),
+            stopping_criteria=transformers.StoppingCriteriaList([is_done]),
+            adapter_names=[f"adapter-{row % num_adapters}" for row in range(batch_size)],
+        )
+        return median(end - start for start, end in pairwise(times))
+
+    seconds(1)
+    return {batch_size: seconds(batch_size) for batch_size in batch_sizes}
 
 
 def time_requests(serve: Serve, run: PeerRun, warm_up: list[Prompt]) -> dict[str, Any]:
