@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +97,19 @@ def run(
     elif not batch_sizes:
         raise ValueError("rates and batch_sizes are both empty: nothing is left to measure")
     if peft_batch_sizes:
-        adapted(variants)
+        check_peft(variants, sizes, peft_batch_sizes)
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     surroundings = environment(resolved)
     figures, tables, notes = {}, {}, []
     if batch_sizes:
         steps, peer_run = measure_rounds(variants, resolved, sizes, console)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "steps.csv", steps.to_csv(index=False))
         if peft_batch_sizes:
             free(resolved)  # for the peer's process
             peft = peft_steps(peer_run, adapted(variants), sizes, peft_batch_sizes)
             steps = pd.concat([steps, pd.DataFrame(peft)], ignore_index=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "steps.csv", steps.to_csv(index=False))
+            write_atomically(folder / "steps.csv", steps.to_csv(index=False))
         medians = steps.groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
         figures = {FIGURE: steps_by_arm(medians, BASE, f"{num_adapters} adapters, {surroundings['device']}")}
         tables, notes = {"Decode steps (ms) by batch size": growth(medians)}, added_by_adapters(medians)
@@ -172,6 +174,16 @@ def measure_steps(arm: str, engine: Any, sizes: Sizes, say: Callable[[str], None
             case = measure_decode(engine, batch_size, sizes.context, sizes.num_steps, num_adapters or None)
             times = {"num_seqs": batch_size, "device": case.device, "elapsed": case.elapsed}
             yield {"arm": arm + suffix, "num_adapters": min(num_adapters, batch_size)} | times
+
+
+def check_peft(arms: Arms, sizes: Sizes, batch_sizes: list[int]) -> None:
+    """ValueError for what would end PEFT's steps after the others were measured."""
+    if not sizes.batch_sizes:
+        raise ValueError("peft_batch_sizes stand beside batch_sizes, which is empty")
+    check_sizes({"decode": [[batch_size, sizes.context] for batch_size in batch_sizes]}, NUM_PEFT_STEPS)
+    if find_spec("peft") is None:
+        raise ValueError("peft_batch_sizes needs the package peft: pip install peft")
+    adapted(arms)
 
 
 def adapted(arms: Arms) -> dict[str, Any]:

@@ -124,12 +124,10 @@ def mixed_adapters(
     """Batch size → seconds of a decode step of PEFT's mixed batches (`adapter_names=`), whose adapters are random.
 
     The sequences, the prompts of `run` in turn, ask in turn for `num_adapters` adapters on `targets` (None: all); of
-    `num_steps` steps the median. ValueError where PEFT is missing.
+    `num_steps` steps the median.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ValueError("peft_batch_sizes needs the package peft: pip install peft") from error
+    from peft import LoraConfig, get_peft_model  # optional
+
     lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets or "all-linear", init_lora_weights=False)
     with torch.device(run.device):
         model = get_peft_model(build(run), lora, adapter_name="adapter-0")

@@ -165,22 +165,18 @@ def fused_dynamic_int8_linear(
     scale: Tensor,
     bias: Tensor | None = None,
     *,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    norm_eps: float = 0.0,
-    delta: Tensor | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
     tiles: Tiles | None = None,
+    **around: Unpack[Surroundings],
 ) -> Tensor:
     """dynamic_int8_linear in two Triton launches, under the conditions of fused_linear."""
+    activation = around.get("activation")
     rows, out_features, in_features, gated = problem_size(x, weight, activation)
-    quantized, x_scale = fused_quantize(x, norm_weight, norm_bias, norm_eps)
+    norm = (around.get("norm_weight"), around.get("norm_bias"), around.get("norm_eps", 0.0))
+    quantized, x_scale = fused_quantize(x, *norm)
     if tiles is None:
         tiles = choose_dynamic_tiles(rows, out_features, in_features, device_facts(x.device)[0], gated)
-    return launch_linear(
-        quantized, weight, bias, None, None, 0.0, delta, activation, residual, tiles, scale, None, x_scale, x.dtype
-    )
+    ends = (around.get("delta"), activation, around.get("residual"))
+    return launch_linear(quantized, weight, bias, None, None, 0.0, *ends, tiles, scale, None, x_scale, x.dtype)
 
 
 def choose_dynamic_tiles(rows: int, out_features: int, in_features: int, num_sms: int, gated: bool = False) -> Tiles:
