@@ -241,7 +241,7 @@ def test_an_interruption_keeps_finished_points(smallest, tmp_path, signal_number
     while not list(points.glob("[!.]*/point.json")) and time.monotonic() < deadline:  # unfinished folders come and go
         time.sleep(0.05)
     process.send_signal(signal_number)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "finished points are on disk" in output
     assert "Traceback" not in output
@@ -256,7 +256,7 @@ def test_an_interruption_before_the_first_point_promises_none(smallest, tmp_path
     while not (tmp_path / "outputs/continuous_batching").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert output.endswith("interrupted\n")
 

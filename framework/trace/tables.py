@@ -8,6 +8,7 @@ import json
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,11 @@ def load_csv(path: Path, required: Sequence[str], text: Sequence[str] = (), num_
     _require_file(path)
     try:
         frame = pd.read_csv(
-            path,
+            StringIO(path.read_text("utf-8-sig")),  # pandas takes a Ctrl-C while it reads a file for a broken one
             dtype=dict.fromkeys(text, str),
             na_filter=False,  # keeps the offending text for the message
             low_memory=False,
             skip_blank_lines=False,  # keeps row and line in step
-            encoding="utf-8-sig",
             nrows=num_rows,
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:

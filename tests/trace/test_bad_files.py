@@ -1,5 +1,8 @@
 """Bad trace files: each is one ValueError that names the place, the value and what is allowed."""
 
+import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import pandas as pd
 import pytest
 
 from framework.core import Trace
+from framework.trace import tables
 from framework.trace.files import read_azure, read_burstgpt, read_mooncake, read_table, read_vidur
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,4808,10\n"
@@ -115,3 +119,28 @@ def test_no_file(tmp_path: Path, reader: Reader) -> None:
     (tmp_path / "trace.csv").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no trace file at .*trace.csv"):
         reader(tmp_path / "trace.csv")
+
+
+def test_ctrl_c_while_a_file_is_read_is_no_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "slow.csv"
+    os.mkfifo(path)
+    monkeypatch.setattr(tables, "_require_file", lambda path: None)  # a pipe, so that reading lasts
+    interrupted = threading.Event()
+
+    def write() -> None:
+        with path.open("w") as pipe:
+            pipe.write(OWN)
+            pipe.flush()
+            interrupted.wait(timeout=30)
+
+    writer = threading.Thread(target=write)
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)  # what Ctrl-C calls
+    try:
+        writer.start()
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            tables.load_csv(path, ["arrival_time"])
+    finally:
+        interrupted.set()
+        writer.join()
+        signal.signal(signal.SIGALRM, handler)
