@@ -1,5 +1,6 @@
 """A study runs arms × rates × seeds as replays in one process and gathers them in one folder."""
 
+import errno
 import math
 import os
 from collections.abc import Iterator
@@ -105,8 +106,9 @@ def compute_or_reuse(study: Study, point: Point, engines: EngineCache, progress:
         try:
             record = compute_point(study, point, engines, progress)
         except Exception as error:
-            if os.environ.get("HYDRA_FULL_ERROR"):
-                raise
+            is_disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if is_disk_full or os.environ.get("HYDRA_FULL_ERROR"):
+                raise  # the other points could not be written either
             message = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             is_new = message not in study.failures
             study.failures.setdefault(message, []).append(point)

@@ -1,5 +1,6 @@
 """Order, sharing and reuse of points, with fake models and engines."""
 
+import errno
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -118,6 +119,21 @@ def test_failures_are_named_and_the_rest_is_kept(study):
     assert result.table()["arm"].tolist() == ["good", "good"]
     with pytest.raises(StudyError, match=r"request 0 needs 3 KV blocks.*\(tight, 1 req/s, seed 0; tight, 2 req/s"):
         result.raise_failures()
+
+
+def test_a_full_disk_ends_the_study(study, tmp_path, monkeypatch):
+    written = []
+
+    def write_until_full(folder, *arguments):
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(folder)
+        write_point(folder, *arguments)
+
+    monkeypatch.setattr("framework.study.write_point", write_until_full)
+    with pytest.raises(OSError, match="No space left"):
+        study({"a": {}}, [1.0, 2.0, 3.0])
+    assert pd.read_csv(tmp_path / "points.csv")["rate"].tolist() == [1.0]
 
 
 @pytest.mark.parametrize(
