@@ -88,7 +88,7 @@ def run(
             "rates": f"Over the arrival rate, {beside}",
         },
         tables=lambda points: (
-            tables(shown(points), points["rate"].max(), mix_over_rates, source)
+            tables(shown(points), points["rate"].max(), mix_over_rates)
             | {FAIRNESS: fairness_table(write_adapters(study, points))}
         ),
         definitions=DEFINITIONS,
@@ -132,7 +132,7 @@ def draw(shown: tuple[pd.DataFrame, pd.DataFrame], rate: float, mix: str, device
     return figures
 
 
-def tables(shown: tuple[pd.DataFrame, pd.DataFrame], rate: float, mix: str, source: str) -> dict[str, pd.DataFrame]:
+def tables(shown: tuple[pd.DataFrame, pd.DataFrame], rate: float, mix: str) -> dict[str, pd.DataFrame]:
     """One table per metric over the mixes, with the last ÷ the first, and one over the rates."""
     over_mixes, over_rates = shown
     captions = {}

@@ -80,7 +80,7 @@ def adapters_card(record: dict[str, Any]) -> str:
         base=config["model"]["path"],
         num_parameters=record["num_parameters"],
         adapters="\n".join(rows),
-        matrix=markdown(losses_matrix(losses), kinds),
+        matrix=markdown(losses_matrix(losses)),
         intervals=", ".join(intervals),
         licence=(PYTHON_LICENCE if is_python else OTHER_LICENCE).format(
             python=environment["python"], folder=record["text"]["folder"]
@@ -92,7 +92,7 @@ def adapters_card(record: dict[str, Any]) -> str:
     )
 
 
-def markdown(matrix: pd.DataFrame, kinds: list[str]) -> str:
+def markdown(matrix: pd.DataFrame) -> str:
     """The diagonal in bold."""
     lines = ["| " + " | ".join(matrix.columns) + " |", "|---" * len(matrix.columns) + "|"]
     for row in matrix.to_dict("records"):

@@ -69,7 +69,7 @@ def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
     curves = {}
     if len(set(points["rate"])) > 1:
         curves["latency_rate"] = plots.latency_rate(summary, saturation_rates)
-        curves["throughput_latency"] = plots.throughput_latency(summary, saturation_rates)
+        curves["throughput_latency"] = plots.throughput_latency(summary)
     return curves | {
         "timeline": plots.timeline(read_tables(folders, "requests.parquet"), title),
         "batch_and_cache": plots.batch_and_cache(read_tables(folders, "steps.parquet"), title),
@@ -77,11 +77,14 @@ def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
 
 
 def compare_durations(points: pd.DataFrame, arms: list[str], ratio: float, source: str) -> list[str]:
-    """How much longer the first arm took than the second, beside the source's number."""
-    durations = points.groupby("arm")["duration_s"].mean()
-    missing = [arm for arm in arms if arm not in durations]
+    """How much longer the first arm took than the second, where both have a point, beside the source's number."""
+    durations = points.pivot_table(index=["rate", "seed"], columns="arm", values="duration_s").T
+    missing = [arm for arm in arms if arm not in durations.index]
     if missing:
         raise ValueError(f"reference.arms names {', '.join(missing)}; arms with points: {', '.join(durations.index)}")
-    slow, fast = durations[arms[0]], durations[arms[1]]
+    both = durations.loc[arms].dropna(axis="columns")
+    if both.empty:
+        return [f"{arms[0]} and {arms[1]} have no point in common"]
+    slow, fast = both.mean(axis="columns")
     measured = f"{arms[0]} ÷ {arms[1]}: {slow:.2f} s ÷ {fast:.2f} s = {slow / fast:.2f}×"
     return [f"{measured}   (reported: {ratio:g}×, {source})"]

@@ -108,9 +108,13 @@ def factors_table(rows: list[dict[str, Any]], serving: dict[str, dict[str, float
     for arm, numbers in serving.items():
         line = {"arm": arm}
         for name in names:
+            if (arm, name) not in times:  # it did not fit beside this arm's other memory
+                line[name] = "–"
+                continue
             device, elapsed = times[arm, name]
-            factor = times[before, name][1] / elapsed
-            line[name] = f"{short(1e3 * device)} / {short(1e3 * elapsed)} ({factor:.2f}×)"
+            line[name] = f"{short(1e3 * device)} / {short(1e3 * elapsed)}"
+            if (before, name) in times:
+                line[name] += f" ({times[before, name][1] / elapsed:.2f}×)"
         throughput = numbers["output_throughput"]
         line["output tok/s"] = f"{throughput:,.0f} ({throughput / serving[before]['output_throughput']:.2f}×)"
         lines.append(line)

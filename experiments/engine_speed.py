@@ -33,7 +33,10 @@ from framework.speed import (
 
 Peers = dict[str, Callable[[PeerRun], dict[str, Any]]]
 PEER_COLUMNS = {"output_throughput": "output throughput (tok/s)", "ratio": "engine ÷ peer", "error": "error"}
-PEER_DEFINITION = {"Engine ÷ peer": "the output throughput of this engine / that of the peer, on the same requests"}
+PEER_DEFINITION = {
+    "Engine ÷ peer": "the output throughput of this engine / that of the peer, on the same requests "
+    "(`generate` with peer_static_requests: on the first of them)"
+}
 CAPTIONS = {
     "roofline": "FLOP/s reached over the intensity of each step, under the measured ceilings.",
     "decode_step": "Decode steps over the batch size: from step to step, on the device, and the floor.",

@@ -102,9 +102,8 @@ def run(
     surroundings = environment(resolved)
     figures, tables, notes = {}, {}, []
     if batch_sizes:
-        steps, peer_run = measure_rounds(variants, resolved, sizes, console)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "steps.csv", steps.to_csv(index=False))
+        steps, peer_run = measure_rounds(variants, resolved, sizes, console, folder / "steps.csv")
         if peft_batch_sizes:
             free(resolved)  # for the peer's process
             peft = peft_steps(peer_run, adapted(variants), sizes, peft_batch_sizes)
@@ -143,10 +142,12 @@ def is_reference(lora: Any, device: torch.device) -> bool:
     return device.type == "cpu" and "strategy" in lora.keywords and lora.keywords["strategy"].func is Segmented
 
 
-def measure_rounds(arms: Arms, device: torch.device, sizes: Sizes, console: Console) -> tuple[pd.DataFrame, PeerRun]:
+def measure_rounds(
+    arms: Arms, device: torch.device, sizes: Sizes, console: Console, path: Path
+) -> tuple[pd.DataFrame, PeerRun]:
     """One row per round, arm, mix and batch size: `num_adapters`, and seconds `device` and `elapsed`.
 
-    And what a peer needs to run steps of the same shape.
+    And what a peer needs to run steps of the same shape. The rows are in the file after every arm.
     """
     rows: list[dict[str, Any]] = []
     engines = EngineCache(device, console.print)
@@ -158,6 +159,7 @@ def measure_rounds(arms: Arms, device: torch.device, sizes: Sizes, console: Cons
                 status.update(f"{arm}, round {index + 1} of {sizes.num_rounds}")
                 measured = measure_steps(arm, engines.get(components), sizes, say)  # keeps no engine
                 rows += [{"round": index} | row for row in measured]
+                write_atomically(path, pd.DataFrame(rows).to_csv(index=False))
     engine: Any = engines.engine
     return pd.DataFrame(rows), PeerRun(engine.model.config, engine.dtype, device.type, [([1] * sizes.context, 1)])
 

@@ -1,7 +1,7 @@
 """Peers beside the engine, of the same shape: Hugging Face's continuous batching, static `generate`, PEFT's batches.
 
-Each runs in a process of its own, so that its memory is gone afterwards. Continuous batching is helped with the
-FlashAttention-2 that ships with torch: as installed it has only a dense mask.
+Each runs in a process of its own, so that its memory is gone afterwards, and imports there what takes seconds.
+Continuous batching is helped with the FlashAttention-2 that ships with torch: as installed it has only a dense mask.
 """
 
 import multiprocessing
@@ -17,10 +17,6 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import modeling_flash_attention_utils as flash_utils
-from transformers.generation import ContinuousBatchingConfig
-from transformers.integrations.flash_paged import paged_attention_forward
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from framework.models.config import ModelConfig
 
@@ -51,6 +47,8 @@ def run_peer(peer: Callable[[PeerRun], dict[Any, Any]], run: PeerRun) -> dict[An
 
 def continuous(run: PeerRun, max_num_seqs: int) -> dict[str, Any]:
     """transformers' continuous-batching manager; CUDA graphs and async steps on a GPU."""
+    from transformers.generation import ContinuousBatchingConfig
+
     model = build(run)
     model.set_attn_implementation(plug_in_flash() if run.device == "cuda" else "paged|sdpa")
     num_seats = min(max_num_seqs, len(run.prompts))
@@ -230,6 +228,10 @@ def plug_in_flash() -> str:
     Its name has to say "flash": then transformers skips the dense mask, and uses CUDA graphs and async steps. The
     lazy import is filled in by hand, so that nothing looks for the flash-attn wheel or a kernel of the hub.
     """
+    from transformers import modeling_flash_attention_utils as flash_utils
+    from transformers.integrations.flash_paged import paged_attention_forward
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     name = "paged|flash_torch_2"
     ALL_ATTENTION_FUNCTIONS.register(name, paged_attention_forward)
     flash_utils._loaded_implementation = name

@@ -153,7 +153,7 @@ def draw(study: Study, points: pd.DataFrame, *, figures: dict[str, Figure]) -> d
     title = "all at once" if rate == inf else f"{rate:g} requests/s"
     drawn = {"batch_and_cache": plots.batch_and_cache(steps, title)}
     if len(set(points["rate"])) > 1:
-        drawn["throughput_latency"] = plots.throughput_latency(summary, saturation_rates)
+        drawn["throughput_latency"] = plots.throughput_latency(summary)
         drawn["latency_rate"] = plots.latency_rate(summary, saturation_rates)
         drawn["attainment_rate"] = attainment_rate(summary, capacity(points), TARGET_ATTAINMENT)
     return figures | drawn

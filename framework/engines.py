@@ -48,7 +48,7 @@ def make_engine_for(requests: list[Request], engine: partial[Engine], model: Any
     """An engine whose KV cache holds `requests` in one padded batch and no more, so that others fit beside it."""
     num_slots = max(one.num_prompt_tokens for one in requests) + max(one.num_output_tokens for one in requests)
     num_blocks = len(requests) * -(-num_slots // describe(engine)["block_size"])
-    return with_keywords(engine, num_blocks=num_blocks, kv_cache_bytes=None)(model=model)
+    return with_keywords(engine, num_blocks=num_blocks, kv_cache_bytes=None, memory_bytes=None)(model=model)
 
 
 class EngineCache:

@@ -13,7 +13,7 @@ DEFINITIONS = {
     "Jain's index": "(Σx)² / (n·Σx²) over the n adapters' mean normalized latencies x: 1 where all are equal, "
     "1/n where one has it all (Jain, Chiu and Hawe, 1984)",
     "Max ÷ min": "of the adapters' mean normalized latencies; an adapter with few requests has a noisy mean",
-    "Load wait": "what the first step of a request waited for its adapter to come to the device",
+    "Load wait": "what the steps of a request waited for its adapter to come to the device",
 }
 
 

@@ -5,16 +5,18 @@ No step is faster than the longer of bytes / bandwidth and operations / rate (ro
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from framework.core import Batch
 from framework.engine.kv_cache import bytes_per_block
 from framework.models.gpt2 import GPT2
 from framework.models.linear import SurroundedLinear
 from framework.models.llama import Llama
+from framework.quantization.footprint import plain_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,8 @@ def model_costs(model: Llama | GPT2, kv_dtype: torch.dtype) -> Costs:
     read = {parameter for part in (model.layers, model.norm, model.lm_head) for parameter in part.parameters()}
     linears = [module for module in model.layers.modules() if isinstance(module, SurroundedLinear)]
     return Costs(
-        weight_bytes=sum(parameter.nbytes for parameter in read),
-        embedding_bytes=sum(num_bytes(table) // table.num_embeddings for table in tables),
+        weight_bytes=num_bytes(read),
+        embedding_bytes=sum(num_bytes(table.parameters()) // table.num_embeddings for table in tables),
         kv_bytes=bytes_per_block(config, 1, kv_dtype),
         layer_parameters=sum(linear.in_features * linear.out_features for linear in linears),
         head_parameters=model.lm_head.in_features * model.lm_head.out_features,
@@ -59,8 +61,8 @@ def model_costs(model: Llama | GPT2, kv_dtype: torch.dtype) -> Costs:
     )
 
 
-def num_bytes(module: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in module.parameters())
+def num_bytes(parameters: Iterable[Tensor]) -> int:
+    return sum(part.nbytes for parameter in parameters for part in plain_tensors(parameter))
 
 
 def step_work(costs: Costs, batch: Batch) -> Work:

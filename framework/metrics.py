@@ -241,7 +241,7 @@ def sustained_rates(requests: pd.DataFrame) -> dict[str, float]:
     rates = {}
     for name, column in (("sustained_arrival_rate", "arrival_time"), ("sustained_throughput", "finish_time")):
         start, end = requests[column].quantile([0.1, 0.9])
-        rates[name] = 0.8 * len(requests) / (end - start) if end > start else float("inf")
+        rates[name] = 0.8 * (len(requests) - 1) / (end - start) if end > start else float("inf")
     return rates
 
 
@@ -252,8 +252,8 @@ def is_saturated(points: pd.DataFrame) -> "pd.Series[bool]":
 
 def saturation(points: pd.DataFrame) -> dict[str, float]:
     """Per arm, the most it served (requests/s) at a rate that was too much for it; NaN where no rate was."""
-    too_much = points[is_saturated(points)]
-    served = too_much.groupby(["arm", "rate"])["sustained_throughput"].mean().groupby(level="arm").max()
+    rates = mean_over_seeds(points)
+    served = rates[is_saturated(rates)].groupby("arm")["sustained_throughput"].max()
     return {str(arm): float(served.get(arm, float("nan"))) for arm in points["arm"].unique()}
 
 
@@ -262,9 +262,15 @@ def capacity(points: pd.DataFrame, target: float = TARGET_ATTAINMENT) -> dict[st
 
     A rate that saturates the arm does not count: there the attainment falls with the length of the trace.
     """
-    met = points[~is_saturated(points)].groupby(["arm", "rate"])["slo_attainment"].mean()
-    rates = met[met >= target].reset_index().groupby("arm")["rate"].max()
-    return {str(arm): float(rates.get(arm, float("nan"))) for arm in points["arm"].unique()}
+    rates = mean_over_seeds(points)
+    met = rates[~is_saturated(rates) & (rates["slo_attainment"] >= target)].groupby("arm")["rate"].max()
+    return {str(arm): float(met.get(arm, float("nan"))) for arm in points["arm"].unique()}
+
+
+def mean_over_seeds(points: pd.DataFrame) -> pd.DataFrame:
+    """One row per (arm, rate), with what tells capacity and saturation."""
+    columns = ["slo_attainment", "sustained_arrival_rate", "sustained_throughput"]
+    return points.groupby(["arm", "rate"], sort=False, as_index=False)[columns].mean()
 
 
 def aggregate(points: pd.DataFrame) -> pd.DataFrame:
@@ -280,7 +286,8 @@ def aggregate(points: pd.DataFrame) -> pd.DataFrame:
             row[name] = group[name].mean()
             row[f"{name}_low"], row[f"{name}_high"] = interval_over_seeds(group, name)
         rows.append(row | {"offered_rate": group["offered_rate"].mean()})
-    return pd.DataFrame(rows)
+    summary = pd.DataFrame(rows)
+    return summary.assign(is_saturated=is_saturated(mean_over_seeds(points))) if rows else summary
 
 
 def interval_over_seeds(group: pd.DataFrame, name: str) -> Interval:

@@ -1,4 +1,4 @@
-"""Table → figure; the only importer of matplotlib. Sized for a paper column, colour-blind safe (Okabe & Ito 2008)."""
+"""Table → figure; what all figures share. Sized for a paper column, colour-blind safe (Okabe & Ito 2008)."""
 
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
     return paths
 
 
-def throughput_latency(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> Figure:
+def throughput_latency(summary: pd.DataFrame) -> Figure:
     """Normalized latency (ms/token) over output throughput (tok/s), one curve per arm, one marker per rate."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(COLUMN_WIDTH, 2.5))
@@ -67,7 +67,8 @@ def throughput_latency(summary: pd.DataFrame, saturation_rates: dict[str, float]
                 x, y, xerr=errors(rows, "output_throughput"), yerr=errors(rows, "normalized_latency_mean", 1e3),
                 color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], label=arm,
             )  # fmt: skip
-            mark_saturation(axes, rows, x, y, saturation_rates[str(arm)], COLOURS[index % len(COLOURS)])
+            if rows["is_saturated"].any():
+                mark_saturation(axes, rows, x, y, COLOURS[index % len(COLOURS)])
         axes.set(xlabel="output throughput (tokens/s)", ylabel="mean latency (ms/output token)", yscale="log")
         axes.set_xlim(left=0)
         label_log_axis(axes.yaxis)
@@ -168,9 +169,9 @@ def errors(rows: pd.DataFrame, metric: str, scale: float = 1.0) -> "np.ndarray |
     return scale * np.nan_to_num(np.clip(np.array([rows[metric] - low, high - rows[metric]]), 0, None))
 
 
-def mark_saturation(axes: Axes, rows: pd.DataFrame, x: pd.Series, y: pd.Series, rate: float, colour: str) -> None:
-    """A ring around the last point below the most that the arm can serve."""
-    at = rows["rate"] == rows["rate"][rows["rate"] <= rate].max()
+def mark_saturation(axes: Axes, rows: pd.DataFrame, x: pd.Series, y: pd.Series, colour: str) -> None:
+    """A ring around the last point that does not saturate the arm."""
+    at = rows["rate"] == rows["rate"][~rows["is_saturated"]].max()
     axes.plot(x[at], y[at], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour, linestyle="none")
 
 

@@ -105,6 +105,7 @@ def read_point(folder: Path, slo: dict[str, float]) -> dict[str, Any] | None:
     record = load_record(folder)
     if record is None:
         return None
+    record["metrics"] = {name: math.nan if value is None else value for name, value in record["metrics"].items()}
     if record["slo"] != slo:
         requests = pd.read_parquet(folder / "requests.parquet")
         steps = pd.read_parquet(folder / "steps.parquet")

@@ -71,8 +71,6 @@ def report(
         points = study.table()
         drawn = draw(study, points)
         figures = save(drawn, study.output_dir / "figures")
-        configs = {arm: describe(components) for arm, components in study.arms.items()}
-        tracking(points, configs, figures, study=name, output_dir=study.output_dir)
         added = tables(points) if tables else {}
         sentences = (notes(points) if notes else []) + limits(study, points)
         known = CAPTIONS | dict(captions or {})
@@ -89,6 +87,8 @@ def report(
         print_frame(study.console, table, caption)
     for line in [*sentences, *(f"wrote {path}" for path in (csv, study.output_dir / "points", *figures))]:
         say(line)
+    configs = {arm: describe(components) for arm, components in study.arms.items()}
+    tracking(points, configs, figures, study=name, output_dir=study.output_dir)  # last: a tracker may fail
     return points
 
 

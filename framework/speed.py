@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -253,7 +253,8 @@ def measure_attention(engine: TorchEngine, num_seqs: int, context: int, num_step
 
 
 def measure_serving(engine: TorchEngine, scheduler_type: MakeScheduler, requests: list[Request]) -> dict[str, float]:
-    """Serve `requests` in real time, after a warm-up: output tokens/s, and the host's work per full step."""
+    """Serve `requests`, all there at once, in real time, warm: output tokens/s, and the host's work per full step."""
+    requests = [replace(request, arrival_time=0.0) for request in requests]
 
     def serve(some: list[Request]) -> tuple[list[Sequence], pd.DataFrame]:
         scheduler = make_scheduler(scheduler_type, engine)

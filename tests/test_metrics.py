@@ -151,10 +151,10 @@ def test_sustained_rates_leave_out_warm_up_and_drain():
     """Eleven requests one second apart, each done 30 s after it came."""
     requests = pd.DataFrame({"arrival_time": np.arange(11.0), "finish_time": np.arange(11.0) + 30.0})
     rates = sustained_rates(requests)
-    assert rates["sustained_arrival_rate"] == pytest.approx(1.1)  # 0.8 · 11 requests in 8 s
-    assert rates["sustained_throughput"] == pytest.approx(1.1)
+    assert rates["sustained_arrival_rate"] == pytest.approx(1.0)
+    assert rates["sustained_throughput"] == pytest.approx(1.0)
     requests["finish_time"] = 2 * requests["arrival_time"] + 30.0
-    assert sustained_rates(requests)["sustained_throughput"] == pytest.approx(0.55)
+    assert sustained_rates(requests)["sustained_throughput"] == pytest.approx(0.5)
 
 
 def test_capacity_and_saturation():
@@ -176,6 +176,14 @@ def test_capacity_is_the_highest_rate_whose_mean_over_seeds_is_at_least_the_targ
     )
     assert capacity(table, 0.9)["a"] == 3.0
     assert capacity(table, 0.89)["a"] == 4.0
+
+
+def test_a_rate_is_saturated_or_not_by_the_mean_over_its_seeds():
+    """Two seeds of three fall behind; the third alone would meet the target."""
+    table = points([("a", 1.0, 0, 0.05, 0.5), ("a", 1.0, 1, 0.1, 0.6), ("a", 1.0, 2, 0.95, 1.0)])
+    assert math.isnan(capacity(table, 0.9)["a"])
+    assert saturation(table)["a"] == pytest.approx(0.7)
+    assert aggregate(table)["is_saturated"].tolist() == [True]
 
 
 def test_saturation_is_unknown_where_every_rate_was_served():

@@ -202,7 +202,7 @@ def test_figures_take_any_number_of_arms(study):
     arms = {f"arm{index}": {"scheduler": {"max_num_seqs": index + 1}} for index in range(12)}
     result = study(arms, [1.0, 100.0])
     summary, rates = aggregate(result.table()), saturation(result.table())
-    assert len(throughput_latency(summary, rates).axes) == 1
+    assert len(throughput_latency(summary).axes) == 1
     curves = latency_rate(summary, rates).axes[0].containers
     assert len(curves) == 12
     line = curves[0].lines[0]
@@ -226,7 +226,8 @@ def test_a_damaged_point_is_computed_again(study, damage):
 def test_outputs_of_one_token_have_figures_too(study):
     lengths = partial(independent, prompt=partial(fixed, length=8), output=partial(fixed, length=1))
     trace = partial(synthetic, arrivals=partial(poisson), lengths=lengths, num_requests=20)
-    result = study({"only": {"trace": trace}}, [1.0, 5.0], seeds=[0, 1])
+    for _ in ("computed", "reused"):
+        result = study({"only": {"trace": trace}}, [1.0, 5.0], seeds=[0, 1])
     summary, rates = aggregate(result.table()), saturation(result.table())
-    for figure in (latency_rate(summary, rates), throughput_latency(summary, rates)):
+    for figure in (latency_rate(summary, rates), throughput_latency(summary)):
         save({"figure": figure}, result.output_dir)

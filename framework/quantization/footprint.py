@@ -38,11 +38,15 @@ def cache_footprint(model: Llama | GPT2) -> int:
 
 
 def storages(tensor: Tensor) -> list[UntypedStorage]:
-    """Those of the tensor, or of the tensors that a subclass such as torchao's is made of."""
+    return [part.untyped_storage() for part in plain_tensors(tensor)]
+
+
+def plain_tensors(tensor: Tensor) -> list[Tensor]:
+    """The tensor, or those that a subclass such as torchao's is made of."""
     if is_traceable_wrapper_subclass(tensor):
         names, _ = tensor.__tensor_flatten__()
-        return [storage for name in names for storage in storages(getattr(tensor, name))]
-    return [tensor.untyped_storage()]
+        return [part for name in names for part in plain_tensors(getattr(tensor, name))]
+    return [tensor]
 
 
 def kind(path: str, module: nn.Module, name: str) -> str:

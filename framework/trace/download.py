@@ -34,6 +34,17 @@ def download(url: str, path: Path, sha256: str | None = None) -> None:
         part.unlink(missing_ok=True)
 
 
+def check_sum(path: Path, sha256: str) -> None:
+    """ValueError where the file is not the published one, by its SHA-256 (hexadecimal)."""
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != sha256.lower():
+        raise ValueError(
+            f"{path} is not the published file: its SHA-256 is {actual}, not {sha256}; delete it, and it is downloaded "
+            "again, or set trace.url=null to replay the file as it is"
+        )
+
+
 def _fetch(url: str, part: Path) -> str:
     """Stream `url` into `part`; the SHA-256 of what came, in hexadecimal."""
     digest = hashlib.sha256()

@@ -8,7 +8,7 @@ import numpy as np
 
 from framework.core import Trace
 from framework.trace import transforms
-from framework.trace.download import download
+from framework.trace.download import check_sum, download
 from framework.trace.popularity import Law, assign_adapters
 
 ROOT = Path(__file__).parents[2]  # of the repository
@@ -66,8 +66,11 @@ def locate(path: str | Path) -> Path:
 
 
 def _available(path: Path, url: str | None, sha256: str | None) -> Path:
-    if not path.exists():
-        if url is None:
+    if url is None:
+        if not path.exists():
             raise FileNotFoundError(f"no trace file at {path}, and none at that path from {Path.cwd()}: check `path`")
+    elif not path.exists():
         download(url, path, sha256)
+    elif sha256 is not None:
+        check_sum(path, sha256)
     return path

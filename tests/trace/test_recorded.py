@@ -1,5 +1,6 @@
 """Recorded traces: the order of the steps, where a file is looked for, and the shipped YAMLs."""
 
+import hashlib
 from functools import partial
 from pathlib import Path
 
@@ -84,6 +85,19 @@ def test_a_missing_file_is_downloaded_once(tmp_path: Path) -> None:
     assert len(load(url=source.as_uri()).requests) == 40
     assert target.read_bytes() == source.read_bytes()
     assert len(load(url="http://127.0.0.1:9/never-asked").requests) == 40
+
+
+def test_a_file_put_there_by_hand_has_to_be_the_published_one(tmp_path: Path) -> None:
+    source = ROOT / "traces" / "sample_azure_2023.csv"
+    target = tmp_path / "azure.csv"
+    lines = source.read_bytes().splitlines(keepends=True)
+    load = partial(recorded, reader=read_azure, path=target, sha256=hashlib.sha256(source.read_bytes()).hexdigest())
+    target.write_bytes(b"".join(lines[:21]))  # cut short
+    with pytest.raises(ValueError, match=r"azure.csv is not the published file: its SHA-256 is"):
+        load(url=source.as_uri())
+    assert len(load(url=None).requests) == 20
+    target.write_bytes(b"".join(lines))
+    assert len(load(url=source.as_uri()).requests) == 40
 
 
 def test_yaml_files_say_what_the_readme_says() -> None:
