@@ -66,6 +66,8 @@ def innermost(error: BaseException) -> BaseException:
 def prepare(arguments: list[str]) -> list[str]:
     """The command line as Hydra takes it; ends the process for --help and for a choice that is not there."""
     arguments = expand_preset(arguments)
+    if {"-sc", "--shell-completion"} & set(arguments):
+        return arguments
     if "--help" in arguments or "-h" in arguments:
         print(help_text(DEFAULT_EXPERIMENT))
         sys.exit()

@@ -1,12 +1,17 @@
 """What the multi-LoRA studies say per adapter: adapters.csv, and tables of fairness and of the most requested."""
 
+from typing import Any
+
 import pandas as pd
+import torch
 
 from framework.fairness import adapter_table, fairness
+from framework.lora.segmented import Segmented
 from framework.points import write_atomically
 from framework.report import rate_title, shown_rates
 from framework.study import Study
 
+ON_CPU = "on a CPU the kernels' plain reference runs, one adapter after the other, and says nothing of their speed"
 KEY = ["arm", "rate", "seed"]
 FAIRNESS = "Fairness over adapters"
 NUM_SHOWN = 5  # adapters of each arm on the page; adapters.csv has all
@@ -63,3 +68,10 @@ def most_requested(adapters: pd.DataFrame) -> pd.DataFrame:
     shown = adapters.groupby("arm", sort=False).head(NUM_SHOWN)
     scaled = {header: scale * shown[name] for name, (header, scale) in COLUMNS.items()}
     return pd.DataFrame({"arm": shown["arm"], "adapter": shown["adapter_id"], **scaled})
+
+
+def reference_notes(loras: dict[str, Any], device: torch.device) -> list[str]:
+    """A sentence on the arms whose way of serving adapters is there for its kernels, where `device` has none."""
+    strategies = {arm: lora.keywords.get("strategy") for arm, lora in loras.items()}
+    arms = [arm for arm, strategy in strategies.items() if strategy is not None and strategy.func is Segmented]
+    return [f"{', '.join(arms)}: {ON_CPU}"] if arms and device.type == "cpu" else []

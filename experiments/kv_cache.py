@@ -30,6 +30,7 @@ TEXT_COLUMNS = ["sampling", "cache", "text"]
 DEFINITIONS = {
     "Last ÷ first tokens": f"median time of the last {NUM_EDGE} tokens / of the first {NUM_EDGE} after the first one",
     "Cache faster from": f"the token from which on the cached time stays below, as running medians over {SMOOTHING}",
+    "Without ÷ with": "seconds without a cache / with one, until the last token",
     "Same text": "whether the output with a cache is, token by token, the output without",
 }
 CAPTION = "Time of every output token and time until it, medians over the repeats. The first token includes the prompt."

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from experiments.adapter_tables import reference_notes
 from framework.arms import with_keywords
 from framework.config import describe
 from framework.console import make_console
@@ -26,7 +27,10 @@ from framework.report import conclude
 from framework.speed import check_sizes, get_ready, measure_decode
 
 ADAPTER = "adapter-0"
-LESSON = "rank 2 on a 1024 × 1024 matrix: {:.2%} (reported: 0.39%, lesson 5)"
+LESSON = (
+    "rank 2 on a 1024 × 1024 matrix: 2 · (1024 + 1024) / 1024² = {:.2%} (reported: 0.39%, lesson 5); smaller matrices "
+    "have a larger share, and the table is of all matrices that the adapter is on"
+)
 CAPTION = (
     "Left, one adapter's parameters over its rank; right, decode steps with it beside the weights, merged, or absent."
 )
@@ -42,6 +46,7 @@ COLUMNS = {  # of the page's table: column → header, and what it is multiplied
     "effect": ("served − no adapter", 1),
 }
 DEFINITIONS = {
+    "Share of the model": "the adapter's parameters / the model's",
     "Served": "the adapter's product is computed beside the weights, in every step",
     "Merged": "the adapter is folded into the weights, once",
     "Merged − served": "root mean square of the difference of the logits / of the logits; so is served − no adapter",
@@ -86,10 +91,10 @@ def run(
     engines = EngineCache(resolved, lambda message: None)
     arm = {"model": model, "quantization": quantization, "engine": engine}
     measure = partial(measure_adapter, sizes=(batch_size, context, num_steps), prompt_len=prompt_len, seed=seed)
-    base = measure(engines.get(arm | {"lora": partial(serve_base)}))
     rows = []
     for rank in ranks:
         with console.status(f"rank {rank}"):
+            base = measure(engines.get(arm | {"lora": partial(serve_base)}))  # each time: a machine's speed drifts
             adapters = with_keywords(lora.keywords["adapters"], ranks=[rank])
             served = measure(
                 engines.get(arm | {"lora": with_keywords(lora, adapters=adapters, num_slots=1, max_rank=rank)})
@@ -112,7 +117,7 @@ def run(
                 {header: scale * table[name] for name, (header, scale) in COLUMNS.items()}
             )
         },
-        notes=[LESSON.format(2 * (1024 + 1024) / 1024**2)],
+        notes=[LESSON.format(2 * (1024 + 1024) / 1024**2), *reference_notes({"served": lora}, resolved)],
         definitions=DEFINITIONS,
     )
 

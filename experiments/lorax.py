@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.adapter_tables import reference_notes
 from experiments.lorax_ablation import (
     Axes,
     Corners,
@@ -39,6 +40,16 @@ CAPTIONS = {
     "the other; dashed: the full stack without adapters. Right: what each is worth alone over the naive corner, in "
     "turn, and last, over the full stack without it.",
     "combinations": "Mean normalized latency over output throughput, one curve per LoRA strategy, one marker per rate.",
+}
+
+DEFINITIONS = {
+    "Naive; full stack": "the options that the path of techniques begins with and ends with; the factors compare the "
+    "highest output throughput over the rates, each measured once per seed: what is within some per cent is noise",
+    "× naive": "a combination's highest output throughput / the naive one's",
+    "Alone": "the naive combination with this technique / without it",
+    "In turn": "with this technique and those above it / with those above it only",
+    "Last": "the full stack / the full stack without this technique",
+    "Tokens/s of a stream": "its tokens / (its arrival → its last token)",
 }
 
 
@@ -100,7 +111,12 @@ def run(
         tracking,
         captions=CAPTIONS,
         tables=lambda points: ablation_tables(points, axes, corners) | timed,
-        notes=lambda points: describe_streams(timed) + describe_ablation(points, corners),
+        notes=lambda points: [
+            *describe_streams(timed),
+            *describe_ablation(points, corners),
+            *reference_notes({arm: components["lora"] for arm, components in study.arms.items()}, study.device),
+        ],
+        definitions=DEFINITIONS,
     )
     study.raise_failures()
 

@@ -5,7 +5,7 @@ An arm is called after its options in the axes' order, such as `continuous+int8+
 
 from dataclasses import dataclass
 from itertools import product
-from math import nan
+from math import isnan, nan
 from typing import Any
 
 import pandas as pd
@@ -114,9 +114,17 @@ def describe_ablation(points: pd.DataFrame, corners: Corners) -> list[str]:
     output = most_output(points).to_dict()
     naive, full, ceiling = (output.get(name_of(one), nan) for one in (corners.naive, corners.full, corners.ceiling))
     product_alone = contributions(points, corners)["alone"].prod(skipna=False)
+    served = saturation(points)
+    unknown = [
+        name
+        for name in dict.fromkeys(map(name_of, (corners.naive, corners.full, corners.ceiling)))
+        if name in served and isnan(served[name])
+    ]
+    at_least = f"{' and '.join(unknown)}: no rate was too much, so that the output is a lower bound; add higher rates"
     return [
         f"{name_of(corners.naive)} → {name_of(corners.full)}: {naive:,.0f} → {full:,.0f} output tok/s, "
         f"{full / naive:.2f}× together; the factors of each alone multiply to {product_alone:.2f}×",
         f"without adapters ({name_of(corners.ceiling)}): {ceiling:,.0f} output tok/s, so that adapters cost "
         f"{1 - full / ceiling:.0%}",
+        *([at_least] if unknown else []),
     ]

@@ -12,8 +12,8 @@ DECADE = 10
 def steps_by_arm(cases: pd.DataFrame, base: str, title: str) -> Figure:
     """Over the batch size, one line per arm: left, time from one decode step to the next (ms), on logarithmic axes.
 
-    Right, how much of it is more than that of the arm `base`, if there is one. `cases` has the columns `arm`,
-    `num_seqs` and `elapsed` (s).
+    Right, on linear ones, how much of it is more than that of the arm `base`, if there is one. `cases` has the columns
+    `arm`, `num_seqs` and `elapsed` (s).
     """
     times = 1e3 * cases.pivot_table(index="num_seqs", columns="arm", values="elapsed", sort=False)
     with mpl.rc_context(STYLE):
@@ -29,10 +29,11 @@ def steps_by_arm(cases: pd.DataFrame, base: str, title: str) -> Figure:
                     table.index, table[arm], label=arm, linestyle=LINES[index % len(LINES)],
                     color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
                 )  # fmt: skip
-            label_batch_sizes(axes, cases["num_seqs"])
+        label_batch_sizes(panels[0], cases["num_seqs"])
         label_log_axis(panels[0].yaxis)
-        if has_base:
-            panels[1].set(ylabel=f"more than {base} (ms)")
+        if has_base:  # linear both ways: what grows linearly is a straight line
+            panels[1].set(xlabel=panels[0].get_xlabel(), ylabel=f"more than {base} (ms)")
+            panels[1].set_xlim(left=0)
             panels[1].set_ylim(bottom=0)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=4, title=title, title_fontsize=8)

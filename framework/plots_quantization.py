@@ -44,9 +44,14 @@ def quality_bytes(models: pd.DataFrame, title: str) -> Figure:
                     colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
                     axes.errorbar(row[name], index, xerr=xerr, color=colour, marker=marker)
             axes.set_xlabel(label)
-            if is_log:
+            positive = shown[name][shown[name] > 0]
+            if is_log and positive.max() > 5 * positive.min():
                 axes.set_xscale("log")
                 label_log_axis(axes.xaxis)
+            else:
+                axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+                if is_log:
+                    axes.set_xlim(left=0)
         figure.axes[0].set_xlim(left=0)
         figure.axes[0].set_yticks(shown.index, shown["arm"])
         figure.axes[0].set_ylim(len(shown) - 0.5, -0.5)

@@ -274,3 +274,9 @@ def test_jobs_share_a_folder_and_the_last_draws_the_whole_figure(smallest, tmp_p
     svg = (folder / "figures" / "latency_rate.svg").read_text()
     assert all(f"<!-- {rate} -->" in svg for rate in (50, 60, 70))
     assert len(Page(folder / "report.html").rows) == 1 + 2 * 3
+
+
+def test_shell_completion_reaches_hydra(cli):
+    code, output = cli("-sc", "install=bash")
+    assert code == 0
+    assert "complete" in output

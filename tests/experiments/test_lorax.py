@@ -50,8 +50,10 @@ def test_an_arm_that_fails_leaves_the_others_and_no_bars(cli, smallest, tmp_path
 
 
 def make_points(outputs):
-    rows = [{"arm": arm, "rate": rate, "output_throughput": value * rate} for arm, value in outputs.items()
-            for rate in (0.5, 1.0)]  # fmt: skip
+    """At the higher rate only the arms with `x` keep up."""
+    rows = [{"arm": arm, "rate": rate, "output_throughput": value * rate, "sustained_arrival_rate": rate,
+             "sustained_throughput": rate if rate < 1 or "x" in arm else 0.5, "slo_attainment": 1.0}
+            for arm, value in outputs.items() for rate in (0.5, 1.0)]  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -65,7 +67,9 @@ def test_contributions_alone_in_turn_and_last():
         {"technique": "a → b", "before": 10.0, "output": 20.0, "alone": 2.0, "in_turn": 2.0, "last": 3.0},
         {"technique": "x → y", "before": 20.0, "output": 90.0, "alone": 3.0, "in_turn": 4.5, "last": 4.5},
     ]
-    assert "9.00× together; the factors of each alone multiply to 6.00×" in describe_ablation(points, CORNERS)[0]
+    together, _, unknown = describe_ablation(points, CORNERS)
+    assert "9.00× together; the factors of each alone multiply to 6.00×" in together
+    assert unknown.startswith("a+x and b+x: no rate was too much")
     without = contributions(points[points["arm"] != "b+x"], CORNERS)
     assert without["alone"].isna().tolist() == [True, False]
     assert without["last"].isna().tolist() == [False, True]
