@@ -59,7 +59,10 @@ def check_choices(arguments: list[str]) -> None:
             continue
         for option in value.split(","):
             if option != "null" and option not in known[group]:
-                raise ValueError(f"{group}={option}: there is no such {group}{suggest(option, known[group])}")
+                study, slash, _ = option.partition("/")
+                presets = [name for name in known[group] if name.startswith(f"{study}/")]
+                allowed = (presets or [study]) if slash and study in known[group] else known[group]
+                raise ValueError(f"{group}={option}: there is no such {group}{suggest(option, allowed)}")
 
 
 def help_text(default_study: str) -> str:

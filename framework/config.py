@@ -78,8 +78,9 @@ def locate(dotted_path: str, path: str) -> Callable[..., Any]:
 
 
 def suggest(word: str, allowed: Any) -> str:
-    """'; did you mean …' for a typo, with everything that is allowed."""
-    close = difflib.get_close_matches(word, list(allowed), n=1)
+    """'; did you mean …' for a typo or a part of a name, with everything that is allowed."""
+    parts = [name for name in allowed if word in name and len(word) > 2]
+    close = difflib.get_close_matches(word, list(allowed), n=1) or parts
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{hint}; allowed: {', '.join(allowed)}"
 
