@@ -72,7 +72,7 @@ def prepare(arguments: list[str]) -> list[str]:
         print(help_text(DEFAULT_EXPERIMENT))
         sys.exit()
     try:
-        check_choices(arguments)
+        check_choices(arguments, DEFAULT_EXPERIMENT)
     except ValueError as error:
         sys.exit(f"error: {error}")
     return arguments

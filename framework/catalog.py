@@ -38,21 +38,34 @@ def about(study: str) -> str:
     return next(line.removeprefix("# ") for line in lines if line.startswith("# ") and not line.startswith("# @"))
 
 
-def keys() -> set[str]:
-    """What may stand on the left of `key=value`: groups, and the keys of any study."""
-    files = [CONF / "config.yaml", *(CONF / EXPERIMENT).rglob("*.yaml")]
-    return {*groups(), *(key for path in files for key in re.findall(r"^(\w+):", path.read_text(), re.MULTILINE))}
+def keys(study: str) -> set[str]:
+    """What may stand on the left of `key=value`: groups, and the keys of the study and its presets."""
+    files = [CONF / "config.yaml", CONF / EXPERIMENT / f"{study}.yaml", *(CONF / EXPERIMENT / study).glob("*.yaml")]
+    return {
+        *groups(),
+        *(key for path in files for key in re.findall(r"(?:^|@)(\w+)[:.]", path.read_text(), re.MULTILINE)),
+    }
 
 
-def check_choices(arguments: list[str]) -> None:
-    """Raise ValueError, with the nearest name, for a key or a group's option that there is none of."""
-    known = groups()
+def check_choices(arguments: list[str], default_study: str) -> None:
+    """Raise ValueError, with the nearest name, for a group's option or a study's key that there is none of."""
+    check_options(arguments)
+    chosen = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{EXPERIMENT}=")]
+    study = (chosen or [default_study])[-1].partition("/")[0]
+    if study not in groups()[EXPERIMENT]:  # several at once
+        return
+    allowed = keys(study)
     for argument in arguments:
         key, equals, _ = argument.partition("=")
-        if equals and re.fullmatch(r"\w+", key) and key not in keys():
-            close = difflib.get_close_matches(key, keys(), n=1)
+        if equals and re.fullmatch(r"\w+", key) and key not in allowed:
+            close = difflib.get_close_matches(key, allowed, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"there is no key {key!r}{hint} (--cfg job prints all)")
+            raise ValueError(f"{study} has no key {key!r}{hint} (--cfg job prints all)")
+
+
+def check_options(arguments: list[str]) -> None:
+    known = groups()
+    for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
         group = key.partition("@")[0]
         if group not in known or not re.fullmatch(r"[\w./,-]*", value):  # Hydra has a grammar for more than names
