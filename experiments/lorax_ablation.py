@@ -115,16 +115,15 @@ def describe_ablation(points: pd.DataFrame, corners: Corners) -> list[str]:
     naive, full, ceiling = (output.get(name_of(one), nan) for one in (corners.naive, corners.full, corners.ceiling))
     product_alone = contributions(points, corners)["alone"].prod(skipna=False)
     served = saturation(points)
-    unknown = [
-        name
-        for name in dict.fromkeys(map(name_of, (corners.naive, corners.full, corners.ceiling)))
-        if name in served and isnan(served[name])
-    ]
-    at_least = f"{' and '.join(unknown)}: no rate was too much, so that the output is a lower bound; add higher rates"
+    names = dict.fromkeys(map(name_of, (corners.naive, corners.full, corners.ceiling)))
+    unsaturated = [name for name in names if name in served and isnan(served[name])]
     return [
         f"{name_of(corners.naive)} → {name_of(corners.full)}: {naive:,.0f} → {full:,.0f} output tok/s, "
         f"{full / naive:.2f}× together; the factors of each alone multiply to {product_alone:.2f}×",
         f"without adapters ({name_of(corners.ceiling)}): {ceiling:,.0f} output tok/s, so that adapters cost "
         f"{1 - full / ceiling:.0%}",
-        *([at_least] if unknown else []),
+        *(
+            f"{name}: no rate was too much, so that its output is a lower bound; add higher rates"
+            for name in unsaturated
+        ),
     ]

@@ -219,8 +219,8 @@ def added_by_adapters(medians: pd.DataFrame) -> list[str]:
         return []
     more = (times - times.loc[BASE]).drop(BASE)
     return [
-        "reported (lesson 6, whose steps are of GPT-2): the loop grows linearly over the batch size, the gather stays "
-        "nearly flat; that is what adapters add below, as the step without them grows too where the device computes it",
+        "reported (lesson 6, GPT-2): the loop grows linearly over the batch size, the gather stays nearly flat; to "
+        f"compare with what adapters add, since the step without them ({BASE}) grows too once it is compute-bound",
         *(
             f"{arm}: adapters add {short(row.iloc[0])} ms to a decode step of batch {row.index[0]}, "
             f"{short(row.iloc[-1])} ms to one of batch {row.index[-1]}"

@@ -83,12 +83,12 @@ def report(
             notes=[*sentences, *(f"Failed: {message}" for message in study.failures)],
             definitions=definitions,
         )
+        configs = {arm: describe(components) for arm, components in study.arms.items()}
+        tracking(points, configs, figures, study=name, output_dir=study.output_dir)  # may fail: the page is on disk
     for caption, table in added.items():
         print_frame(study.console, table, caption)
     for line in [*sentences, *(f"wrote {path}" for path in (csv, study.output_dir / "points", *figures))]:
         say(line)
-    configs = {arm: describe(components) for arm, components in study.arms.items()}
-    tracking(points, configs, figures, study=name, output_dir=study.output_dir)  # last: a tracker may fail
     return points
 
 

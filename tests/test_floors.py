@@ -3,9 +3,10 @@
 import pytest
 import torch
 import yaml
+from torch.testing._internal.two_tensor import TwoTensor
 
 from framework.core import Batch, Request, Sequence
-from framework.floors import Costs, Work, attention_work, model_costs, step_work
+from framework.floors import Costs, Work, attention_work, model_costs, num_bytes, step_work
 from framework.models.config import parse_config
 from framework.models.loading import build_model
 from tests.test_config import CONF
@@ -74,3 +75,9 @@ def test_the_longer_of_both_is_the_floor(rate, floor, is_bandwidth_bound):
     work = Work(num_bytes=50.0, num_flops=200.0)
     assert work.floor(10.0, rate) == floor
     assert work.is_bandwidth_bound(10.0, rate) == is_bandwidth_bound
+
+
+def test_a_tensor_made_of_others_counts_as_these():
+    """As torchao's, whose own nbytes are those of the dtype it stands for."""
+    parts = torch.zeros(3, 4), torch.zeros(3, 4)
+    assert num_bytes([TwoTensor(*parts), torch.zeros(5)]) == 2 * 48 + 20

@@ -1,19 +1,25 @@
 """Errors of weights and logits, KL and agreement: by hand, and against the schemes' own dequantization."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from framework.kernels.int8 import dequantize_int8, quantize_int8
+from framework.models.loading import load_model
 from framework.perplexity import window_losses
 from framework.quality import Comparison, block_error, compare, compare_logits, read_tokens, weight_errors
 from framework.quantization import fp8, int8_dynamic, int8_weight_only, none, zero_point
 from tests.quantization.models import CONFIGS, make_model
+
+TINY = Path(__file__).parents[1] / "models" / "tiny"
 
 
 def test_two_tokens_by_hand():
@@ -105,3 +111,30 @@ def test_a_text_is_read_as_it_is_or_refused(tmp_path):
     path.write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"text.txt is no UTF-8 text"):
         read_tokens(path, model, None)
+
+
+@pytest.mark.parametrize(("bias", "change"), [(0.0, 0.0006), (100.0, 0.033), (300.0, 0.45)])
+def test_a_key_channel_far_above_the_others_costs_an_int8_cache_its_quality(tmp_path, bias, change):
+    """As in README: `tiny` as a Qwen2 model, with a bias on one rotary pair of its keys."""
+    config = json.loads((TINY / "config.json").read_text())
+    weights = {name: weight.float() for name, weight in load_file(TINY / "model.safetensors").items()}
+    num_heads, num_kv_heads, head_dim = (
+        config[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    biases = torch.zeros(num_kv_heads, head_dim)
+    biases[:, head_dim // 2 - 1], biases[:, -1] = bias, -bias / 2
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}.self_attn."
+        weights[prefix + "q_proj.bias"] = torch.zeros(num_heads * head_dim)
+        weights[prefix + "k_proj.bias"] = biases.flatten().clone()
+        weights[prefix + "v_proj.bias"] = torch.zeros(num_kv_heads * head_dim)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "qwen2", "use_sliding_window": False}))
+    model = load_model(
+        path=str(tmp_path), weights="pretrained", config=None, seed=0, max_model_len=None, dtype="float32",
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    text = read_tokens(TINY / "heldout.txt", model, 4096)
+    windows = {"window_len": 256, "stride": 256, "batch_size": 8}
+    summary = compare(model, model, text, kv_dtype=torch.int8, **windows).summary()
+    assert summary["perplexity_change"] == pytest.approx(change, rel=0.1)

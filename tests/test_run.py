@@ -280,3 +280,14 @@ def test_shell_completion_reaches_hydra(cli):
     code, output = cli("-sc", "install=bash")
     assert code == 0
     assert "complete" in output
+
+
+def test_a_tracker_that_fails_costs_neither_points_nor_page(cli, smallest, tmp_path, monkeypatch):
+    monkeypatch.setattr("framework.tracking.has_api_key", lambda: False)
+    online = [override for override in smallest if override != "tracking=none"] + ["tracking.mode=online"]
+    code, output = cli(*online, "rates=[50]")
+    assert code == 1
+    assert "error: tracking.mode=online needs an account" in output
+    folder = tmp_path / "outputs" / "continuous_batching"
+    assert len(pd.read_csv(folder / "points.csv")) == 2
+    check_page(Page(folder / "report.html"), folder)

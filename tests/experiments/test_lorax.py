@@ -67,9 +67,9 @@ def test_contributions_alone_in_turn_and_last():
         {"technique": "a → b", "before": 10.0, "output": 20.0, "alone": 2.0, "in_turn": 2.0, "last": 3.0},
         {"technique": "x → y", "before": 20.0, "output": 90.0, "alone": 3.0, "in_turn": 4.5, "last": 4.5},
     ]
-    together, _, unknown = describe_ablation(points, CORNERS)
+    together, _, *unsaturated = describe_ablation(points, CORNERS)
     assert "9.00× together; the factors of each alone multiply to 6.00×" in together
-    assert unknown.startswith("a+x and b+x: no rate was too much")
+    assert [line.partition(":")[0] for line in unsaturated] == ["a+x", "b+x"]
     without = contributions(points[points["arm"] != "b+x"], CORNERS)
     assert without["alone"].isna().tolist() == [True, False]
     assert without["last"].isna().tolist() == [False, True]
