@@ -10,7 +10,7 @@ are rounded like what an int8 one holds.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +101,8 @@ def paged_decode(
     num_sms, has_pdl = device_facts(qkv.device)
     if tiles is None:
         tiles = choose_tiles(num_rows, num_kv_heads, num_sms, cache.scales is not None)
+        if qkv.element_size() == 4:  # same bytes per tile
+            tiles = replace(tiles, block_keys=tiles.block_keys // 2)
     if num_splits is None:
         num_splits = choose_splits(num_rows, num_kv_heads, num_sms)
     if num_rows * num_kv_heads > MAX_COUNTERS:

@@ -120,13 +120,13 @@ def test_what_a_step_needs_comes_before_it_and_the_rest_beside_it(monkeypatch):
     monkeypatch.setattr(own.pool, "put", lambda slot, rows: log.append(f"copy to {slot}"))
     sequence = Sequence(Request(0, 0.0, 1, 1))
     sequence.adapter_slot = 1
-    assert own.bring(Batch([sequence], [0], [1], 1, 0, {1: "a", 2: "b"})).waits().keys() == {1}
+    assert own.bring(Batch([sequence], [0], [1], 1, 0, {1: "a", 2: "b"})).waits(hidden=0.0).keys() == {1}
     assert log == ["copy to 1"]
     own.prefetch()
     assert log[1:] == ["copies waits", "copy to 2"]
     assert own.bring(Batch([sequence], [1], [1], 0, 1)) is None
     sequence.adapter_slot = 2
-    assert own.bring(Batch([sequence], [1], [1], 0, 1)).waits().keys() == {2}
+    assert own.bring(Batch([sequence], [1], [1], 0, 1)).waits(hidden=0.0).keys() == {2}
     assert log[3:] == ["steps waits"]
     own.prefetch()
     assert own.bring(Batch([sequence], [1], [1], 0, 1)) is None
