@@ -112,7 +112,8 @@ def choose_int8_tiles(
     num_row_blocks, num_tiles = ceil_div(rows, block_m), ceil_div(weight_rows, 64)
     most_splits = power_of_two(max(1, in_features // 1024) + 1) // 2
     if rows == 1 and not gated and num_tiles < 4 * num_sms:
-        tiles = Tiles(1, 8, 512 if weight_rows >= 6144 else 1024, 1, num_warps=4, num_stages=1, prefetch=1)
+        block_k, prefetch = 512 if weight_rows >= 6144 else 1024, 0 if normed else 1
+        tiles = Tiles(1, 8, block_k, 1, num_warps=4, num_stages=1, prefetch=prefetch)
         if in_features < 4096:
             tiles = choose_tiles(rows, out_features, in_features, num_sms, gated, normed)
     elif block_m <= 32 and num_tiles >= num_sms:
@@ -122,9 +123,7 @@ def choose_int8_tiles(
         block_k, num_stages, split_k = (256, 3, 8) if in_features >= 8192 else (128, 4, 4)
         tiles = Tiles(block_m, 64, block_k, min(split_k, most_splits), num_warps=2, num_stages=num_stages, prefetch=1)
     elif block_m == 32:
-        split_k = min(4, most_splits)
-        num_stages = 3 if num_tiles * split_k > 2 * num_sms else 4
-        tiles = Tiles(block_m, 64, 256, split_k, num_warps=2, num_stages=num_stages, prefetch=1)
+        tiles = Tiles(block_m, 64, 128, min(8, most_splits), num_warps=2, num_stages=3, prefetch=1)
     elif block_m == 64:
         block_n, num_warps = (64, 4) if num_sms // 2 < num_tiles <= num_sms else (128, 8)
         split_k = min(4, most_splits) if num_tiles <= num_sms else 1

@@ -100,7 +100,7 @@ def paged_decode(
     group = num_heads // num_kv_heads
     num_sms, has_pdl = device_facts(qkv.device)
     if tiles is None:
-        tiles = choose_tiles(num_rows, num_kv_heads, num_sms, cache.scales is not None)
+        tiles = choose_tiles(num_rows, num_kv_heads, num_sms, head_dim, cache.scales is not None)
         if qkv.element_size() == 4:  # same bytes per tile
             tiles = replace(tiles, block_keys=tiles.block_keys // 2)
     if num_splits is None:
@@ -136,14 +136,17 @@ def choose_splits(num_rows: int, num_kv_heads: int, num_sms: int) -> int:
     return 8 if num_programs < PROGRAMS_PER_SM * num_sms else 1
 
 
-def choose_tiles(num_rows: int, num_kv_heads: int, num_sms: int, is_int8: bool = False) -> DecodeTiles:
-    """By what was fastest on an H200: short splits while programs are few."""
+def choose_tiles(
+    num_rows: int, num_kv_heads: int, num_sms: int, head_dim: int = 128, is_int8: bool = False
+) -> DecodeTiles:
+    """By what was fastest inside a step on an H200: short splits while programs are few."""
     num_programs = num_rows * num_kv_heads
-    min_keys = 128 if 4 * num_programs < num_sms else 512
+    is_few = 4 * num_programs < num_sms
+    min_keys = 128 if is_few else 512
     if is_int8:
         return DecodeTiles(block_keys=128, min_keys=min_keys)
-    if num_programs < num_sms:
-        return DecodeTiles(block_keys=128, num_stages=3 if min_keys == 128 else 2, min_keys=min_keys)
+    if is_few and head_dim <= 64:
+        return DecodeTiles(block_keys=64, num_warps=2, num_stages=2, min_keys=64)
     if num_programs <= 2 * num_sms:
-        return DecodeTiles(num_warps=2, min_keys=min_keys)
+        return DecodeTiles(block_keys=128, num_stages=3 if is_few else 2, min_keys=min_keys)
     return DecodeTiles(num_stages=2, min_keys=min_keys)
