@@ -268,7 +268,7 @@ class TorchEngine:
             self._decoder.reset()
         cache = {"num_blocks": self.num_blocks, "block_size": self.block_size}
         for num_seqs, num_prompt_tokens in warm_up_sizes(
-            max_num_seqs, self.max_model_len, **cache, on_gpu=self.is_on_gpu, adapters=self.num_adapter_slots > 0
+            max_num_seqs, self.max_model_len, **cache, on_gpu=self.is_on_gpu
         ):
             self.on_progress(f"warming up: {num_seqs} prompts of {num_prompt_tokens} tokens")
             self._prompts = dict.fromkeys(range(num_seqs), np.zeros(num_prompt_tokens, dtype=np.int32))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from framework.core import Batch, Request, Sequence
 from framework.kernels.lora import MANY_ROWS
+from framework.models.linear import Linear
 
 # Prompt tokens: one for each size of the blocks' kernels, and one beyond
 LENGTHS = (16, 1, 32, 64, 128, 256, 600)
@@ -13,7 +14,7 @@ BATCHES = (16, 32, 64, 128)  # prompts of one token: one for each size of the vo
 
 
 def warm_up_sizes(
-    max_num_seqs: int, max_model_len: int, *, num_blocks: int, block_size: int, on_gpu: bool, adapters: bool
+    max_num_seqs: int, max_model_len: int, *, num_blocks: int, block_size: int, on_gpu: bool
 ) -> list[tuple[int, int]]:
     """How many prompts of how many tokens: on a GPU every number of rows that has kernels of its own."""
     capacity = min(num_blocks * block_size, max_model_len) - 1
@@ -21,12 +22,10 @@ def warm_up_sizes(
         return [(1, max(1, min(LENGTHS[0], capacity)))]
     sizes = {(1, max(1, min(length, capacity))) for length in LENGTHS}
     sizes |= {(min(num_seqs, max_num_seqs, num_blocks), 1) for num_seqs in BATCHES}
-    most = max(1, min(max_num_seqs, num_blocks // (capacity // block_size + 1)))
-    sizes.add((min(most, 3), max(1, min(32, capacity))))  # many rows for a short context too
-    if adapters:  # their kernels have other tiles for so many rows
-        length = max(1, min(MANY_ROWS + 1, capacity))
-        most = max(1, min(max_num_seqs, num_blocks // (length // block_size + 1)))
-        sizes.add((min(most, MANY_ROWS // length + 1), length))
+    many_rows = max(MANY_ROWS, Linear.fused_rows) + 1  # beyond, adapters have larger tiles and blocks are compiled
+    length = max(1, min(many_rows, capacity))
+    most = max(1, min(max_num_seqs, num_blocks // (length // block_size + 1)))
+    sizes.add((min(most, -(-many_rows // length)), length))
     return sorted(sizes)
 
 

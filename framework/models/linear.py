@@ -7,10 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from framework.kernels.linear import Surroundings, fused_linear, fused_norm, plain_linear, plain_norm
+from framework.kernels.linear import (
+    Surroundings,
+    fused_linear,
+    fused_norm,
+    is_own_faster,
+    library_linear,
+    plain_linear,
+    plain_norm,
+)
 
 Norm = nn.RMSNorm | nn.LayerNorm
 
@@ -19,9 +26,8 @@ class SurroundedLinear(nn.Module):
     """What linear layers share, however they keep their weights; `compute` is each one's own.
 
     Calls of up to `max_fused_rows` rows take a fused kernel: none do until an engine sets it to `fused_rows`, or in the
-    vocabulary head to `fused_head_rows`, up to which that kernel is the fastest; for silu_gate that is up to
-    `fused_gated_rows`. `lora` gives what adapters add to the product: (rows, in_features), normed → (rows, out_features
-    of the weight).
+    vocabulary head to `fused_head_rows`, up to which that kernel is the fastest. `lora` gives what adapters add to the
+    product: (rows, in_features), normed → (rows, out_features of the weight).
     """
 
     in_features: int
@@ -29,7 +35,6 @@ class SurroundedLinear(nn.Module):
     weight: Tensor
     fused_rows = 0
     fused_head_rows = 0
-    fused_gated_rows = 0
     max_fused_rows = 0
     lora: Callable[[Tensor], Tensor] | None = None
 
@@ -41,19 +46,14 @@ class SurroundedLinear(nn.Module):
         x is (rows, in_features); where there are adapters both products share one norm, in a launch of its own.
         `silu_gate` halves the columns: silu of the first half times the second. `gelu` is the tanh approximation.
         """
-        most_rows = self.max_fused_rows
-        if activation == "silu_gate" and most_rows:
-            most_rows = max(most_rows, self.fused_gated_rows)
-        is_fused = 0 < x.shape[0] <= most_rows
+        is_fused = 0 < x.shape[0] <= self.max_fused_rows
         norm_weight = None if norm is None else norm.weight
         norm_bias = norm.bias if isinstance(norm, nn.LayerNorm) else None
         norm_eps = 0.0 if norm is None or norm.eps is None else norm.eps
         delta = None
         if self.lora is not None:
             if norm_weight is not None:
-                x = (fused_norm if is_fused and not torch.compiler.is_compiling() else plain_norm)(
-                    x, norm_weight, norm_bias, norm_eps
-                )
+                x = (fused_norm if is_fused else plain_norm)(x, norm_weight, norm_bias, norm_eps)
                 norm_weight = norm_bias = None
             delta = self.lora(x)
         surroundings: Surroundings = {  # a literal: torch.compile cannot follow the call of a TypedDict
@@ -73,42 +73,11 @@ class SurroundedLinear(nn.Module):
 class Linear(SurroundedLinear, nn.Linear):
     """With weights in floating point."""
 
-    fused_rows = 64  # beyond, cuBLAS with compiled surroundings is faster (H200, bfloat16)
+    fused_rows = 256  # beyond, torch.compile's surroundings are as good
     fused_head_rows = 128
-    fused_gated_rows = 256
 
     def compute(self, x: Tensor, is_fused: bool, surroundings: Surroundings) -> Tensor:
         linear = plain_linear
         if is_fused:
-            linear = opaque_fused_linear if torch.compiler.is_compiling() else fused_linear
+            linear = fused_linear if is_own_faster(x.shape[0], self.out_features) else library_linear
         return linear(x, self.weight, self.bias, **surroundings)
-
-
-@torch.library.custom_op("framework::fused_linear", mutates_args=())
-def opaque_fused_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    norm_eps: float = 0.0,
-    delta: Tensor | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """fused_linear inside a compiled block, for any number of rows: its tiles depend on them."""
-    surroundings: Surroundings = {
-        "norm_weight": norm_weight,
-        "norm_bias": norm_bias,
-        "norm_eps": norm_eps,
-        "delta": delta,
-        "activation": activation,
-        "residual": residual,
-    }
-    return fused_linear(x, weight, bias, **surroundings)
-
-
-@opaque_fused_linear.register_fake
-def _(x: Tensor, weight: Tensor, *surroundings: Tensor | float | str | None) -> Tensor:
-    is_gated = any(isinstance(each, str) and each == "silu_gate" for each in surroundings)
-    return x.new_empty(x.shape[0], weight.shape[0] // 2 if is_gated else weight.shape[0])
