@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from framework.core import Batch, Request, Sequence
-from framework.kernels.lora import MANY_ROWS
-from framework.models.linear import Linear
 
 # Prompt tokens: one for each size of the blocks' kernels, and one beyond
 LENGTHS = (16, 1, 32, 64, 128, 256, 600)
+MANY_ROWS = 257  # blocks are compiled, and the kernels of adapters have larger tiles
 BATCHES = (16, 32, 64, 128)  # prompts of one token: one for each size of the vocabulary head's
 
 
@@ -22,10 +21,9 @@ def warm_up_sizes(
         return [(1, max(1, min(LENGTHS[0], capacity)))]
     sizes = {(1, max(1, min(length, capacity))) for length in LENGTHS}
     sizes |= {(min(num_seqs, max_num_seqs, num_blocks), 1) for num_seqs in BATCHES}
-    many_rows = max(MANY_ROWS, Linear.fused_rows) + 1  # beyond, adapters have larger tiles and blocks are compiled
-    length = max(1, min(many_rows, capacity))
+    length = max(1, min(MANY_ROWS, capacity))
     most = max(1, min(max_num_seqs, num_blocks // (length // block_size + 1)))
-    sizes.add((min(most, -(-many_rows // length)), length))
+    sizes.add((min(most, MANY_ROWS // length + 1), length))
     return sorted(sizes)
 
 

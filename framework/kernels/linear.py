@@ -21,8 +21,6 @@ from framework.kernels.triton_support import counters as counters_of
 ACTIVATIONS = (None, "silu_gate", "gelu")
 MAX_VECTOR_WEIGHTS = 2**25  # beyond, tensor cores are faster for one row too
 MAX_VECTOR_FEATURES = 3072
-MAX_SHARING_ROWS = 64  # beyond, cuBLAS is faster where tiles must share sums
-MANY_FEATURES = 2**14
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,33 +127,6 @@ def fused_linear(
         if x.element_size() == 4:  # same bytes per tile
             tiles = replace(tiles, block_k=tiles.block_k // 2)
     return launch_linear(x, weight, bias, norm_weight, norm_bias, norm_eps, delta, activation, residual, tiles)
-
-
-def is_own_faster(rows: int, weight_rows: int) -> bool:
-    """Whether fused_linear beats library_linear up to 256 rows, as measured inside a step on an H200 in bfloat16."""
-    return rows <= MAX_SHARING_ROWS or weight_rows >= MANY_FEATURES
-
-
-def library_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    norm_eps: float = 0.0,
-    delta: Tensor | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """plain_linear with the norm in one launch and a product that adds to `delta` and `residual` itself."""
-    if norm_weight is not None:
-        x = fused_norm(x, norm_weight, norm_bias, norm_eps)
-    added = [each for each in (delta, residual) if each is not None]
-    if activation is None and bias is None and added:
-        return torch.addmm(sum(added[1:], start=added[0]), x, weight.T)
-    surroundings: Surroundings = {"delta": delta, "activation": activation, "residual": residual}
-    return plain_linear(x, weight, bias, **surroundings)
 
 
 def problem_size(x: Tensor, weight: Tensor, activation: str | None) -> tuple[int, int, int, bool]:

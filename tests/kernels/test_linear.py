@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 
-from framework.kernels.linear import Tiles, choose_tiles, fused_linear, is_own_faster, library_linear, plain_linear
+from framework.kernels.linear import Tiles, choose_tiles, fused_linear, plain_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NORMS = (None, "rms", "layer")
@@ -137,29 +137,6 @@ def test_what_adapters_add_comes_before_the_activation(triton, activation, tiles
 def test_more_splits_than_tiles_of_input_features(triton):
     check(1, 9, 70, (None, False, None, False), SPLIT_VECTOR)
     check(2, 9, 40, (None, False, "gelu", False), SPLIT_MATRIX)
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("norm", NORMS)
-def test_the_librarys_product_with_all_that_surrounds_it(triton, norm, activation):
-    for has_bias, has_residual, has_delta in product([False, True], repeat=3):
-        x, weight, keywords = make_case(5, 2 * 19, 130, (norm, has_bias, activation, has_residual))
-        if has_delta:
-            keywords["delta"] = torch.randn(5, 2 * 19, generator=torch.Generator().manual_seed(0)).to(x)
-        before = {name: value.clone() for name, value in keywords.items() if torch.is_tensor(value)}
-        output = library_linear(x, weight, **keywords)
-        torch.testing.assert_close(output.double(), reference(x, weight, keywords), rtol=1e-5, atol=1e-4)
-        assert all(torch.equal(keywords[name], value) for name, value in before.items())
-
-
-def test_the_own_product_is_for_few_rows_or_many_features():
-    shapes = [(6144, 4096), (28672, 4096), (16384, 2048), (3072, 768)]
-    assert [[is_own_faster(rows, shape[0]) for shape in shapes] for rows in (1, 64, 65, 256)] == [
-        [True] * 4,
-        [True] * 4,
-        [False, True, True, False],
-        [False, True, True, False],
-    ]
 
 
 @pytest.mark.parametrize("gated", [False, True])
