@@ -142,7 +142,7 @@ def test_torchao_is_as_near_and_as_small(family):
 def test_which_rows_take_a_fused_kernel(name):
     model = SCHEMES[name][0](make_model("llama"))
     configure_model(model, fused=True, compile=True)
-    rows = {"none": 32, "int8_weight_only": 256, "int8_groups": 256, "int8_whole": 256, "int8_dynamic": 2**15}.get(
+    rows = {"none": 64, "int8_weight_only": 256, "int8_groups": 256, "int8_whole": 256, "int8_dynamic": 2**15}.get(
         name, 0
     )
     assert {layer.o_proj.max_fused_rows for layer in model.layers} == {rows}
