@@ -26,6 +26,7 @@ CACHES = {"without": False, "with": True}  # a cache
 NUM_LIKELY = 10
 NUM_EDGE = 16  # tokens at either end of the output, for how much slower the last ones are
 SMOOTHING = 9  # tokens; single ones are too noisy to say from where on one curve is below another
+CROSSOVER = "cache faster from token"
 TEXT_COLUMNS = ["sampling", "cache", "text"]
 DEFINITIONS = {
     "Last ÷ first tokens": f"median time of the last {NUM_EDGE} tokens / of the first {NUM_EDGE} after the first one",
@@ -33,7 +34,10 @@ DEFINITIONS = {
     "Without ÷ with": "seconds without a cache / with one, until the last token",
     "Same text": "whether the output with a cache is, token by token, the output without",
 }
-CAPTION = "Time of every output token and time until it, medians over the repeats. The first token includes the prompt."
+CAPTION = (
+    "Time of every output token and time until it, medians over the repeats. The first token includes the prompt. "
+    "Grey: from there on the cache is faster."
+)
 
 
 def run(
@@ -75,7 +79,9 @@ def run(
     with console.status("") as status:
         tokens, texts = measure(engines, scheduler, request, num_repeats, status.update)
     curves = tokens.groupby(["sampling", "cache", "token"], sort=False, as_index=False)["elapsed"].median()
-    summary = pd.DataFrame([compare(curves, texts, sampling) for sampling in samplings])
+    rows = [compare(curves, texts, sampling) for sampling in samplings]
+    summary = pd.DataFrame(rows)
+    crossovers = {row["sampling"]: row[CROSSOVER] for row in rows}
     outputs = pd.DataFrame([[*key, repr(tokenizer.decode(text))] for key, text in texts.items()], columns=TEXT_COLUMNS)
     surroundings = environment(resolved)
     title = f"{loaded.config.model_type}, {num_output_tokens} tokens on {surroundings['device']}"
@@ -87,7 +93,7 @@ def run(
         title=title,
         environment=surroundings,
         files={"kv_cache.json": record | {"summary": summary.to_dict("records")}, "tokens.csv": tokens},
-        figures={"token_times": (token_times(curves, title), CAPTION)},
+        figures={"token_times": (token_times(curves, crossovers, title), CAPTION)},
         tables={
             "Seconds without and with a cache": summary,
             f"The {NUM_LIKELY} most likely tokens after {prompt!r}": likely,
@@ -141,7 +147,7 @@ def compare(curves: pd.DataFrame, texts: dict[tuple[str, str], list[int]], sampl
         "without ÷ with": float(without.sum() / cached.sum()),
         "last ÷ first tokens, without": growth(without),
         "last ÷ first tokens, with": growth(cached),
-        "cache faster from token": faster_from(cached, without),
+        CROSSOVER: faster_from(cached, without),
         "same text": "yes" if not differing else f"up to token {differing[0] - 1}",
     }
 

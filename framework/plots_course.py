@@ -10,11 +10,12 @@ from framework.plots import COLOURS, COLUMN_WIDTH, LINES, MARKERS, STYLE, TEXT_W
 REGIONS = {"bandwidth-bound": "#56B4E9", "compute-bound": "#E69F00"}
 
 
-def token_times(curves: pd.DataFrame, title: str) -> Figure:
+def token_times(curves: pd.DataFrame, faster_from: dict[str, int | None], title: str) -> Figure:
     """Left, time per token (ms) over the token's index; right, the time (s) until it.
 
     `curves` has the columns `sampling`, `cache`, `token` (from 1) and `elapsed` (s): a colour per `cache`, a line style
-    per `sampling`.
+    per `sampling`. `faster_from` has the token of each sampling from which on the cache pays: a line left, if there is
+    one.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(TEXT_WIDTH, 2.6))
@@ -29,6 +30,14 @@ def token_times(curves: pd.DataFrame, title: str) -> Figure:
             }
             left.plot(rows["token"], 1e3 * rows["elapsed"], **style)
             right.plot(rows["token"], rows["elapsed"].cumsum(), **style)
+        for sampling, token in faster_from.items():
+            if token is not None:
+                style = {
+                    "linestyle": LINES[samplings.index(sampling) % len(LINES)],
+                    "color": "#555555",
+                    "linewidth": 0.8,
+                }
+                left.axvline(token, label=f"cache faster from token {token}, {sampling}", **style)
         left.set(ylabel="time of this token (ms)")
         right.set(ylabel="time until this token (s)")
         for axes in (left, right):
