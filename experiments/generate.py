@@ -69,7 +69,7 @@ def run(
     notes = []
     if schema is not None:
         tables[COST] = schema_cost(sequences, scheduler, torch_engine)
-        notes = [describe_documents(sequences), describe_cost(tables[COST])]
+        notes = [describe_documents(sequences, tokenizer or load_tokenizer(loaded.config)), describe_cost(tables[COST])]
     for caption, table in tables.items():
         print_frame(console, table, caption)
     for line in [*notes, f"wrote {path}"]:
@@ -192,10 +192,21 @@ def schema_cost(sequences: list[Sequence], scheduler: Any, engine: Any) -> pd.Da
     return pd.DataFrame(medians).groupby(decode["schema"]).median().reindex(list(runs)).reset_index()
 
 
-def describe_documents(sequences: list[Sequence]) -> str:
-    num_whole = sum(map(is_stopped, sequences))
-    cut = "" if num_whole == len(sequences) else "; the others are cut off at num_output_tokens"
-    return f"{num_whole} of {len(sequences)} outputs are whole documents of the schema{cut}"
+def describe_documents(sequences: list[Sequence], tokenizer: Tokenizer) -> str:
+    """How many outputs ended, and whether all of these can be read as JSON."""
+    ended = [tokenizer.decode(each.output_token_ids[:-1]) for each in sequences if is_stopped(each)]
+    num_whole = sum(map(is_json, ended))
+    cut = "" if len(ended) == len(sequences) else "; the others are cut off at num_output_tokens"
+    broken = f"; {len(ended) - num_whole} ended as no JSON" if num_whole < len(ended) else ""
+    return f"{num_whole} of {len(sequences)} outputs are whole documents of the schema{broken}{cut}"
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def describe_cost(cost: pd.DataFrame) -> str:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from experiments.generate import describe_documents
+from framework.core import Request, Sequence
 from tests.html_page import Page, check_page
 from tests.models.checkpoints import greedy, make_hf_model
 
@@ -151,3 +153,17 @@ def test_a_wrong_json_schema_is_one_clear_message(cli, tmp_path, json_schema, me
     assert message in output
     assert "Traceback" not in output
     assert not list(tmp_path.rglob("generations.jsonl"))
+
+
+def test_an_output_that_ended_as_no_json_is_told():
+    class Letters:
+        def decode(self, token_ids):
+            return "".join(map(chr, token_ids))
+
+    sequences = [Sequence(Request(0, 0.0, 1, 9, stop_token_ids=frozenset({0}))) for _ in range(3)]
+    for sequence, text in zip(sequences, ("[1]\0", "[1\0", "[1"), strict=True):
+        sequence.output_token_ids = list(map(ord, text))
+    assert describe_documents(sequences, Letters()) == (
+        "1 of 3 outputs are whole documents of the schema; 1 ended as no JSON; "
+        "the others are cut off at num_output_tokens"
+    )
