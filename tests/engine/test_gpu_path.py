@@ -160,3 +160,10 @@ def test_blocks_are_configured_anew_each_time():
 def test_what_needs_a_gpu_says_so(option):
     with pytest.raises(ValueError, match=f"engine.{option}=true needs a GPU"):
         make_engine(**{option: True})
+
+
+@pytest.mark.parametrize("capacity", [40, 200, 4096])
+def test_the_warm_up_reaches_blocks_that_are_compiled(capacity):
+    sizes = warm_up.warm_up_sizes(64, capacity, num_blocks=2048, block_size=16, on_gpu=True)
+    assert max(num_seqs * length for num_seqs, length in sizes) > 256
+    assert all(length < capacity for _, length in sizes)

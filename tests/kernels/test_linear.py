@@ -150,6 +150,15 @@ def test_tiles_are_powers_of_two_and_splits_have_work(rows, out_features, in_fea
     assert tiles.block_m == 1 or min(rows, 16) <= tiles.block_m <= 128
 
 
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("rows", [1, 16, 32, 64, 128])
+def test_tiles_fit_into_shared_memory(rows, name):
+    weight_rows, in_features, (norm, _, activation, _) = REAL[name]
+    gated = activation == "silu_gate"
+    tiles = choose_tiles(rows, weight_rows // (1 + gated), in_features, 132, gated, norm is not None)
+    assert 2 * (tiles.block_m + tiles.block_n) * tiles.block_k * tiles.num_stages <= 227 * 2**10  # bytes of an SM
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 class TestOnGPU:

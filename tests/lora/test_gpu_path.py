@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from framework.core import Batch, Request, Sequence
-from framework.engine import placement
+from framework.engine import in_flight, placement
 from framework.engine.compilation import MAX_COMPILED_ROWS, configure_model
 from framework.engine.torch_engine import TorchEngine
 from framework.kernels.lora import lora_delta
@@ -131,3 +131,8 @@ def test_what_a_step_needs_comes_before_it_and_the_rest_beside_it(monkeypatch):
     own.prefetch()
     assert own.bring(Batch([sequence], [1], [1], 0, 1)) is None
     assert len(log) == 4
+
+
+def test_what_passed_beside_the_step_before_was_not_waited_for():
+    loading = in_flight.Loading({1, 2}, host=0.5)
+    assert [loading.waits(hidden) for hidden in (0.0, 0.25, 2.0)] == [{1: w, 2: w} for w in (0.5, 0.25, 0.0)]
