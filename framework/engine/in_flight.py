@@ -39,10 +39,13 @@ class Loading:
     host: float
     events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
 
-    def waits(self, hidden: float) -> dict[int, float]:
-        """Seconds per slot, once the step is over; the first `hidden` passed while the step before still ran."""
+    def waits(self, hidden: float, elapsed: float) -> dict[int, float]:
+        """Seconds per slot, once the step is over and `elapsed` charged for it, of which waiting can be no more.
+
+        The first `hidden` seconds passed while the step before still ran.
+        """
         device = 0.0 if self.events is None else 1e-3 * self.events[0].elapsed_time(self.events[1])
-        return dict.fromkeys(self.slots, max(0.0, self.host - hidden) + device)
+        return dict.fromkeys(self.slots, min(max(0.0, self.host - hidden) + device, elapsed))
 
 
 @dataclass(frozen=True, slots=True)

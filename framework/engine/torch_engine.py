@@ -181,7 +181,8 @@ class TorchEngine:
         elapsed = self._collected_time - begun
         tokens = iter(sampled)
         token_ids = [next(tokens) if is_sampled else None for is_sampled in launched.samples]
-        waits = {} if launched.loading is None else launched.loading.waits(begun - launched.start_time)
+        hidden = begun - launched.start_time
+        waits = {} if launched.loading is None else launched.loading.waits(hidden, elapsed)
         return StepResult(token_ids, elapsed, prepare=launched.prepare, device=device, adapter_waits=waits)
 
     @torch.inference_mode()

@@ -125,9 +125,9 @@ def choose_int8_tiles(
     elif block_m == 32:
         tiles = Tiles(block_m, 64, 128, min(8, most_splits), num_warps=2, num_stages=3, prefetch=1)
     elif block_m == 64:
-        block_n, num_warps = (64, 4) if num_sms // 2 < num_tiles <= num_sms else (128, 8)
-        split_k = min(4, most_splits) if num_tiles <= num_sms else 1
-        tiles = Tiles(block_m, block_n, 128, split_k, num_warps=num_warps, num_stages=3, prefetch=2)
+        block_n, num_warps = (64, 4) if num_tiles <= num_sms else (128, 8)
+        split_k = min(8 if in_features >= 8192 else 4, most_splits) if num_tiles <= num_sms else 1
+        tiles = Tiles(block_m, block_n, 128, split_k, num_warps=num_warps, num_stages=3, prefetch=1)
     elif num_tiles > 2 * num_sms:
         tiles = Tiles(block_m, 128, 128, 1, num_warps=8, num_stages=3, prefetch=2)
     else:
@@ -185,7 +185,7 @@ def choose_dynamic_tiles(rows: int, out_features: int, in_features: int, num_sms
     block_m = 64 if rows <= 64 else 128
     num_tiles = ceil_div(rows, block_m) * ceil_div(out_features * (2 if gated else 1), 64)
     if num_tiles > 1.2 * num_sms:
-        return Tiles(block_m, 128, 128, 1, num_warps=8, num_stages=4, prefetch=2)
+        return Tiles(block_m, 128, 128, 1, num_warps=8, num_stages=4 if block_m == 64 else 3, prefetch=2)
     split_k = 2 if num_tiles <= num_sms // 2 and in_features >= 2048 else 1
     return Tiles(block_m, 64, 256, split_k, num_warps=4, num_stages=4, prefetch=2)
 

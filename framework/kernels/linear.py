@@ -258,9 +258,9 @@ def choose_tiles(
 def _vector_tiles(out_features: int, in_features: int, num_sms: int, normed: bool) -> Tiles:
     """For one row without tensor cores; more features per program where that still gives every SM one."""
     if out_features < 8 * num_sms and in_features >= 2048:
-        return Tiles(1, 4, 1024, 1, num_warps=4, num_stages=1, prefetch=4)
+        return Tiles(1, 4, 1024, 1, num_warps=2, num_stages=1, prefetch=8)
     if in_features < 2048:
-        return Tiles(1, 8, 256, 1, num_warps=4, num_stages=1, prefetch=4)
+        return Tiles(1, 16 if normed else 4, 256, 1, num_warps=4, num_stages=1, prefetch=8)
     return Tiles(1, 16, 512, 1, num_warps=4, num_stages=1, prefetch=0 if normed else 8)
 
 

@@ -74,7 +74,7 @@ def test_adapters_that_come_and_go_change_no_token(family, num_slots, overlap, p
     assert tokens == expected
     assert sum(step.num_adapter_loads for step in steps) > 4
     assert sum(step.adapter_wait > 0 for step in steps) >= 4
-    assert all(step.adapter_wait <= step.elapsed + 1e-3 for step in steps)
+    assert all(step.adapter_wait <= step.elapsed for step in steps)
 
 
 @pytest.mark.parametrize("strategy", [Gathered, Segmented])

@@ -120,13 +120,13 @@ def test_what_a_step_needs_comes_before_it_and_the_rest_beside_it(monkeypatch):
     monkeypatch.setattr(own.pool, "put", lambda slot, rows: log.append(f"copy to {slot}"))
     sequence = Sequence(Request(0, 0.0, 1, 1))
     sequence.adapter_slot = 1
-    assert own.bring(Batch([sequence], [0], [1], 1, 0, {1: "a", 2: "b"})).waits(hidden=0.0).keys() == {1}
+    assert own.bring(Batch([sequence], [0], [1], 1, 0, {1: "a", 2: "b"})).waits(hidden=0.0, elapsed=1.0).keys() == {1}
     assert log == ["copy to 1"]
     own.prefetch()
     assert log[1:] == ["copies waits", "copy to 2"]
     assert own.bring(Batch([sequence], [1], [1], 0, 1)) is None
     sequence.adapter_slot = 2
-    assert own.bring(Batch([sequence], [1], [1], 0, 1)).waits(hidden=0.0).keys() == {2}
+    assert own.bring(Batch([sequence], [1], [1], 0, 1)).waits(hidden=0.0, elapsed=1.0).keys() == {2}
     assert log[3:] == ["steps waits"]
     own.prefetch()
     assert own.bring(Batch([sequence], [1], [1], 0, 1)) is None
@@ -135,4 +135,5 @@ def test_what_a_step_needs_comes_before_it_and_the_rest_beside_it(monkeypatch):
 
 def test_what_passed_beside_the_step_before_was_not_waited_for():
     loading = in_flight.Loading({1, 2}, host=0.5)
-    assert [loading.waits(hidden) for hidden in (0.0, 0.25, 2.0)] == [{1: w, 2: w} for w in (0.5, 0.25, 0.0)]
+    waits = [loading.waits(*passed) for passed in ((0.0, 1.0), (0.25, 1.0), (2.0, 1.0), (0.25, 0.125))]
+    assert waits == [{1: seconds, 2: seconds} for seconds in (0.5, 0.25, 0.0, 0.125)]
