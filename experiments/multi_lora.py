@@ -224,7 +224,7 @@ def added_by_adapters(medians: pd.DataFrame) -> list[str]:
         *(
             f"{arm}: adapters add {short(row.iloc[0])} ms to a decode step of batch {row.index[0]}, "
             f"{short(row.iloc[-1])} ms to one of batch {row.index[-1]}"
-            for arm, row in more.iterrows()
+            for arm, row in ((arm, row.dropna()) for arm, row in more.iterrows())
         ),
     ]
 
