@@ -36,7 +36,8 @@ DEFINITIONS = {
     "Latency per token": "(last token − first token) / (output tokens − 1) of a batch",
     "Throughput": "batch size / latency per token; with the prompts: all output tokens / (start → last token)",
     "Prompts": "start → first tokens: the step that computes the padded prompts",
-    "Compute-bound": "a decode step's FLOPs / rate are more than its bytes / read bandwidth, both ceilings measured",
+    "Compute-bound": "a decode step's FLOPs / rate are more than its bytes / read bandwidth; both ceilings are "
+    "measured first, on a CPU in five rounds, of which the best counts",
 }
 COLUMNS = {  # of the page's table: header, and what its seconds are multiplied with
     "batch_size": ("batch size", 1),

@@ -2,24 +2,33 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from framework.console import make_console, print_frame
+from framework.console import make_console
 from framework.core import Request, Sequence
 from framework.engines import make_scheduler
 from framework.metrics import step_table
 from framework.models.tokenizer import Tokenizer, load_tokenizer
-from framework.pages import write_record
+from framework.plots_course import output_times
 from framework.provenance import environment, resolve_device
 from framework.replay import replay
+from framework.report import conclude
 from framework.trace.recorded import locate
 
 EXAMPLE = "The quick brown fox"
-COST = "Decode steps with and without the schema, medians"
-NUM_REPEATS = 3  # of the runs with and without, in turns
+COST = "Decode steps with and without the schema, medians over repeats in turns [least, most]"
+CAPTION = "Time of every token since the one before it, one curve per output; all are in one batch."
+DEFINITIONS = {
+    "Tokens/s": "output tokens / E2E, of this prompt among the others",
+    "Time of a token": "since the one before; the first one's since all prompts arrived",
+    "Cost of a schema": "the median over the repeats of their medians; [least, most] is a 97% interval of it, whatever "
+    "the distribution; the difference is of the two runs of one repeat",
+}
+NUM_REPEATS = 6  # of the runs with and without: the median of six is between least and most with 1 - 2 / 2^6 = 97%
 
 
 def run(
@@ -44,7 +53,7 @@ def run(
     is loaded and `text` is null. With neither there is an example. `ignore_eos` false ends an output at the model's
     end-of-sequence token. `adapter` is the id of one of lora.adapters (None: the base model); of a list, each answers
     every prompt. Outputs are documents of `json_schema`: the schema, its JSON text, or a file that has it; what that
-    costs is measured.
+    costs is measured. The times are in `token_times.csv` and a figure, too.
     """
     if prompts is None:
         prompts = [] if prompt_token_ids else [EXAMPLE]
@@ -68,22 +77,22 @@ def run(
     tables = {"Generations": write_generations(path, sequences, tokenizer)}
     notes = []
     if schema is not None:
-        tables[COST] = schema_cost(sequences, scheduler, torch_engine)
+        tables[COST] = cost_table(schema_cost(sequences, scheduler, torch_engine))
         notes = [describe_documents(sequences, tokenizer or load_tokenizer(loaded.config)), describe_cost(tables[COST])]
-    for caption, table in tables.items():
-        print_frame(console, table, caption)
-    for line in [*notes, f"wrote {path}"]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    surroundings = environment(torch_engine.device)
-    write_record(
+    surroundings, times = environment(torch_engine.device), time_table(sequences)
+    title = f"generations on {surroundings['device']}"
+    conclude(
+        console,
         path.parent,
-        title=f"generations on {surroundings['device']}",
+        title=title,
         environment=surroundings,
-        figures={},
+        files={"token_times.csv": times},
+        figures={"token_times": (output_times(times, title), CAPTION)},
         tables=tables,
         notes=notes,
-        definitions={"Tokens/s": "output tokens / E2E, of this prompt among the others"},
+        definitions=DEFINITIONS,
     )
+    console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def read_schema(json_schema: dict[str, Any] | str) -> str:
@@ -167,8 +176,21 @@ def is_stopped(sequence: Sequence) -> bool:
     return sequence.output_token_ids[-1] in sequence.request.stop_token_ids
 
 
+def time_table(sequences: list[Sequence]) -> pd.DataFrame:
+    """One row per token: `output` (from 0), `token` (from 1) and `elapsed`, the time (s) since the one before."""
+    rows = [
+        {"output": index, "token": token, "elapsed": time - before}
+        for index, sequence in enumerate(sequences)
+        for token, (before, time) in enumerate(pairwise([0.0, *sequence.token_times]), start=1)
+    ]
+    return pd.DataFrame(rows)
+
+
 def schema_cost(sequences: list[Sequence], scheduler: Any, engine: Any) -> pd.DataFrame:
-    """Decode steps of the same batches with the schema and without it: medians (ms) per step and per output token."""
+    """Decode steps of the same batches with the schema and without it, in turns.
+
+    One row per (schema, repeat): medians (ms) per step and per output token; NaN where no step decodes.
+    """
     constrained = [sequence.request for sequence in sequences]
     free = [
         replace(
@@ -181,15 +203,28 @@ def schema_cost(sequences: list[Sequence], scheduler: Any, engine: Any) -> pd.Da
     ]
     runs = {"with": constrained, "without": free}
     parts = []
-    for _ in range(NUM_REPEATS):
-        for name, requests in runs.items():
+    for repeat in range(NUM_REPEATS):
+        for name, requests in list(runs.items())[:: -1 if repeat % 2 else 1]:
             _, steps = replay(requests, make_scheduler(scheduler, engine), engine)
-            parts.append(step_table(steps).assign(schema=name))
+            parts.append(step_table(steps).assign(schema=name, repeat=repeat))
     steps = pd.concat(parts)
     decode = steps[steps["phase"] == "decode"]
     times = 1e3 * decode["elapsed"]
-    medians = {"step (ms)": times, "per token (ms)": times / decode["num_output_tokens"]}
-    return pd.DataFrame(medians).groupby(decode["schema"]).median().reindex(list(runs)).reset_index()
+    columns = pd.DataFrame({"step (ms)": times, "per token (ms)": times / decode["num_output_tokens"]})
+    medians = columns.groupby([decode["schema"], decode["repeat"]]).median()
+    return medians.reindex(pd.MultiIndex.from_product([runs, range(NUM_REPEATS)]))
+
+
+def cost_table(medians: pd.DataFrame) -> pd.DataFrame:
+    """With, without and their difference in the same repeat: medians over the repeats, from the least to the most."""
+    with_schema, without = medians.loc["with"], medians.loc["without"]
+    rows = {"with": with_schema, "without": without, "difference": with_schema - without}
+    columns = {
+        f"{name}{end}": [statistic(values[name]) for values in rows.values()]
+        for name in medians
+        for end, statistic in {"": pd.Series.median, "_low": pd.Series.min, "_high": pd.Series.max}.items()
+    }
+    return pd.DataFrame({"schema": list(rows), **columns})
 
 
 def describe_documents(sequences: list[Sequence], tokenizer: Tokenizer) -> str:
@@ -210,5 +245,9 @@ def is_json(text: str) -> bool:
 
 
 def describe_cost(cost: pd.DataFrame) -> str:
-    with_schema, without = cost["per token (ms)"]
-    return f"the schema costs {with_schema - without:.3g} ms per token ({with_schema / without - 1:+.0%})"
+    value, low, high = (cost[f"per token (ms){end}"] for end in ("", "_low", "_high"))
+    unclear = ": no more than noise" if low[2] <= 0 <= high[2] else ""
+    return (
+        f"the schema costs {value[2]:.3g} ms per token [{low[2]:.3g}, {high[2]:.3g}] ({value[2] / value[1]:+.0%})"
+        f"{unclear}; medians over {NUM_REPEATS} repeats [least, most]"
+    )

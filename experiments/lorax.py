@@ -26,7 +26,7 @@ from framework.console import make_console
 from framework.engines import EngineCache
 from framework.metrics import aggregate
 from framework.plots import Figure
-from framework.plots_lorax import combination_curves, contribution_bars, stream_times
+from framework.plots_lorax import FACTORS, combination_curves, contribution_bars, stream_times
 from framework.points import write_atomically
 from framework.provenance import resolve_device
 from framework.replay import Clock
@@ -38,13 +38,15 @@ CAPTIONS = {
     "adapter of its own, at once and one after the other, and how many they are. Medians over the repeats.",
     "contributions": "Left: the most output throughput from the naive corner to the full stack, one technique after "
     "the other; dashed: the full stack without adapters. Right: what each is worth alone over the naive corner, in "
-    "turn, and last, over the full stack without it.",
+    "turn, and last, over the full stack without it: means over seeds, with 95% intervals.",
     "combinations": "Mean normalized latency over output throughput, one curve per LoRA strategy, one marker per rate.",
 }
 
 DEFINITIONS = {
     "Naive; full stack": "the options that the path of techniques begins with and ends with; the factors compare the "
-    "highest output throughput over the rates, each measured once per seed: what is within some per cent is noise",
+    "highest output throughput over the rates",
+    "Factor [low, high]": "computed per seed, where both arms serve the same requests; the mean over seeds and its 95% "
+    "interval (Student's t). A factor whose interval includes 1 is noise",
     "× naive": "a combination's highest output throughput / the naive one's",
     "Alone": "the naive combination with this technique / without it",
     "In turn": "with this technique and those above it / with those above it only",
@@ -95,10 +97,11 @@ def run(
     )  # fmt: skip
 
     def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
-        techniques, output = contributions(points, corners), most_output(points)
+        techniques = contributions(points, corners)
+        highest = float(most_output(points, [name_of(ceiling)]).mean(axis=None))
         bars: dict[str, Figure] = {}
-        if name_of(ceiling) in output and techniques.notna().all(axis=None):  # no arm on the path has failed
-            bars["contributions"] = contribution_bars(techniques, output[name_of(ceiling)], "the full stack")
+        if highest == highest and techniques[list(FACTORS)].notna().all(axis=None):  # no arm on the path has failed
+            bars["contributions"] = contribution_bars(techniques, highest, "the full stack")
         return bars | {
             "combinations": combination_curves(aggregate(points)),
             "streams": stream_times(tokens, study.environment["device"]),

@@ -3,20 +3,24 @@
 An arm is called after its options in the axes' order, such as `continuous+int8+segmented`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
-from math import isnan, nan
+from math import isnan
 from typing import Any
 
 import pandas as pd
 
 from framework.arms import Arms
 from framework.config import suggest
-from framework.metrics import capacity, saturation
+from framework.console import in_units
+from framework.metrics import capacity, interval_over_seeds, saturation
+from framework.plots_lorax import FACTORS
 
 Axes = dict[str, dict[str, dict[str, Any]]]  # axis → option → the components that it sets
 COMBINATIONS = "Every combination: the most output at any rate, and what it is worth over the naive corner"
 CONTRIBUTIONS = "What each technique contributes, as a factor of the most output"
+COLUMNS = {"output": ("output (tok/s)", 1), **{name: (f"{text} (×)", 1) for name, text in FACTORS.items()}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,10 @@ def check_corners(corners: Corners, axes: Axes) -> None:
         raise ValueError(f"naive and full are both {corners.full}: nothing changes from one to the other")
 
 
-def most_output(points: pd.DataFrame) -> "pd.Series[float]":
-    """Per arm, the highest output throughput (tok/s) over its rates, as means over seeds."""
-    return points.groupby(["arm", "rate"])["output_throughput"].mean().groupby(level="arm").max()
+def most_output(points: pd.DataFrame, arms: Iterable[str]) -> pd.DataFrame:
+    """Per arm (rows) and seed (columns), the highest output throughput (tok/s) over the rates; NaN without a point."""
+    highest = points.pivot_table(index="arm", columns="seed", values="output_throughput", aggfunc="max")
+    return highest.reindex(list(dict.fromkeys(arms)))
 
 
 def contributions(points: pd.DataFrame, corners: Corners) -> pd.DataFrame:
@@ -68,24 +73,34 @@ def contributions(points: pd.DataFrame, corners: Corners) -> pd.DataFrame:
 
     `output` is the throughput (tok/s) with it and all before it, `before` that without it. As factors: `alone` over the
     naive corner with nothing else changed, `in_turn` over `before`, `last` of the full stack over the same without it.
-    NaN where an arm has no point.
+    All are means over seeds; a factor is computed per seed, and has an interval over them. NaN where an arm has no
+    point.
     """
-    output = most_output(points).to_dict()
     rows, current = [], corners.naive
     for index, (before, after) in enumerate(zip(corners.naive, corners.full, strict=True)):
         if before == after:
             continue
         previous, current = current, changed(current, index, after)
-        arms = [
-            (current, previous),
-            (changed(corners.naive, index, after), corners.naive),
-            (corners.full, changed(corners.full, index, before)),
-        ]
-        pairs = [[output.get(name_of(one), nan) for one in pair] for pair in arms]
-        in_turn, alone, last = (with_it / without_it for with_it, without_it in pairs)
-        factors = {"alone": alone, "in_turn": in_turn, "last": last}
-        rows.append({"technique": f"{before} → {after}", "before": pairs[0][1], "output": pairs[0][0], **factors})
+        pairs = {
+            "alone": (changed(corners.naive, index, after), corners.naive),
+            "in_turn": (current, previous),
+            "last": (corners.full, changed(corners.full, index, before)),
+        }
+        row: dict[str, Any] = {"technique": f"{before} → {after}"}
+        row["output"], row["before"] = most_output(points, map(name_of, pairs["in_turn"])).mean(axis=1)
+        for name, (with_it, without_it) in pairs.items():
+            row |= factor(points, with_it, without_it, name)
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def factor(points: pd.DataFrame, with_it: list[str], without_it: list[str], name: str) -> dict[str, float]:
+    """The mean over seeds of one arm's most output / another's, as `name`, and its 95% interval."""
+    arms = [name_of(with_it), name_of(without_it)]
+    output = most_output(points, arms)
+    ratios = (output.loc[arms[0]] / output.loc[arms[1]]).rename(name).reset_index()
+    low, high = interval_over_seeds(ratios, name)
+    return {name: float(ratios[name].mean()), f"{name}_low": low, f"{name}_high": high}
 
 
 def changed(options: list[str], index: int, option: str) -> list[str]:
@@ -94,36 +109,60 @@ def changed(options: list[str], index: int, option: str) -> list[str]:
 
 def ablation_tables(points: pd.DataFrame, axes: Axes, corners: Corners) -> dict[str, pd.DataFrame]:
     """Every combination with the most it served and its capacity; and every technique with its factors."""
-    output, served, capacities = most_output(points), saturation(points), capacity(points)
+    served, capacities = saturation(points), capacity(points)
     arms = list(served)
-    combinations = pd.DataFrame([arm.split("+") for arm in arms], columns=list(axes)).assign(
+    options = [arm.split("+") for arm in arms]
+    over_naive = pd.DataFrame([factor(points, each, corners.naive, "× naive") for each in options])
+    combinations = pd.DataFrame(options, columns=list(axes)).assign(
         **{
-            "output (tok/s)": [float(output[arm]) for arm in arms],
-            "× naive": [float(output[arm]) / output.get(name_of(corners.naive), nan) for arm in arms],
+            "output (tok/s)": most_output(points, arms).mean(axis=1).to_numpy(),
+            **over_naive,
             "served at most (req/s)": [served[arm] for arm in arms],
             "capacity (req/s)": [capacities[arm] for arm in arms],
         }
     )
-    headers = {"output": "output (tok/s)", "alone": "alone (×)", "in_turn": "in turn (×)", "last": "last (×)"}
-    techniques = contributions(points, corners).drop(columns="before").rename(columns=headers)
-    return {CONTRIBUTIONS: techniques, COMBINATIONS: combinations}
+    techniques = contributions(points, corners)
+    return {
+        CONTRIBUTIONS: techniques[["technique"]].join(in_units(techniques, COLUMNS)),
+        COMBINATIONS: combinations,
+    }
 
 
 def describe_ablation(points: pd.DataFrame, corners: Corners) -> list[str]:
-    """What all techniques are worth together, and what serving adapters costs with all of them."""
-    output = most_output(points).to_dict()
-    naive, full, ceiling = (output.get(name_of(one), nan) for one in (corners.naive, corners.full, corners.ceiling))
-    product_alone = contributions(points, corners)["alone"].prod(skipna=False)
+    """What all techniques are worth together, what serving adapters costs with all of them, and what is noise."""
+    naive, full, ceiling = map(name_of, (corners.naive, corners.full, corners.ceiling))
+    names = list(dict.fromkeys([naive, full, ceiling]))
+    output = most_output(points, names).mean(axis=1)
+    techniques = contributions(points, corners)
+    together = shown(factor(points, corners.full, corners.naive, "together"))
+    without = shown(factor(points, corners.ceiling, corners.full, "without"))
     served = saturation(points)
-    names = dict.fromkeys(map(name_of, (corners.naive, corners.full, corners.ceiling)))
     unsaturated = [name for name in names if name in served and isnan(served[name])]
     return [
-        f"{name_of(corners.naive)} → {name_of(corners.full)}: {naive:,.0f} → {full:,.0f} output tok/s, "
-        f"{full / naive:.2f}× together; the factors of each alone multiply to {product_alone:.2f}×",
-        f"without adapters ({name_of(corners.ceiling)}): {ceiling:,.0f} output tok/s, so that adapters cost "
-        f"{1 - full / ceiling:.0%}",
+        f"{naive} → {full}: {output[naive]:,.0f} → {output[full]:,.0f} output tok/s, {together} together; the factors "
+        f"of each alone multiply to {techniques['alone'].prod(skipna=False):.2f}×",
+        f"without adapters ({ceiling}): {output[ceiling]:,.0f} output tok/s, {without} that with them",
+        *describe_noise(techniques),
         *(
             f"{name}: no rate was too much, so that its output is a lower bound; add higher rates"
             for name in unsaturated
         ),
     ]
+
+
+def shown(factors: dict[str, float]) -> str:
+    """A factor with its interval, if it has one."""
+    value, low, high = factors.values()
+    return f"{value:.2f}×" + ("" if isnan(low) else f" [{low:.2f}, {high:.2f}]")
+
+
+def describe_noise(techniques: pd.DataFrame) -> list[str]:
+    """The factors that these seeds cannot tell from 1; with one seed there is no telling."""
+    if techniques["alone_low"].isna().all():
+        return ["factors of one seed have no interval: what is within some per cent is noise"]
+    noise = {
+        row["technique"]: [FACTORS[name] for name in FACTORS if row[f"{name}_low"] <= 1 <= row[f"{name}_high"]]
+        for row in techniques.to_dict("records")
+    }
+    told = "; ".join(f"{technique} {', '.join(names)}" for technique, names in noise.items() if names)
+    return [f"factors that these seeds cannot tell from 1: {told or 'none'}"]

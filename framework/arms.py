@@ -61,15 +61,20 @@ def with_keywords(call: partial[Any], **keywords: Any) -> partial[Any]:
 
 
 def point_order(arms: Arms, rates: list[float | None], seeds: list[int]) -> list[tuple[str, float | None, int]]:
-    """Arms that share an engine take turns, in changing order, so that a drift of the machine's speed meets all."""
+    """All arms of one seed before the next, in changing order, so that a drift of the machine's speed meets all.
+
+    Arms that share a model, and an engine, are neighbours; the next seed begins with the engine at hand.
+    """
     models: dict[str, dict[str, list[str]]] = {}  # model → engine → arms
     for arm, components in arms.items():
         engines = models.setdefault(model_digest(components), {})
         engines.setdefault(engine_digest(components), []).append(arm)
+    neighbours = [names for engines in models.values() for names in engines.values()]
     order: list[tuple[str, float | None, int]] = []
-    for names in (names for engines in models.values() for names in engines.values()):
-        for seed in seeds:
+    for seed in seeds:
+        for names in neighbours:
             for rate in rates:
                 order += [(arm, rate, seed) for arm in names]
                 names.reverse()
+        neighbours.reverse()
     return order

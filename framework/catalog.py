@@ -9,15 +9,16 @@ from framework.config import suggest
 
 CONF = Path(__file__).parents[1] / "conf"
 EXPERIMENT = "experiment"
-HELP_WIDTH, HELP_INDENT = 110, 34
+HELP_WIDTH, HELP_INDENT = 100, 34
 OVERRIDES = {
-    "model=gpt2": "another model; model=local model.path=DIR for a checkpoint, model.weights=random without a network",
+    "model=gpt2": "another model; model=local model.path=DIR for a checkpoint",
     "device=cuda": "cpu, cuda or auto (the default: a GPU where there is one)",
-    "trace=azure_conv rates=[2,4,8]": "other arrivals, at these rates (requests/s; [null]: as recorded)",
-    "output_dir=DIR": "where the results go; the default is outputs/ and the study's name",
-    "--cfg job": "print the whole config and stop; every key in it can be overridden",
+    "trace=azure_conv rates=[2,4,8]": "other arrivals, at these rates in requests/s",
+    "output_dir=DIR": "where the results go; the default: outputs/ and the study's name",
+    "--cfg job": "print the whole config and stop; every key of it is an override",
 }
 SEE_ALSO = (
+    'Lessons are those of "Efficiently Serving LLMs": docs/course.md',
     'Names complete with the Tab key after: eval "$(python run.py -sc install=bash)" (or zsh, fish)',
     "--hydra-help lists what Hydra adds, such as sweeps with -m",
 )

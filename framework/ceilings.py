@@ -13,19 +13,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NUM_WARM_UPS, NUM_REPEATS = 3, 20
+NUM_WARM_UPS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """How large the operands are: far beyond the caches."""
+class Effort:
+    """How large the operands are, far beyond the caches; and how often all is timed, and each call in one round.
+
+    A CPU is shared: what else runs there for a while slows whole rounds down, never up.
+    """
 
     num_bytes: int
     matrix_side: int
+    num_rounds: int
+    num_repeats: int
 
 
-ON_GPU = Sizes(num_bytes=4 * 2**30, matrix_side=8192)
-ON_CPU = Sizes(num_bytes=128 * 2**20, matrix_side=512)
+ON_GPU = Effort(num_bytes=4 * 2**30, matrix_side=8192, num_rounds=1, num_repeats=20)
+ON_CPU = Effort(num_bytes=128 * 2**20, matrix_side=512, num_rounds=5, num_repeats=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +41,31 @@ class Ceilings:
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype, num_threads: int | None) -> Ceilings:
-    """Medians on `device`; on a CPU with `num_threads` (None: as they are). Takes 8 GiB of a GPU for a moment."""
+    """The best round on `device`, each with medians; on a CPU with `num_threads` (None: as they are).
+
+    Takes 8 GiB of a GPU for a moment, and some seconds of a CPU.
+    """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    sizes = ON_GPU if device.type == "cuda" else ON_CPU
-    return Ceilings(*_bandwidths(device, sizes.num_bytes), _matmul_rate(device, dtype, sizes.matrix_side))
+    effort = ON_GPU if device.type == "cuda" else ON_CPU
+    rounds = [(*_bandwidths(device, effort), _matmul_rate(device, dtype, effort)) for _ in range(effort.num_rounds)]
+    return Ceilings(*map(max, zip(*rounds, strict=True)))
 
 
-def _bandwidths(device: torch.device, num_bytes: int) -> tuple[float, float]:
+def _bandwidths(device: torch.device, effort: Effort) -> tuple[float, float]:
     """Of reading and of copying."""
-    source = torch.randn(num_bytes // 4, device=device).view(-1, 2**16)
+    source = torch.randn(effort.num_bytes // 4, device=device).view(-1, 2**16)
     target = torch.empty_like(source)
-    read = min(median_time(call, device) for call in readers(source))
-    copy = median_time(lambda: target.copy_(source), device)
-    return num_bytes / read, 2 * num_bytes / copy
+    read = min(median_time(call, device, effort.num_repeats) for call in readers(source))
+    copy = median_time(lambda: target.copy_(source), device, effort.num_repeats)
+    return effort.num_bytes / read, 2 * effort.num_bytes / copy
 
 
-def _matmul_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
+def _matmul_rate(device: torch.device, dtype: torch.dtype, effort: Effort) -> float:
+    side = effort.matrix_side
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2 * side**3 / median_time(lambda: torch.mm(a, b, out=out), device)
+    return 2 * side**3 / median_time(lambda: torch.mm(a, b, out=out), device, effort.num_repeats)
 
 
 def readers(source: Tensor) -> list[Callable[[], Tensor]]:
@@ -71,7 +81,7 @@ def readers(source: Tensor) -> list[Callable[[], Tensor]]:
     ]
 
 
-def median_time(call: Callable[[], object], device: torch.device, num_repeats: int = NUM_REPEATS) -> float:
+def median_time(call: Callable[[], object], device: torch.device, num_repeats: int) -> float:
     """Seconds of `call` after a warm-up: by CUDA events on a GPU, by the host's clock on a CPU."""
     for _ in range(NUM_WARM_UPS):
         call()

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import pandas as pd
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -96,13 +96,11 @@ def print_table(console: Console, summary: pd.DataFrame, title: str) -> None:
         title=title,
         caption=r"\[low, high]: 95% interval, over seeds if there are several, else bootstrap within the one run",
     )
-    table.add_column("arm", overflow="fold")
-    for header in ("rate\nreq/s", "done\nreq/s", "output\ntok/s"):
-        table.add_column(header, justify="right")
-    for header in ("TTFT P50\nms", "TTFT P99\nms", "TPOT P50\nms", "TPOT P99\nms", "norm. latency\nmean, ms/token"):
-        table.add_column(header, justify="right")
-    for header in ("SLO\nmet", "mean\nbatch"):
-        table.add_column(header, justify="right")
+    table.add_column("arm", no_wrap=True)
+    rates = ("rate\nreq/s", "done\nreq/s", "output\ntok/s")
+    times = ("TTFT P50\nms", "TTFT P99\nms", "TPOT P50\nms", "TPOT P99\nms", "norm. latency\nmean, ms/token")
+    for header in (*rates, *times, "SLO\nmet", "mean\nbatch"):
+        table.add_column(header, justify="right", overflow="fold")
     for _, row in summary.iterrows():
         latencies = ("ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99", "normalized_latency_mean")
         table.add_row(
@@ -154,11 +152,12 @@ def with_intervals(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
 
 
 def print_frame(console: Console, frame: pd.DataFrame, title: str, caption: str | None = None) -> None:
-    """A table as it is, numbers to the right and over their intervals."""
+    """A table as it is, numbers to the right and over their intervals; where room is short, arms keep their names."""
     table = Table(title=escape(title), caption=caption)
     names, rows = with_intervals(frame)
     for name in names:
-        table.add_column(Text(name), justify="right" if pd.api.types.is_numeric_dtype(frame[name]) else "left")
+        justify: JustifyMethod = "right" if pd.api.types.is_numeric_dtype(frame[name]) else "left"
+        table.add_column(Text(name), justify=justify, no_wrap=name == "arm", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row))
     console.print(table)

@@ -66,10 +66,10 @@ class EngineCache:
         if engine_key != self.engine_key or self.engine is None:
             self.engine, self.engine_key = None, ""
             self.warmed.clear()
-            free(self.device)
-            if model_key != self.model_key or self.model is None:
+            if model_key != self.model_key:
                 self.model, self.model_key = None, ""
-                free(self.device)
+            free(self.device)
+            if self.model is None:
                 self.model, self.model_key = make_model(arm, self.device), model_key
             self.engine, self.engine_key = arm["engine"](model=self.model), engine_key
             self.engine.on_progress = self.on_progress

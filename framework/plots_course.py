@@ -1,5 +1,8 @@
 """Figures of the course's first lessons: the time of every token; throughput and latency over the batch size."""
 
+from math import log
+from typing import Any
+
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,6 +11,7 @@ from matplotlib.figure import Figure
 from framework.plots import COLOURS, COLUMN_WIDTH, LINES, MARKERS, STYLE, TEXT_WIDTH, label_batch_sizes
 
 REGIONS = {"bandwidth-bound": "#56B4E9", "compute-bound": "#E69F00"}
+NAME_WIDTH = 0.27  # of the axes, that the name of a region takes
 
 
 def token_times(curves: pd.DataFrame, faster_from: dict[str, int | None], title: str) -> Figure:
@@ -48,6 +52,24 @@ def token_times(curves: pd.DataFrame, faster_from: dict[str, int | None], title:
         return figure
 
 
+def output_times(times: pd.DataFrame, title: str) -> Figure:
+    """Time per token (ms) over the token's index, one curve per output (the first eight).
+
+    `times` has the columns `output` (from 0), `token` (from 1) and `elapsed` (s).
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN_WIDTH * 1.35, 2.4))
+        axes = figure.subplots()
+        for output, rows in times[times["output"] < len(COLOURS)].groupby("output"):
+            style: Any = {"color": COLOURS[int(output)], "marker": MARKERS[int(output)], "markersize": 3}
+            axes.plot(rows["token"], 1e3 * rows["elapsed"], label=f"output {output + 1}", linewidth=1, **style)
+        axes.set(xlabel="output token", ylabel="time of this token (ms)", title=title)
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        axes.set_ylim(bottom=0)
+        axes.legend()
+        return figure
+
+
 def batch_tradeoff(sizes: pd.DataFrame, compute_bound_from: float, title: str) -> Figure:
     """Throughput (tok/s, left axis) and latency per token (ms, right axis) over the batch size, log₂.
 
@@ -76,12 +98,19 @@ def batch_tradeoff(sizes: pd.DataFrame, compute_bound_from: float, title: str) -
 
 
 def shade_regions(axes: Axes, first: float, last: float, border: float) -> None:
-    """Shade what binds from the batch size `first` to `last`, with half a doubling to spare on either side."""
+    """Shade what binds from the batch size `first` to `last`, with half a doubling to spare on either side.
+
+    A name that is wider than its region stands upright, where the curves leave room: they rise from left to right.
+    """
     start, end = first / 2**0.5, last * 2**0.5
     edges = [start, min(max(border, start), end), end]
     for (name, colour), low, high in zip(REGIONS.items(), edges, edges[1:], strict=False):
         if high > low:
             axes.axvspan(low, high, color=colour, alpha=0.13, linewidth=0)
-            middle = (low * high) ** 0.5
-            axes.text(middle, 0.97, name, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=7)
+            is_narrow = log(high / low) < NAME_WIDTH * log(end / start)
+            y, va = (0.03, "bottom") if is_narrow and low > start else (0.97, "top")
+            axes.text(
+                (low * high) ** 0.5, y, name, rotation=90 if is_narrow else 0, transform=axes.get_xaxis_transform(),
+                ha="center", va=va, fontsize=7,
+            )  # fmt: skip
     axes.set_xlim(start, end)

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from framework.plots import COLOURS, MARKERS, STYLE, TEXT_WIDTH, label_log_axis
+from framework.plots import COLOURS, MARKERS, STYLE, TEXT_WIDTH, errors, label_log_axis
 
 BETTER, WORSE, WHOLE = COLOURS[2], COLOURS[1], COLOURS[0]
 FACTORS = {"alone": "alone", "in_turn": "in turn", "last": "last"}
@@ -50,8 +50,8 @@ def stream_times(tokens: pd.DataFrame, title: str) -> Figure:
 def contribution_bars(techniques: pd.DataFrame, ceiling: float, label: str) -> Figure:
     """Left, the throughput (tok/s) technique by technique, dashed the `ceiling`; right, the factors of each.
 
-    `techniques` has the columns `technique`, `before`, `output` (tok/s), `alone`, `in_turn` and `last`; `label` is of
-    the last bar.
+    `techniques` has the columns `technique`, `before`, `output` (tok/s), `alone`, `in_turn` and `last`, these three
+    with their intervals; `label` is of the last bar.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(TEXT_WIDTH, 2.8))
@@ -63,7 +63,10 @@ def contribution_bars(techniques: pd.DataFrame, ceiling: float, label: str) -> F
         width = 0.8 / len(FACTORS)
         for offset, (name, text) in enumerate(FACTORS.items()):
             x = [index + (offset - 1) * width for index in range(len(techniques))]
-            bars = right.bar(x, techniques[name], width, color=COLOURS[offset], label=text)
+            bars = right.bar(
+                x, techniques[name], width, yerr=errors(techniques, name), color=COLOURS[offset], label=text,
+                error_kw={"elinewidth": 0.7},
+            )  # fmt: skip
             right.bar_label(bars, fmt="%.2f", fontsize=6)
         right.axhline(1.0, color="#555555", linewidth=0.8)
         right.set_xticks(range(len(techniques)), techniques["technique"])

@@ -3,20 +3,23 @@
 import pytest
 from hydra import compose, initialize_config_dir
 
-from framework.catalog import CONF, HELP_WIDTH, about, check_choices, groups, help_text, keys
+from framework.catalog import CONF, HELP_WIDTH, OVERRIDES, about, check_choices, groups, help_text, keys
 
 
-def test_every_study_says_what_it_is():
-    words = help_text("generate").split()
+def test_every_study_preset_and_override_has_one_line_that_says_what_it_is():
+    lines = help_text("generate").splitlines()
     for study in groups()["experiment"]:
-        line = about(study)
-        assert line[0].isupper()
-        assert " ".join(line.split()) in " ".join(words)
+        assert about(study)[0].isupper()
+        name = study.rpartition("/")[2]
+        assert [name, about(study)] in [line.strip().removeprefix("preset=").split(maxsplit=1) for line in lines]
+    for override, what in OVERRIDES.items():
+        assert f"  {override:32}{what}" in lines
+    assert len(OVERRIDES) == 5
 
 
 def test_the_help_fits_a_terminal_and_names_presets_and_groups():
     lines = help_text("continuous_batching").splitlines()
-    assert max(map(len, lines)) <= HELP_WIDTH
+    assert max(map(len, lines)) <= HELP_WIDTH == 100
     assert "Studies (without experiment=: continuous_batching)" in lines
     named = [line.split("  ")[1:3] for line in lines if line.startswith("  ")]
     assert named.index(["", "preset=course"]) > named.index(["batching", ""])

@@ -4,16 +4,25 @@ import time
 
 import torch
 
-from framework.ceilings import measure_ceilings, median_time, readers
+from framework import ceilings
+from framework.ceilings import Ceilings, measure_ceilings, median_time, readers
 
 CPU = torch.device("cpu")
 
 
 def test_ceilings_are_within_reason():
-    ceilings = measure_ceilings(CPU, torch.float32, 1)
-    assert 1e8 < ceilings.read_bandwidth < 1e13
-    assert 1e8 < ceilings.copy_bandwidth < 1e13
-    assert 1e8 < ceilings.matmul_rate < 1e15
+    measured = measure_ceilings(CPU, torch.float32, 1)
+    assert 1e8 < measured.read_bandwidth < 1e13
+    assert 1e8 < measured.copy_bandwidth < 1e13
+    assert 1e8 < measured.matmul_rate < 1e15
+
+
+def test_a_ceiling_is_that_of_the_best_round(monkeypatch):
+    """As if something else ran on the CPU in some of them."""
+    bandwidths, rates = iter([(5.0, 1.0), (9.0, 3.0), (7.0, 2.0), (2.0, 4.0), (1.0, 1.0)]), iter([4, 11, 10, 9, 6])
+    monkeypatch.setattr(ceilings, "_bandwidths", lambda *_: next(bandwidths))
+    monkeypatch.setattr(ceilings, "_matmul_rate", lambda *_: next(rates))
+    assert measure_ceilings(CPU, torch.float32, 1) == Ceilings(9.0, 4.0, 11)
 
 
 def test_every_reader_reads_everything():

@@ -53,6 +53,19 @@ def test_the_table_has_units_and_intervals():
         assert text in output
 
 
+@pytest.mark.parametrize("width", [80, 140])
+def test_an_arm_has_its_name_on_one_line(width):
+    arm = "continuous+float+segmented"
+    names = [*metric_names(), *(f"{name}{end}" for name in metric_names() for end in ("_low", "_high"))]
+    console = Console(file=io.StringIO(), width=width)
+    print_table(console, pd.DataFrame([dict.fromkeys(names, 12.345) | {"arm": arm, "rate": 2.0}]), title="study")
+    numbers = {f"column {index} has a long name": [1234567.0] for index in range(8)}
+    print_frame(console, pd.DataFrame({"arm": [arm], **numbers}), "table")
+    output = console.file.getvalue()
+    assert output.count(f" {arm} ") == 2
+    assert "…" not in output
+
+
 def test_numbers_are_short():
     values = (0.01234, 1.5, 99.96, 123.4, 45678.9)
     assert [short(value) for value in values] == [

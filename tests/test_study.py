@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from framework.arms import resolve_arms
+from framework.arms import point_order, resolve_arms
 from framework.core import StudyError
 from framework.engines import EngineCache
 from framework.lora.none import serve_base
@@ -67,6 +67,17 @@ def test_arms_that_share_a_model_load_it_once_wherever_they_stand(study):
     arms = {"first": {}, "second": {"model": other}, "third": {"scheduler": {"max_num_seqs": 2}}}
     study(arms, [1.0])
     assert LOADED == ["a", "b"]
+
+
+def test_a_seed_is_served_by_all_arms_before_the_next_which_begins_with_the_model_at_hand():
+    other = partial(load_fake_model, name="b")
+    arms = {"first": {}, "second": {"model": other}, "third": {"scheduler": {"max_num_seqs": 2}}}
+    assert point_order(resolve_arms(arms, DEFAULTS), [1.0, 2.0], [0, 1]) == [
+        *(("first", 1.0, 0), ("third", 1.0, 0), ("third", 2.0, 0), ("first", 2.0, 0)),
+        *(("second", 1.0, 0), ("second", 2.0, 0)),
+        *(("second", 1.0, 1), ("second", 2.0, 1)),
+        *(("first", 1.0, 1), ("third", 1.0, 1), ("third", 2.0, 1), ("first", 2.0, 1)),
+    ]
 
 
 def test_a_rate_is_the_same_point_however_it_is_written(study):

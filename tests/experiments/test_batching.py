@@ -6,6 +6,7 @@ from math import inf
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments.batching import compute_bound_from, decode_work, powers_of_two
 from framework.ceilings import Ceilings
@@ -85,6 +86,17 @@ def test_the_figure_names_what_binds_within_it(border, regions):
     figure = batch_tradeoff(sizes, border, "title")
     assert [text.get_text() for text in figure.axes[0].texts] == regions
     assert len(figure.axes[0].patches) == len(regions)
+
+
+@pytest.mark.parametrize("border", [1.5, 8.0, 64.0])
+def test_a_regions_name_fits_into_it_or_stands_upright(border):
+    sizes = pd.DataFrame({"batch_size": [1, 8, 128], "throughput": [1.0, 4.0, 8.0], "latency": [1.0, 2.0, 16.0]})
+    figure = batch_tradeoff(sizes.assign(floor=0.5), border, "title")
+    FigureCanvasAgg(figure).draw()
+    for text, region in zip(figure.axes[0].texts, figure.axes[0].patches, strict=True):
+        name, shaded = text.get_window_extent(), region.get_window_extent()
+        assert shaded.x0 <= name.x0 < name.x1 <= shaded.x1
+        assert shaded.y0 < name.y0 < name.y1 < shaded.y1
 
 
 def test_the_default_sizes_are_powers_of_two():

@@ -1,11 +1,14 @@
 """experiment=generate as a user calls it."""
 
 import json
+import re
 
+import pandas as pd
 import pytest
 
-from experiments.generate import describe_documents
+from experiments.generate import cost_table, describe_cost, describe_documents
 from framework.core import Request, Sequence
+from framework.plots_course import output_times
 from tests.html_page import Page, check_page
 from tests.models.checkpoints import greedy, make_hf_model
 
@@ -25,6 +28,21 @@ def test_text_in_text_out(cli, tmp_path):
         assert len(record["output_token_ids"]) == len(record["token_times"]) == 5
         assert record["token_times"] == sorted(record["token_times"])
         assert record["text"] == bytes(record["output_token_ids"]).decode(errors="replace")
+    folder = tmp_path / "outputs/generate"
+    check_page(Page(folder / "report.html"), folder)
+    assert {path.name for path in (folder / "figures").iterdir()} == {"token_times.png", "token_times.svg"}
+    times = pd.read_csv(folder / "token_times.csv")
+    assert times.groupby("output")["elapsed"].sum().tolist() == pytest.approx(
+        [record["token_times"][-1] for record in (first, second)]
+    )
+
+
+def test_the_figure_has_a_curve_per_output_in_milliseconds():
+    times = pd.DataFrame({"output": [0, 0, 1], "token": [1, 2, 1], "elapsed": [0.02, 0.004, 0.03]})
+    [axes] = output_times(times, "here").axes
+    assert [line.get_xydata().tolist() for line in axes.get_lines()] == [[[1, 20], [2, 4]], [[1, 30]]]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("output token", "time of this token (ms)")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["output 1", "output 2"]
 
 
 def test_a_local_checkpoint_with_token_ids_equals_transformers(cli, tmp_path):
@@ -123,16 +141,28 @@ def test_a_json_schema_given_in_any_way_makes_documents_and_its_cost_is_told(cli
             assert json.loads(record["text"])["ok"] in (True, False)
             assert len(record["text"]) == len(record["output_token_ids"]) - 1  # the end-of-sequence token
     assert "2 of 2 outputs are whole documents of the schema\n" in output
-    assert "the schema costs " in output
+    assert re.search(r"the schema costs [-\de.]+ ms per token \[[-\de.]+, [-\de.]+\] \([-+]\d+%\)", output)
     page = Page(tmp_path / "outputs/generate/report.html")
     check_page(page, tmp_path / "outputs/generate")
     costs = page.rows[page.rows.index(["schema", "step (ms)", "per token (ms)"]) + 1 :]
-    assert [row[0] for row in costs] == ["with", "without"]
-    assert all(float(cell) > 0 for row in costs for cell in row[1:])
+    assert [row[0] for row in costs] == ["with", "without", "difference"]
+    assert all(re.fullmatch(r"[-\d.]+\s*\[[-\d.]+, [-\d.]+\]", cell) for row in costs for cell in row[1:])
+
+
+def test_the_cost_is_a_median_of_differences_in_one_repeat():
+    index = pd.MultiIndex.from_product([("with", "without"), range(3)])
+    times = [3.0, 5.0, 9.0, 2.0, 4.5, 5.0]
+    table = cost_table(pd.DataFrame({"step (ms)": times, "per token (ms)": times}, index=index))
+    assert table.filter(like="per token").to_numpy().tolist() == [[5.0, 3.0, 9.0], [4.5, 2.0, 5.0], [1.0, 0.5, 4.0]]
+    assert describe_cost(table).startswith("the schema costs 1 ms per token [0.5, 4] (+22%); medians over")
+    less = cost_table(pd.DataFrame({"per token (ms)": [3.0, 5.0, 4.0, 2.0, 4.5, 5.0]}, index=index))
+    assert "(+11%): no more than noise;" in describe_cost(less)
 
 
 def test_a_document_that_is_cut_off_is_counted(cli, tmp_path):
     pytest.importorskip("llguidance")
+    code, output = cli(*TINY, f"json_schema={HYDRA_SCHEMA}", "num_output_tokens=1")
+    assert code == 0, output
     code, output = cli(*TINY, f"json_schema={HYDRA_SCHEMA}", "num_output_tokens=3")
     assert code == 0, output
     assert "0 of 1 outputs are whole documents of the schema; the others are cut off at num_output_tokens" in output

@@ -1,5 +1,7 @@
 """experiment=lorax as a user calls it, on the smallest model; and what techniques contribute, by hand."""
 
+import re
+
 import pandas as pd
 import pytest
 
@@ -13,7 +15,7 @@ ARMS = [f"{one}+{other}+{lora}" for one in ("static", "continuous") for other in
 
 
 def test_streams_and_every_combination(cli, smallest, tmp_path):
-    code, output = cli(*smallest, *QUICK, "rates=[2000]", "trace.num_requests=4")
+    code, output = cli(*smallest, *QUICK, "rates=[2000]", "seeds=[0,1]", "trace.num_requests=4")
     assert code == 0, output
     folder = tmp_path / "outputs/lorax"
     tokens = pd.read_csv(folder / "streams.csv")
@@ -25,23 +27,23 @@ def test_streams_and_every_combination(cli, smallest, tmp_path):
         first, second = (run[run["stream"] == stream]["time"] for stream in (0, 1))
         assert first.max() < second.min()
     points = pd.read_csv(folder / "points.csv")
-    assert points["arm"].tolist() == ARMS
+    assert points["arm"].tolist() == [arm for arm in ARMS for _ in (0, 1)]
     assert (points["num_completed"] == 4).all()
     figures = {path.stem for path in (folder / "figures").iterdir()}
     assert figures == {"contributions", "combinations", "streams"}
     assert "reported: flat with the number of adapters, lesson 7" in output
     page = Page(folder / "report.html")
     check_page(page, folder)
-    techniques = [row[0] for row in page.rows[page.rows.index(
-        ["technique", "output (tok/s)", "alone (×)", "in turn (×)", "last (×)"]
-    ) + 1 :][:3]]  # fmt: skip
-    assert techniques == ["static → continuous", "float → int8", "loop → segmented"]
+    header = ["technique", "output (tok/s)", "alone (×)", "in turn (×)", "last (×)"]
+    techniques = page.rows[page.rows.index(header) + 1 :][:3]
+    assert [row[0] for row in techniques] == ["static → continuous", "float → int8", "loop → segmented"]
+    assert all(re.fullmatch(r"[\d.]+\s*\[[-\d.]+, [\d.]+\]", cell) for row in techniques for cell in row[2:])
 
 
 def test_an_arm_that_fails_leaves_the_others_and_no_bars(cli, smallest, tmp_path):
     few = ["~axes.lora.gathered", "~axes.lora.none", "~axes.precision.float", "rates=[2000]"]
     corners = ["naive=[static,int8,loop]", "full=[continuous,int8,segmented]", "ceiling=[continuous,int8,segmented]"]
-    code, output = cli(*smallest, *QUICK, *few, *corners, "axes.lora.loop.lora.max_rank=4")
+    code, output = cli(*smallest, *QUICK, *few, *corners, "axes.lora.loop.lora.max_rank=4", "seeds=[0]")
     assert code == 1
     assert "has rank 8, more than lora.max_rank=4" in output
     folder = tmp_path / "outputs/lorax"
@@ -50,10 +52,10 @@ def test_an_arm_that_fails_leaves_the_others_and_no_bars(cli, smallest, tmp_path
 
 
 def make_points(outputs):
-    """At the higher rate only the arms with `x` keep up."""
-    rows = [{"arm": arm, "rate": rate, "output_throughput": value * rate, "sustained_arrival_rate": rate,
+    """Of each arm, a throughput per seed at the higher rate, where only the arms with `x` keep up."""
+    rows = [{"arm": arm, "rate": rate, "seed": seed, "output_throughput": value * rate, "sustained_arrival_rate": rate,
              "sustained_throughput": rate if rate < 1 or "x" in arm else 0.5, "slo_attainment": 1.0}
-            for arm, value in outputs.items() for rate in (0.5, 1.0)]  # fmt: skip
+            for arm, values in outputs.items() for seed, value in enumerate(values) for rate in (0.5, 1.0)]  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -61,18 +63,35 @@ CORNERS = Corners(naive=["a", "x"], full=["b", "y"], ceiling=["b", "x"])
 
 
 def test_contributions_alone_in_turn_and_last():
-    points = make_points({"a+x": 10.0, "a+y": 30.0, "b+x": 20.0, "b+y": 90.0})
+    points = make_points({"a+x": [10.0], "a+y": [30.0], "b+x": [20.0], "b+y": [90.0]})
     table = contributions(points, CORNERS)
-    assert table.to_dict("records") == [
-        {"technique": "a → b", "before": 10.0, "output": 20.0, "alone": 2.0, "in_turn": 2.0, "last": 3.0},
-        {"technique": "x → y", "before": 20.0, "output": 90.0, "alone": 3.0, "in_turn": 4.5, "last": 4.5},
+    assert table[["technique", "before", "output", "alone", "in_turn", "last"]].to_numpy().tolist() == [
+        ["a → b", 10.0, 20.0, 2.0, 2.0, 3.0],
+        ["x → y", 20.0, 90.0, 3.0, 4.5, 4.5],
     ]
-    together, _, *unsaturated = describe_ablation(points, CORNERS)
+    together, _, noise, *unsaturated = describe_ablation(points, CORNERS)
     assert "9.00× together; the factors of each alone multiply to 6.00×" in together
+    assert noise == "factors of one seed have no interval: what is within some per cent is noise"
     assert [line.partition(":")[0] for line in unsaturated] == ["a+x", "b+x"]
     without = contributions(points[points["arm"] != "b+x"], CORNERS)
     assert without["alone"].isna().tolist() == [True, False]
     assert without["last"].isna().tolist() == [False, True]
+
+
+def test_factors_are_of_one_seed_each_with_an_interval_over_them():
+    """Twice as much is served in one seed as in the other, by every arm; a → b is 2 in both, x → y around 1."""
+    points = make_points({"a+x": [10.0, 20.0], "a+y": [11.0, 18.0], "b+x": [20.0, 40.0], "b+y": [22.0, 36.0]})
+    continuous, precision = contributions(points, CORNERS).to_dict("records")
+    names = ("alone", "in_turn", "last")
+    assert (continuous["before"], continuous["output"]) == (15.0, 30.0)
+    assert [continuous[f"{name}{end}"] for name in names for end in ("", "_low", "_high")] == [2.0] * 9
+    half_width = 12.706 * 0.1  # Student's t of one degree of freedom × the standard error of 0.9 and 1.1
+    for name in names:
+        bounds = [precision[f"{name}{end}"] for end in ("", "_low", "_high")]
+        assert bounds == pytest.approx([1.0, 1.0 - half_width, 1.0 + half_width], rel=1e-4)
+    together, _, noise, *_ = describe_ablation(points, CORNERS)
+    assert "15 → 29 output tok/s, 2.00× [-0.54, 4.54] together" in together
+    assert noise == "factors that these seeds cannot tell from 1: x → y alone, in turn, last"
 
 
 def test_combinations_take_one_option_of_each_axis():

@@ -12,6 +12,7 @@ from experiments.quantization_tables import footprint_notes
 from framework.definitions import DEFINITIONS
 from framework.models.config import parse_config
 from framework.models.loading import build_model
+from framework.plots_quantization import attainment_rate
 from framework.quantization import zero_point
 from framework.quantization.footprint import footprint
 from tests.html_page import Page, check_page
@@ -201,3 +202,18 @@ def test_gpt2s_bytes_are_the_lessons():
     assert after + reference["not_kept"] == reference["num_bytes"][1] + 148 * 8  # a scale and a zero point per tensor
     [line] = footprint_notes(pd.DataFrame({"arm": reference["arms"], "total": [before, after]}), **reference)
     assert line.count("497.8 MB → 124.4 MB = 4.00×") == 2
+
+
+def test_a_ring_is_around_the_last_rate_below_saturation_of_each_arm_that_saturates():
+    arms = {"slow": (80.0, [False, True]), "quick": (100.0, [False, False])}
+    summary = pd.DataFrame(
+        {"arm": arm, "rate": rate, "slo_attainment": share / rate / 100, "is_saturated": saturated}
+        for arm, (share, is_saturated) in arms.items()
+        for rate, saturated in zip((1.0, 2.0), is_saturated, strict=True)
+    ).assign(slo_attainment_low=float("nan"), slo_attainment_high=float("nan"))
+    [axes] = attainment_rate(summary, {"slow": 1.0, "quick": 2.0}, 0.9).axes
+    rings = [line for line in axes.get_lines() if line.get_markerfacecolor() == "none" and len(line.get_xdata())]
+    assert [ring.get_xydata().tolist() for ring in rings] == [[[1.0, 80.0]]]
+    assert axes.get_legend().get_texts()[-1].get_text() == "last rate below saturation"
+    [without] = attainment_rate(summary[summary["arm"] == "quick"], {"quick": 2.0}, 0.9).axes
+    assert [text.get_text() for text in without.get_legend().get_texts()] == ["quick"]
