@@ -20,7 +20,7 @@ from framework.engines import EngineCache, free
 from framework.fairness import DEFINITIONS
 from framework.metrics import check_slo
 from framework.plots_lora import steps_by_arm
-from framework.points import write_atomically
+from framework.points import GrowingTable
 from framework.provenance import environment, resolve_device
 from framework.replay import Clock
 from framework.report import conclude, report
@@ -104,14 +104,12 @@ def run(
     surroundings = environment(resolved)
     figures, tables, notes = {}, {}, []
     if batch_sizes:
-        folder.mkdir(parents=True, exist_ok=True)
-        steps, peer_run = measure_rounds(variants, resolved, sizes, console, folder / "steps.csv")
-        if peft_batch_sizes:
-            free(resolved)  # for the peer's process
-            peft = peft_steps(peer_run, adapted(variants), sizes, peft_batch_sizes)
-            steps = pd.concat([steps, pd.DataFrame(peft)], ignore_index=True)
-            write_atomically(folder / "steps.csv", steps.to_csv(index=False))
-        medians = steps.groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
+        with GrowingTable(folder / "steps.csv") as steps:
+            peer_run = measure_rounds(variants, resolved, sizes, console, steps)
+            if peft_batch_sizes:
+                free(resolved)  # for the peer's process
+                steps.add(peft_steps(peer_run, adapted(variants), sizes, peft_batch_sizes))
+        medians = steps.table().groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
         figures = {FIGURE: steps_by_arm(medians, BASE, f"{num_adapters} adapters, {surroundings['device']}")}
         tables, notes = {"Decode steps (ms) by batch size": growth(medians)}, added_by_adapters(medians)
     captions = {FIGURE: CAPTION.format(num_adapters)}
@@ -139,14 +137,11 @@ def run(
     study.raise_failures()
 
 
-def measure_rounds(
-    arms: Arms, device: torch.device, sizes: Sizes, console: Console, path: Path
-) -> tuple[pd.DataFrame, PeerRun]:
-    """One row per round, arm, mix and batch size: `num_adapters`, and seconds `device` and `elapsed`.
+def measure_rounds(arms: Arms, device: torch.device, sizes: Sizes, console: Console, steps: GrowingTable) -> PeerRun:
+    """Add one row per round, arm, mix and batch size: `num_adapters`, and seconds `device` and `elapsed`.
 
-    And what a peer needs to run steps of the same shape. The rows are in the file after every arm.
+    What a peer needs to run steps of the same shape.
     """
-    rows: list[dict[str, Any]] = []
     engines = EngineCache(device, console.print)
     with console.status("") as status:
         for index in range(sizes.num_rounds):
@@ -155,10 +150,9 @@ def measure_rounds(
                 engines.on_progress = status.update
                 status.update(f"{arm}, round {index + 1} of {sizes.num_rounds}")
                 measured = measure_steps(arm, engines.get(components), sizes, say)  # keeps no engine
-                rows += [{"round": index} | row for row in measured]
-                write_atomically(path, pd.DataFrame(rows).to_csv(index=False))
+                steps.add({"round": index} | row for row in measured)
     engine: Any = engines.engine
-    return pd.DataFrame(rows), PeerRun(engine.model.config, engine.dtype, device.type, [([1] * sizes.context, 1)])
+    return PeerRun(engine.model.config, engine.dtype, device.type, [([1] * sizes.context, 1)])
 
 
 def measure_steps(arm: str, engine: Any, sizes: Sizes, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:

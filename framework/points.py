@@ -11,11 +11,12 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pandas as pd
 
@@ -160,6 +161,33 @@ def write_table(output_dir: Path, table: pd.DataFrame) -> Path:
     if not table.empty:
         write_atomically(path, table.to_csv(index=False))
     return path
+
+
+class GrowingTable:
+    """A CSV of rows on disk as they come, as unfinished-NAME; when all are there, it takes the place of NAME."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.unfinished = path, path.with_name(f"unfinished-{path.name}")
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        self.rows += list(rows)  # all or none: measuring them may be interrupted
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.unfinished, self.table().to_csv(index=False))
+
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.rows and kind is None:
+            self.unfinished.replace(self.path)
+        elif self.rows and kind is KeyboardInterrupt:
+            raise KeyboardInterrupt(f"what was measured is in {self.unfinished}") from None
 
 
 def write_json(path: Path, data: Any) -> None:
