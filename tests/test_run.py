@@ -136,7 +136,17 @@ GOOD_TRACE = "arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2
 @pytest.mark.parametrize(
     ("overrides", "trace", "message"),
     [
-        (["rats=[1]"], None, "rats"),
+        (["rats=[1]"], None, "unknown key 'rats' in the study; did you mean 'rates'?; allowed: "),
+        (["experimnt=generate"], None, "unknown key 'experimnt' in the study; did you mean 'experiment'?"),
+        (["modle=gpt2"], None, "unknown key 'modle' in the study; did you mean 'model'?"),
+        (["trace.num_requets=5"], None, "unknown key 'num_requets' in trace; did you mean 'num_requests'?"),
+        (["model.dtpye=float32"], None, "unknown key 'dtpye' in model; did you mean 'dtype'?"),
+        (
+            ["arms.tight={}"],
+            None,
+            "unknown key 'tight' in arms; allowed: static, continuous (to add it: +arms.tight=…)",
+        ),
+        (["trace.num_requests.most=5"], None, "unknown key 'most' in trace.num_requests (to add it: "),
         (["scheduler=x"], None, "scheduler=x: there is no such scheduler; allowed: continuous, static"),
         (["experiment=generat"], None, "there is no such experiment; did you mean 'generate'?"),
         (["arms.static.scheduler.max_wait=soon"], None, "arms.static.scheduler.max_wait is 'soon'"),
