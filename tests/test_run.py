@@ -292,12 +292,22 @@ def test_shell_completion_reaches_hydra(cli):
     assert "complete" in output
 
 
-def test_a_tracker_that_fails_costs_neither_points_nor_page(cli, smallest, tmp_path, monkeypatch):
+def test_online_tracking_without_a_key_fails_before_anything_runs(cli, smallest, tmp_path, monkeypatch):
     monkeypatch.setattr("framework.tracking.has_api_key", lambda: False)
-    online = [override for override in smallest if override != "tracking=none"] + ["tracking.mode=online"]
-    code, output = cli(*online, "rates=[50]")
+    code, output = cli(*smallest[:-1], "tracking.mode=online")
     assert code == 1
     assert "error: tracking.mode=online needs an account" in output
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_tracker_that_fails_costs_neither_points_nor_page(cli, smallest, tmp_path, monkeypatch):
+    def fail(folder, **options):
+        raise ValueError("no such project")
+
+    monkeypatch.setattr("framework.tracking.start_run", fail)
+    code, output = cli(*smallest[:-1], "rates=[50]")
+    assert code == 1
+    assert "error: no such project" in output
     folder = tmp_path / "outputs" / "continuous_batching"
     assert len(pd.read_csv(folder / "points.csv")) == 2
     check_page(Page(folder / "report.html"), folder)
