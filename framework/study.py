@@ -49,8 +49,7 @@ class Study:
     def raise_failures(self) -> None:
         if not self.failures:
             return
-        lines = [f"{message} ({'; '.join(map(str, points))})" for message, points in self.failures.items()]
-        raise StudyError("\n".join(lines))
+        raise StudyError("\n".join(f"{message} ({name_points(points)})" for message, points in self.failures.items()))
 
 
 def run_study(
@@ -110,12 +109,17 @@ def compute_or_reuse(study: Study, point: Point, engines: EngineCache, progress:
             if is_disk_full or os.environ.get("HYDRA_FULL_ERROR"):
                 raise  # the other points could not be written either
             message = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            is_new = message not in study.failures
+            progress.fail_point(str(point), message if message not in study.failures else None)
             study.failures.setdefault(message, []).append(point)
-            progress.fail_point(str(point), message if is_new else "for the same reason")
             return
         save_table(study)
     progress.end_point(str(point), record["metrics"], reused)
+
+
+def name_points(points: list[Point]) -> str:
+    """A single point by its name, several by their number and arms."""
+    arms = dict.fromkeys(point.arm for point in points)
+    return str(points[0]) if len(points) == 1 else f"{len(points)} points of {', '.join(arms)}"
 
 
 def save_table(study: Study) -> None:

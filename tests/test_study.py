@@ -114,11 +114,14 @@ def test_dropped_requests_leave_the_rate_as_it_was_asked_for(tmp_path):
         synthetic(arrivals=poisson, lengths=lengths, num_requests=5, rate=1.0, max_model_len=11)
 
 
-def test_failures_are_named_and_the_rest_is_kept(study):
+def test_failures_are_named_and_the_rest_is_kept(study, capsys):
     result = study({"good": {}, "tight": {"engine": {"num_blocks": 1}}}, [1.0, 2.0])
     assert result.table()["arm"].tolist() == ["good", "good"]
-    with pytest.raises(StudyError, match=r"request 0 needs 3 KV blocks.*\(tight, 1 req/s, seed 0; tight, 2 req/s"):
+    with pytest.raises(StudyError, match=r"request 0 needs 3 KV blocks.*\(2 points of tight\)"):
         result.raise_failures()
+    assert capsys.readouterr().out.count("needs 3 KV blocks") == 1
+    with pytest.raises(StudyError, match=r"\(tight, 3 req/s, seed 0\)"):
+        study({"tight": {"engine": {"num_blocks": 1}}}, [3.0])
 
 
 def test_a_full_disk_ends_the_study(study, tmp_path, monkeypatch):
