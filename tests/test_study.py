@@ -226,6 +226,15 @@ def test_a_damaged_point_is_computed_again(study, damage):
         assert len(study({"only": {}}, [1.0]).table()) == 1
 
 
+def test_a_ring_marks_the_last_rate_below_saturation(study):
+    arms = {"quick": {}, "slow": {"engine": {"step_time": 0.2}, "scheduler": {"max_num_seqs": 1}}}
+    summary = aggregate(study(arms, [0.125, 0.25, 20.0]).table())
+    axes = throughput_latency(summary).axes[0]
+    rings = [line.get_xydata().tolist() for line in axes.lines if line.get_markerfacecolor() == "none"]
+    slow = summary[(summary["arm"] == "slow") & (summary["rate"] == 0.25)].iloc[0]
+    assert rings == [[[slow["output_throughput"], 1e3 * slow["normalized_latency_mean"]]], []]  # and the legend's
+
+
 def test_outputs_of_one_token_have_figures_too(study):
     lengths = partial(independent, prompt=partial(fixed, length=8), output=partial(fixed, length=1))
     trace = partial(synthetic, arrivals=partial(poisson), lengths=lengths, num_requests=20)
