@@ -19,7 +19,16 @@ from framework.console import SweepProgress, make_console
 from framework.core import StudyError, Trace
 from framework.engines import EngineCache, make_scheduler
 from framework.metrics import check_slo, request_table, step_table, summarize
-from framework.points import Point, arm_digest, locked, point_table, read_point, write_point, write_table
+from framework.points import (
+    Point,
+    arm_digest,
+    fingerprint_files,
+    locked,
+    point_table,
+    read_point,
+    write_point,
+    write_table,
+)
 from framework.provenance import environment, resolve_device
 from framework.replay import replay
 
@@ -154,8 +163,10 @@ def compute_point(study: Study, point: Point, engines: EngineCache, progress: Sw
     on_step = progress.advance if arm["clock"] == "virtual" else None  # drawing takes real time
     sequences, steps = replay(trace.requests, make_scheduler(arm["scheduler"], engine), engine, arm["clock"], on_step)
     requests, step_rows = request_table(sequences), step_table(steps)
+    config = describe(arm | {"trace": with_keywords(arm["trace"], rate=point.rate, seed=point.seed)})
     record = {
-        "config": describe(arm | {"trace": with_keywords(arm["trace"], rate=point.rate, seed=point.seed)}),
+        "config": config,
+        "files": fingerprint_files(config),
         "environment": study.environment,
         "engine": {name: getattr(engine, name) for name in ENGINE_FACTS},
         "trace": describe_trace(trace),

@@ -1,6 +1,8 @@
 """Order, sharing and reuse of points, with fake models and engines."""
 
 import errno
+import hashlib
+import json
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -92,12 +94,18 @@ def test_what_every_rate_served_is_not_saturated(study):
     assert table.loc[("slow", 20.0), "sustained_throughput"] == pytest.approx(1 / 0.8, rel=0.05)
 
 
-def test_a_dataset_that_is_downloaded_on_the_way_keeps_its_points(study, tmp_path):
+def test_a_dataset_that_is_downloaded_on_the_way_keeps_its_points(study, tmp_path, capsys):
     source = tmp_path / "source.csv"
     source.write_text("arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2\n")
     trace = partial(recorded, reader=partial(read_table), path=str(tmp_path / "copy.csv"), url=source.as_uri())
-    for _ in range(2):
-        assert len(study({"only": {"trace": trace}}, [None]).table()) == 1
+    for is_reused in (False, True):
+        result = study({"only": {"trace": trace}}, [None])
+        assert ("1 of 1 points reused" in capsys.readouterr().out) == is_reused
+    [point] = result.table()["point"]
+    record = json.loads((result.folder(point) / "point.json").read_text())
+    assert record["files"] == {str(tmp_path / "copy.csv"): hashlib.sha256(source.read_bytes()).hexdigest()}
+    (tmp_path / "copy.csv").write_text(source.read_text() + "2.0,4,2\n")
+    assert study({"only": {"trace": trace}}, [None]).table()["num_requests"].tolist() == [3]
 
 
 def test_dropped_requests_leave_the_rate_as_it_was_asked_for(tmp_path):
