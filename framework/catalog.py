@@ -2,11 +2,11 @@
 
 import re
 import textwrap
-from pathlib import Path
 
 from framework.config import suggest
+from framework.paths import ROOT
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = ROOT / "conf"
 EXPERIMENT = "experiment"
 HELP_WIDTH, HELP_INDENT = 110, 34
 OVERRIDES = {

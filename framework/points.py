@@ -21,7 +21,8 @@ from typing import Any, Self
 import pandas as pd
 
 from framework.metrics import metric_names, summarize
-from framework.trace.recorded import available, locate
+from framework.paths import locate
+from framework.trace.recorded import available
 
 DISTINGUISHING = ("code_version", "device")  # of the environment; beside the config
 POINT_FILES = ("point.json", "requests.parquet", "steps.parquet")

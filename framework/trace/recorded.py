@@ -7,11 +7,10 @@ from typing import Literal
 import numpy as np
 
 from framework.core import Trace
+from framework.paths import locate
 from framework.trace import transforms
 from framework.trace.download import check_sum, download
 from framework.trace.popularity import Law, assign_adapters
-
-ROOT = Path(__file__).parents[2]  # of the repository
 
 
 def recorded(
@@ -57,12 +56,6 @@ def recorded(
     if rate is not None and rescale == "stretch":
         trace = transforms.stretch(trace, rate)
     return transforms.restart(trace)
-
-
-def locate(path: str | Path) -> Path:
-    """`path` itself if it is absolute or exists from the current directory, else the same path in the repository."""
-    path = Path(path).expanduser()
-    return path if path.is_absolute() or path.exists() else ROOT / path
 
 
 def available(path: Path, url: str | None, sha256: str | None) -> Path:
