@@ -91,25 +91,12 @@ def run(
     sizes = Sizes(batch_sizes, mixes, context, num_steps, num_rounds)
     defaults = {"model": model, "quantization": quantization, "lora": lora, "engine": engine, "scheduler": scheduler}
     variants = resolve_arms(arms, defaults | {"trace": trace, "clock": clock})
-    if rates:
-        check_slo(slo)
-        check_points(variants, rates, seeds)
-        for variant in variants.values():
-            variant["trace"](rate=rates[0], seed=seeds[0])  # a bad trace fails before anything is measured
-    elif not batch_sizes:
-        raise ValueError("rates and batch_sizes are both empty: nothing is left to measure")
-    if peft_batch_sizes:
-        check_peft(variants, sizes, peft_batch_sizes)
+    check_parts(variants, sizes, peft_batch_sizes, rates, seeds, slo)
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     surroundings = environment(resolved)
     figures, tables, notes = {}, {}, []
     if batch_sizes:
-        with GrowingTable(folder / "steps.csv") as steps:
-            peer_run = measure_rounds(variants, resolved, sizes, console, steps)
-            if peft_batch_sizes:
-                free(resolved)  # for the peer's process
-                steps.add(peft_steps(peer_run, adapted(variants), sizes, peft_batch_sizes))
-        medians = steps.table().groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
+        medians = measure_batches(variants, resolved, sizes, peft_batch_sizes, console, folder / "steps.csv")
         figures = {FIGURE: steps_by_arm(medians, BASE, f"{num_adapters} adapters, {surroundings['device']}")}
         tables, notes = {"Decode steps (ms) by batch size": growth(medians)}, added_by_adapters(medians)
     captions = {FIGURE: CAPTION.format(num_adapters)}
@@ -135,6 +122,38 @@ def run(
         definitions=DEFINITIONS | STEP_DEFINITIONS,
     )
     study.raise_failures()
+
+
+def check_parts(
+    arms: Arms,
+    sizes: Sizes,
+    peft_batch_sizes: list[int],
+    rates: list[float | None],
+    seeds: list[int],
+    slo: dict[str, float],
+) -> None:
+    """ValueError for what any part would refuse, before the first one begins."""
+    if rates:
+        check_slo(slo)
+        check_points(arms, rates, seeds)
+        for arm in arms.values():
+            arm["trace"](rate=rates[0], seed=seeds[0])
+    elif not sizes.batch_sizes:
+        raise ValueError("rates and batch_sizes are both empty: nothing is left to measure")
+    if peft_batch_sizes:
+        check_peft(arms, sizes, peft_batch_sizes)
+
+
+def measure_batches(
+    arms: Arms, device: torch.device, sizes: Sizes, peft_batch_sizes: list[int], console: Console, path: Path
+) -> pd.DataFrame:
+    """Median seconds `elapsed` per arm and batch size, PEFT's included; the rows behind them are in the file."""
+    with GrowingTable(path) as steps:
+        peer_run = measure_rounds(arms, device, sizes, console, steps)
+        if peft_batch_sizes:
+            free(device)  # for the peer's process
+            steps.add(peft_steps(peer_run, adapted(arms), sizes, peft_batch_sizes))
+    return steps.table().groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
 
 
 def measure_rounds(arms: Arms, device: torch.device, sizes: Sizes, console: Console, steps: GrowingTable) -> PeerRun:
