@@ -87,22 +87,16 @@ def run(
     excerpts, excerpt_names = sample(corpus.held_out, sample_num_bytes)
     watched = held_out if eval_num_bytes is None else to_tensor(sample(corpus.held_out, eval_num_bytes)[0], resolved)
     say(f"{corpus.folder}: {len(train_text):,} bytes to train on, {len(held_out):,} held out")
-    loss_of = partial(losses_of, window=sequence_length)
     with StepProgress(console, num_steps, batch_size * sequence_length) as progress:
         evaluations = train(
             loaded, train_text, list(loaded.requires_grad_(True).parameters()), **training,
-            evaluate=lambda: loss_of(loaded, watched).mean, on_step=progress.advance,
+            evaluate=lambda: losses_of(loaded, watched, window=sequence_length).mean, on_step=progress.advance,
         )  # fmt: skip
         curve, best = keep_best(evaluations, loaded.state_dict(), progress)
-    rounded = {dtype: loss_of(round_to(loaded, best, dtype), held_out).mean for dtype in WRITTEN_DTYPES}
-    exact = loss_of(round_to(loaded, best, torch.float32), held_out).mean
-    dtype = min(WRITTEN_DTYPES, key=lambda one: abs(rounded[one] - exact))
     checkpoint = folder / "model"
-    write_model(checkpoint, loaded, best, dtype)
-    written = load_model(
-        path=str(checkpoint), weights="pretrained", config=None, dtype="float32", seed=0, max_model_len=None,
-        device=resolved,
-    )  # fmt: skip
+    written = write_and_measure(
+        checkpoint, loaded, best, held_out, to_tensor(excerpts, resolved), sequence_length, sample_window
+    )
     record: dict[str, Any] = {
         "config": describe({"text": text, "model": model, **training, **evaluation}),
         "environment": environment(resolved),
@@ -110,20 +104,42 @@ def run(
         "sample": {"files": excerpt_names, "num_bytes": len(excerpts), "window": sample_window},
         "num_parameters": sum(parameter.numel() for parameter in loaded.parameters()),
         "model_type": loaded.config.model_type,
-        "dtype": name_of(dtype),
         "evaluations": [asdict(one) for one in curve],
-        "losses": {
-            "float32": exact,
-            **{name_of(one): loss for one, loss in rounded.items()},
-            "held_out": describe_losses(loss_of(written, held_out)),
-            "sample": describe_losses(losses_of(written, to_tensor(excerpts, resolved), window=sample_window)),
-        },
+        **written,
     }
     (checkpoint / "heldout.txt").write_bytes(excerpts)
     copy_licence(corpus, checkpoint, say)
     (checkpoint / "README.md").write_text(model_card(record))
     say(f"wrote {checkpoint}")
     leave_page(folder, record, console)
+
+
+def write_and_measure(
+    folder: Path,
+    model: Llama | GPT2,
+    best: dict[str, Tensor],
+    held_out: Tensor,
+    excerpts: Tensor,
+    sequence_length: int,
+    sample_window: int,
+) -> dict[str, Any]:
+    """Write the checkpoint in the dtype that changes the held-out loss least; that, and the losses of what is there."""
+    loss_of = partial(losses_of, window=sequence_length)
+    rounded = {dtype: loss_of(round_to(model, best, dtype), held_out).mean for dtype in WRITTEN_DTYPES}
+    exact = loss_of(round_to(model, best, torch.float32), held_out).mean
+    dtype = min(WRITTEN_DTYPES, key=lambda one: abs(rounded[one] - exact))
+    write_model(folder, model, best, dtype)
+    written = load_model(
+        path=str(folder), weights="pretrained", config=None, dtype="float32", seed=0, max_model_len=None,
+        device=held_out.device,
+    )  # fmt: skip
+    losses = {
+        "float32": exact,
+        **{name_of(one): loss for one, loss in rounded.items()},
+        "held_out": describe_losses(loss_of(written, held_out)),
+        "sample": describe_losses(losses_of(written, excerpts, window=sample_window)),
+    }
+    return {"dtype": name_of(dtype), "losses": losses}
 
 
 def leave_page(folder: Path, record: dict[str, Any], console: Console) -> None:
