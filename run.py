@@ -10,12 +10,12 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from framework.catalog import CONF, about, check_choices, help_text
-from framework.config import check
+from framework.config import check, suggest
 from framework.core import StudyError
 from framework.pages import write_page
 
@@ -64,7 +64,7 @@ def innermost(error: BaseException) -> BaseException:
 
 
 def prepare(arguments: list[str]) -> list[str]:
-    """The command line as Hydra takes it; ends the process for --help and for a choice that is not there."""
+    """The command line as Hydra takes it; ends the process for --help and for a choice or key that is not there."""
     arguments = expand_preset(arguments)
     if {"-sc", "--shell-completion"} & set(arguments):
         return arguments
@@ -72,10 +72,27 @@ def prepare(arguments: list[str]) -> list[str]:
         print(help_text(DEFAULT_EXPERIMENT))
         sys.exit()
     try:
-        check_choices(arguments, DEFAULT_EXPERIMENT)
+        check_choices(arguments)
+        check_keys(arguments)
     except ValueError as error:
         sys.exit(f"error: {error}")
     return arguments
+
+
+def check_keys(arguments: list[str]) -> None:
+    """Raise ValueError, with the allowed ones, for a key that the config does not have; all else is left to Hydra."""
+    overrides = [one for one in arguments if "=" in one and not one.startswith("-")]
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            hydra.compose("config", overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__
+        if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
+            path, _, key = cause.full_key.rpartition(".")
+            names = [] if path else ["experiment", "preset"]
+            names += [name for name in cause.parent_node if name != "hydra" and not name.startswith("_")]
+            message = f"unknown key {key!r} in {path or 'the study'}{suggest(key, names) if names else ''}"
+            raise ValueError(f"{message} (to add it: +{cause.full_key}=…)") from None
 
 
 def expand_preset(arguments: list[str]) -> list[str]:

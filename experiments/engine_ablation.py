@@ -9,15 +9,14 @@ import pandas as pd
 
 from framework.arms import Arms, resolve_arms
 from framework.config import describe
-from framework.console import make_console, print_frame, short
+from framework.console import make_console, short
 from framework.engines import EngineCache
-from framework.pages import write_record
-from framework.plots import save
 from framework.plots_speed import ablation, limits
-from framework.points import write_atomically, write_json
 from framework.provenance import environment, resolve_device
+from framework.report import conclude, write_files
 from framework.speed import ceilings_for, check_sizes, get_ready, max_num_seqs_of, measure_cases, measure_serving
 
+FIGURE_CAPTION = "Left, decode steps per arm; right, the output throughput of the queue."
 CAPTION = "decode: device / step to step, ms; ×: faster than the arm before"
 
 
@@ -72,31 +71,26 @@ def run(
         requests = components["trace"](rate=None, seed=seed, max_model_len=ready.max_model_len).requests
         serving[arm] = measure_serving(ready, components["scheduler"], requests)
         say(f"{serving[arm]['output_throughput']:,.0f} output tok/s")
-        write(folder, record | {"serving": serving}, pd.DataFrame(rows))
+        files = {
+            "ablation.json": record | {"serving": serving, "cases": rows},
+            "ablation.csv": pd.DataFrame(rows),  # one row per arm and decode step
+        }
+        write_files(folder, files)
         del ready  # else the next arm's KV cache would have to fit beside this one's
-    table = factors_table(rows, serving)
-    print_frame(console, table, title, caption=CAPTION)
     figures = {"ablation": ablation(pd.DataFrame(rows), output_throughputs(serving), title)} if rows else {}
-    for path in (folder / "ablation.json", folder / "ablation.csv", *save(figures, folder / "figures")):
-        say(f"wrote {path}")
-    write_record(
+    conclude(
+        console,
         folder,
         title=title,
         environment=record["environment"],
-        figures=dict.fromkeys(figures, "Left, decode steps per arm; right, the output throughput of the queue."),
-        tables={CAPTION: table},
+        files=files,
+        figures={name: (figure, FIGURE_CAPTION) for name, figure in figures.items()},
+        tables={CAPTION: factors_table(rows, serving)},
     )
 
 
 def output_throughputs(serving: dict[str, dict[str, float]]) -> pd.Series:
     return pd.Series({arm: numbers["output_throughput"] for arm, numbers in serving.items()})
-
-
-def write(folder: Path, record: dict[str, Any], cases: pd.DataFrame) -> None:
-    """`ablation.json` with everything, and `ablation.csv` with one row per arm and decode step."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "ablation.json", record | {"cases": cases.to_dict("records")})
-    write_atomically(folder / "ablation.csv", cases.to_csv(index=False))
 
 
 def factors_table(rows: list[dict[str, Any]], serving: dict[str, dict[str, float]]) -> pd.DataFrame:

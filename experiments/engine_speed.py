@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from rich.console import Console
 
 from experiments.peers import PeerRun, continuous, run_peer, static
 from framework.ceilings import Ceilings
@@ -73,48 +75,63 @@ def run(
     check_sizes(sizes, num_steps)
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    config = describe(
-        {
-            "model": model,
-            "quantization": quantization,
-            "lora": lora,
-            "engine": engine,
-            "scheduler": scheduler,
-            "trace": trace,
-        }
-    )
-    record: dict[str, Any] = {"config": config, "environment": environment(resolved)}
+    parts = {
+        "model": model,
+        "quantization": quantization,
+        "lora": lora,
+        "engine": engine,
+        "scheduler": scheduler,
+        "trace": trace,
+    }
     ceilings = ceilings_for(model, engine, resolved)
+    record = {"config": describe(parts), "environment": environment(resolved), "ceilings": asdict(ceilings)}
     title = f"{record['environment']['device']}: {limits(ceilings)}"
     say(f"{title} (copy {1e-9 * ceilings.copy_bandwidth:,.0f} GB/s)")
-    with console.status("") as status:
-        max_num_seqs = max([*batch_sizes, max_num_seqs_of(scheduler)])
-        ready, start = start_engine(model, quantization, lora, engine, resolved, max_num_seqs, status.update)
-    notes = [f"start: {start['model']:.1f} s for the model, {start['engine']:.1f} s until the engine was ready"]
-    say(notes[0])
-    cases = measure_cases(sizes, ready, num_steps, ceilings, say)
-    table = pd.DataFrame([case.row(ceilings) for case in cases])
-    requests = trace(rate=None, seed=seed, max_model_len=ready.max_model_len).requests
-    serving = measure_serving(ready, scheduler, requests)
-    record |= {"ceilings": asdict(ceilings), "start": start, "cases": table.to_dict("records"), "serving": serving}
-    if cases:
-        print_frame(console, cases_table(table), title, caption="MBU, MFU: floor / device, by the ceiling that binds")
-    notes.append(describe_serving(serving))
+    measured, peer_run = measure(parts, sizes, num_steps, seed, ceilings, resolved, console)
+    record |= measured
+    table, notes = pd.DataFrame(record["cases"]), [describe_start(record["start"]), describe_serving(record["serving"])]
+    tables = {} if table.empty else {"Steps and kernels against their floors": cases_table(table)}
+    for cases in tables.values():
+        print_frame(console, cases, title, caption="MBU, MFU: floor / device, by the ceiling that binds")
     say(notes[-1])
     drawn = write(folder, record, table, ceilings, say)
     page = {"title": title, "environment": record["environment"], "figures": {name: CAPTIONS[name] for name in drawn}}
-    tables = {"Steps and kernels against their floors": cases_table(table)} if cases else {}
     write_record(folder, **page, tables=tables, notes=notes)
     if peers:
-        peer_run = make_peer_run(ready, requests)
-        del ready
         free(resolved)  # for the peers' processes
         record["peers"] = serve_peers(
-            make_peers(peer_seats, peer_static_requests), peer_run, serving["output_throughput"], say
+            make_peers(peer_seats, peer_static_requests), peer_run, record["serving"]["output_throughput"], say
         )
         write_json(folder / "speed.json", record)
         tables["Peers on the same requests"] = peers_table(record["peers"])
         write_record(folder, **page, tables=tables, notes=notes, definitions=PEER_DEFINITION)
+
+
+def measure(
+    parts: dict[str, Any],
+    sizes: dict[str, list[list[int]]],
+    num_steps: int,
+    seed: int,
+    ceilings: Ceilings,
+    device: torch.device,
+    console: Console,
+) -> tuple[dict[str, Any], PeerRun]:
+    """`start`, `cases` and `serving` of the engine, which is gone afterwards; and what its peers need."""
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    with console.status("") as status:
+        max_num_seqs = max([*(num_seqs for num_seqs, _ in sizes["decode"]), max_num_seqs_of(parts["scheduler"])])
+        ready, start = start_engine(
+            parts["model"], parts["quantization"], parts["lora"], parts["engine"], device, max_num_seqs, status.update
+        )
+    say(describe_start(start))
+    cases = [case.row(ceilings) for case in measure_cases(sizes, ready, num_steps, ceilings, say)]
+    requests = parts["trace"](rate=None, seed=seed, max_model_len=ready.max_model_len).requests
+    serving = measure_serving(ready, parts["scheduler"], requests)
+    return {"start": start, "cases": cases, "serving": serving}, make_peer_run(ready, requests)
+
+
+def describe_start(start: dict[str, float]) -> str:
+    return f"start: {start['model']:.1f} s for the model, {start['engine']:.1f} s until the engine was ready"
 
 
 def cases_table(cases: pd.DataFrame) -> pd.DataFrame:

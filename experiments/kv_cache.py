@@ -1,5 +1,6 @@
 """Lesson 1: the time of every token with and without a KV cache, greedy and sampled; the same text both ways."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from framework.models.llama import Llama
 from framework.models.tokenizer import Tokenizer, load_tokenizer
 from framework.perplexity import window_logits
 from framework.plots_course import token_times
+from framework.points import GrowingTable
 from framework.provenance import environment, resolve_device
 from framework.replay import replay
 from framework.report import conclude
@@ -65,7 +67,7 @@ def run(
         raise ValueError(f"reference.sampling is {reference['sampling']!r}; samplings: {', '.join(samplings)}")
     for name, keywords in samplings.items():
         check_keywords(engine.func, keywords, f"samplings.{name}")
-    console, resolved = make_console(), resolve_device(device)
+    console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     loaded = quantization(model(device=resolved))
     tokenizer = load_tokenizer(loaded.config)
     prompt_ids = list(tokenizer.encode(prompt))
@@ -77,7 +79,7 @@ def run(
         for cache, use_cache in CACHES.items()
     }
     with console.status("") as status:
-        tokens, texts = measure(engines, scheduler, request, num_repeats, status.update)
+        tokens, texts = measure(engines, scheduler, request, num_repeats, status.update, folder / "tokens.csv")
     curves = tokens.groupby(["sampling", "cache", "token"], sort=False, as_index=False)["elapsed"].median()
     rows = [compare(curves, texts, sampling) for sampling in samplings]
     summary = pd.DataFrame(rows)
@@ -89,7 +91,7 @@ def run(
     record = {"config": describe(described), "environment": surroundings, "outputs": outputs.to_dict("records")}
     conclude(
         console,
-        Path(output_dir),
+        folder,
         title=title,
         environment=surroundings,
         files={"kv_cache.json": record | {"summary": summary.to_dict("records")}, "tokens.csv": tokens},
@@ -118,21 +120,25 @@ def likely_tokens(model: Llama | GPT2, prompt_ids: list[int], tokenizer: Tokeniz
 
 
 def measure(
-    engines: dict[tuple[str, str], Any], scheduler: Any, request: Request, num_repeats: int, on_progress: Any
+    engines: dict[tuple[str, str], Any],
+    scheduler: Any,
+    request: Request,
+    num_repeats: int,
+    on_progress: Any,
+    path: Path,
 ) -> tuple[pd.DataFrame, dict[tuple[str, str], list[int]]]:
-    """Seconds of every token (from 1) of every run, and each engine's output."""
-    parts, texts = [], {}
-    for repeat in range(num_repeats):
-        for (sampling, cache), engine in engines.items():
+    """Seconds of every token (from 1) of every run, on disk after each, and each engine's output."""
+    texts = {}
+    with GrowingTable(path) as tokens:
+        for repeat, ((sampling, cache), engine) in product(range(num_repeats), engines.items()):
             on_progress(f"{sampling}, {cache} a cache, {repeat + 1} of {num_repeats}")
             served = scheduler(num_blocks=engine.num_blocks, block_size=engine.block_size)
             [sequence], _ = replay([request], served, engine)
             texts[sampling, cache] = sequence.output_token_ids
-            elapsed = np.diff(sequence.token_times, prepend=0.0)
-            index = np.arange(1, len(elapsed) + 1)
             key = {"sampling": sampling, "cache": cache, "repeat": repeat}
-            parts.append(pd.DataFrame(key | {"token": index, "elapsed": elapsed}))
-    return pd.concat(parts, ignore_index=True), texts
+            times = enumerate(np.diff(sequence.token_times, prepend=0.0), start=1)
+            tokens.add(key | {"token": token, "elapsed": elapsed} for token, elapsed in times)
+    return tokens.table(), texts
 
 
 def compare(curves: pd.DataFrame, texts: dict[tuple[str, str], list[int]], sampling: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from framework.lora.merged import merge_adapter
 from framework.lora.none import serve_base
 from framework.perplexity import window_logits
 from framework.plots_lora import lora_ranks
+from framework.points import GrowingTable
 from framework.provenance import environment, resolve_device
 from framework.report import conclude
 from framework.speed import check_sizes, get_ready, measure_decode
@@ -87,27 +88,27 @@ def run(
     check_sizes({"decode": [[batch_size, context]], "prompt": [[1, prompt_len]]}, num_steps)
     if "strategy" not in describe(lora):
         raise ValueError("experiment=lora needs lora=segmented, gathered or loop: what is merged is compared with it")
-    console, resolved = make_console(), resolve_device(device)
+    console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     engines = EngineCache(resolved, lambda message: None)
     arm = {"model": model, "quantization": quantization, "engine": engine}
     measure = partial(measure_adapter, sizes=(batch_size, context, num_steps), prompt_len=prompt_len, seed=seed)
-    rows = []
-    for rank in ranks:
-        with console.status(f"rank {rank}"):
+    with console.status("") as status, GrowingTable(folder / "ranks.csv") as rows:
+        for rank in ranks:
+            status.update(f"rank {rank}")
             base = measure(engines.get(arm | {"lora": partial(serve_base)}))  # each time: a machine's speed drifts
             adapters = with_keywords(lora.keywords["adapters"], ranks=[rank])
             served = measure(
                 engines.get(arm | {"lora": with_keywords(lora, adapters=adapters, num_slots=1, max_rank=rank)})
             )
             fold = partial(merge_adapter, adapters=adapters, adapter_id=ADAPTER, targets=lora.keywords.get("targets"))
-            rows.append(compare(rank, base, served, measure(engines.get(arm | {"lora": fold}))))
-    table = pd.DataFrame(rows)
+            rows.add([compare(rank, base, served, measure(engines.get(arm | {"lora": fold})))])
+    table = rows.table()
     surroundings = environment(resolved)
     title = f"{surroundings['device']}, decode steps of {batch_size}"
-    record = {"config": describe(arm | {"lora": lora}), "environment": surroundings, "ranks": rows}
+    record = {"config": describe(arm | {"lora": lora}), "environment": surroundings, "ranks": rows.rows}
     conclude(
         console,
-        Path(output_dir),
+        folder,
         title=f"one adapter on {surroundings['device']}",
         environment=surroundings,
         files={"ranks.csv": table, "lora.json": record},

@@ -20,7 +20,7 @@ from framework.engines import EngineCache, free
 from framework.fairness import DEFINITIONS
 from framework.metrics import check_slo
 from framework.plots_lora import steps_by_arm
-from framework.points import write_atomically
+from framework.points import GrowingTable
 from framework.provenance import environment, resolve_device
 from framework.replay import Clock
 from framework.report import conclude, report
@@ -91,27 +91,12 @@ def run(
     sizes = Sizes(batch_sizes, mixes, context, num_steps, num_rounds)
     defaults = {"model": model, "quantization": quantization, "lora": lora, "engine": engine, "scheduler": scheduler}
     variants = resolve_arms(arms, defaults | {"trace": trace, "clock": clock})
-    if rates:
-        check_slo(slo)
-        check_points(variants, rates, seeds)
-        for variant in variants.values():
-            variant["trace"](rate=rates[0], seed=seeds[0])  # a bad trace fails before anything is measured
-    elif not batch_sizes:
-        raise ValueError("rates and batch_sizes are both empty: nothing is left to measure")
-    if peft_batch_sizes:
-        check_peft(variants, sizes, peft_batch_sizes)
+    check_parts(variants, sizes, peft_batch_sizes, rates, seeds, slo)
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     surroundings = environment(resolved)
     figures, tables, notes = {}, {}, []
     if batch_sizes:
-        folder.mkdir(parents=True, exist_ok=True)
-        steps, peer_run = measure_rounds(variants, resolved, sizes, console, folder / "steps.csv")
-        if peft_batch_sizes:
-            free(resolved)  # for the peer's process
-            peft = peft_steps(peer_run, adapted(variants), sizes, peft_batch_sizes)
-            steps = pd.concat([steps, pd.DataFrame(peft)], ignore_index=True)
-            write_atomically(folder / "steps.csv", steps.to_csv(index=False))
-        medians = steps.groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
+        medians = measure_batches(variants, resolved, sizes, peft_batch_sizes, console, folder / "steps.csv")
         figures = {FIGURE: steps_by_arm(medians, BASE, f"{num_adapters} adapters, {surroundings['device']}")}
         tables, notes = {"Decode steps (ms) by batch size": growth(medians)}, added_by_adapters(medians)
     captions = {FIGURE: CAPTION.format(num_adapters)}
@@ -139,14 +124,43 @@ def run(
     study.raise_failures()
 
 
-def measure_rounds(
-    arms: Arms, device: torch.device, sizes: Sizes, console: Console, path: Path
-) -> tuple[pd.DataFrame, PeerRun]:
-    """One row per round, arm, mix and batch size: `num_adapters`, and seconds `device` and `elapsed`.
+def check_parts(
+    arms: Arms,
+    sizes: Sizes,
+    peft_batch_sizes: list[int],
+    rates: list[float | None],
+    seeds: list[int],
+    slo: dict[str, float],
+) -> None:
+    """ValueError for what any part would refuse, before the first one begins."""
+    if rates:
+        check_slo(slo)
+        check_points(arms, rates, seeds)
+        for arm in arms.values():
+            arm["trace"](rate=rates[0], seed=seeds[0])
+    elif not sizes.batch_sizes:
+        raise ValueError("rates and batch_sizes are both empty: nothing is left to measure")
+    if peft_batch_sizes:
+        check_peft(arms, sizes, peft_batch_sizes)
 
-    And what a peer needs to run steps of the same shape. The rows are in the file after every arm.
+
+def measure_batches(
+    arms: Arms, device: torch.device, sizes: Sizes, peft_batch_sizes: list[int], console: Console, path: Path
+) -> pd.DataFrame:
+    """Median seconds `elapsed` per arm and batch size, PEFT's included; the rows behind them are in the file."""
+    with GrowingTable(path) as steps:
+        peer_run = measure_rounds(arms, device, sizes, console, steps)
+        if peft_batch_sizes:
+            free(device)  # for the peer's process
+            steps.add(peft_steps(peer_run, adapted(arms), sizes, peft_batch_sizes))
+    return steps.table().groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
+
+
+def measure_rounds(arms: Arms, device: torch.device, sizes: Sizes, console: Console, steps: GrowingTable) -> PeerRun:
+    """Add one row per round, arm, mix and batch size: `num_adapters`, and seconds `device` and `elapsed`.
+
+    What a peer needs to run steps of the same shape.
     """
-    rows: list[dict[str, Any]] = []
     engines = EngineCache(device, console.print)
     with console.status("") as status:
         for index in range(sizes.num_rounds):
@@ -155,10 +169,9 @@ def measure_rounds(
                 engines.on_progress = status.update
                 status.update(f"{arm}, round {index + 1} of {sizes.num_rounds}")
                 measured = measure_steps(arm, engines.get(components), sizes, say)  # keeps no engine
-                rows += [{"round": index} | row for row in measured]
-                write_atomically(path, pd.DataFrame(rows).to_csv(index=False))
+                steps.add({"round": index} | row for row in measured)
     engine: Any = engines.engine
-    return pd.DataFrame(rows), PeerRun(engine.model.config, engine.dtype, device.type, [([1] * sizes.context, 1)])
+    return PeerRun(engine.model.config, engine.dtype, device.type, [([1] * sizes.context, 1)])
 
 
 def measure_steps(arm: str, engine: Any, sizes: Sizes, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:

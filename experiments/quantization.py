@@ -18,6 +18,7 @@ from framework.config import describe, suggest
 from framework.console import make_console
 from framework.core import StudyError
 from framework.metrics import TARGET_ATTAINMENT, aggregate, capacity, check_slo, saturation
+from framework.paths import locate
 from framework.plots import Figure
 from framework.plots_quantization import attainment_rate, decode_steps, quality_bytes
 from framework.provenance import environment, resolve_device
@@ -25,7 +26,6 @@ from framework.replay import Clock
 from framework.report import conclude, read_tables, report, representative_points
 from framework.speed import ceilings_for, check_sizes
 from framework.study import Study, check_points, run_study
-from framework.trace.recorded import locate
 
 
 def run(

@@ -4,7 +4,6 @@ Losses are of the adapters as written, read back, on held-out samples that are w
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,28 +16,27 @@ from torch import Tensor
 
 from experiments.adapters_card import adapters_card, losses_matrix
 from experiments.train_tiny import (
-    LICENCE,
+    LOSS_CAPTION,
     StepProgress,
     check_counts,
     check_model,
+    copy_licence,
     describe_losses,
     keep_best,
     losses_of,
     to_tensor,
 )
 from framework.config import describe
-from framework.console import make_console, print_frame
+from framework.console import make_console
 from framework.lora.adapters import WEIGHT_FILE, load_adapter, save_adapter
 from framework.lora.attached import attached, initial_rows
 from framework.lora.layout import Layout, make_layout
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
-from framework.pages import write_record
-from framework.plots import save
 from framework.plots_training import loss_curve
-from framework.points import write_atomically, write_json
 from framework.provenance import environment, resolve_device
 from framework.renderings import python, rendered_sample
+from framework.report import conclude
 from framework.training import train
 
 BASE, BASE_KIND = "none", "python"  # the row without an adapter; the kind that the model was trained on
@@ -122,7 +120,10 @@ def run(
         "seconds": {kind: curve["elapsed"].iloc[-1] for kind, curve in zip(kinds, curves, strict=True)},
         "losses": losses,
     }
-    write_texts(shipped, samples, corpus.folder / LICENCE, say)
+    (shipped / "heldout").mkdir()
+    for kind, (excerpts, _) in samples.items():
+        (shipped / "heldout" / f"{kind}.txt").write_bytes(excerpts)
+    copy_licence(corpus, shipped, say)
     (shipped / "README.md").write_text(adapters_card(record))
     write_results(folder, record, pd.concat(curves), console)
 
@@ -163,37 +164,20 @@ def measure(model: Llama | GPT2, held_out: dict[str, Tensor], window: int) -> li
     ]
 
 
-def write_texts(
-    folder: Path, samples: dict[str, tuple[bytes, list[str]]], licence: Path, say: Callable[[str], None]
-) -> None:
-    (folder / "heldout").mkdir()
-    for kind, (excerpts, _) in samples.items():
-        (folder / "heldout" / f"{kind}.txt").write_bytes(excerpts)
-    if licence.is_file():
-        shutil.copyfile(licence, folder / "LICENSE")
-    else:
-        say(f"there is no {licence}: add the text's licence to {folder} before you share it")
-
-
 def write_results(folder: Path, record: dict[str, Any], curves: pd.DataFrame, console: Console) -> None:
     losses = pd.DataFrame(record["losses"])
-    matrix = losses_matrix(losses)
-    print_frame(console, matrix, CAPTION)
     figures = {
         f"loss_{adapter}": loss_curve(curve, str(adapter))
         for adapter, curve in curves.groupby("adapter", sort=False)
         if len(curve) > 1
     }
-    paths = {"curves": folder / "curves.csv", "losses": folder / "losses.csv", "record": folder / "record.json"}
-    write_atomically(paths["curves"], curves.to_csv(index=False))
-    write_atomically(paths["losses"], losses.to_csv(index=False))
-    write_json(paths["record"], record)
-    for path in (folder / "adapters", *paths.values(), *save(figures, folder / "figures")):
-        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
-    write_record(
+    conclude(
+        console,
         folder,
         title=f"adapters of rank {record['config']['rank']}, {record['num_parameters']:,} parameters each",
         environment=record["environment"],
-        figures=dict.fromkeys(figures, "Loss on the train and the held-out text; the ring is the step that was kept."),
-        tables={CAPTION: matrix},
+        files={"curves.csv": curves, "losses.csv": losses, "record.json": record},
+        figures={name: (figure, LOSS_CAPTION) for name, figure in figures.items()},
+        tables={CAPTION: losses_matrix(losses)},
     )
+    console.print(f"wrote {folder / 'adapters'}", markup=False, highlight=False, soft_wrap=True)

@@ -6,7 +6,7 @@ The held-out loss decides which step is kept; the losses reported are of the che
 import math
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -29,18 +29,17 @@ from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 from framework.models.loading import load_model
 from framework.models.tokenizer import NUM_BYTES
-from framework.pages import write_record
 from framework.perplexity import WindowLosses, window_losses
-from framework.plots import save
 from framework.plots_training import loss_curve
-from framework.points import write_atomically, write_json
 from framework.provenance import environment, resolve_device
+from framework.report import conclude
 from framework.training import Evaluation, train
 
 END_OF_DOCUMENT = 0  # the zero byte before the next one
 EVAL_TOKENS = 2**15  # per forward of an evaluation
 WRITTEN_DTYPES = (torch.float16, torch.bfloat16)
 LICENCE = "LICENSE.txt"  # in the text's folder
+LOSS_CAPTION = "Loss on the train and the held-out text; the ring is the step that was kept."
 
 
 def run(
@@ -88,22 +87,16 @@ def run(
     excerpts, excerpt_names = sample(corpus.held_out, sample_num_bytes)
     watched = held_out if eval_num_bytes is None else to_tensor(sample(corpus.held_out, eval_num_bytes)[0], resolved)
     say(f"{corpus.folder}: {len(train_text):,} bytes to train on, {len(held_out):,} held out")
-    loss_of = partial(losses_of, window=sequence_length)
     with StepProgress(console, num_steps, batch_size * sequence_length) as progress:
         evaluations = train(
             loaded, train_text, list(loaded.requires_grad_(True).parameters()), **training,
-            evaluate=lambda: loss_of(loaded, watched).mean, on_step=progress.advance,
+            evaluate=lambda: losses_of(loaded, watched, window=sequence_length).mean, on_step=progress.advance,
         )  # fmt: skip
         curve, best = keep_best(evaluations, loaded.state_dict(), progress)
-    rounded = {dtype: loss_of(round_to(loaded, best, dtype), held_out).mean for dtype in WRITTEN_DTYPES}
-    exact = loss_of(round_to(loaded, best, torch.float32), held_out).mean
-    dtype = min(WRITTEN_DTYPES, key=lambda one: abs(rounded[one] - exact))
     checkpoint = folder / "model"
-    write_model(checkpoint, loaded, best, dtype)
-    written = load_model(
-        path=str(checkpoint), weights="pretrained", config=None, dtype="float32", seed=0, max_model_len=None,
-        device=resolved,
-    )  # fmt: skip
+    written = write_and_measure(
+        checkpoint, loaded, best, held_out, to_tensor(excerpts, resolved), sequence_length, sample_window
+    )
     record: dict[str, Any] = {
         "config": describe({"text": text, "model": model, **training, **evaluation}),
         "environment": environment(resolved),
@@ -111,40 +104,62 @@ def run(
         "sample": {"files": excerpt_names, "num_bytes": len(excerpts), "window": sample_window},
         "num_parameters": sum(parameter.numel() for parameter in loaded.parameters()),
         "model_type": loaded.config.model_type,
-        "dtype": name_of(dtype),
         "evaluations": [asdict(one) for one in curve],
-        "losses": {
-            "float32": exact,
-            **{name_of(one): loss for one, loss in rounded.items()},
-            "held_out": describe_losses(loss_of(written, held_out)),
-            "sample": describe_losses(losses_of(written, to_tensor(excerpts, resolved), window=sample_window)),
-        },
+        **written,
     }
     (checkpoint / "heldout.txt").write_bytes(excerpts)
-    if (corpus.folder / LICENCE).is_file():
-        shutil.copyfile(corpus.folder / LICENCE, checkpoint / "LICENSE")
-    else:
-        say(f"{corpus.folder} has no {LICENCE}: add the text's licence to {checkpoint} before you share it")
+    copy_licence(corpus, checkpoint, say)
     (checkpoint / "README.md").write_text(model_card(record))
-    losses = pd.DataFrame(record["evaluations"])
-    title = f"{record['num_parameters'] / 1e6:.1f} M parameters, {batch_size} × {sequence_length} bytes per step"
-    figures = {"loss": loss_curve(losses, title)} if len(losses) > 1 else {}
-    write_json(folder / "record.json", record)
-    write_atomically(folder / "losses.csv", losses.to_csv(index=False))
-    notes = [
-        f"{name}: {line(record['losses'][name])}, from weights in {record['dtype']}" for name in ("held_out", "sample")
-    ]
-    for note in notes:
-        say(note)
-    for path in (checkpoint, folder / "record.json", folder / "losses.csv", *save(figures, folder / "figures")):
-        say(f"wrote {path}")
-    write_record(
+    say(f"wrote {checkpoint}")
+    leave_page(folder, record, console)
+
+
+def write_and_measure(
+    folder: Path,
+    model: Llama | GPT2,
+    best: dict[str, Tensor],
+    held_out: Tensor,
+    excerpts: Tensor,
+    sequence_length: int,
+    sample_window: int,
+) -> dict[str, Any]:
+    """Write the checkpoint in the dtype that changes the held-out loss least; that, and the losses of what is there."""
+    loss_of = partial(losses_of, window=sequence_length)
+    rounded = {dtype: loss_of(round_to(model, best, dtype), held_out).mean for dtype in WRITTEN_DTYPES}
+    exact = loss_of(round_to(model, best, torch.float32), held_out).mean
+    dtype = min(WRITTEN_DTYPES, key=lambda one: abs(rounded[one] - exact))
+    write_model(folder, model, best, dtype)
+    written = load_model(
+        path=str(folder), weights="pretrained", config=None, dtype="float32", seed=0, max_model_len=None,
+        device=held_out.device,
+    )  # fmt: skip
+    losses = {
+        "float32": exact,
+        **{name_of(one): loss for one, loss in rounded.items()},
+        "held_out": describe_losses(loss_of(written, held_out)),
+        "sample": describe_losses(losses_of(written, excerpts, window=sample_window)),
+    }
+    return {"dtype": name_of(dtype), "losses": losses}
+
+
+def leave_page(folder: Path, record: dict[str, Any], console: Console) -> None:
+    evaluations, config = pd.DataFrame(record["evaluations"]), record["config"]
+    title = (
+        f"{record['num_parameters'] / 1e6:.1f} M parameters, "
+        f"{config['batch_size']} × {config['sequence_length']} bytes per step"
+    )
+    conclude(
+        console,
         folder,
         title=title,
         environment=record["environment"],
-        figures=dict.fromkeys(figures, "Loss on the train and the held-out text; the ring is the step that was kept."),
-        tables={"Loss (nats/byte) at every evaluation; elapsed in seconds": losses},
-        notes=notes,
+        files={"record.json": record, "losses.csv": evaluations},
+        figures={"loss": (loss_curve(evaluations, title), LOSS_CAPTION)} if len(evaluations) > 1 else {},
+        tables={"Loss (nats/byte) at every evaluation; elapsed in seconds": evaluations},
+        notes=[
+            f"{name}: {line(record['losses'][name])}, from weights in {record['dtype']}"
+            for name in ("held_out", "sample")
+        ],
     )
 
 
@@ -240,6 +255,13 @@ def write_model(folder: Path, model: Llama | GPT2, state: dict[str, Tensor], dty
     config = replace(model.config, eos_token_ids=(END_OF_DOCUMENT,))
     prefix = "transformer." if config.model_type == "gpt2" else "model."
     write_checkpoint(folder, config_json(config), tensors, prefix=prefix)
+
+
+def copy_licence(corpus: Corpus, folder: Path, say: Callable[[str], None]) -> None:
+    if (corpus.folder / LICENCE).is_file():
+        shutil.copyfile(corpus.folder / LICENCE, folder / "LICENSE")
+    else:
+        say(f"{corpus.folder} has no {LICENCE}: add the text's licence to {folder} before you share it")
 
 
 def describe_corpus(corpus: Corpus, num_train_bytes: int, num_held_out_bytes: int) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """What `conf/` offers, read from the files themselves: the help text, and the nearest name for a mistyped choice."""
 
-import difflib
 import re
 import textwrap
-from pathlib import Path
 
 from framework.config import suggest
+from framework.paths import ROOT
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = ROOT / "conf"
 EXPERIMENT = "experiment"
 HELP_WIDTH, HELP_INDENT = 100, 34
 OVERRIDES = {
@@ -39,32 +38,8 @@ def about(study: str) -> str:
     return next(line.removeprefix("# ") for line in lines if line.startswith("# ") and not line.startswith("# @"))
 
 
-def keys(study: str) -> set[str]:
-    """What may stand on the left of `key=value`: groups, and the keys of the study and its presets."""
-    files = [CONF / "config.yaml", CONF / EXPERIMENT / f"{study}.yaml", *(CONF / EXPERIMENT / study).glob("*.yaml")]
-    return {
-        *groups(),
-        *(key for path in files for key in re.findall(r"(?:^|@)(\w+)[:.]", path.read_text(), re.MULTILINE)),
-    }
-
-
-def check_choices(arguments: list[str], default_study: str) -> None:
-    """Raise ValueError, with the nearest name, for a group's option or a study's key that there is none of."""
-    check_options(arguments)
-    chosen = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{EXPERIMENT}=")]
-    study = (chosen or [default_study])[-1].partition("/")[0]
-    if study not in groups()[EXPERIMENT]:  # several at once
-        return
-    allowed = keys(study)
-    for argument in arguments:
-        key, equals, _ = argument.partition("=")
-        if equals and re.fullmatch(r"\w+", key) and key not in allowed:
-            close = difflib.get_close_matches(key, allowed, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{study} has no key {key!r}{hint} (--cfg job prints all)")
-
-
-def check_options(arguments: list[str]) -> None:
+def check_choices(arguments: list[str]) -> None:
+    """Raise ValueError, with the nearest name, for a group's option that there is none of."""
     known = groups()
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")

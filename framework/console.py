@@ -78,8 +78,11 @@ class SweepProgress:
         )
         self.console.print(line + (" [dim](reused)[/dim]" if reused else f"{self.eta()}"), highlight=False)
 
-    def fail_point(self, label: str, message: str) -> None:
+    def fail_point(self, label: str, message: str | None) -> None:
+        """`message` None: the cause was told before."""
         self.num_done += 1
+        if message is None:
+            return
         self.console.print(f"[{self.num_done}/{self.num_points}] {label}: ", end="", highlight=False)
         self.console.print("failed", style="red", end=" ")
         self.console.print(message, markup=False, highlight=False, soft_wrap=True)

@@ -11,16 +11,18 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pandas as pd
 
 from framework.metrics import metric_names, summarize
-from framework.trace.recorded import locate
+from framework.paths import locate
+from framework.trace.recorded import available
 
 DISTINGUISHING = ("code_version", "device")  # of the environment; beside the config
 POINT_FILES = ("point.json", "requests.parquet", "steps.parquet")
@@ -59,26 +61,36 @@ def arm_digest(config: dict[str, Any], environment: dict[str, Any]) -> str:
     return digest_of([config, distinguishing, environment["packages"]["torch"], fingerprint_files(config)])
 
 
-def fingerprint_files(config: Any) -> list[Any]:
-    """What is at every `path` of the config: a file's hash, the names, sizes and times of all files in a folder."""
-    if isinstance(config, list):
-        return [print_ for item in config for print_ in fingerprint_files(item)]
-    if not isinstance(config, dict):
-        return []
-    prints = [print_ for item in config.values() for print_ in fingerprint_files(item)]
-    if config.get("path") is None:
-        return prints
-    if config.get("url") is not None:
-        return [*prints, config["url"], config.get("sha256")]  # a published file, perhaps not downloaded yet
-    path = locate(config["path"])
-    if path.is_file():
-        with path.open("rb") as file:
-            return [*prints, hashlib.file_digest(file, "sha256").hexdigest()]
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        stats = [(str(file.relative_to(path)), file.stat()) for file in files]
-        return [*prints, *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
+def fingerprint_files(config: Any) -> dict[str, str]:
+    """Every `path` of the config that is there, with a hash of what it is."""
+    if not isinstance(config, dict | list):
+        return {}
+    prints: dict[str, str] = {}
+    for item in config.values() if isinstance(config, dict) else config:
+        prints |= fingerprint_files(item)
+    if isinstance(config, dict) and config.get("path") is not None:
+        prints |= fingerprint(str(config["path"]), config.get("url"), config.get("sha256"))
     return prints
+
+
+def fingerprint(path: str, url: str | None, sha256: str | None) -> dict[str, str]:
+    """The SHA-256 of a file, or a hash of the names, sizes and times of all files in a folder.
+
+    A published sum is checked when the file is read; a file without one is downloaded now, since only its bytes tell.
+    """
+    place = locate(path)
+    if url is not None and sha256 is not None:
+        return {path: sha256}
+    if url is not None:
+        available(place, url, None)
+    if place.is_file():
+        with place.open("rb") as file:
+            return {path: hashlib.file_digest(file, "sha256").hexdigest()}
+    if place.is_dir():
+        files = sorted(file for file in place.rglob("*") if file.is_file())
+        stats = [(str(file.relative_to(place)), file.stat()) for file in files]
+        return {path: digest_of([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])}
+    return {}
 
 
 def write_point(
@@ -160,6 +172,33 @@ def write_table(output_dir: Path, table: pd.DataFrame) -> Path:
     if not table.empty:
         write_atomically(path, table.to_csv(index=False))
     return path
+
+
+class GrowingTable:
+    """A CSV of rows on disk as they come, as unfinished-NAME; when all are there, it takes the place of NAME."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.unfinished = path, path.with_name(f"unfinished-{path.name}")
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        self.rows += list(rows)  # all or none: measuring them may be interrupted
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.unfinished, self.table().to_csv(index=False))
+
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.rows and kind is None:
+            self.unfinished.replace(self.path)
+        elif self.rows and kind is KeyboardInterrupt:
+            raise KeyboardInterrupt(f"what was measured is in {self.unfinished}") from None
 
 
 def write_json(path: Path, data: Any) -> None:

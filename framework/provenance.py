@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[1]
+from framework.paths import ROOT
+
 PACKAGES = ("torch", "transformers", "simpy", "hydra-core", "wandb", "numpy", "scipy", "pandas", "triton")
 
 

@@ -106,16 +106,10 @@ def conclude(
 ) -> None:
     """Write everything of a study that is no sweep; print its tables and notes.
 
-    `files` maps names to tables, written as CSV, and other data, written as JSON; `figures` maps names to a figure and
-    its caption.
+    `files` are those of write_files; `figures` maps names to a figure and its caption.
     """
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        if isinstance(content, pd.DataFrame):
-            write_atomically(folder / name, content.to_csv(index=False))
-        else:
-            write_json(folder / name, content)
+    write_files(folder, files)
     paths = save({name: figure for name, (figure, _) in figures.items()}, folder / "figures")
     write_record(
         folder,
@@ -130,6 +124,16 @@ def conclude(
         print_frame(console, table, caption)
     for line in [*notes, *(f"wrote {path}" for path in (*(folder / name for name in files), *paths))]:
         say(line)
+
+
+def write_files(folder: Path, files: Mapping[str, Any]) -> None:
+    """`files` maps names to tables, written as CSV, and other data, written as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        if isinstance(content, pd.DataFrame):
+            write_atomically(folder / name, content.to_csv(index=False))
+        else:
+            write_json(folder / name, content)
 
 
 def overview(points: pd.DataFrame) -> pd.DataFrame:

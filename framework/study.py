@@ -19,7 +19,16 @@ from framework.console import SweepProgress, make_console
 from framework.core import StudyError, Trace
 from framework.engines import EngineCache, make_scheduler
 from framework.metrics import check_slo, request_table, step_table, summarize
-from framework.points import Point, arm_digest, locked, point_table, read_point, write_point, write_table
+from framework.points import (
+    Point,
+    arm_digest,
+    fingerprint_files,
+    locked,
+    point_table,
+    read_point,
+    write_point,
+    write_table,
+)
 from framework.provenance import environment, resolve_device
 from framework.replay import replay
 
@@ -49,8 +58,7 @@ class Study:
     def raise_failures(self) -> None:
         if not self.failures:
             return
-        lines = [f"{message} ({'; '.join(map(str, points))})" for message, points in self.failures.items()]
-        raise StudyError("\n".join(lines))
+        raise StudyError("\n".join(f"{message} ({name_points(points)})" for message, points in self.failures.items()))
 
 
 def run_study(
@@ -110,12 +118,17 @@ def compute_or_reuse(study: Study, point: Point, engines: EngineCache, progress:
             if is_disk_full or os.environ.get("HYDRA_FULL_ERROR"):
                 raise  # the other points could not be written either
             message = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            is_new = message not in study.failures
+            progress.fail_point(str(point), message if message not in study.failures else None)
             study.failures.setdefault(message, []).append(point)
-            progress.fail_point(str(point), message if is_new else "for the same reason")
             return
         save_table(study)
     progress.end_point(str(point), record["metrics"], reused)
+
+
+def name_points(points: list[Point]) -> str:
+    """A single point by its name, several by their number and arms."""
+    arms = dict.fromkeys(point.arm for point in points)
+    return str(points[0]) if len(points) == 1 else f"{len(points)} points of {', '.join(arms)}"
 
 
 def save_table(study: Study) -> None:
@@ -150,8 +163,10 @@ def compute_point(study: Study, point: Point, engines: EngineCache, progress: Sw
     on_step = progress.advance if arm["clock"] == "virtual" else None  # drawing takes real time
     sequences, steps = replay(trace.requests, make_scheduler(arm["scheduler"], engine), engine, arm["clock"], on_step)
     requests, step_rows = request_table(sequences), step_table(steps)
+    config = describe(arm | {"trace": with_keywords(arm["trace"], rate=point.rate, seed=point.seed)})
     record = {
-        "config": describe(arm | {"trace": with_keywords(arm["trace"], rate=point.rate, seed=point.seed)}),
+        "config": config,
+        "files": fingerprint_files(config),
         "environment": study.environment,
         "engine": {name: getattr(engine, name) for name in ENGINE_FACTS},
         "trace": describe_trace(trace),

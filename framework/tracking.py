@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,15 @@ import wandb
 Mode = Literal["offline", "online", "disabled"]
 
 
+def wandb_tracker(
+    *, project: str = "llm-serving-replay", mode: Mode = "offline", entity: str | None = None
+) -> Callable[..., None]:
+    """`track_wandb` with these options; ValueError for `online` without an API key, before a study has run."""
+    if mode == "online" and not has_api_key():
+        raise ValueError("tracking.mode=online needs an account: run `wandb login`, or use tracking.mode=offline")
+    return partial(track_wandb, project=project, mode=mode, entity=entity)
+
+
 def track_wandb(
     points: pd.DataFrame,
     configs: dict[str, Any],
@@ -24,17 +35,14 @@ def track_wandb(
     *,
     study: str,
     output_dir: Path,
-    project: str = "llm-serving-replay",
-    mode: Mode = "offline",
-    entity: str | None = None,
+    project: str,
+    mode: Mode,
+    entity: str | None,
 ) -> None:
     """Log the points' curves; `configs` maps arm → its config, `figures` are image files.
 
     Offline runs land in `output_dir/wandb` and take the place of an earlier run of the same arm or summary there.
-    Raises ValueError for `online` without an API key.
     """
-    if mode == "online" and not has_api_key():
-        raise ValueError("tracking.mode=online needs an account: run `wandb login`, or use tracking.mode=offline")
     shared: dict[str, Any] = {"project": project, "entity": entity, "group": study, "mode": mode}
 
     for arm, rows in points.groupby("arm", sort=False):

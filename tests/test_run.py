@@ -136,7 +136,17 @@ GOOD_TRACE = "arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2
 @pytest.mark.parametrize(
     ("overrides", "trace", "message"),
     [
-        (["rats=[1]"], None, "rats"),
+        (["rats=[1]"], None, "unknown key 'rats' in the study; did you mean 'rates'?; allowed: "),
+        (["experimnt=generate"], None, "unknown key 'experimnt' in the study; did you mean 'experiment'?"),
+        (["modle=gpt2"], None, "unknown key 'modle' in the study; did you mean 'model'?"),
+        (["trace.num_requets=5"], None, "unknown key 'num_requets' in trace; did you mean 'num_requests'?"),
+        (["model.dtpye=float32"], None, "unknown key 'dtpye' in model; did you mean 'dtype'?"),
+        (
+            ["arms.tight={}"],
+            None,
+            "unknown key 'tight' in arms; allowed: static, continuous (to add it: +arms.tight=…)",
+        ),
+        (["trace.num_requests.most=5"], None, "unknown key 'most' in trace.num_requests (to add it: "),
         (["scheduler=x"], None, "scheduler=x: there is no such scheduler; allowed: continuous, static"),
         (["experiment=generat"], None, "there is no such experiment; did you mean 'generate'?"),
         (["arms.static.scheduler.max_wait=soon"], None, "arms.static.scheduler.max_wait is 'soon'"),
@@ -282,12 +292,22 @@ def test_shell_completion_reaches_hydra(cli):
     assert "complete" in output
 
 
-def test_a_tracker_that_fails_costs_neither_points_nor_page(cli, smallest, tmp_path, monkeypatch):
+def test_online_tracking_without_a_key_fails_before_anything_runs(cli, smallest, tmp_path, monkeypatch):
     monkeypatch.setattr("framework.tracking.has_api_key", lambda: False)
-    online = [override for override in smallest if override != "tracking=none"] + ["tracking.mode=online"]
-    code, output = cli(*online, "rates=[50]")
+    code, output = cli(*smallest[:-1], "tracking.mode=online")
     assert code == 1
     assert "error: tracking.mode=online needs an account" in output
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_tracker_that_fails_costs_neither_points_nor_page(cli, smallest, tmp_path, monkeypatch):
+    def fail(folder, **options):
+        raise ValueError("no such project")
+
+    monkeypatch.setattr("framework.tracking.start_run", fail)
+    code, output = cli(*smallest[:-1], "rates=[50]")
+    assert code == 1
+    assert "error: no such project" in output
     folder = tmp_path / "outputs" / "continuous_batching"
     assert len(pd.read_csv(folder / "points.csv")) == 2
     check_page(Page(folder / "report.html"), folder)

@@ -1,5 +1,6 @@
 """The measuring code with a fake engine: which steps count, what is skipped, and the host's times."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -124,6 +125,13 @@ def test_serving_counts_the_tokens_of_the_requests(engine):
     assert serving["output_throughput"] == 26 / serving["duration"]
     assert serving["num_full_steps"] == 2  # of three decode steps with all four
     assert serving["exposed"] > 0
+
+
+def test_serving_waits_for_no_arrival(engine):
+    requests = [replace(one, arrival_time=30.0 * one.request_id) for one in make_requests([7, 7], [4, 6])]
+    serving = measure_serving(engine, partial(ContinuousScheduler, max_num_seqs=4), requests)
+    assert serving["num_output_tokens"] == 10
+    assert serving["duration"] < 30.0
 
 
 def test_host_times_are_of_full_decode_steps_that_another_follows():

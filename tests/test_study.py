@@ -1,6 +1,8 @@
 """Order, sharing and reuse of points, with fake models and engines."""
 
 import errno
+import hashlib
+import json
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -103,12 +105,18 @@ def test_what_every_rate_served_is_not_saturated(study):
     assert table.loc[("slow", 20.0), "sustained_throughput"] == pytest.approx(1 / 0.8, rel=0.05)
 
 
-def test_a_dataset_that_is_downloaded_on_the_way_keeps_its_points(study, tmp_path):
+def test_a_dataset_that_is_downloaded_on_the_way_keeps_its_points(study, tmp_path, capsys):
     source = tmp_path / "source.csv"
     source.write_text("arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2\n")
     trace = partial(recorded, reader=partial(read_table), path=str(tmp_path / "copy.csv"), url=source.as_uri())
-    for _ in range(2):
-        assert len(study({"only": {"trace": trace}}, [None]).table()) == 1
+    for is_reused in (False, True):
+        result = study({"only": {"trace": trace}}, [None])
+        assert ("1 of 1 points reused" in capsys.readouterr().out) == is_reused
+    [point] = result.table()["point"]
+    record = json.loads((result.folder(point) / "point.json").read_text())
+    assert record["files"] == {str(tmp_path / "copy.csv"): hashlib.sha256(source.read_bytes()).hexdigest()}
+    (tmp_path / "copy.csv").write_text(source.read_text() + "2.0,4,2\n")
+    assert study({"only": {"trace": trace}}, [None]).table()["num_requests"].tolist() == [3]
 
 
 def test_dropped_requests_leave_the_rate_as_it_was_asked_for(tmp_path):
@@ -125,11 +133,14 @@ def test_dropped_requests_leave_the_rate_as_it_was_asked_for(tmp_path):
         synthetic(arrivals=poisson, lengths=lengths, num_requests=5, rate=1.0, max_model_len=11)
 
 
-def test_failures_are_named_and_the_rest_is_kept(study):
+def test_failures_are_named_and_the_rest_is_kept(study, capsys):
     result = study({"good": {}, "tight": {"engine": {"num_blocks": 1}}}, [1.0, 2.0])
     assert result.table()["arm"].tolist() == ["good", "good"]
-    with pytest.raises(StudyError, match=r"request 0 needs 3 KV blocks.*\(tight, 1 req/s, seed 0; tight, 2 req/s"):
+    with pytest.raises(StudyError, match=r"request 0 needs 3 KV blocks.*\(2 points of tight\)"):
         result.raise_failures()
+    assert capsys.readouterr().out.count("needs 3 KV blocks") == 1
+    with pytest.raises(StudyError, match=r"\(tight, 3 req/s, seed 0\)"):
+        study({"tight": {"engine": {"num_blocks": 1}}}, [3.0])
 
 
 def test_a_full_disk_ends_the_study(study, tmp_path, monkeypatch):
@@ -232,6 +243,15 @@ def test_a_damaged_point_is_computed_again(study, damage):
         (folder / "point.json").write_text("{" if damage == "truncated" else "{}")
     with pytest.warns(UserWarning, match="is no finished point"):
         assert len(study({"only": {}}, [1.0]).table()) == 1
+
+
+def test_a_ring_marks_the_last_rate_below_saturation(study):
+    arms = {"quick": {}, "slow": {"engine": {"step_time": 0.2}, "scheduler": {"max_num_seqs": 1}}}
+    summary = aggregate(study(arms, [0.125, 0.25, 20.0]).table())
+    axes = throughput_latency(summary).axes[0]
+    rings = [line.get_xydata().tolist() for line in axes.lines if line.get_markerfacecolor() == "none"]
+    slow = summary[(summary["arm"] == "slow") & (summary["rate"] == 0.25)].iloc[0]
+    assert rings == [[[slow["output_throughput"], 1e3 * slow["normalized_latency_mean"]]], []]  # and the legend's
 
 
 def test_outputs_of_one_token_have_figures_too(study):

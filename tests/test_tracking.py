@@ -1,6 +1,7 @@
 """Offline W&B runs, read back with wandb's own tool."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from framework.plots import save
-from framework.tracking import track_wandb
+from framework.tracking import wandb_tracker
 
 POINTS = pd.DataFrame(
     [("a", 2.0, 0, 20.5), ("a", 1.0, 0, 10.5), ("b", 1.0, 0, 11.5)],
@@ -20,7 +21,7 @@ POINTS = pd.DataFrame(
 
 def track(folder: Path) -> None:
     figures = save({"curve": Figure(figsize=(1, 1))}, folder / "figures")
-    track_wandb(POINTS, {"a": {"x": 1}, "b": {"x": 2}}, figures, study="my_study", output_dir=folder)
+    wandb_tracker()(POINTS, {"a": {"x": 1}, "b": {"x": 2}}, figures, study="my_study", output_dir=folder)
 
 
 def read_runs(folder: Path) -> dict[str, list[dict]]:
@@ -56,8 +57,17 @@ def test_one_run_per_arm_and_a_summary(tmp_path, monkeypatch):
     assert "points." in logged
 
 
-def test_online_without_a_key_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+def test_online_without_a_key_is_an_error(monkeypatch):
     monkeypatch.setattr("framework.tracking.has_api_key", lambda: False)
     with pytest.raises(ValueError, match="wandb login"):
-        track_wandb(POINTS, {}, [], study="s", output_dir=tmp_path, mode="online")
+        wandb_tracker(mode="online")
+
+
+@pytest.mark.parametrize("place", ["environment", "netrc"])
+def test_a_key_is_found_without_a_network(tmp_path, place):
+    key = 40 * "a"
+    (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {key}\n" if place == "netrc" else "")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    environ = kept | {"NETRC": str(tmp_path / "netrc")} | ({"WANDB_API_KEY": key} if place == "environment" else {})
+    code = "from framework.tracking import wandb_tracker; wandb_tracker(mode='online')"
+    subprocess.run([sys.executable, "-c", code], env=environ, check=True)

@@ -148,5 +148,5 @@ def choose_tiles(
     if is_few and head_dim <= 64:
         return DecodeTiles(block_keys=64, num_warps=2, num_stages=2, min_keys=64)
     if num_programs <= 2 * num_sms:
-        return DecodeTiles(block_keys=128, num_stages=3 if is_few else 2, min_keys=min_keys)
+        return DecodeTiles(block_keys=128, num_stages=3 if is_few and head_dim <= 128 else 2, min_keys=min_keys)
     return DecodeTiles(num_stages=2, min_keys=min_keys)

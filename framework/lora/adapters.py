@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from framework.lora.layout import Layout
-from framework.models.checkpoint import ROOT
+from framework.paths import locate
 
 CONFIG_FILE, WEIGHT_FILE = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
@@ -47,11 +47,10 @@ class AdapterSource(Protocol):
 
 
 class SavedAdapters:
-    """Folders in PEFT's format: that of an adapter is `path`/id, `path` from here or in the repository."""
+    """Folders in PEFT's format: that of an adapter is `path`/id."""
 
     def __init__(self, *, path: str) -> None:
-        own = Path(path).expanduser()
-        self.path = own if own.is_dir() else ROOT / path
+        self.path = locate(path)
         if not self.path.is_dir():
             raise ValueError(f"adapters.path={path!r} is no folder, neither from here nor in the repository")
 

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-ROOT = Path(__file__).parents[2]  # of the repository
+from framework.paths import locate
+
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILES = ["*.json", "*.txt", "*.jinja", "tokenizer.model"]
@@ -24,14 +25,14 @@ UNUSED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  #
 
 
 def find_checkpoint(path: str, *, weights: bool) -> Path:
-    """The folder `path` from here or in the repository, or the hub repository of this name, downloaded.
+    """The folder that `locate` finds, or the hub repository of this name, downloaded.
 
     `weights` says whether its weights are needed. Raises ValueError if it is none of these, or if the hub cannot be
     reached and its cache lacks the files.
     """
-    for folder in (Path(path).expanduser(), ROOT / path):
-        if folder.is_dir():
-            return folder
+    folder = locate(path)
+    if folder.is_dir():
+        return folder
     patterns = CONFIG_FILES + (WEIGHT_FILES if weights else [])
     try:
         return Path(snapshot_download(path, allow_patterns=patterns))

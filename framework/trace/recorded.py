@@ -7,11 +7,10 @@ from typing import Literal
 import numpy as np
 
 from framework.core import Trace
+from framework.paths import locate
 from framework.trace import transforms
 from framework.trace.download import check_sum, download
 from framework.trace.popularity import Law, assign_adapters
-
-ROOT = Path(__file__).parents[2]  # of the repository
 
 
 def recorded(
@@ -40,7 +39,7 @@ def recorded(
     """
     if rescale not in ("stretch", "thin"):
         raise ValueError(f"rescale={rescale!r} is not one of 'stretch', 'thin'")
-    trace = reader(_available(locate(path), url, sha256))
+    trace = reader(available(locate(path), url, sha256))
     if window is not None:
         if len(window) != 2:
             raise ValueError(f"window={window!r} is not a pair [start, end] of seconds (null: open)")
@@ -59,13 +58,8 @@ def recorded(
     return transforms.restart(trace)
 
 
-def locate(path: str | Path) -> Path:
-    """`path` itself if it is absolute or exists from the current directory, else the same path in the repository."""
-    path = Path(path).expanduser()
-    return path if path.is_absolute() or path.exists() else ROOT / path
-
-
-def _available(path: Path, url: str | None, sha256: str | None) -> Path:
+def available(path: Path, url: str | None, sha256: str | None) -> Path:
+    """`path`, downloaded where it is missing; FileNotFoundError without a `url`, ValueError for another `sha256`."""
     if url is None:
         if not path.exists():
             raise FileNotFoundError(f"no trace file at {path}, and none at that path from {Path.cwd()}: check `path`")

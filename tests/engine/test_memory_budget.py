@@ -1,10 +1,14 @@
 """engine.memory_bytes: weights and KV cache in one budget, so that smaller weights leave more blocks."""
 
+from functools import partial
+
 import pytest
 
 from framework.engine.torch_engine import TorchEngine
+from framework.engines import make_engine_for
 from framework.quantization import int8_weight_only, none, zero_point
 from framework.quantization.footprint import cache_footprint, footprint
+from tests.engine.driver import make_requests
 from tests.quantization.models import make_model
 
 BLOCK_BYTES = 2 * 2 * 2 * 16 * 4 * 4  # keys and values, layers, KV heads, head_dim, block_size, float32
@@ -58,3 +62,10 @@ def test_a_budget_that_the_weights_all_but_fill_holds_no_block():
     model = make_model("llama")
     with pytest.raises(ValueError, match=r"a KV cache of 0\.0 MiB holds no block"):
         TorchEngine(model, block_size=4, memory_bytes=footprint(model)["total"] + BLOCK_BYTES - 1)
+
+
+def test_an_engine_for_some_requests_takes_no_more_than_they_need():
+    engine = partial(TorchEngine, block_size=4, memory_bytes=MEMORY_BYTES)
+    made = make_engine_for(make_requests([5, 2], [4, 6]), engine, make_model("llama"))
+    assert made.num_blocks == 2 * 3  # of 4 tokens: up to 5 of a prompt and 6 of an output each
+    assert cache_footprint(made.model) == made.num_blocks * BLOCK_BYTES

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from experiments.engine_ablation import factors_table
 from experiments.peers import hf_config
 from framework.models.config import parse_config
 from framework.models.loading import build_model
@@ -66,6 +67,18 @@ def test_an_arm_that_needs_a_gpu_says_so_and_what_was_measured_stays(cli, small,
     assert code == 1
     assert "engine.fused=true needs a GPU" in output
     assert list(json.loads((tmp_path / "outputs/engine_ablation/ablation.json").read_text())["serving"]) == ["eager"]
+
+
+def test_a_case_that_an_arm_could_not_hold_has_no_factor():
+    rows = [
+        {"arm": arm, "case": case, "device": elapsed / 2, "elapsed": elapsed}
+        for arm, case, elapsed in (("a", "one", 0.004), ("b", "one", 0.002), ("b", "two", 0.008), ("c", "two", 0.002))
+    ]
+    serving = {arm: {"output_throughput": throughput} for arm, throughput in (("a", 100.0), ("b", 200.0), ("c", 100.0))}
+    table = factors_table(rows, serving).set_index("arm")
+    assert table["one"].tolist() == ["2 / 4 (1.00×)", "1 / 2 (2.00×)", "–"]
+    assert table["two"].tolist() == ["–", "4 / 8", "1 / 2 (4.00×)"]
+    assert table["output tok/s"].tolist() == ["100 (1.00×)", "200 (2.00×)", "100 (0.50×)"]
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)

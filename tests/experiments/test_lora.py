@@ -5,6 +5,8 @@ import json
 import pandas as pd
 import pytest
 
+from experiments import lora
+from experiments.lora import compare
 from tests.html_page import Page, check_page
 
 SIZES = ["batch_size=2", "context=16", "num_steps=2", "prompt_len=8", "ranks=[2,4]"]
@@ -41,8 +43,20 @@ def test_merged_is_served(cli, small, tmp_path, options):
     assert "reported: 0.39%, lesson 5" in page.text
 
 
-@pytest.mark.parametrize("lora", ["none", "merged"])
-def test_it_needs_adapters_that_are_served(cli, small, lora):
-    code, output = cli("experiment=lora", *small, f"lora={lora}")
+def test_an_interruption_keeps_the_ranks_so_far(cli, small, tmp_path, monkeypatch):
+    def compare_until_stopped(rank, *measured):
+        if rank == 4:
+            raise KeyboardInterrupt
+        return compare(rank, *measured)
+
+    monkeypatch.setattr(lora, "compare", compare_until_stopped)
+    with pytest.raises(KeyboardInterrupt, match=r"unfinished-ranks.csv"):
+        cli("experiment=lora", *small)
+    assert pd.read_csv(tmp_path / "outputs/lora/unfinished-ranks.csv")["rank"].tolist() == [2]
+
+
+@pytest.mark.parametrize("strategy", ["none", "merged"])
+def test_it_needs_adapters_that_are_served(cli, small, strategy):
+    code, output = cli("experiment=lora", *small, f"lora={strategy}")
     assert code == 1
     assert "needs lora=segmented, gathered or loop" in output

@@ -28,6 +28,7 @@ def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path):
         assert set(requests["adapter_id"]) <= {"adapter-0", "adapter-1"}
         loads = pd.read_parquet(folder / "points" / point / "steps.parquet")["num_adapter_loads"].sum()
         assert loads == (0 if point.startswith("none") else requests["adapter_id"].nunique())
+    assert not list(folder.glob("unfinished-*"))
     figures = {path.stem for path in (folder / "figures").iterdir()}
     assert figures == {"batch_latency", "timeline", "batch_and_cache"}
     page = Page(folder / "report.html")
@@ -64,6 +65,25 @@ def test_steps_alone(cli, smallest, tmp_path):
     page = Page(folder / "report.html")
     check_page(page, folder)
     assert [row[0] for row in page.rows] == ["arm", "none", "segmented"]
+
+
+def test_an_interrupted_rerun_leaves_the_earlier_steps(cli, smallest, tmp_path, monkeypatch):
+    options = ["experiment=multi_lora", *smallest, *SMALL, "rates=[]", "~arms.loop", "~arms.gathered"]
+    code, output = cli(*options)
+    assert code == 0, output
+    folder = tmp_path / "outputs/multi_lora"
+    before = (folder / "steps.csv").read_text()
+
+    def measure_until_stopped(engine, *sizes):
+        if engine.num_adapter_slots:
+            raise KeyboardInterrupt
+        return measure_decode(engine, *sizes)
+
+    monkeypatch.setattr("experiments.multi_lora.measure_decode", measure_until_stopped)
+    with pytest.raises(KeyboardInterrupt, match=r"what was measured is in .*unfinished-steps.csv"):
+        cli(*options)
+    assert (folder / "steps.csv").read_text() == before
+    assert pd.read_csv(folder / "unfinished-steps.csv")["arm"].tolist() == ["none", "none"]
 
 
 def test_pefts_mixed_batches_beside(cli, smallest, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from framework.kernels.layer_cache import LayerCache
-from framework.kernels.paged_decode import DecodeTiles, choose_splits, paged_decode, plain_paged_decode
+from framework.kernels.paged_decode import DecodeTiles, choose_splits, choose_tiles, paged_decode, plain_paged_decode
 from tests.kernels.caches import assert_close, contents, copy_cache, make_cache, step_of
 
 pytest.importorskip("triton")
@@ -154,12 +154,22 @@ def test_splits():
     assert [choose_splits(rows, 8, 132) for rows in (1, 16, 17, 65, 66, 4096)] == [32, 32, 8, 8, 1, 1]
 
 
+@pytest.mark.parametrize("size", [4, 2, 1])  # bytes: float32, bfloat16, int8
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("rows", [1, 4, 16, 64, 256])
+def test_tiles_fit_into_shared_memory(rows, head_dim, size):
+    tiles = choose_tiles(rows, 8, 132, head_dim, is_int8=size == 1)
+    block_keys = tiles.block_keys // 2 if size == 4 else tiles.block_keys
+    in_flight = 2 * (tiles.num_stages - 1) * block_keys * head_dim * size  # tiles of keys and of values
+    assert in_flight + 24 * 2**10 <= 227 * 2**10  # bytes of an SM; compiled, the rest takes up to 20 KiB
+
+
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize(
     ("num_kv_heads", "group", "head_dim", "block_size"),
-    [(8, 4, 128, 16), (8, 4, 64, 256), (12, 1, 64, 7), (2, 8, 128, 16), (4, 7, 32, 7)],
+    [(8, 4, 128, 16), (8, 4, 64, 256), (12, 1, 64, 7), (2, 8, 128, 16), (4, 7, 32, 7), (2, 2, 256, 16)],
 )
 @pytest.mark.parametrize("is_int8", [False, True])
 def test_equals_reference_on_cuda(num_kv_heads, group, head_dim, block_size, dtype, tolerance, is_int8):

@@ -10,10 +10,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from framework.kernels.attention import plain_attention
-from framework.models import checkpoint
-from framework.models.checkpoint import ROOT, write_checkpoint
+from framework.models.checkpoint import write_checkpoint
 from framework.models.config import config_json
 from framework.models.loading import load_model
+from framework.paths import ROOT
 from tests.models.checkpoints import GPT2_SHAPE, MODEL_NAMES, SHAPE, make_hf_model
 
 LLAMA = {"model_type": "llama", **{key: value for key, value in SHAPE.items() if key != "bos_token_id"}}
@@ -129,7 +129,7 @@ def test_what_is_written_is_read_by_both(name, tmp_path):
 def test_a_folder_of_the_repository_is_found_from_anywhere(folder, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr(checkpoint, "ROOT", folder.parent)
+    monkeypatch.setattr("framework.paths.ROOT", folder.parent)
     assert load(folder.name).config.checkpoint == str(folder)
     assert (ROOT / "run.py").exists()
 

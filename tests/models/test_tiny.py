@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
-from framework.models.checkpoint import ROOT
 from framework.models.loading import load_model
+from framework.paths import ROOT
 from framework.perplexity import window_losses
 from framework.quality import compare
 from framework.quantization import int8_weight_only

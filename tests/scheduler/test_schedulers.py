@@ -186,3 +186,18 @@ def test_a_wake_time_that_has_passed_is_an_error():
 def test_a_scheduler_without_progress_is_an_error_that_names_the_request():
     with pytest.raises(RuntimeError, match="no progress on request 0"):
         run(requests_at((0.0, 4, 4)), Thrashing)
+
+
+class Circling(ContinuousScheduler):
+    """Computes the first token of a prompt again and again."""
+
+    def schedule(self, now: float) -> Batch | None:
+        sequence = Sequence(requests_at((0.0, 4, 4))[0])
+        sequence.block_table = [0]
+        return Batch([sequence], [0], [1], 1, 0)
+
+
+def test_a_scheduler_that_goes_in_circles_is_an_error(monkeypatch):
+    monkeypatch.setattr("framework.replay.MAX_STEPS_WITHOUT_TOKEN", 7)
+    with pytest.raises(RuntimeError, match=r"no progress on request 0: 8 steps without a token, the last of 1 prompt"):
+        run(requests_at((0.0, 4, 4)), Circling)

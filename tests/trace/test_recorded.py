@@ -8,8 +8,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from framework.core import Request, Trace
+from framework.paths import locate
 from framework.trace.files import read_azure, read_mooncake, read_table
-from framework.trace.recorded import locate, recorded
+from framework.trace.recorded import recorded
 from framework.trace.transforms import mean_rate
 
 ROOT = Path(__file__).parents[2]
