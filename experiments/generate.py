@@ -20,15 +20,19 @@ from framework.report import conclude
 from framework.trace.recorded import locate
 
 EXAMPLE = "The quick brown fox"
-COST = "Decode steps with and without the schema, medians over repeats in turns [least, most]"
+COST = "Decode steps with and without the schema, medians over repeats in turns"
 CAPTION = "Time of every token since the one before it, one curve per output; all are in one batch."
 DEFINITIONS = {
     "Tokens/s": "output tokens / E2E, of this prompt among the others",
     "Time of a token": "since the one before; the first one's since all prompts arrived",
-    "Cost of a schema": "the median over the repeats of their medians; [least, most] is a 97% interval of it, whatever "
-    "the distribution; the difference is of the two runs of one repeat",
+    "Cost of a schema": "the median over the repeats of their medians, and its 96% interval, from the third least to "
+    "the third most of twelve; the difference is of the two runs of one repeat",
 }
-NUM_REPEATS = 6  # of the runs with and without: the median of six is between least and most with 1 - 2 / 2^6 = 97%
+NUM_REPEATS = 12  # of the runs with and without
+LOW, HIGH = (
+    2 / 11,
+    9 / 11,
+)  # the third least and most of twelve: the median is between them with 1 - 2 · 79 / 2^12 = 96%
 
 
 def run(
@@ -216,13 +220,13 @@ def schema_cost(sequences: list[Sequence], scheduler: Any, engine: Any) -> pd.Da
 
 
 def cost_table(medians: pd.DataFrame) -> pd.DataFrame:
-    """With, without and their difference in the same repeat: medians over the repeats, from the least to the most."""
+    """With, without and their difference in the same repeat: medians over the repeats, with their intervals."""
     with_schema, without = medians.loc["with"], medians.loc["without"]
     rows = {"with": with_schema, "without": without, "difference": with_schema - without}
     columns = {
-        f"{name}{end}": [statistic(values[name]) for values in rows.values()]
+        f"{name}{end}": [values[name].quantile(share, interpolation=kind) for values in rows.values()]
         for name in medians
-        for end, statistic in {"": pd.Series.median, "_low": pd.Series.min, "_high": pd.Series.max}.items()
+        for end, share, kind in (("", 0.5, "linear"), ("_low", LOW, "nearest"), ("_high", HIGH, "nearest"))
     }
     return pd.DataFrame({"schema": list(rows), **columns})
 
@@ -246,8 +250,8 @@ def is_json(text: str) -> bool:
 
 def describe_cost(cost: pd.DataFrame) -> str:
     value, low, high = (cost[f"per token (ms){end}"] for end in ("", "_low", "_high"))
-    unclear = ": no more than noise" if low[2] <= 0 <= high[2] else ""
+    unclear = ", which these repeats cannot tell from nothing" if low[2] <= 0 <= high[2] else ""
     return (
         f"the schema costs {value[2]:.3g} ms per token [{low[2]:.3g}, {high[2]:.3g}] ({value[2] / value[1]:+.0%})"
-        f"{unclear}; medians over {NUM_REPEATS} repeats [least, most]"
+        f"{unclear}; the median over {NUM_REPEATS} repeats and its interval"
     )

@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 
-from experiments.generate import cost_table, describe_cost, describe_documents
+from experiments.generate import NUM_REPEATS, cost_table, describe_cost, describe_documents
 from framework.core import Request, Sequence
 from framework.plots_course import output_times
 from tests.html_page import Page, check_page
@@ -154,9 +154,16 @@ def test_the_cost_is_a_median_of_differences_in_one_repeat():
     times = [3.0, 5.0, 9.0, 2.0, 4.5, 5.0]
     table = cost_table(pd.DataFrame({"step (ms)": times, "per token (ms)": times}, index=index))
     assert table.filter(like="per token").to_numpy().tolist() == [[5.0, 3.0, 9.0], [4.5, 2.0, 5.0], [1.0, 0.5, 4.0]]
-    assert describe_cost(table).startswith("the schema costs 1 ms per token [0.5, 4] (+22%); medians over")
+    assert describe_cost(table).startswith("the schema costs 1 ms per token [0.5, 4] (+22%); the median over")
     less = cost_table(pd.DataFrame({"per token (ms)": [3.0, 5.0, 4.0, 2.0, 4.5, 5.0]}, index=index))
-    assert "(+11%): no more than noise;" in describe_cost(less)
+    assert "(+11%), which these repeats cannot tell from nothing;" in describe_cost(less)
+
+
+def test_the_interval_of_the_cost_is_from_the_third_least_to_the_third_most():
+    index = pd.MultiIndex.from_product([("with", "without"), range(NUM_REPEATS)])
+    times = [float(repeat**2) for repeat in range(NUM_REPEATS)] + [0.0] * NUM_REPEATS
+    table = cost_table(pd.DataFrame({"per token (ms)": times}, index=index))
+    assert table.iloc[2].tolist() == ["difference", 30.5, 4.0, 81.0]
 
 
 def test_a_document_that_is_cut_off_is_counted(cli, tmp_path):
