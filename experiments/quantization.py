@@ -3,6 +3,7 @@
 Three parts, each on disk as it ends: models (bytes, errors, quality), engines (KV cache, decode steps, text), serving.
 """
 
+from collections.abc import Callable
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -91,29 +92,46 @@ def run(
     study = serve(session, {arm: within(variants[arm], memory_bytes) for arm in serving}, points_of)
     notes = [] if reference is None else footprint_notes(models, **reference)
     notes += [f"Failed: {line}" for line in session.failures]
-    if study is None:
-        conclude(
-            session.console,
-            session.folder,
-            title=f"quantization on {where['device']}",
-            environment=where,
-            files={},
-            figures={name: (figure, CAPTIONS[name]) for name, figure in figures.items()},
-            tables=tables,
-            notes=notes,
-        )
-    else:
+    caption = f"Capacity: {memory(memory_bytes)}"
+    leave_page(
+        session, study, lambda points: {caption: capacity_table(engines, points)}, figures, tables, notes, tracking
+    )
+    session.finish()
+
+
+def leave_page(
+    session: Session,
+    study: Study | None,
+    capacities: Callable[[pd.DataFrame], dict[str, pd.DataFrame]],
+    figures: dict[str, Figure],
+    tables: dict[str, pd.DataFrame],
+    notes: list[str],
+    tracking: Any,
+) -> None:
+    """The page of a sweep where an arm served, with `capacities(points)` before the other parts' tables."""
+    if study is not None:
         report(
             study,
             "quantization",
             partial(draw, figures=figures),
             tracking,
             captions=CAPTIONS,
-            tables=lambda points: {f"Capacity: {memory(memory_bytes)}": capacity_table(engines, points)} | tables,
+            tables=lambda points: capacities(points) | tables,
             notes=lambda _: notes,
         )
         session.adopt(study)
-    session.finish()
+        return
+    where = environment(session.device)
+    conclude(
+        session.console,
+        session.folder,
+        title=f"quantization on {where['device']}",
+        environment=where,
+        files={},
+        figures={name: (figure, CAPTIONS[name]) for name, figure in figures.items()},
+        tables=tables,
+        notes=notes,
+    )
 
 
 def serve(session: Session, arms: Arms, points: dict[str, Any]) -> Study | None:

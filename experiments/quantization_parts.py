@@ -20,7 +20,7 @@ from framework.engine.kv_cache import attach_cache
 from framework.engine.torch_engine import TorchEngine
 from framework.engines import free, make_model, make_scheduler
 from framework.models.tokenizer import load_tokenizer
-from framework.points import digest_of, write_atomically, write_json
+from framework.points import GrowingTable, digest_of, write_json
 from framework.quality import block_error, compare, read_tokens, weight_errors
 from framework.quantization.footprint import cache_footprint, footprint
 from framework.replay import replay
@@ -92,10 +92,12 @@ class Session:
             for arm in dict.fromkeys(point.arm for point in points):
                 self.fail(arm, message)
 
-    def write(self, name: str, table: pd.DataFrame) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / name, table.to_csv(index=False))
-        self.written[self.folder / name] = None
+    @contextmanager
+    def table(self, name: str) -> Iterator[GrowingTable]:
+        with GrowingTable(self.folder / name) as table:
+            yield table
+        if table.rows:
+            self.written[table.path] = None
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -125,23 +127,20 @@ def measure_models(session: Session, text: Text | None) -> pd.DataFrame:
 
     Written to models.csv, and the errors of single matrices to weights.csv.
     """
-    rows: list[dict[str, Any]] = []
-    errors: list[pd.DataFrame] = []
     references: dict[str, Any] = {}  # at most one: arms mostly share it
-    for arm, components in session.arms.items():
-        with session.attempt(arm), session.console.status(f"{arm}: model"):
-            float32 = with_keywords(components["model"], dtype="float32")
-            key = digest_of(describe(float32))
-            if key not in references:
-                references.clear()
-                free(session.device)
-                references[key] = float32(device=session.device)
-            row, matrices = measure_model(session, arm, references[key], text)
-            rows.append(row)
-            errors.append(matrices.assign(arm=arm))
-            session.write("models.csv", pd.DataFrame(rows))
-            session.write("weights.csv", pd.concat(errors))
-    return pd.DataFrame(rows)
+    with session.table("models.csv") as models, session.table("weights.csv") as weights:
+        for arm, components in session.arms.items():
+            with session.attempt(arm), session.console.status(f"{arm}: model"):
+                float32 = with_keywords(components["model"], dtype="float32")
+                key = digest_of(describe(float32))
+                if key not in references:
+                    references.clear()
+                    free(session.device)
+                    references[key] = float32(device=session.device)
+                row, matrices = measure_model(session, arm, references[key], text)
+                models.add([row])
+                weights.add(matrices.assign(arm=arm).to_dict("records"))
+    return models.table()
 
 
 def measure_model(session: Session, arm: str, reference: Any, text: Text | None) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -178,20 +177,16 @@ def measure_engines(
 
     Written to engines.csv and decode.csv.
     """
-    rows: list[dict[str, Any]] = []
-    cases: list[dict[str, Any]] = []
-    for arm, components in session.arms.items():
-        with session.attempt(arm):
-            loaded = session.load(arm)
-            found, text = measure_steps(session, arm, loaded, steps, prompt)
-            cases += found
-            if cases:
-                session.write("decode.csv", pd.DataFrame(cases))
-            cache = measure_cache(session, within(components, memory_bytes)["engine"], loaded)
-            rows.append({"arm": arm, **cache, "text": text})
-            session.write("engines.csv", pd.DataFrame(rows))
-        loaded = None  # with its KV cache, before the next one comes
-    return pd.DataFrame(rows), pd.DataFrame(cases)
+    with session.table("decode.csv") as cases, session.table("engines.csv") as engines:
+        for arm, components in session.arms.items():
+            with session.attempt(arm):
+                loaded = session.load(arm)
+                found, text = measure_steps(session, arm, loaded, steps, prompt)
+                cases.add(found)
+                cache = measure_cache(session, within(components, memory_bytes)["engine"], loaded)
+                engines.add([{"arm": arm, **cache, "text": text}])
+            loaded = None  # with its KV cache, before the next one comes
+    return engines.table(), cases.table()
 
 
 def measure_steps(

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from experiments.adapters_card import adapters_card, losses_matrix
-from experiments.train_tiny import (
+from experiments.training_parts import (
     LOSS_CAPTION,
     StepProgress,
     check_counts,

@@ -3,43 +3,44 @@
 The held-out loss decides which step is kept; the losses reported are of the checkpoint as written, read back.
 """
 
-import math
 import shutil
-import time
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from experiments.model_card import model_card
+from experiments.training_parts import (
+    LOSS_CAPTION,
+    StepProgress,
+    check_counts,
+    check_model,
+    copy_licence,
+    describe_losses,
+    keep_best,
+    losses_of,
+    to_tensor,
+)
 from framework.config import describe
-from framework.console import REFRESH_INTERVAL, TokensPerSecond, make_console
+from framework.console import make_console
 from framework.corpus import Corpus, join, sample
 from framework.models.checkpoint import write_checkpoint
 from framework.models.config import config_json
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 from framework.models.loading import load_model
-from framework.models.tokenizer import NUM_BYTES
-from framework.perplexity import WindowLosses, window_losses
 from framework.plots_training import loss_curve
 from framework.provenance import environment, resolve_device
 from framework.report import conclude
-from framework.training import Evaluation, train
+from framework.training import train
 
 END_OF_DOCUMENT = 0  # the zero byte before the next one
-EVAL_TOKENS = 2**15  # per forward of an evaluation
 WRITTEN_DTYPES = (torch.float16, torch.bfloat16)
-LICENCE = "LICENSE.txt"  # in the text's folder
-LOSS_CAPTION = "Loss on the train and the held-out text; the ring is the step that was kept."
 
 
 def run(
@@ -163,84 +164,6 @@ def leave_page(folder: Path, record: dict[str, Any], console: Console) -> None:
     )
 
 
-class StepProgress:
-    """A bar over the tokens of all steps, where there is a terminal, and a line per evaluation."""
-
-    def __init__(self, console: Console, num_steps: int, tokens_per_step: int) -> None:
-        self.console, self.num_steps, self.tokens_per_step = console, num_steps, tokens_per_step
-        columns = (TextColumn("training"), BarColumn(), TokensPerSecond(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, auto_refresh=False, transient=True)
-        self.task = self.bar.add_task("training", total=num_steps * tokens_per_step)
-        self.refreshed = time.monotonic()
-
-    def __enter__(self) -> "StepProgress":
-        if self.console.is_terminal:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def advance(self) -> None:
-        self.bar.advance(self.task, self.tokens_per_step)
-        if time.monotonic() - self.refreshed > REFRESH_INTERVAL:
-            self.bar.refresh()
-            self.refreshed = time.monotonic()
-
-    def show(self, evaluation: Evaluation) -> None:
-        line = f"step {evaluation.num_steps}/{self.num_steps}: held out {evaluation.held_out:.4f} nats/byte"
-        if evaluation.num_steps:
-            rate = evaluation.num_steps / evaluation.elapsed
-            remaining = (self.num_steps - evaluation.num_steps) / rate
-            line += f", train {evaluation.train:.4f}, {rate * self.tokens_per_step:,.0f} tok/s, {remaining:.0f} s left"
-        self.console.print(line, highlight=False)
-
-
-def keep_best(
-    evaluations: Iterable[Evaluation], tensors: dict[str, Tensor], progress: StepProgress
-) -> tuple[list[Evaluation], dict[str, Tensor]]:
-    """All evaluations and copies of `tensors` at the best; Ctrl-C ends the training. ValueError if none is finite."""
-    curve: list[Evaluation] = []
-    best: dict[str, Tensor] = {}
-    lowest = math.inf
-    try:
-        for evaluation in evaluations:
-            curve.append(evaluation)
-            progress.show(evaluation)
-            if evaluation.held_out < lowest:
-                lowest = evaluation.held_out
-                best = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    except KeyboardInterrupt:
-        if not curve:
-            raise
-        progress.console.print(f"interrupted: going on with the best of {curve[-1].num_steps} steps", highlight=False)
-    if not best:
-        raise ValueError("the held-out loss was never a finite number: lower learning_rate")
-    return curve, best
-
-
-def check_counts(counts: dict[str, int]) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} {count} must be at least 1")
-
-
-def check_model(model: Llama | GPT2, window: int) -> None:
-    if model.config.vocab_size != NUM_BYTES:
-        raise ValueError(f"the text is bytes: model.config.vocab_size must be 256, not {model.config.vocab_size}")
-    if window > model.config.max_model_len:
-        raise ValueError(f"windows of {window} bytes are longer than the model's context, {model.config.max_model_len}")
-
-
-def to_tensor(text: bytes, device: torch.device) -> Tensor:
-    """(num_bytes,), uint8."""
-    return torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy()).to(device)
-
-
-def losses_of(model: Llama | GPT2, text: Tensor, *, window: int) -> WindowLosses:
-    return window_losses(model, text.long(), window_len=window, stride=window, batch_size=max(1, EVAL_TOKENS // window))
-
-
 def round_to(model: Llama | GPT2, state: dict[str, Tensor], dtype: torch.dtype) -> Llama | GPT2:
     """`model` with the weights of `state` as `dtype` would keep them."""
     model.load_state_dict({name: tensor.to(dtype).float() for name, tensor in state.items()})
@@ -257,13 +180,6 @@ def write_model(folder: Path, model: Llama | GPT2, state: dict[str, Tensor], dty
     write_checkpoint(folder, config_json(config), tensors, prefix=prefix)
 
 
-def copy_licence(corpus: Corpus, folder: Path, say: Callable[[str], None]) -> None:
-    if (corpus.folder / LICENCE).is_file():
-        shutil.copyfile(corpus.folder / LICENCE, folder / "LICENSE")
-    else:
-        say(f"{corpus.folder} has no {LICENCE}: add the text's licence to {folder} before you share it")
-
-
 def describe_corpus(corpus: Corpus, num_train_bytes: int, num_held_out_bytes: int) -> dict[str, Any]:
     """Where the text is from, its digest, and every file with its size and digest."""
     parts = {"train": corpus.train, "held_out": corpus.held_out}
@@ -273,13 +189,6 @@ def describe_corpus(corpus: Corpus, num_train_bytes: int, num_held_out_bytes: in
     }
     sizes = {"num_train_bytes": num_train_bytes, "num_held_out_bytes": num_held_out_bytes}
     return {"folder": str(corpus.folder), "digest": corpus.digest, **sizes, "files": files}
-
-
-def describe_losses(losses: WindowLosses) -> dict[str, Any]:
-    """Nats per byte with their interval, and what else they are known as."""
-    low, high = losses.interval()
-    bits = {"bits_per_byte": losses.mean / math.log(2), "perplexity": losses.perplexity}
-    return {"nats_per_byte": losses.mean, "low": low, "high": high, **bits, "num_bytes": int(losses.num_tokens.sum())}
 
 
 def line(losses: dict[str, Any]) -> str:

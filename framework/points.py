@@ -183,6 +183,8 @@ class GrowingTable:
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         self.rows += list(rows)  # all or none: measuring them may be interrupted
+        if not self.rows:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.unfinished, self.table().to_csv(index=False))
 
