@@ -17,7 +17,7 @@ from framework.plots_course import output_times
 from framework.provenance import environment, resolve_device
 from framework.replay import replay
 from framework.report import conclude
-from framework.trace.recorded import locate
+from framework.paths import locate
 
 EXAMPLE = "The quick brown fox"
 COST = "Decode steps with and without the schema, medians over repeats in turns"
