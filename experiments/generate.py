@@ -13,11 +13,11 @@ from framework.core import Request, Sequence
 from framework.engines import make_scheduler
 from framework.metrics import step_table
 from framework.models.tokenizer import Tokenizer, load_tokenizer
+from framework.paths import locate
 from framework.plots_course import output_times
 from framework.provenance import environment, resolve_device
 from framework.replay import replay
 from framework.report import conclude
-from framework.paths import locate
 
 EXAMPLE = "The quick brown fox"
 COST = "Decode steps with and without the schema, medians over repeats in turns"

@@ -15,16 +15,13 @@ from torch import Tensor
 
 from framework.kernels.linear import (
     Surroundings,
-    Tiles,
-    ceil_div,
-    choose_tiles,
     fused_quantize,
     launch_linear,
     plain_linear,
-    power_of_two,
     problem_size,
     surrounded,
 )
+from framework.kernels.tiles import Tiles, choose_dynamic_tiles, choose_int8_tiles
 from framework.kernels.triton_support import device_facts
 
 # At 256 the fused kernel takes 315 µs a layer of Llama-8B, dequantize + matmul 747 (H200); where they cross is open
@@ -93,51 +90,6 @@ def fused_int8_linear(
     )
 
 
-def choose_int8_tiles(
-    rows: int,
-    out_features: int,
-    in_features: int,
-    num_sms: int,
-    gated: bool = False,
-    normed: bool = False,
-    group_size: int | None = None,
-) -> Tiles:
-    """Tiles for a shape, chosen by what was fastest on an H200; out_features are those of the result.
-
-    Up to 32 rows two warps have 64 rows of the weight: too few for wgmma, whose layout would read the int8 weights two
-    bytes at a time. mma.sync takes them four at a time. More rows need wgmma's rate.
-    """
-    weight_rows = out_features * (2 if gated else 1)
-    block_m = min(128, max(16, power_of_two(rows)))
-    num_row_blocks, num_tiles = ceil_div(rows, block_m), ceil_div(weight_rows, 64)
-    most_splits = power_of_two(max(1, in_features // 1024) + 1) // 2
-    if rows == 1 and not gated and num_tiles < 4 * num_sms:
-        block_k, prefetch = 512 if weight_rows >= 6144 else 1024, 0 if normed else 1
-        tiles = Tiles(1, 8, block_k, 1, num_warps=4, num_stages=1, prefetch=prefetch)
-        if in_features < 4096:
-            tiles = choose_tiles(rows, out_features, in_features, num_sms, gated, normed)
-    elif block_m <= 32 and num_tiles >= num_sms:
-        block_k, num_stages = (256, 3) if block_m == 16 else (128, 4)
-        tiles = Tiles(block_m, 64, block_k, 1, num_warps=2, num_stages=num_stages, prefetch=1)
-    elif block_m == 16:
-        block_k, num_stages, split_k = (256, 3, 8) if in_features >= 8192 else (128, 4, 4)
-        tiles = Tiles(block_m, 64, block_k, min(split_k, most_splits), num_warps=2, num_stages=num_stages, prefetch=1)
-    elif block_m == 32:
-        tiles = Tiles(block_m, 64, 128, min(8, most_splits), num_warps=2, num_stages=3, prefetch=1)
-    elif block_m == 64:
-        block_n, num_warps = (64, 4) if num_tiles <= num_sms else (128, 8)
-        split_k = min(8 if in_features >= 8192 else 4, most_splits) if num_tiles <= num_sms else 1
-        tiles = Tiles(block_m, block_n, 128, split_k, num_warps=num_warps, num_stages=3, prefetch=1)
-    elif num_tiles > 2 * num_sms:
-        tiles = Tiles(block_m, 128, 128, 1, num_warps=8, num_stages=3, prefetch=2)
-    else:
-        split_k = min(2, most_splits) if num_tiles * num_row_blocks <= num_sms // 2 else 1
-        tiles = Tiles(block_m, 64, 128, split_k, num_warps=4, num_stages=4, prefetch=2)
-    if group_size is not None and tiles.block_k > group_size:
-        tiles = replace(tiles, block_k=group_size, block_n=min(64, tiles.block_n * (2 if tiles.block_m == 1 else 1)))
-    return tiles
-
-
 def dynamic_int8_linear(
     x: Tensor,
     weight: Tensor,
@@ -176,18 +128,6 @@ def fused_dynamic_int8_linear(
         tiles = choose_dynamic_tiles(rows, out_features, in_features, device_facts(x.device)[0], gated)
     ends = (around.get("delta"), activation, around.get("residual"))
     return launch_linear(quantized, weight, bias, None, None, 0.0, *ends, tiles, scale, None, x_scale, x.dtype)
-
-
-def choose_dynamic_tiles(rows: int, out_features: int, in_features: int, num_sms: int, gated: bool = False) -> Tiles:
-    """Tiles for int8 products, chosen by what was fastest on an H200; out_features are those of the result."""
-    if rows > 256:
-        return Tiles(256, 128, 128, 1, num_warps=8, num_stages=3, prefetch=2)
-    block_m = 64 if rows <= 64 else 128
-    num_tiles = ceil_div(rows, block_m) * ceil_div(out_features * (2 if gated else 1), 64)
-    if num_tiles > 1.2 * num_sms:
-        return Tiles(block_m, 128, 128, 1, num_warps=8, num_stages=4 if block_m == 64 else 3, prefetch=2)
-    split_k = 2 if num_tiles <= num_sms // 2 and in_features >= 2048 else 1
-    return Tiles(block_m, 64, 256, split_k, num_warps=4, num_stages=4, prefetch=2)
 
 
 def int_matmul(x: Tensor, weight: Tensor) -> Tensor:

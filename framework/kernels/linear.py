@@ -7,7 +7,7 @@ done. The weight tile is the left operand of the product: output features fill t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import ModuleType
 from typing import TypedDict, Unpack
 
@@ -15,32 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from framework.kernels.tiles import Tiles, ceil_div, choose_tiles, power_of_two
 from framework.kernels.triton_support import MAX_COUNTERS, device_facts
 from framework.kernels.triton_support import counters as counters_of
 
 ACTIVATIONS = (None, "silu_gate", "gelu")
-MAX_VECTOR_WEIGHTS = 2**25  # beyond, tensor cores are faster for one row too
-MAX_VECTOR_FEATURES = 3072
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """How one launch cuts its work; tile sizes are powers of two.
-
-    block_m rows (1: a matrix-vector product without tensor cores), block_n rows of the weight (under silu_gate half as
-    many output features), block_k input features per iteration, split_k programs that share one tile's sum.
-    `prefetch` (0 or a power of two) iterations of weights are brought to L2 before the previous kernel is done; `pdl`
-    lets the launches overlap.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    split_k: int
-    num_warps: int
-    num_stages: int
-    prefetch: int = 4
-    pdl: bool = True
 
 
 class Surroundings(TypedDict, total=False):
@@ -227,73 +206,6 @@ def _launch_norm(
         x, weight, bias, out, out_scale, x.shape[1], x.stride(0), eps, BLOCK=block, PDL=pdl,
         num_warps=min(16, max(1, block // 512)), launch_pdl=pdl,
     )  # fmt: skip
-
-
-def choose_tiles(
-    rows: int, out_features: int, in_features: int, num_sms: int, gated: bool = False, normed: bool = False
-) -> Tiles:
-    """Tiles for a shape, chosen by what was fastest on an H200; out_features are those of the result.
-
-    One row is a matrix-vector product where the matrix is small or a norm comes with it. Else a program has 64 rows of
-    the weight, the tensor core's M, or twice as many where rows are many and no sums are shared.
-    """
-    num_weights = out_features * in_features * (2 if gated else 1)
-    if rows == 1 and not gated and num_weights < MAX_VECTOR_WEIGHTS and (normed or in_features <= MAX_VECTOR_FEATURES):
-        return _vector_tiles(out_features, in_features, num_sms, normed)
-    block_m = min(128, max(16, power_of_two(rows)))
-    num_tiles = ceil_div(rows, block_m) * ceil_div(out_features, 64)
-    if gated and 2 * num_tiles >= num_sms:
-        if block_m <= 32:
-            return Tiles(block_m, 64, 128, 1, num_warps=4, num_stages=4, prefetch=2)
-        return Tiles(block_m, 128, 64, 1, num_warps=4, num_stages=3, prefetch=2)
-    if not gated and in_features >= 2048 and num_tiles <= num_sms and block_m <= 64:
-        return _sharing_tiles(rows, block_m, num_tiles, in_features, num_sms)
-    split_k = min(8, _power_within(max(1, 2 * num_sms // num_tiles)))
-    block_k, num_stages = 128, 3 if gated else 4
-    if (split_k == 1 and in_features < 4096) or (block_m >= 32 and gated) or block_m >= 64:
-        block_k, num_stages = 64, 5 if block_m < 64 else 3
-    return Tiles(block_m, 128 if gated else 64, block_k, split_k, num_warps=4, num_stages=num_stages, prefetch=2)
-
-
-def _vector_tiles(out_features: int, in_features: int, num_sms: int, normed: bool) -> Tiles:
-    """For one row without tensor cores; more features per program where that still gives every SM one."""
-    if out_features < 8 * num_sms and in_features >= 2048:
-        return Tiles(1, 4, 1024, 1, num_warps=2, num_stages=1, prefetch=8)
-    if in_features < 2048:
-        return Tiles(1, 16 if normed else 4, 256, 1, num_warps=4, num_stages=1, prefetch=8)
-    return Tiles(1, 16, 512, 1, num_warps=4, num_stages=1, prefetch=0 if normed else 8)
-
-
-def _sharing_tiles(rows: int, block_m: int, num_tiles: int, in_features: int, num_sms: int) -> Tiles:
-    """For products of fewer tiles than SMs, whose sums are shared, by what was fastest inside a step.
-
-    All programs should run at once and leave shared memory to the kernel after them, which starts meanwhile: one per SM
-    with 256 input features per iteration, or, where that leaves many SMs idle, up to three with 128.
-    """
-    each = num_sms // num_tiles
-    if rows == 1 and 3 * num_tiles > num_sms:
-        block_k, num_stages, split_k = 128, 4, 2 * num_sms // num_tiles
-    elif block_m == 64:
-        block_k, num_stages, split_k = 128, 3, min(2 * num_sms // num_tiles, max(each, in_features // 2048))
-    elif 4 * num_tiles * _power_within(each) >= 3 * num_sms:
-        block_k, num_stages, split_k = 256, 3, min(each, in_features // 512)
-    else:
-        block_k, num_stages, split_k = 128, 3, min(8, 3 * num_sms // num_tiles, in_features // 384)
-    return Tiles(block_m, 64, block_k, _power_within(split_k), num_warps=4, num_stages=num_stages, prefetch=2)
-
-
-def ceil_div(amount: int, size: int) -> int:
-    return -(-amount // size)
-
-
-def power_of_two(size: int) -> int:
-    """The smallest that is at least `size`."""
-    return 1 << (size - 1).bit_length()
-
-
-def _power_within(size: int) -> int:
-    """The largest power of two that is at most `size`."""
-    return 1 << (size.bit_length() - 1)
 
 
 def _kernels() -> ModuleType:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from framework.kernels.attention import IntArray
-from framework.kernels.linear import ceil_div, power_of_two
+from framework.kernels.tiles import ceil_div, power_of_two
 from framework.kernels.triton_support import check_triton, device_facts, jit_for_any, tl
 
 MAX_PARTS = 3  # of one layer: q, k and v

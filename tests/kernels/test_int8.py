@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
 from framework.kernels.int8 import (
-    choose_int8_tiles,
     dequantize_int8,
     dynamic_int8_linear,
     fused_dynamic_int8_linear,
@@ -18,7 +17,8 @@ from framework.kernels.int8 import (
     plain_int8_linear,
     quantize_int8,
 )
-from framework.kernels.linear import Tiles, fused_quantize, plain_linear
+from framework.kernels.linear import fused_quantize, plain_linear
+from framework.kernels.tiles import Tiles, choose_int8_tiles
 from tests.kernels.test_linear import DEVICE, REAL, TOLERANCE, make_case
 
 VECTOR = Tiles(block_m=1, block_n=16, block_k=64, split_k=1, num_warps=4, num_stages=1)

@@ -6,7 +6,8 @@ from itertools import product
 import pytest
 import torch
 
-from framework.kernels.linear import Tiles, choose_tiles, fused_linear, plain_linear
+from framework.kernels.linear import fused_linear, plain_linear
+from framework.kernels.tiles import Tiles, choose_tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NORMS = (None, "rms", "layer")

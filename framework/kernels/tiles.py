@@ -1,0 +1,152 @@
+"""How a launch of linear_kernel cuts its work, with weights in floating point or int8: what was fastest on an H200."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+MAX_VECTOR_WEIGHTS = 2**25  # beyond, tensor cores are faster for one row too
+MAX_VECTOR_FEATURES = 3072
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How one launch cuts its work; tile sizes are powers of two.
+
+    block_m rows (1: a matrix-vector product without tensor cores), block_n rows of the weight (under silu_gate half as
+    many output features), block_k input features per iteration, split_k programs that share one tile's sum.
+    `prefetch` (0 or a power of two) iterations of weights are brought to L2 before the previous kernel is done; `pdl`
+    lets the launches overlap.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    split_k: int
+    num_warps: int
+    num_stages: int
+    prefetch: int = 4
+    pdl: bool = True
+
+
+def choose_tiles(
+    rows: int, out_features: int, in_features: int, num_sms: int, gated: bool = False, normed: bool = False
+) -> Tiles:
+    """Tiles for a shape, chosen by what was fastest on an H200; out_features are those of the result.
+
+    One row is a matrix-vector product where the matrix is small or a norm comes with it. Else a program has 64 rows of
+    the weight, the tensor core's M, or twice as many where rows are many and no sums are shared.
+    """
+    num_weights = out_features * in_features * (2 if gated else 1)
+    if rows == 1 and not gated and num_weights < MAX_VECTOR_WEIGHTS and (normed or in_features <= MAX_VECTOR_FEATURES):
+        return _vector_tiles(out_features, in_features, num_sms, normed)
+    block_m = min(128, max(16, power_of_two(rows)))
+    num_tiles = ceil_div(rows, block_m) * ceil_div(out_features, 64)
+    if gated and 2 * num_tiles >= num_sms:
+        if block_m <= 32:
+            return Tiles(block_m, 64, 128, 1, num_warps=4, num_stages=4, prefetch=2)
+        return Tiles(block_m, 128, 64, 1, num_warps=4, num_stages=3, prefetch=2)
+    if not gated and in_features >= 2048 and num_tiles <= num_sms and block_m <= 64:
+        return _sharing_tiles(rows, block_m, num_tiles, in_features, num_sms)
+    split_k = min(8, _power_within(max(1, 2 * num_sms // num_tiles)))
+    block_k, num_stages = 128, 3 if gated else 4
+    if (split_k == 1 and in_features < 4096) or (block_m >= 32 and gated) or block_m >= 64:
+        block_k, num_stages = 64, 5 if block_m < 64 else 3
+    return Tiles(block_m, 128 if gated else 64, block_k, split_k, num_warps=4, num_stages=num_stages, prefetch=2)
+
+
+def _vector_tiles(out_features: int, in_features: int, num_sms: int, normed: bool) -> Tiles:
+    """For one row without tensor cores; more features per program where that still gives every SM one."""
+    if out_features < 8 * num_sms and in_features >= 2048:
+        return Tiles(1, 4, 1024, 1, num_warps=2, num_stages=1, prefetch=8)
+    if in_features < 2048:
+        return Tiles(1, 16 if normed else 4, 256, 1, num_warps=4, num_stages=1, prefetch=8)
+    return Tiles(1, 16, 512, 1, num_warps=4, num_stages=1, prefetch=0 if normed else 8)
+
+
+def _sharing_tiles(rows: int, block_m: int, num_tiles: int, in_features: int, num_sms: int) -> Tiles:
+    """For products of fewer tiles than SMs, whose sums are shared, by what was fastest inside a step.
+
+    All programs should run at once and leave shared memory to the kernel after them, which starts meanwhile: one per SM
+    with 256 input features per iteration, or, where that leaves many SMs idle, up to three with 128.
+    """
+    each = num_sms // num_tiles
+    if rows == 1 and 3 * num_tiles > num_sms:
+        block_k, num_stages, split_k = 128, 4, 2 * num_sms // num_tiles
+    elif block_m == 64:
+        block_k, num_stages, split_k = 128, 3, min(2 * num_sms // num_tiles, max(each, in_features // 2048))
+    elif 4 * num_tiles * _power_within(each) >= 3 * num_sms:
+        block_k, num_stages, split_k = 256, 3, min(each, in_features // 512)
+    else:
+        block_k, num_stages, split_k = 128, 3, min(8, 3 * num_sms // num_tiles, in_features // 384)
+    return Tiles(block_m, 64, block_k, _power_within(split_k), num_warps=4, num_stages=num_stages, prefetch=2)
+
+
+def choose_int8_tiles(
+    rows: int,
+    out_features: int,
+    in_features: int,
+    num_sms: int,
+    gated: bool = False,
+    normed: bool = False,
+    group_size: int | None = None,
+) -> Tiles:
+    """Tiles for a shape, chosen by what was fastest on an H200; out_features are those of the result.
+
+    Up to 32 rows two warps have 64 rows of the weight: too few for wgmma, whose layout would read the int8 weights two
+    bytes at a time. mma.sync takes them four at a time. More rows need wgmma's rate.
+    """
+    weight_rows = out_features * (2 if gated else 1)
+    block_m = min(128, max(16, power_of_two(rows)))
+    num_row_blocks, num_tiles = ceil_div(rows, block_m), ceil_div(weight_rows, 64)
+    most_splits = power_of_two(max(1, in_features // 1024) + 1) // 2
+    if rows == 1 and not gated and num_tiles < 4 * num_sms:
+        block_k, prefetch = 512 if weight_rows >= 6144 else 1024, 0 if normed else 1
+        tiles = Tiles(1, 8, block_k, 1, num_warps=4, num_stages=1, prefetch=prefetch)
+        if in_features < 4096:
+            tiles = choose_tiles(rows, out_features, in_features, num_sms, gated, normed)
+    elif block_m <= 32 and num_tiles >= num_sms:
+        block_k, num_stages = (256, 3) if block_m == 16 else (128, 4)
+        tiles = Tiles(block_m, 64, block_k, 1, num_warps=2, num_stages=num_stages, prefetch=1)
+    elif block_m == 16:
+        block_k, num_stages, split_k = (256, 3, 8) if in_features >= 8192 else (128, 4, 4)
+        tiles = Tiles(block_m, 64, block_k, min(split_k, most_splits), num_warps=2, num_stages=num_stages, prefetch=1)
+    elif block_m == 32:
+        tiles = Tiles(block_m, 64, 128, min(8, most_splits), num_warps=2, num_stages=3, prefetch=1)
+    elif block_m == 64:
+        block_n, num_warps = (64, 4) if num_tiles <= num_sms else (128, 8)
+        split_k = min(8 if in_features >= 8192 else 4, most_splits) if num_tiles <= num_sms else 1
+        tiles = Tiles(block_m, block_n, 128, split_k, num_warps=num_warps, num_stages=3, prefetch=1)
+    elif num_tiles > 2 * num_sms:
+        tiles = Tiles(block_m, 128, 128, 1, num_warps=8, num_stages=3, prefetch=2)
+    else:
+        split_k = min(2, most_splits) if num_tiles * num_row_blocks <= num_sms // 2 else 1
+        tiles = Tiles(block_m, 64, 128, split_k, num_warps=4, num_stages=4, prefetch=2)
+    if group_size is not None and tiles.block_k > group_size:
+        tiles = replace(tiles, block_k=group_size, block_n=min(64, tiles.block_n * (2 if tiles.block_m == 1 else 1)))
+    return tiles
+
+
+def choose_dynamic_tiles(rows: int, out_features: int, in_features: int, num_sms: int, gated: bool = False) -> Tiles:
+    """Tiles for int8 products, chosen by what was fastest on an H200; out_features are those of the result."""
+    if rows > 256:
+        return Tiles(256, 128, 128, 1, num_warps=8, num_stages=3, prefetch=2)
+    block_m = 64 if rows <= 64 else 128
+    num_tiles = ceil_div(rows, block_m) * ceil_div(out_features * (2 if gated else 1), 64)
+    if num_tiles > 1.2 * num_sms:
+        return Tiles(block_m, 128, 128, 1, num_warps=8, num_stages=4 if block_m == 64 else 3, prefetch=2)
+    split_k = 2 if num_tiles <= num_sms // 2 and in_features >= 2048 else 1
+    return Tiles(block_m, 64, 256, split_k, num_warps=4, num_stages=4, prefetch=2)
+
+
+def ceil_div(amount: int, size: int) -> int:
+    return -(-amount // size)
+
+
+def power_of_two(size: int) -> int:
+    """The smallest that is at least `size`."""
+    return 1 << (size - 1).bit_length()
+
+
+def _power_within(size: int) -> int:
+    """The largest power of two that is at most `size`."""
+    return 1 << (size.bit_length() - 1)
