@@ -183,7 +183,7 @@ def measure_engines(
                 loaded = session.load(arm)
                 found, text = measure_steps(session, arm, loaded, steps, prompt)
                 cases.add(found)
-                cache = measure_cache(session, within(components, memory_bytes)["engine"], loaded)
+                cache = measure_cache(session, components, memory_bytes, loaded)
                 engines.add([{"arm": arm, **cache, "text": text}])
             loaded = None  # with its KV cache, before the next one comes
     return engines.table(), cases.table()
@@ -216,13 +216,24 @@ def continue_text(engine: TorchEngine, components: dict[str, Any], prompt: Promp
     return tokenizer.decode(sequences[0].output_token_ids)
 
 
-def measure_cache(session: Session, make_engine: Any, loaded: Any) -> dict[str, Any]:
-    """The blocks and bytes of the KV cache that the engine makes beside the weights."""
+def measure_cache(
+    session: Session, components: dict[str, Any], memory_bytes: int | None, loaded: Any
+) -> dict[str, Any]:
+    """The blocks and bytes of the KV cache that the engine makes beside the weights; none, where these leave no room.
+
+    Raises no error then: only an arm that serves needs one.
+    """
+    weight_bytes = footprint(loaded)["total"]
+    if memory_bytes is not None and weight_bytes >= memory_bytes:
+        return {
+            "weight_bytes": weight_bytes,
+            **dict.fromkeys(("num_blocks", "num_slots", "kv_bytes", "kv_allocated"), 0),
+        }
     attach_cache(loaded, [])  # what an earlier engine left
     before = session.allocated_bytes()
-    engine = make_engine(model=loaded)
+    engine = within(components, memory_bytes)["engine"](model=loaded)
     return {
-        "weight_bytes": footprint(loaded)["total"],
+        "weight_bytes": weight_bytes,
         "num_blocks": engine.num_blocks,
         "num_slots": engine.num_blocks * engine.block_size,
         "kv_bytes": cache_footprint(loaded),

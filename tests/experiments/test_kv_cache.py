@@ -9,6 +9,8 @@ import torch
 
 from experiments import kv_cache
 from experiments.kv_cache import NUM_EDGE, faster_from, growth
+from framework.engine import torch_engine
+from framework.plots_course import token_times
 from tests.html_page import Page, check_page
 
 QUICK = ["experiment=kv_cache", "num_output_tokens=48", "num_repeats=2", "device=cpu"]
@@ -35,6 +37,23 @@ def test_every_token_is_timed_and_the_text_is_the_same(cli, smallest, tmp_path):
     shares = [float(row[2]) for row in likely]
     assert shares == sorted(shares, reverse=True)
     assert ["greedy", texts["greedy", "with"], "without and with"] in page.rows
+
+
+def test_without_a_cache_every_token_is_computed_anew(cli, smallest, monkeypatch):
+    num_tokens = []
+    step_inputs = torch_engine.step_inputs
+
+    def watched(batch, prompts, **options):
+        inputs = step_inputs(batch, prompts, **options)
+        num_tokens.append(len(inputs.token_ids))
+        return inputs
+
+    monkeypatch.setattr(torch_engine, "step_inputs", watched)
+    code, output = cli(*QUICK, *smallest[:2], "num_repeats=1", "prompt=abcd", "num_output_tokens=4", "reference=null")
+    assert code == 0, output
+    steps = ",".join(map(str, num_tokens))
+    assert "4,5,6,7" in steps
+    assert "4,1,1,1" in steps
 
 
 @pytest.mark.gpu
@@ -97,3 +116,12 @@ def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, override, messa
     assert message in output
     assert "Traceback" not in output
     assert not (tmp_path / "outputs").exists()
+
+
+def test_the_figure_has_each_token_and_the_sum_of_all_before():
+    rows = [("greedy", cache, token, 0.5 * token) for cache in ("without", "with") for token in (1, 2, 3)]
+    curves = pd.DataFrame(rows, columns=["sampling", "cache", "token", "elapsed"])
+    left, right = token_times(curves, {"greedy": 2}, "title").axes
+    assert [line.get_ydata().tolist() for line in left.lines[:2]] == [[500.0, 1000.0, 1500.0]] * 2
+    assert left.lines[2].get_xdata() == [2, 2]
+    assert [line.get_ydata().tolist() for line in right.lines] == [[0.5, 1.5, 3.0]] * 2
