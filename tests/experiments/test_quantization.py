@@ -50,7 +50,9 @@ def test_every_part_is_on_disk(cli, smallest, folder):
     assert (models.loc["int8_kv", ["total", "weight_error"]] == models.loc["int8", ["total", "weight_error"]]).all()
     assert models.loc["int8_kv", "kl"] != models.loc["int8", "kl"]  # its keys and values are rounded too
     weights = pd.read_csv(folder / "weights.csv").set_index(["arm", "module"])["relative_error"]
-    assert weights["int8", "embed_tokens"] == weights["bfloat16", "embed_tokens"] < weights["int8", "layers.1.down_proj"]
+    assert (
+        weights["int8", "embed_tokens"] == weights["bfloat16", "embed_tokens"] < weights["int8", "layers.1.down_proj"]
+    )
     decode = pd.read_csv(folder / "decode.csv")
     assert decode[["arm", "num_seqs"]].to_numpy().tolist() == [[arm, size] for arm in ARMS for size in (1, 2)]
     assert (decode["floor"] > 0).all()
