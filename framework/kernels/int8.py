@@ -17,7 +17,6 @@ from framework.kernels.linear import (
     Surroundings,
     fused_quantize,
     launch_linear,
-    plain_linear,
     problem_size,
     surrounded,
 )
@@ -59,8 +58,19 @@ def plain_int8_linear(
     group_size: int | None = None,
     **surroundings: Unpack[Surroundings],
 ) -> Tensor:
-    """plain_linear with the weight that int8 `weight` (out_features, in_features) and `scale` stand for."""
-    return plain_linear(x, dequantize_int8(weight, scale, group_size, x.dtype), bias, **surroundings)
+    """plain_linear with the weight that int8 `weight` (out_features, in_features) and `scale` stand for.
+
+    A scale per output channel is applied to the product, so that weights are cast and not made anew; not in float16,
+    which would overflow.
+    """
+
+    def product(normed: Tensor) -> Tensor:
+        if group_size is not None or x.dtype == torch.float16:
+            return F.linear(normed, dequantize_int8(weight, scale, group_size, x.dtype), bias)
+        y = F.linear(normed, weight.to(x.dtype)) * scale.T
+        return (y if bias is None else y + bias).to(x.dtype)
+
+    return surrounded(product, x, **surroundings)
 
 
 def fused_int8_linear(
