@@ -235,7 +235,7 @@ def describe_documents(sequences: list[Sequence], tokenizer: Tokenizer) -> str:
     """How many outputs ended, and whether all of these can be read as JSON."""
     ended = [tokenizer.decode(each.output_token_ids[:-1]) for each in sequences if is_stopped(each)]
     num_whole = sum(map(is_json, ended))
-    cut = "" if len(ended) == len(sequences) else "; the others are cut off at num_output_tokens"
+    cut = "" if len(ended) == len(sequences) else "; the others are cut off: raise num_output_tokens, or limit strings and lists (maxLength, maxItems)"
     broken = f"; {len(ended) - num_whole} ended as no JSON" if num_whole < len(ended) else ""
     return f"{num_whole} of {len(sequences)} outputs are whole documents of the schema{broken}{cut}"
 

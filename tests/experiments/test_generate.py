@@ -172,7 +172,7 @@ def test_a_document_that_is_cut_off_is_counted(cli, tmp_path):
     assert code == 0, output
     code, output = cli(*TINY, f"json_schema={HYDRA_SCHEMA}", "num_output_tokens=3")
     assert code == 0, output
-    assert "0 of 1 outputs are whole documents of the schema; the others are cut off at num_output_tokens" in output
+    assert "0 of 1 outputs are whole documents of the schema; the others are cut off: raise num_output_tokens" in output
 
 
 @pytest.mark.parametrize(
@@ -202,5 +202,5 @@ def test_an_output_that_ended_as_no_json_is_told():
         sequence.output_token_ids = list(map(ord, text))
     assert describe_documents(sequences, Letters()) == (
         "1 of 3 outputs are whole documents of the schema; 1 ended as no JSON; "
-        "the others are cut off at num_output_tokens"
+        "the others are cut off: raise num_output_tokens"
     )
