@@ -20,7 +20,9 @@ DEFINITIONS = {
     "Mean batch": "sequences per step, weighted by the steps' time",
     "P50": "median; P90, P95 and P99 are the 90th, 95th and 99th percentile",
     "[low, high]": "95% interval: Student's t over seeds where there are several, else percentile bootstrap over the "
-    "requests of the one run; of what is measured on a text, over its windows",
+    "requests of the one run; of what is measured on a text, over its windows. Over seeds, positive quantities "
+    "(latencies, throughputs, factors) have their geometric mean, and t is of their logarithms; shares, and what is "
+    "zero for one seed, have the arithmetic mean, and the interval ends at 0, a share's at 1 too",
     "Ceiling": "what the device was measured to do at most: bytes read per second, FLOP/s of a large matrix product",
     "Floor": "the least time a step can take: the longer of its bytes / read bandwidth and its FLOPs / rate, both "
     "ceilings measured on the device",

@@ -10,21 +10,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
-from scipy.stats import t as student_t
 
 from framework.core import Sequence, Step
+from framework.intervals import STATISTICS, Values, bootstrap_pooled, bootstrap_statistics, estimate, statistics
 
 LATENCIES = ("ttft", "tpot", "itl", "e2e")
-STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+SHARE = "slo_attainment"  # between 0 and 1
 SLO_METRICS = ("ttft", "tpot", "e2e", "normalized_latency")
-MAX_RESAMPLED = 20_000_000  # values drawn per bootstrap: bounds its time on large traces
-CONFIDENCE = 0.95
 SATURATION_LAG = 0.1  # of the arrival rate
 TARGET_ATTAINMENT = 0.9  # of capacity, as in DistServe (OSDI 2024)
-
-Values = np.ndarray[Any, np.dtype[np.float64]]
-Interval = tuple[float, float]
 
 
 def request_table(sequences: Iterable[Sequence]) -> pd.DataFrame:
@@ -144,15 +138,6 @@ def latency_values(requests: pd.DataFrame, latency: str) -> Values:
     return requests[latency].dropna().to_numpy(dtype=float)
 
 
-def statistics(values: Values, axis: int = -1) -> Values:
-    """Mean, P50, P90, P95 and P99 along `axis`, as the first axis of the result."""
-    if values.size == 0:
-        return np.full(len(STATISTICS), np.nan)
-    return np.concatenate(
-        [np.mean(values, axis=axis)[None], np.percentile(values, [50, 90, 95, 99], axis=axis)], axis=0
-    )
-
-
 def intervals(requests: pd.DataFrame, slo: dict[str, float]) -> dict[str, float]:
     """Percentile-bootstrap intervals (Efron 1979) of attainment and of every latency statistic, drawing requests.
 
@@ -175,49 +160,6 @@ def named_bounds(latency: str, low: Values, high: Values) -> dict[str, float]:
         bounds[f"{latency}_{statistic}_low"] = float(low[index])
         bounds[f"{latency}_{statistic}_high"] = float(high[index])
     return bounds
-
-
-def num_resamples(num_values: int) -> int:
-    return int(np.clip(MAX_RESAMPLED // max(num_values, 1), 100, 1000))
-
-
-def bootstrap_statistics(values: Values) -> tuple[Values, Values]:
-    """Lower and upper 95% bounds, (5,) each, of `statistics`; NaN for fewer than two values."""
-    if len(values) < 2:
-        return np.full(len(STATISTICS), np.nan), np.full(len(STATISTICS), np.nan)
-    result = bootstrap(
-        (values,),
-        statistics,
-        n_resamples=num_resamples(len(values)),
-        batch=max(1, 1_000_000 // len(values)),
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    return result.confidence_interval.low, result.confidence_interval.high
-
-
-def bootstrap_pooled(token_times: list[Values]) -> tuple[Values, Values]:
-    """The same for the pooled gaps, drawing whole requests: each resample weights every gap by its request's count."""
-    owners = np.repeat(np.arange(len(token_times)), [max(len(times) - 1, 0) for times in token_times])
-    if len(token_times) < 2 or owners.size == 0:
-        return np.full(len(STATISTICS), np.nan), np.full(len(STATISTICS), np.nan)
-    gaps = np.concatenate([np.diff(times) for times in token_times])
-    order = np.argsort(gaps)
-    gaps, owners = gaps[order], owners[order]
-    rng = np.random.default_rng(0)
-    resampled = []
-    for _ in range(num_resamples(len(gaps))):
-        draws = rng.integers(len(token_times), size=len(token_times))
-        weights = np.bincount(draws, minlength=len(token_times))[owners]
-        cumulated = np.cumsum(weights)
-        if cumulated[-1] == 0:
-            continue
-        ranks = np.array([0.50, 0.90, 0.95, 0.99]) * cumulated[-1]
-        resampled.append([np.average(gaps, weights=weights), *gaps[np.searchsorted(cumulated, ranks)]])
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.array(resampled), [tail, 1 - tail], axis=0)
-    return low, high
 
 
 def check_slo(slo: dict[str, float]) -> None:
@@ -274,29 +216,25 @@ def mean_over_seeds(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def aggregate(points: pd.DataFrame) -> pd.DataFrame:
-    """One row per (arm, rate): the mean over seeds, with `…_low` and `…_high` for every metric.
+    """One row per (arm, rate): the mean over seeds, with `…_low` and `…_high` for every metric, as `estimate` has them.
 
-    The interval is Student's t over seeds where there are several; a single seed keeps its bootstrap interval, and has
-    none for throughput.
+    A single seed keeps its bootstrap interval, and has none for throughput.
     """
     rows = []
     for (arm, rate), group in points.groupby(["arm", "rate"], sort=False):
+        assert not group["seed"].duplicated().any(), "a seed counted twice"
         row: dict[str, Any] = {"arm": arm, "rate": rate, "num_seeds": len(group)}
         for name in (*metric_names(), *(f"steady_{name}" for name in metric_names())):
-            row[name] = group[name].mean()
-            row[f"{name}_low"], row[f"{name}_high"] = interval_over_seeds(group, name)
+            row |= with_interval(group, name)
         rows.append(row | {"offered_rate": group["offered_rate"].mean()})
     summary = pd.DataFrame(rows)
     return summary.assign(is_saturated=is_saturated(mean_over_seeds(points))) if rows else summary
 
 
-def interval_over_seeds(group: pd.DataFrame, name: str) -> Interval:
-    assert not group["seed"].duplicated().any(), "a seed counted twice"
-    values = group[name].dropna()
-    if len(values) > 1:
-        half_width = student_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.sem()
-        return float(values.mean() - half_width), float(values.mean() + half_width)
-    if f"{name}_low" in group and len(values):
-        first = values.index[0]
-        return float(group[f"{name}_low"][first]), float(group[f"{name}_high"][first])
-    return float("nan"), float("nan")
+def with_interval(group: pd.DataFrame, name: str) -> dict[str, float]:
+    """A metric's mean over the seeds of one arm and rate, and its interval."""
+    defined = group[group[name].notna()]
+    mean, low, high = estimate(defined[name].to_numpy(dtype=float), is_share=name.endswith(SHARE))
+    if f"{name}_low" in group and len(defined) == 1:
+        low, high = defined[[f"{name}_low", f"{name}_high"]].iloc[0]
+    return {name: mean, f"{name}_low": float(low), f"{name}_high": float(high)}

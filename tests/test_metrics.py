@@ -1,4 +1,4 @@
-"""Every metric on three requests worked out by hand, then the intervals against known distributions."""
+"""Every metric on three requests worked out by hand, then what many of them say over rates and seeds."""
 
 import math
 
@@ -9,8 +9,6 @@ import pytest
 from framework.core import Request, Sequence, Step
 from framework.metrics import (
     aggregate,
-    bootstrap_pooled,
-    bootstrap_statistics,
     capacity,
     meets_slo,
     metric_names,
@@ -113,32 +111,6 @@ def test_an_undefined_tpot_breaks_no_limit():
     assert meets_slo(request_table(SEQUENCES), {"tpot": 1.5}).tolist() == [True, True, False]
 
 
-def test_bootstrap_covers_the_mean_of_a_normal():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(60):
-        low, high = bootstrap_statistics(rng.normal(5.0, 1.0, size=80))
-        hits += low[0] <= 5.0 <= high[0]
-    assert hits >= 50  # 95% nominal; fewer than 50 of 60 has a probability below 1e-4
-
-
-def test_bootstrap_of_gaps_draws_whole_requests():
-    """Gaps that are equal within a request: their interval is as wide as that of one value per request."""
-    rng = np.random.default_rng(0)
-    gap_of_request = rng.normal(1.0, 0.1, size=50)
-    token_times = [np.arange(21) * gap for gap in gap_of_request]
-    low, high = bootstrap_pooled(token_times)
-    low_of_means, high_of_means = bootstrap_statistics(gap_of_request)
-    assert high[0] - low[0] == pytest.approx(high_of_means[0] - low_of_means[0], rel=0.15)
-    assert low[0] < np.mean(gap_of_request) < high[0]
-
-
-def test_intervals_are_undefined_for_a_single_value():
-    low, high = bootstrap_statistics(np.array([1.0]))
-    assert np.isnan(low).all()
-    assert np.isnan(high).all()
-
-
 def points(rows):
     table = pd.DataFrame(rows, columns=["arm", "rate", "seed", "slo_attainment", "sustained_throughput"])
     for name in (*metric_names(), *(f"steady_{name}" for name in metric_names())):
@@ -190,15 +162,17 @@ def test_saturation_is_unknown_where_every_rate_was_served():
     assert math.isnan(saturation(points([("a", 1.0, 0, 1.0, 0.98), ("a", 2.0, 0, 1.0, 1.9)]))["a"])
 
 
-def test_aggregate_uses_student_t_over_seeds():
-    table = points([("a", 1.0, seed, 1.0, 1.0) for seed in range(3)])
-    table["ttft_mean"] = [1.0, 2.0, 3.0]
+def test_aggregate_has_geometric_means_of_latencies_and_arithmetic_ones_of_shares():
+    table = points([("a", 1.0, seed, share, 1.0) for seed, share in enumerate((0.9, 1.0, 1.0))])
+    table["ttft_mean"] = [1.0, 2.0, 4.0]
     row = aggregate(table).iloc[0]
-    half_width = 4.302653 * 1.0 / math.sqrt(3)
+    factor = math.exp(4.302653 * math.log(2) / math.sqrt(3))  # Student's t of two degrees of freedom
     assert row["num_seeds"] == 3
-    assert row["ttft_mean"] == 2.0
-    assert row["ttft_mean_low"] == pytest.approx(2.0 - half_width, rel=1e-5)
-    assert row["ttft_mean_high"] == pytest.approx(2.0 + half_width, rel=1e-5)
+    assert row["ttft_mean"] == pytest.approx(2.0)
+    assert [row["ttft_mean_low"], row["ttft_mean_high"]] == pytest.approx([2.0 / factor, 2.0 * factor], rel=1e-5)
+    assert row["slo_attainment"] == pytest.approx(2.9 / 3)
+    assert 0.8 < row["slo_attainment_low"] < 0.9
+    assert row["slo_attainment_high"] == 1.0
 
 
 def test_aggregate_keeps_the_bootstrap_of_a_single_seed():

@@ -37,7 +37,7 @@ def test_streams_and_every_combination(cli, smallest, tmp_path):
     header = ["technique", "output (tok/s)", "alone (×)", "in turn (×)", "last (×)"]
     techniques = page.rows[page.rows.index(header) + 1 :][:3]
     assert [row[0] for row in techniques] == ["static → continuous", "float → int8", "loop → segmented"]
-    assert all(re.fullmatch(r"[\d.]+\s*\[[-\d.]+, [\d.]+\]", cell) for row in techniques for cell in row[2:])
+    assert all(re.fullmatch(r"[\d.,]+\s*\[[\d.,]+, [\d.,]+\]", cell) for row in techniques for cell in row[2:])
 
 
 def test_an_arm_that_fails_leaves_the_others_and_no_bars(cli, smallest, tmp_path):
@@ -80,17 +80,18 @@ def test_contributions_alone_in_turn_and_last():
 
 def test_factors_are_of_one_seed_each_with_an_interval_over_them():
     """Twice as much is served in one seed as in the other, by every arm; a → b is 2 in both, x → y around 1."""
-    points = make_points({"a+x": [10.0, 20.0], "a+y": [11.0, 18.0], "b+x": [20.0, 40.0], "b+y": [22.0, 36.0]})
+    points = make_points({"a+x": [10.0, 20.0], "a+y": [12.5, 16.0], "b+x": [20.0, 40.0], "b+y": [25.0, 32.0]})
     continuous, precision = contributions(points, CORNERS).to_dict("records")
     names = ("alone", "in_turn", "last")
-    assert (continuous["before"], continuous["output"]) == (15.0, 30.0)
-    assert [continuous[f"{name}{end}"] for name in names for end in ("", "_low", "_high")] == [2.0] * 9
-    half_width = 12.706 * 0.1  # Student's t of one degree of freedom × the standard error of 0.9 and 1.1
+    assert (continuous["before"], continuous["output"]) == pytest.approx((200**0.5, 800**0.5))
+    assert continuous["output"] / continuous["before"] == pytest.approx(continuous["in_turn"])
+    assert [continuous[f"{name}{end}"] for name in names for end in ("", "_low", "_high")] == pytest.approx([2.0] * 9)
+    end = 1.25**12.706  # Student's t of one degree of freedom × the standard error of ln 1.25 and -ln 1.25
     for name in names:
         bounds = [precision[f"{name}{end}"] for end in ("", "_low", "_high")]
-        assert bounds == pytest.approx([1.0, 1.0 - half_width, 1.0 + half_width], rel=1e-4)
+        assert bounds == pytest.approx([1.0, 1 / end, end], rel=1e-4)
     together, _, noise, *_ = describe_ablation(points, CORNERS)
-    assert "15 → 29 output tok/s, 2.00× [-0.54, 4.54] together" in together
+    assert "14 → 28 output tok/s, 2.00× [0.12, 34.07] together" in together
     assert noise == "factors that these seeds cannot tell from 1: x → y alone, in turn, last"
 
 
