@@ -149,7 +149,7 @@ def describe_ablation(points: pd.DataFrame, corners: Corners) -> list[str]:
         f"without adapters ({ceiling}): {output[ceiling]:,.0f} output tok/s, {without} that with them",
         *describe_noise(techniques),
         *(
-            f"{name}: no rate was too much, so that its output is a lower bound; add higher rates"
+            f"{name}: no rate is known to saturate it, so that its output may be a lower bound; add higher rates"
             for name in unsaturated
         ),
     ]

@@ -32,6 +32,7 @@ def test_streams_and_every_combination(cli, smallest, tmp_path):
     figures = {path.stem for path in (folder / "figures").iterdir()}
     assert figures == {"contributions", "combinations", "streams"}
     assert "reported: flat with the number of adapters, lesson 7" in output
+    assert "static+float+none: saturated –, capacity – (fewer than 48 requests in a replay)" in output
     page = Page(folder / "report.html")
     check_page(page, folder)
     header = ["technique", "output (tok/s)", "alone (×)", "in turn (×)", "last (×)"]
@@ -53,8 +54,8 @@ def test_an_arm_that_fails_leaves_the_others_and_no_bars(cli, smallest, tmp_path
 
 def make_points(outputs):
     """Of each arm, a throughput per seed at the higher rate, where only the arms with `x` keep up."""
-    rows = [{"arm": arm, "rate": rate, "seed": seed, "output_throughput": value * rate, "sustained_arrival_rate": rate,
-             "sustained_throughput": rate if rate < 1 or "x" in arm else 0.5, "slo_attainment": 1.0}
+    rows = [{"arm": arm, "rate": rate, "seed": seed, "output_throughput": value * rate, "sustained_throughput": 0.5,
+             "waiting_growth": float(rate == 1 and "x" not in arm), "num_requests": 100, "slo_attainment": 1.0}
             for arm, values in outputs.items() for seed, value in enumerate(values) for rate in (0.5, 1.0)]  # fmt: skip
     return pd.DataFrame(rows)
 

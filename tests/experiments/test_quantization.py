@@ -93,7 +93,7 @@ def check_the_page(folder, figures, output):
 def test_what_serves_has_equal_memory(cli, smallest, folder):
     """The budget is weights and KV cache, to within a block: of 2 layers, k and v, 16 tokens, 16 channels, 4 bytes."""
     parts = ["text=null", "prompt=null", "batch_sizes=[]", "only=[int8,none]", "serving=[int8,none]"]
-    code, output = cli(*smallest, *QUICK, *parts, "slo={ttft: 100.0}", "rates=[50]")
+    code, output = cli(*smallest, *QUICK, *parts, "slo={ttft: 100.0}", "rates=[50]", "trace.num_requests=48")
     assert code == 0, output
     block_bytes = 2 * 2 * 16 * 16 * 4
     engines = pd.read_csv(folder / "engines.csv").set_index("arm")
