@@ -37,7 +37,7 @@ def test_streams_and_every_combination(cli, smallest, tmp_path):
     check_page(page, folder)
     header = ["technique", "output (tok/s)", "alone (×)", "in turn (×)", "last (×)"]
     techniques = page.rows[page.rows.index(header) + 1 :][:3]
-    assert [row[0] for row in techniques] == ["static → continuous", "float → int8", "loop → segmented"]
+    assert [row[0] for row in techniques] == ["static → continuous", "float → int8", "loop → gathered"]
     assert all(re.fullmatch(r"[\d.,]+\s*\[[\d.,]+, [\d.,]+\]", cell) for row in techniques for cell in row[2:])
 
 
