@@ -47,4 +47,6 @@ def test_every_technique_is_a_step_up_or_down_from_the_level_before():
     bars = sorted((round(bar.get_x() + 0.4, 6), bar.get_y(), bar.get_height()) for bar in left.patches)
     assert bars == [(0, 0, 10), (1, 10, 30), (2, 40, -10), (3, 0, 30)]  # place, from, step
     assert drawn(left)["the full stack, without adapters"] == [50.0, 50.0]
-    assert [bar.get_height() for bar in right.patches] == [3.0, 0.5, 4.0, 0.75, 5.0, 0.75]
+    assert [bar.get_y() + bar.get_height() for bar in right.patches] == [3.0, 0.5, 4.0, 0.75, 5.0, 0.75]
+    assert {bar.get_y() for bar in right.patches} == {1.0}
+    assert right.get_yscale() == "log"
