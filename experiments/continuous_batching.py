@@ -7,7 +7,7 @@ import pandas as pd
 
 from framework import plots
 from framework.arms import Arms
-from framework.metrics import aggregate, is_saturated, saturation
+from framework.metrics import aggregate, saturation
 from framework.plots import Figure
 from framework.replay import Clock
 from framework.report import rate_title, read_tables, report, representative_points
@@ -62,7 +62,7 @@ def run(
 def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
     """The curves over all rates, and timelines at the first rate that is too much for some arm."""
     summary, saturation_rates = aggregate(points), saturation(points)
-    too_much = points["rate"][is_saturated(points)]
+    too_much = summary["rate"][summary["is_saturated"]]
     rate = too_much.min() if len(too_much) else points["rate"].max()
     folders = representative_points(study, points, rate)
     title = rate_title(rate)

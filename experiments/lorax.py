@@ -17,7 +17,7 @@ from experiments.lorax_ablation import (
     combine,
     contributions,
     describe_ablation,
-    most_output,
+    mean_output,
     name_of,
 )
 from experiments.lorax_streams import describe_streams, measure_streams, stream_tables
@@ -38,15 +38,15 @@ CAPTIONS = {
     "adapter of its own, at once and one after the other, and how many they are. Medians over the repeats.",
     "contributions": "Left: the most output throughput from the naive corner to the full stack, one technique after "
     "the other; dashed: the full stack without adapters. Right: what each is worth alone over the naive corner, in "
-    "turn, and last, over the full stack without it: means over seeds, with 95% intervals.",
+    "turn, and last, over the full stack without it: geometric means over seeds, with 95% intervals.",
     "combinations": "Mean normalized latency over output throughput, one curve per LoRA strategy, one marker per rate.",
 }
 
 DEFINITIONS = {
     "Naive; full stack": "the options that the path of techniques begins with and ends with; the factors compare the "
     "highest output throughput over the rates",
-    "Factor [low, high]": "computed per seed, where both arms serve the same requests; the mean over seeds and its 95% "
-    "interval (Student's t). A factor whose interval includes 1 is noise",
+    "Factor [low, high]": "computed per seed, where both arms serve the same requests; the geometric mean over "
+    "seeds and its 95% interval (Student's t of the logarithms). A factor whose interval includes 1 is noise",
     "× naive": "a combination's highest output throughput / the naive one's",
     "Alone": "the naive combination with this technique / without it",
     "In turn": "with this technique and those above it / with those above it only",
@@ -98,7 +98,7 @@ def run(
 
     def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
         techniques = contributions(points, corners)
-        highest = float(most_output(points, [name_of(ceiling)]).mean(axis=None))
+        highest = float(mean_output(points, [name_of(ceiling)]).iloc[0])
         bars: dict[str, Figure] = {}
         if highest == highest and techniques[list(FACTORS)].notna().all(axis=None):  # no arm on the path has failed
             bars["contributions"] = contribution_bars(techniques, highest, "the full stack")

@@ -14,7 +14,8 @@ import pandas as pd
 from framework.arms import Arms
 from framework.config import suggest
 from framework.console import in_units
-from framework.metrics import capacity, interval_over_seeds, saturation
+from framework.intervals import estimate
+from framework.metrics import capacity, saturation
 from framework.plots_lorax import FACTORS
 
 Axes = dict[str, dict[str, dict[str, Any]]]  # axis → option → the components that it sets
@@ -68,13 +69,18 @@ def most_output(points: pd.DataFrame, arms: Iterable[str]) -> pd.DataFrame:
     return highest.reindex(list(dict.fromkeys(arms)))
 
 
+def mean_output(points: pd.DataFrame, arms: Iterable[str]) -> "pd.Series[float]":
+    """Per arm, the geometric mean over seeds of its most output: quotients of these are the factors' means."""
+    return most_output(points, arms).apply(lambda outputs: estimate(outputs.dropna().to_numpy())[0], axis=1)
+
+
 def contributions(points: pd.DataFrame, corners: Corners) -> pd.DataFrame:
     """One row per technique from the naive corner to the full stack.
 
     `output` is the throughput (tok/s) with it and all before it, `before` that without it. As factors: `alone` over the
     naive corner with nothing else changed, `in_turn` over `before`, `last` of the full stack over the same without it.
-    All are means over seeds; a factor is computed per seed, and has an interval over them. NaN where an arm has no
-    point.
+    All are geometric means over seeds; a factor is computed per seed, and has an interval over them. NaN where an arm
+    has no point.
     """
     rows, current = [], corners.naive
     for index, (before, after) in enumerate(zip(corners.naive, corners.full, strict=True)):
@@ -87,7 +93,7 @@ def contributions(points: pd.DataFrame, corners: Corners) -> pd.DataFrame:
             "last": (corners.full, changed(corners.full, index, before)),
         }
         row: dict[str, Any] = {"technique": f"{before} → {after}"}
-        row["output"], row["before"] = most_output(points, map(name_of, pairs["in_turn"])).mean(axis=1)
+        row["output"], row["before"] = mean_output(points, map(name_of, pairs["in_turn"]))
         for name, (with_it, without_it) in pairs.items():
             row |= factor(points, with_it, without_it, name)
         rows.append(row)
@@ -95,12 +101,11 @@ def contributions(points: pd.DataFrame, corners: Corners) -> pd.DataFrame:
 
 
 def factor(points: pd.DataFrame, with_it: list[str], without_it: list[str], name: str) -> dict[str, float]:
-    """The mean over seeds of one arm's most output / another's, as `name`, and its 95% interval."""
+    """The geometric mean over seeds of one arm's most output / another's, as `name`, and its 95% interval."""
     arms = [name_of(with_it), name_of(without_it)]
     output = most_output(points, arms)
-    ratios = (output.loc[arms[0]] / output.loc[arms[1]]).rename(name).reset_index()
-    low, high = interval_over_seeds(ratios, name)
-    return {name: float(ratios[name].mean()), f"{name}_low": low, f"{name}_high": high}
+    mean, low, high = estimate((output.loc[arms[0]] / output.loc[arms[1]]).dropna().to_numpy())
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def changed(options: list[str], index: int, option: str) -> list[str]:
@@ -115,7 +120,7 @@ def ablation_tables(points: pd.DataFrame, axes: Axes, corners: Corners) -> dict[
     over_naive = pd.DataFrame([factor(points, each, corners.naive, "× naive") for each in options])
     combinations = pd.DataFrame(options, columns=list(axes)).assign(
         **{
-            "output (tok/s)": most_output(points, arms).mean(axis=1).to_numpy(),
+            "output (tok/s)": mean_output(points, arms).to_numpy(),
             **over_naive,
             "served at most (req/s)": [served[arm] for arm in arms],
             "capacity (req/s)": [capacities[arm] for arm in arms],
@@ -132,7 +137,7 @@ def describe_ablation(points: pd.DataFrame, corners: Corners) -> list[str]:
     """What all techniques are worth together, what serving adapters costs with all of them, and what is noise."""
     naive, full, ceiling = map(name_of, (corners.naive, corners.full, corners.ceiling))
     names = list(dict.fromkeys([naive, full, ceiling]))
-    output = most_output(points, names).mean(axis=1)
+    output = mean_output(points, names)
     techniques = contributions(points, corners)
     together = shown(factor(points, corners.full, corners.naive, "together"))
     without = shown(factor(points, corners.ceiling, corners.full, "without"))
@@ -144,7 +149,7 @@ def describe_ablation(points: pd.DataFrame, corners: Corners) -> list[str]:
         f"without adapters ({ceiling}): {output[ceiling]:,.0f} output tok/s, {without} that with them",
         *describe_noise(techniques),
         *(
-            f"{name}: no rate was too much, so that its output is a lower bound; add higher rates"
+            f"{name}: no rate is known to saturate it, so that its output may be a lower bound; add higher rates"
             for name in unsaturated
         ),
     ]

@@ -13,14 +13,19 @@ DEFINITIONS = {
     "SLO": "service-level objective: a limit on a latency; met by a request that keeps every limit, as a share of the "
     "requests offered",
     "Goodput": "requests that meet every SLO, per second",
-    "Served at most": "requests/s completed in the middle 80% of the completions, at a rate that was too much: "
-    "where they fell behind the arrivals by more than a tenth",
-    "Capacity": "the highest arrival rate, not too much for the arm, at which the share of requests that meet every "
-    "SLO is at least the target",
+    "Saturated": "at a rate at which waiting (arrival → first step) grows by more than 0.1 s per second, from the "
+    "first third of the arrivals to the last, mean over seeds: at x times what a server can do it grows by x − 1, at "
+    "less not at all. With fewer than 48 requests in a replay there is no verdict: chance alone could saturate 1% of "
+    "the replays on a half-loaded server. All at once saturates",
+    "Served at most": "requests/s completed in the middle 80% of the completions, the most at a rate that saturated",
+    "Capacity": "the highest arrival rate that does not saturate the arm and at which the share of requests that meet "
+    "every SLO is at least the target",
     "Mean batch": "sequences per step, weighted by the steps' time",
     "P50": "median; P90, P95 and P99 are the 90th, 95th and 99th percentile",
     "[low, high]": "95% interval: Student's t over seeds where there are several, else percentile bootstrap over the "
-    "requests of the one run; of what is measured on a text, over its windows",
+    "requests of the one run; of what is measured on a text, over its windows. Over seeds, positive quantities "
+    "(latencies, throughputs, factors) have their geometric mean, and t is of their logarithms; shares, and what is "
+    "zero for one seed, have the arithmetic mean, and the interval ends at 0, a share's at 1 too",
     "Ceiling": "what the device was measured to do at most: bytes read per second, FLOP/s of a large matrix product",
     "Floor": "the least time a step can take: the longer of its bytes / read bandwidth and its FLOPs / rate, both "
     "ceilings measured on the device",

@@ -10,21 +10,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
-from scipy.stats import t as student_t
 
 from framework.core import Sequence, Step
+from framework.intervals import STATISTICS, Values, bootstrap_pooled, bootstrap_statistics, estimate, statistics
 
 LATENCIES = ("ttft", "tpot", "itl", "e2e")
-STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+SHARE = "slo_attainment"  # between 0 and 1
 SLO_METRICS = ("ttft", "tpot", "e2e", "normalized_latency")
-MAX_RESAMPLED = 20_000_000  # values drawn per bootstrap: bounds its time on large traces
-CONFIDENCE = 0.95
-SATURATION_LAG = 0.1  # of the arrival rate
+MIN_REQUESTS = 48  # with fewer, chance alone saturates 1% and more of the replays on a half-loaded server of one seat
+MAX_GROWTH = 0.1  # seconds of waiting per second of arrivals: a rate a tenth above what a server can do
 TARGET_ATTAINMENT = 0.9  # of capacity, as in DistServe (OSDI 2024)
-
-Values = np.ndarray[Any, np.dtype[np.float64]]
-Interval = tuple[float, float]
 
 
 def request_table(sequences: Iterable[Sequence]) -> pd.DataFrame:
@@ -74,7 +69,7 @@ def summarize(
     return (
         counts
         | whole
-        | sustained_rates(requests)
+        | {"waiting_growth": waiting_growth(requests), "sustained_throughput": sustained_throughput(requests)}
         | intervals(requests, slo)
         | {f"steady_{name}": value for name, value in steady.items()}
     )
@@ -144,15 +139,6 @@ def latency_values(requests: pd.DataFrame, latency: str) -> Values:
     return requests[latency].dropna().to_numpy(dtype=float)
 
 
-def statistics(values: Values, axis: int = -1) -> Values:
-    """Mean, P50, P90, P95 and P99 along `axis`, as the first axis of the result."""
-    if values.size == 0:
-        return np.full(len(STATISTICS), np.nan)
-    return np.concatenate(
-        [np.mean(values, axis=axis)[None], np.percentile(values, [50, 90, 95, 99], axis=axis)], axis=0
-    )
-
-
 def intervals(requests: pd.DataFrame, slo: dict[str, float]) -> dict[str, float]:
     """Percentile-bootstrap intervals (Efron 1979) of attainment and of every latency statistic, drawing requests.
 
@@ -177,49 +163,6 @@ def named_bounds(latency: str, low: Values, high: Values) -> dict[str, float]:
     return bounds
 
 
-def num_resamples(num_values: int) -> int:
-    return int(np.clip(MAX_RESAMPLED // max(num_values, 1), 100, 1000))
-
-
-def bootstrap_statistics(values: Values) -> tuple[Values, Values]:
-    """Lower and upper 95% bounds, (5,) each, of `statistics`; NaN for fewer than two values."""
-    if len(values) < 2:
-        return np.full(len(STATISTICS), np.nan), np.full(len(STATISTICS), np.nan)
-    result = bootstrap(
-        (values,),
-        statistics,
-        n_resamples=num_resamples(len(values)),
-        batch=max(1, 1_000_000 // len(values)),
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
-    return result.confidence_interval.low, result.confidence_interval.high
-
-
-def bootstrap_pooled(token_times: list[Values]) -> tuple[Values, Values]:
-    """The same for the pooled gaps, drawing whole requests: each resample weights every gap by its request's count."""
-    owners = np.repeat(np.arange(len(token_times)), [max(len(times) - 1, 0) for times in token_times])
-    if len(token_times) < 2 or owners.size == 0:
-        return np.full(len(STATISTICS), np.nan), np.full(len(STATISTICS), np.nan)
-    gaps = np.concatenate([np.diff(times) for times in token_times])
-    order = np.argsort(gaps)
-    gaps, owners = gaps[order], owners[order]
-    rng = np.random.default_rng(0)
-    resampled = []
-    for _ in range(num_resamples(len(gaps))):
-        draws = rng.integers(len(token_times), size=len(token_times))
-        weights = np.bincount(draws, minlength=len(token_times))[owners]
-        cumulated = np.cumsum(weights)
-        if cumulated[-1] == 0:
-            continue
-        ranks = np.array([0.50, 0.90, 0.95, 0.99]) * cumulated[-1]
-        resampled.append([np.average(gaps, weights=weights), *gaps[np.searchsorted(cumulated, ranks)]])
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.array(resampled), [tail, 1 - tail], axis=0)
-    return low, high
-
-
 def check_slo(slo: dict[str, float]) -> None:
     for metric, limit in slo.items():
         if metric not in SLO_METRICS:
@@ -236,23 +179,34 @@ def meets_slo(requests: pd.DataFrame, slo: dict[str, float]) -> "pd.Series[bool]
     return met
 
 
-def sustained_rates(requests: pd.DataFrame) -> dict[str, float]:
-    """Arrivals and completions per second of the middle 80% of requests, which neither warm-up nor drain touches."""
-    rates = {}
-    for name, column in (("sustained_arrival_rate", "arrival_time"), ("sustained_throughput", "finish_time")):
-        start, end = requests[column].quantile([0.1, 0.9])
-        rates[name] = 0.8 * (len(requests) - 1) / (end - start) if end > start else float("inf")
-    return rates
+def waiting_growth(requests: pd.DataFrame) -> float:
+    """By how many seconds waiting (arrival → first step) grows per second: the last third of arrivals over the first.
+
+    A rate x times what a server can do makes it x − 1, a lower one 0; infinite where all arrive at once.
+    """
+    ordered = requests.sort_values("arrival_time")
+    arrival_time = ordered["arrival_time"].to_numpy()
+    waiting = ordered["scheduled_time"].to_numpy() - arrival_time
+    third = max(len(ordered) // 3, 1)
+    elapsed = arrival_time[-third:].mean() - arrival_time[:third].mean()
+    return float((waiting[-third:].mean() - waiting[:third].mean()) / elapsed) if elapsed > 0 else float("inf")
 
 
-def is_saturated(points: pd.DataFrame) -> "pd.Series[bool]":
-    """Whether completions fell behind arrivals by more than a tenth."""
-    return points["sustained_throughput"] < (1 - SATURATION_LAG) * points["sustained_arrival_rate"]
+def sustained_throughput(requests: pd.DataFrame) -> float:
+    """Completions per second (1/s) of the middle 80% of requests, which neither warm-up nor drain touches."""
+    start, end = requests["finish_time"].quantile([0.1, 0.9])
+    return float(0.8 * (len(requests) - 1) / (end - start)) if end > start else float("inf")
+
+
+def is_saturated(rates: pd.DataFrame) -> "pd.Series[Any]":
+    """Whether waiting grows, for rows of `over_rates`; NA of fewer than MIN_REQUESTS, unless all came at once."""
+    grows = (rates["waiting_growth"] > MAX_GROWTH).astype("boolean")
+    return grows.where((rates["num_requests"] >= MIN_REQUESTS) | (rates["waiting_growth"] == float("inf")))
 
 
 def saturation(points: pd.DataFrame) -> dict[str, float]:
     """Per arm, the most it served (requests/s) at a rate that was too much for it; NaN where no rate was."""
-    rates = mean_over_seeds(points)
+    rates = over_rates(points)
     served = rates[is_saturated(rates)].groupby("arm")["sustained_throughput"].max()
     return {str(arm): float(served.get(arm, float("nan"))) for arm in points["arm"].unique()}
 
@@ -260,43 +214,40 @@ def saturation(points: pd.DataFrame) -> dict[str, float]:
 def capacity(points: pd.DataFrame, target: float = TARGET_ATTAINMENT) -> dict[str, float]:
     """Per arm, the highest rate (1/s) whose mean attainment over seeds is at least `target`; NaN if none reaches it.
 
-    A rate that saturates the arm does not count: there the attainment falls with the length of the trace.
+    A rate that saturates the arm does not count: there the attainment falls with the length of the trace. Nor does one
+    without a verdict.
     """
-    rates = mean_over_seeds(points)
+    rates = over_rates(points)
     met = rates[~is_saturated(rates) & (rates["slo_attainment"] >= target)].groupby("arm")["rate"].max()
     return {str(arm): float(met.get(arm, float("nan"))) for arm in points["arm"].unique()}
 
 
-def mean_over_seeds(points: pd.DataFrame) -> pd.DataFrame:
-    """One row per (arm, rate), with what tells capacity and saturation."""
-    columns = ["slo_attainment", "sustained_arrival_rate", "sustained_throughput"]
-    return points.groupby(["arm", "rate"], sort=False, as_index=False)[columns].mean()
+def over_rates(points: pd.DataFrame) -> pd.DataFrame:
+    """One row per (arm, rate), with what tells capacity and saturation: means over seeds, and the fewest requests."""
+    columns = {"slo_attainment": "mean", "waiting_growth": "mean", "sustained_throughput": "mean"}
+    return points.groupby(["arm", "rate"], sort=False, as_index=False).agg(columns | {"num_requests": "min"})
 
 
 def aggregate(points: pd.DataFrame) -> pd.DataFrame:
-    """One row per (arm, rate): the mean over seeds, with `…_low` and `…_high` for every metric.
+    """One row per (arm, rate): the mean over seeds, with `…_low` and `…_high` for every metric, as `estimate` has them.
 
-    The interval is Student's t over seeds where there are several; a single seed keeps its bootstrap interval, and has
-    none for throughput.
+    A single seed keeps its bootstrap interval, and has none for throughput.
     """
     rows = []
     for (arm, rate), group in points.groupby(["arm", "rate"], sort=False):
+        assert not group["seed"].duplicated().any(), "a seed counted twice"
         row: dict[str, Any] = {"arm": arm, "rate": rate, "num_seeds": len(group)}
         for name in (*metric_names(), *(f"steady_{name}" for name in metric_names())):
-            row[name] = group[name].mean()
-            row[f"{name}_low"], row[f"{name}_high"] = interval_over_seeds(group, name)
+            row |= with_interval(group, name)
         rows.append(row | {"offered_rate": group["offered_rate"].mean()})
     summary = pd.DataFrame(rows)
-    return summary.assign(is_saturated=is_saturated(mean_over_seeds(points))) if rows else summary
+    return summary.assign(is_saturated=is_saturated(over_rates(points))) if rows else summary
 
 
-def interval_over_seeds(group: pd.DataFrame, name: str) -> Interval:
-    assert not group["seed"].duplicated().any(), "a seed counted twice"
-    values = group[name].dropna()
-    if len(values) > 1:
-        half_width = student_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.sem()
-        return float(values.mean() - half_width), float(values.mean() + half_width)
-    if f"{name}_low" in group and len(values):
-        first = values.index[0]
-        return float(group[f"{name}_low"][first]), float(group[f"{name}_high"][first])
-    return float("nan"), float("nan")
+def with_interval(group: pd.DataFrame, name: str) -> dict[str, float]:
+    """A metric's mean over the seeds of one arm and rate, and its interval."""
+    defined = group[group[name].notna()]
+    mean, low, high = estimate(defined[name].to_numpy(dtype=float), is_share=name.endswith(SHARE))
+    if f"{name}_low" in group and len(defined) == 1:
+        low, high = defined[[f"{name}_low", f"{name}_high"]].iloc[0]
+    return {name: mean, f"{name}_low": float(low), f"{name}_high": float(high)}

@@ -64,13 +64,14 @@ def contribution_bars(techniques: pd.DataFrame, ceiling: float, label: str) -> F
         for offset, (name, text) in enumerate(FACTORS.items()):
             x = [index + (offset - 1) * width for index in range(len(techniques))]
             bars = right.bar(
-                x, techniques[name], width, yerr=errors(techniques, name), color=COLOURS[offset], label=text,
-                error_kw={"elinewidth": 0.7},
+                x, techniques[name] - 1, width, bottom=1, yerr=errors(techniques, name), color=COLOURS[offset],
+                label=text, error_kw={"elinewidth": 0.7},
             )  # fmt: skip
-            right.bar_label(bars, fmt="%.2f", fontsize=6)
+            right.bar_label(bars, [f"{value:.2f}" for value in techniques[name]], fontsize=6)
         right.axhline(1.0, color="#555555", linewidth=0.8)
         right.set_xticks(range(len(techniques)), techniques["technique"])
-        right.set(ylabel="times the output without it")
+        right.set(ylabel="times the output without it", yscale="log")  # twice is as far from 1 as half
+        label_log_axis(right.yaxis)
         right.margins(y=0.12)
         right.legend()
         return figure

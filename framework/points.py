@@ -160,7 +160,7 @@ def point_table(output_dir: Path, arm_digests: dict[str, str], slo: dict[str, fl
     table = pd.DataFrame(rows)
     undefined = table.columns[table.isna().all()]  # null in every record: not a column of numbers yet
     table[undefined] = table[undefined].astype(float)
-    table["sustained_arrival_rate"] = table["sustained_arrival_rate"].fillna(math.inf)  # all at once
+    table["waiting_growth"] = table["waiting_growth"].fillna(math.inf)  # all at once
     position = table["arm"].map({arm: index for index, arm in enumerate(arm_digests)})
     order = table.assign(position=position).sort_values(["position", "rate", "seed"]).index
     return table.loc[order].reset_index(drop=True)

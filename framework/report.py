@@ -14,7 +14,7 @@ from rich.console import Console
 
 from framework.config import describe
 from framework.console import in_units, print_frame, print_table
-from framework.metrics import TARGET_ATTAINMENT, aggregate, capacity, saturation
+from framework.metrics import MIN_REQUESTS, TARGET_ATTAINMENT, aggregate, capacity, is_saturated, over_rates, saturation
 from framework.pages import write_record
 from framework.plots import Figure, save
 from framework.points import locked, write_atomically, write_json, write_table
@@ -155,9 +155,15 @@ def limits(study: Study, points: pd.DataFrame) -> list[str]:
     """Per arm, the most it served, and its capacity: the highest rate at which enough requests meet the SLOs."""
     slos = " and ".join(f"{metric.upper()} ≤ {1e3 * limit:g} ms" for metric, limit in study.slo.items())
     capacities, most = capacity(points), saturation(points)
+    rates = over_rates(points)
+    without_verdict = set(rates["arm"][is_saturated(rates).isna()])
     lines = []
     for arm in most:
-        parts = [f"served at most {most[arm]:.3g} req/s" if most[arm] == most[arm] else "not saturated at any rate"]
+        if arm in without_verdict:
+            lines.append(f"{arm}: saturated –, capacity – (fewer than {MIN_REQUESTS} requests in a replay)")
+            continue
+        is_known = most[arm] == most[arm]
+        parts = [f"saturated, served at most {most[arm]:.3g} req/s" if is_known else "not saturated at any rate"]
         if study.slo and points["rate"].max() < inf:
             rate = f"{capacities[arm]:g} req/s" if capacities[arm] == capacities[arm] else "below every rate here"
             parts.append(f"capacity with {TARGET_ATTAINMENT:.0%} of requests within {slos}: {rate}")

@@ -26,18 +26,25 @@ def test_streams_and_every_combination(cli, smallest, tmp_path):
     for _, run in in_turn.groupby(["num_adapters", "repeat"]):
         first, second = (run[run["stream"] == stream]["time"] for stream in (0, 1))
         assert first.max() < second.min()
+    at_once = tokens[tokens["order"] == "at once"]
+    for _, run in at_once.groupby(["num_adapters", "repeat"]):
+        first, second = (run[run["stream"] == stream]["time"] for stream in (0, 1))
+        assert first.min() < second.max() < first.max()  # the short stream is done while the long one goes on
     points = pd.read_csv(folder / "points.csv")
     assert points["arm"].tolist() == [arm for arm in ARMS for _ in (0, 1)]
     assert (points["num_completed"] == 4).all()
     figures = {path.stem for path in (folder / "figures").iterdir()}
     assert figures == {"contributions", "combinations", "streams"}
     assert "reported: flat with the number of adapters, lesson 7" in output
+    assert "static+float+none: saturated –, capacity – (fewer than 48 requests in a replay)" in output
     page = Page(folder / "report.html")
     check_page(page, folder)
     header = ["technique", "output (tok/s)", "alone (×)", "in turn (×)", "last (×)"]
     techniques = page.rows[page.rows.index(header) + 1 :][:3]
-    assert [row[0] for row in techniques] == ["static → continuous", "float → int8", "loop → segmented"]
-    assert all(re.fullmatch(r"[\d.]+\s*\[[-\d.]+, [\d.]+\]", cell) for row in techniques for cell in row[2:])
+    assert [row[0] for row in techniques] == ["static → continuous", "float → int8", "loop → gathered"]
+    for cell in (cell for row in techniques for cell in row[2:]):
+        mean, low, high = map(float, re.fullmatch(r"(\S+?)\s*\[(\S+) (\S+)\]", cell.replace(",", "")).groups())
+        assert 0 <= low <= mean <= high
 
 
 def test_an_arm_that_fails_leaves_the_others_and_no_bars(cli, smallest, tmp_path):
@@ -53,8 +60,8 @@ def test_an_arm_that_fails_leaves_the_others_and_no_bars(cli, smallest, tmp_path
 
 def make_points(outputs):
     """Of each arm, a throughput per seed at the higher rate, where only the arms with `x` keep up."""
-    rows = [{"arm": arm, "rate": rate, "seed": seed, "output_throughput": value * rate, "sustained_arrival_rate": rate,
-             "sustained_throughput": rate if rate < 1 or "x" in arm else 0.5, "slo_attainment": 1.0}
+    rows = [{"arm": arm, "rate": rate, "seed": seed, "output_throughput": value * rate, "sustained_throughput": 0.5,
+             "waiting_growth": float(rate == 1 and "x" not in arm), "num_requests": 100, "slo_attainment": 1.0}
             for arm, values in outputs.items() for seed, value in enumerate(values) for rate in (0.5, 1.0)]  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -80,17 +87,18 @@ def test_contributions_alone_in_turn_and_last():
 
 def test_factors_are_of_one_seed_each_with_an_interval_over_them():
     """Twice as much is served in one seed as in the other, by every arm; a → b is 2 in both, x → y around 1."""
-    points = make_points({"a+x": [10.0, 20.0], "a+y": [11.0, 18.0], "b+x": [20.0, 40.0], "b+y": [22.0, 36.0]})
+    points = make_points({"a+x": [10.0, 20.0], "a+y": [12.5, 16.0], "b+x": [20.0, 40.0], "b+y": [25.0, 32.0]})
     continuous, precision = contributions(points, CORNERS).to_dict("records")
     names = ("alone", "in_turn", "last")
-    assert (continuous["before"], continuous["output"]) == (15.0, 30.0)
-    assert [continuous[f"{name}{end}"] for name in names for end in ("", "_low", "_high")] == [2.0] * 9
-    half_width = 12.706 * 0.1  # Student's t of one degree of freedom × the standard error of 0.9 and 1.1
+    assert (continuous["before"], continuous["output"]) == pytest.approx((200**0.5, 800**0.5))
+    assert continuous["output"] / continuous["before"] == pytest.approx(continuous["in_turn"])
+    assert [continuous[f"{name}{end}"] for name in names for end in ("", "_low", "_high")] == pytest.approx([2.0] * 9)
+    end = 1.25**12.706  # Student's t of one degree of freedom × the standard error of ln 1.25 and -ln 1.25
     for name in names:
         bounds = [precision[f"{name}{end}"] for end in ("", "_low", "_high")]
-        assert bounds == pytest.approx([1.0, 1.0 - half_width, 1.0 + half_width], rel=1e-4)
+        assert bounds == pytest.approx([1.0, 1 / end, end], rel=1e-4)
     together, _, noise, *_ = describe_ablation(points, CORNERS)
-    assert "15 → 29 output tok/s, 2.00× [-0.54, 4.54] together" in together
+    assert "14 → 28 output tok/s, 2.00× [0.12, 34.07] together" in together
     assert noise == "factors that these seeds cannot tell from 1: x → y alone, in turn, last"
 
 

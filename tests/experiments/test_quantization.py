@@ -98,7 +98,7 @@ def test_what_serves_has_equal_memory(cli, smallest, folder):
     These are of 4 bytes, and of 2 in the arms whose floats are bfloat16; float32 alone may be too much for any cache.
     """
     parts = ["text=null", "prompt=null", "batch_sizes=[]", "only=[int8,none]", "serving=[int8,none]"]
-    code, output = cli(*smallest, *QUICK, *parts, "slo={ttft: 100.0}", "rates=[50]")
+    code, output = cli(*smallest, *QUICK, *parts, "slo={ttft: 100.0}", "rates=[50]", "trace.num_requests=48")
     assert code == 0, output
     block_bytes = pd.Series({"int8": 2 * 2 * 16 * 16 * 2, "none": 2 * 2 * 16 * 16 * 4})
     engines = pd.read_csv(folder / "engines.csv").set_index("arm")

@@ -1,0 +1,84 @@
+"""A mean or a percentile with its 95% interval: over the requests of one run, or over the seeds of several."""
+
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
+from scipy.stats import t as student_t
+
+STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+MAX_RESAMPLED = 20_000_000  # values drawn per bootstrap: bounds its time on large traces
+CONFIDENCE = 0.95
+
+Values = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def statistics(values: Values, axis: int = -1) -> Values:
+    """Mean, P50, P90, P95 and P99 along `axis`, as the first axis of the result."""
+    if values.size == 0:
+        return np.full(len(STATISTICS), np.nan)
+    return np.concatenate(
+        [np.mean(values, axis=axis)[None], np.percentile(values, [50, 90, 95, 99], axis=axis)], axis=0
+    )
+
+
+def num_resamples(num_values: int) -> int:
+    return int(np.clip(MAX_RESAMPLED // max(num_values, 1), 100, 1000))
+
+
+def bootstrap_statistics(values: Values) -> tuple[Values, Values]:
+    """Lower and upper 95% bounds, (5,) each, of `statistics`; NaN for fewer than two values."""
+    if len(values) < 2:
+        return np.full(len(STATISTICS), np.nan), np.full(len(STATISTICS), np.nan)
+    result = bootstrap(
+        (values,),
+        statistics,
+        n_resamples=num_resamples(len(values)),
+        batch=max(1, 1_000_000 // len(values)),
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return result.confidence_interval.low, result.confidence_interval.high
+
+
+def bootstrap_pooled(token_times: list[Values]) -> tuple[Values, Values]:
+    """The same for the pooled gaps, drawing whole requests: each resample weights every gap by its request's count."""
+    owners = np.repeat(np.arange(len(token_times)), [max(len(times) - 1, 0) for times in token_times])
+    if len(token_times) < 2 or owners.size == 0:
+        return np.full(len(STATISTICS), np.nan), np.full(len(STATISTICS), np.nan)
+    gaps = np.concatenate([np.diff(times) for times in token_times])
+    order = np.argsort(gaps)
+    gaps, owners = gaps[order], owners[order]
+    rng = np.random.default_rng(0)
+    resampled = []
+    for _ in range(num_resamples(len(gaps))):
+        draws = rng.integers(len(token_times), size=len(token_times))
+        weights = np.bincount(draws, minlength=len(token_times))[owners]
+        cumulated = np.cumsum(weights)
+        if cumulated[-1] == 0:
+            continue
+        ranks = np.array([0.50, 0.90, 0.95, 0.99]) * cumulated[-1]
+        resampled.append([np.average(gaps, weights=weights), *gaps[np.searchsorted(cumulated, ranks)]])
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.array(resampled), [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def estimate(values: Values, is_share: bool = False) -> tuple[float, float, float]:
+    """Mean over seeds and the bounds of its interval (Student's t), NaN of fewer than two values.
+
+    Of positive values all three are taken on the logarithm: the mean is the geometric one, which the interval holds,
+    and no bound is negative. Zero has no logarithm: where one value is zero, and of shares, the mean is the arithmetic
+    one, and the interval is cut off at zero, of shares at one too.
+    """
+    if len(values) < 2:
+        return float(values[0]) if len(values) else np.nan, np.nan, np.nan
+    is_geometric = not is_share and bool((values > 0).all())
+    scaled = np.log(values) if is_geometric else values
+    standard_error = scaled.std(ddof=1) / np.sqrt(len(values))
+    half_width = student_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * standard_error
+    mean = scaled.mean()
+    bounds = np.array([mean, mean - half_width, mean + half_width])
+    centre, low, high = np.exp(bounds) if is_geometric else np.clip(bounds, 0.0, 1.0 if is_share else None)
+    return float(centre), float(low), float(high)

@@ -1,0 +1,52 @@
+"""What the figures of lessons 5 to 7 draw, number by number."""
+
+import pandas as pd
+import pytest
+
+from framework.plots_lora import lines_by_arm, lora_ranks, steps_by_arm
+from framework.plots_lorax import contribution_bars
+
+
+def drawn(axes):
+    """Label → y of every line of a panel."""
+    return {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
+
+
+def test_steps_are_drawn_whole_and_as_what_they_add_to_the_base():
+    elapsed = {"none": (0.001, 0.002), "loop": (0.004, 0.009)}
+    rows = [(arm, size, time) for arm, times in elapsed.items() for size, time in zip((1, 8), times, strict=True)]
+    left, right = steps_by_arm(pd.DataFrame(rows, columns=["arm", "num_seqs", "elapsed"]), "none", "device").axes
+    assert drawn(left) == {"none": [1.0, 2.0], "loop": [4.0, 9.0]}
+    assert drawn(right) == {"loop": [3.0, 7.0]}
+    assert right.get_xscale() == right.get_yscale() == "linear"
+
+
+def test_an_adapters_share_is_in_per_cent_and_its_steps_in_milliseconds():
+    table = pd.DataFrame({"rank": [2, 4], "share": [0.0039, 0.0078], "base_elapsed": [0.001, 0.001]})
+    table = table.assign(served_elapsed=[0.003, 0.004], merged_elapsed=[0.001, 0.002])
+    left, right = lora_ranks(table, "device").axes
+    assert next(iter(drawn(left).values())) == pytest.approx([0.39, 0.78])
+    assert drawn(right) == {"beside the weights": [3.0, 4.0], "merged": [1.0, 2.0], "no adapter": [1.0, 1.0]}
+
+
+def test_what_is_reported_is_dotted_and_hollow():
+    rows = [("mine", 5, "rate", 0.4, False), ("mine", 20, "rate", 0.3, False), ("theirs", 5, "rate", 0.5, True)]
+    values = pd.DataFrame(rows, columns=["arm", "x", "metric", "value", "is_reported"])
+    [axes] = lines_by_arm(values, "adapters", {"rate": "1/s"}, "device").axes
+    assert drawn(axes) == {"mine": [0.4, 0.3], "theirs": [0.5]}
+    assert [(line.get_linestyle(), line.get_markerfacecolor() == "none") for line in axes.get_lines()] == [
+        ("-", False), (":", True),
+    ]  # fmt: skip
+
+
+def test_every_technique_is_a_step_up_or_down_from_the_level_before():
+    table = pd.DataFrame({"technique": ["a → b", "x → y"], "before": [10.0, 40.0], "output": [40.0, 30.0]})
+    for name, factors in {"alone": [3.0, 0.5], "in_turn": [4.0, 0.75], "last": [5.0, 0.75]}.items():
+        table = table.assign(**{name: factors, f"{name}_low": factors, f"{name}_high": factors})
+    left, right = contribution_bars(table, 50.0, "the full stack").axes
+    bars = sorted((round(bar.get_x() + 0.4, 6), bar.get_y(), bar.get_height()) for bar in left.patches)
+    assert bars == [(0, 0, 10), (1, 10, 30), (2, 40, -10), (3, 0, 30)]  # place, from, step
+    assert drawn(left)["the full stack, without adapters"] == [50.0, 50.0]
+    assert [bar.get_y() + bar.get_height() for bar in right.patches] == [3.0, 0.5, 4.0, 0.75, 5.0, 0.75]
+    assert {bar.get_y() for bar in right.patches} == {1.0}
+    assert right.get_yscale() == "log"
