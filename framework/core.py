@@ -203,6 +203,9 @@ class Engine(Protocol):
     timer: Callable[[], float]  # clock of the host's own work in seconds; constant 0.0 where time is modelled
     on_progress: Callable[[str], None]  # told what takes long in `begin`
 
+    def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
+        """Which adapters that these requests name cannot be served: id → the reason, a sentence that has the id."""
+
     def begin(self, requests: list[Request], max_num_seqs: int) -> None:
         """Get ready, outside the measured window, for a replay of these requests in batches of up to `max_num_seqs`."""
 

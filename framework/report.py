@@ -15,6 +15,7 @@ from rich.console import Console
 from framework.config import describe
 from framework.console import in_units, print_frame, print_table
 from framework.metrics import TARGET_ATTAINMENT, aggregate, capacity, saturation
+from framework.notes import service_notes
 from framework.pages import write_record
 from framework.plots import Figure, save
 from framework.points import locked, write_atomically, write_json, write_table
@@ -72,7 +73,7 @@ def report(
         drawn = draw(study, points)
         figures = save(drawn, study.output_dir / "figures")
         added = tables(points) if tables else {}
-        sentences = (notes(points) if notes else []) + limits(study, points)
+        sentences = (notes(points) if notes else []) + service_notes(study, points) + limits(study, points)
         known = CAPTIONS | dict(captions or {})
         write_record(
             study.output_dir,

@@ -30,6 +30,9 @@ class FakeEngine:
         self.in_flight: deque[StepResult] = deque()
         self.batches: list[tuple[str, list[int]]] = []
 
+    def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
+        return {}
+
     def begin(self, requests: list[Request], max_num_seqs: int) -> None:
         self.batches.clear()
 

@@ -124,11 +124,14 @@ class TorchEngine:
         self._in_flight: deque[Launched] = deque()
         self._collected_time = 0.0
 
+    def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
+        return self.adapters.refused(requests)
+
     def begin(self, requests: list[Request], max_num_seqs: int) -> None:
         """Draw all prompts, attach the cache, warm up, and reseed the sampling: the same batches give the same tokens.
 
         Raises ValueError naming the request that is longer than `max_model_len`, or whose prompt is no prompt of this
-        model, or whose id is there twice; naming the adapter that cannot be served; and as `Grammars.begin` does.
+        model, or whose id is there twice; naming the adapters that cannot be served; and as `Grammars.begin` does.
         """
         self.adapters.begin(requests)
         self._grammars.begin(requests)

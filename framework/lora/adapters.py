@@ -167,6 +167,8 @@ def read_config(folder: Path) -> tuple[int, float]:
         config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"adapter {folder.name!r}: {CONFIG_FILE} is not readable: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"adapter {folder.name!r}: {CONFIG_FILE} is no JSON object")
     if config.get("peft_type") != "LORA":
         raise ValueError(f"adapter {folder.name!r}: peft_type is {config.get('peft_type')!r}, not 'LORA'")
     if config.get("bias", "none") != "none":

@@ -273,3 +273,16 @@ def test_an_adapter_that_cannot_be_served_fails_before_the_replay():
     engine.adapters.pool.max_rank = 4
     with pytest.raises(ValueError, match=r"adapter '\w' has rank 8, more than lora.max_rank=4"):
         engine.begin(make_requests(NAMES), 4)
+    refused = engine.refused_adapters(make_requests(NAMES))
+    assert refused
+    assert all(f"adapter {name!r} has rank 8" in reason for name, reason in refused.items())
+    assert refused.keys() < {name for name in NAMES if name}
+    assert TorchEngine(make_model("llama"), num_blocks=20).refused_adapters(make_requests(NAMES)) == {}
+
+
+def test_an_adapter_is_looked_at_once():
+    engine, checked = make_engine(), []
+    engine.adapters.pool.check = checked.append
+    for _ in range(2):
+        engine.begin(make_requests(["a", "b", "a"]), 4)
+    assert checked == ["a", "b"]
