@@ -34,7 +34,14 @@ from framework.replay import replay
 from framework.trace.transforms import drop_adapters
 
 NUM_TOLD = 5  # reasons on the console for which a point's requests are dropped
-ENGINE_FACTS = ("num_blocks", "block_size", "max_model_len", "num_adapter_slots")
+ENGINE_FACTS = (
+    "num_blocks",
+    "block_size",
+    "max_model_len",
+    "num_adapter_slots",
+    "num_adapter_bytes",
+    "num_cache_bytes",
+)
 
 
 @dataclass

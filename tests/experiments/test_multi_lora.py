@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from experiments.multi_lora import Sizes, measure_steps
 from framework.engine.torch_engine import TorchEngine
 from framework.lora.adapters import RandomAdapters, save_adapter
 from framework.lora.layout import make_layout
@@ -51,6 +52,49 @@ def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path):
     assert [row[2] for row in fairness] == [str(adapters["adapter_id"].nunique())] * 4
     assert all(0 < float(row[3]) <= 1 <= float(row[4]) for row in fairness)
     assert [row[0] for row in page.table("tokens served")] == adapters["arm"].tolist()
+
+
+def test_the_sequences_of_a_step_use_as_many_adapters_as_it_says():
+    engine, slots = make_engine(num_slots=3), []
+    launch = engine.launch
+    engine.launch = lambda batch: slots.append({one.adapter_slot for one in batch.sequences}) or launch(batch)
+    sizes = Sizes([1, 2, 4], {"": 3, ", one adapter": 1}, context=16, num_steps=2, num_rounds=1)
+    counts = []
+    for row in measure_steps("loop", engine, sizes, pytest.fail):
+        counts.append((row["arm"], row["num_seqs"], row["num_adapters"]))
+        assert [len(used - {0}) for used in slots] == [row["num_adapters"]] * len(slots)
+        assert len(slots) > 2
+        slots.clear()
+    several, one = ("loop", "loop, one adapter")
+    assert counts == [(several, 1, 1), (several, 2, 2), (several, 4, 3), *((one, size, 1) for size in (1, 2, 4))]
+
+
+def test_requests_that_are_served_without_their_adapter_are_told(cli, smallest, tmp_path):
+    arms = ["+lora@arms.merged.lora=merged", "~arms.loop", "~arms.segmented"]
+    code, output = cli("experiment=multi_lora", *smallest, *SMALL, *arms, "batch_sizes=[]", "rates=[50,60]")
+    assert code == 0, output
+    folder = tmp_path / "outputs/multi_lora"
+    points = pd.read_csv(folder / "points.csv")
+    asked = {
+        arm: pd.concat([pd.read_parquet(folder / f"points/{point}/requests.parquet")["adapter_id"] for point in names])
+        for arm, names in points.groupby("arm")["point"]
+    }
+    num_others = (asked["merged"] == "adapter-1").sum()
+    assert 0 < num_others < len(asked["merged"]) == 12
+    text = " ".join(Page(folder / "report.html").text.split())
+    for told in (
+        "none: 12 of 12 requests name an adapter that this arm does not serve; all requests get the base model",
+        f"merged: {num_others} of 12 requests name an adapter that this arm does not serve; all requests get the one "
+        "with 'adapter-0' merged into it",
+    ):
+        assert told in output
+        assert told in text
+    assert "gathered: 12" not in output
+    record = json.loads((folder / "points" / points["point"][2] / "point.json").read_text())
+    assert record["arm"] == "gathered"
+    slots, cache = (record["engine"][name] / 1e6 for name in ("num_adapter_bytes", "num_cache_bytes"))
+    assert 0 < slots + cache <= 1.0  # engine.kv_cache_bytes
+    assert f"gathered: adapter slots take {slots:.1f} MB beside {cache:.1f} MB of KV cache" in text
 
 
 def save(folder, name, rank=2):
