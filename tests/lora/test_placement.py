@@ -226,6 +226,32 @@ def test_prefetch_keeps_what_is_used_and_what_is_wanted_sooner():
     assert slots.take_loads() == {1: "c"}
 
 
+class LoggingEngine(WatchfulEngine):
+    """Keeps what every batch was to load."""
+
+    def __init__(self, num_slots):
+        super().__init__(num_slots, 0)
+        self.log = []
+
+    def launch(self, batch):
+        super().launch(batch)
+        self.log.append((*self.batches[-1], batch.adapter_loads))
+
+
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_the_adapter_of_a_waiting_request_comes_in_a_step_before_its_first(prefetch):
+    engine = LoggingEngine(2)
+    requests = [Request(0, 0.0, 4, 3, adapter_id="a"), Request(1, 0.0, 4, 1, adapter_id="b")]
+    replay(requests, make_scheduler(partial(ContinuousScheduler, max_num_seqs=1, prefetch=prefetch), engine), engine)
+    ahead, needed = ({2: "b"}, {}) if prefetch else ({}, {2: "b"})
+    assert engine.log == [
+        ("prefill", [0], {1: "a"} | ahead),
+        ("decode", [0], {}),
+        ("decode", [0], {}),
+        ("prefill", [1], needed),
+    ]
+
+
 def test_an_adapter_too_many_waits_and_so_do_those_behind_it():
     engine = WatchfulEngine(2, 0)
     requests = [Request(index, 0.0, 4, 3, adapter_id=name) for index, name in enumerate(["a", "b", "c", "a"])]
