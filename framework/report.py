@@ -28,6 +28,8 @@ CAPTIONS = {
     "that the arm served.",
     "throughput_latency": "Mean normalized latency over output throughput, one curve per arm, one marker per rate. "
     "A ring: the last rate below saturation.",
+    "attainment_rate": "Requests within the SLOs over the arrival rate. Horizontal: the target; vertical: the capacity "
+    "of each arm. A ring: the last rate below saturation; beyond it no rate is a capacity.",
     "timeline": "The first requests of each arm, one bar per request: waiting, prefill, decode.",
     "batch_and_cache": "Sequences per step that decodes, and KV blocks in use, over time, one curve per arm.",
     "latency_cdf": "Distribution over requests of TTFT and TPOT, one curve per arm.",

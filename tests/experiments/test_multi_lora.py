@@ -74,6 +74,7 @@ def test_requests_that_are_served_without_their_adapter_are_told(cli, smallest, 
     code, output = cli("experiment=multi_lora", *smallest, *SMALL, *arms, "batch_sizes=[]", "rates=[50,60]")
     assert code == 0, output
     folder = tmp_path / "outputs/multi_lora"
+    assert (folder / "figures/attainment_rate.svg").exists()
     points = pd.read_csv(folder / "points.csv")
     asked = {
         arm: pd.concat([pd.read_parquet(folder / f"points/{point}/requests.parquet")["adapter_id"] for point in names])
