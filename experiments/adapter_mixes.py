@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.adapter_tables import FAIRNESS, fairness_table, write_adapters
+from experiments.adapter_tables import FAIRNESS, fairness_table, reference_notes, write_adapters
 from framework.arms import Arms, resolve_arms, with_keywords
 from framework.config import suggest
 from framework.fairness import DEFINITIONS
@@ -91,6 +91,7 @@ def run(
             tables(shown(points), points["rate"].max(), mix_over_rates)
             | {FAIRNESS: fairness_table(write_adapters(study, points))}
         ),
+        notes=lambda points: reference_notes({arm: variants[arm]["lora"] for arm in variants}, study.device),
         definitions=DEFINITIONS,
     )
     study.raise_failures()

@@ -11,6 +11,7 @@ import pandas as pd
 from framework.console import make_console
 from framework.core import Request, Sequence
 from framework.engines import make_scheduler
+from framework.lora.adapters import RandomAdapters
 from framework.metrics import step_table
 from framework.models.tokenizer import Tokenizer, load_tokenizer
 from framework.paths import locate
@@ -20,6 +21,7 @@ from framework.replay import replay
 from framework.report import conclude
 
 EXAMPLE = "The quick brown fox"
+RANDOM = " (random numbers)"
 COST = "Decode steps with and without the schema, medians over repeats in turns"
 CAPTION = "Time of every token since the one before it, one curve per output; all are in one batch."
 DEFINITIONS = {
@@ -33,6 +35,7 @@ LOW, HIGH = (
     2 / 11,
     9 / 11,
 )  # the third least and most of twelve: the median is between them with 1 - 2 · 79 / 2^12 = 96%
+REMEDY = "raise num_output_tokens, or limit strings and lists (maxLength, maxItems)"
 
 
 def run(
@@ -74,15 +77,22 @@ def run(
     torch_engine = engine(model=loaded)
     adapter_ids = adapter if isinstance(adapter, list) else [adapter]
     if any(adapter_ids) and not torch_engine.num_adapter_slots:
-        raise ValueError(f"adapter={adapter!r} is served with lora=segmented, gathered or loop only")
+        raise ValueError(
+            f"adapter={adapter!r} needs lora=segmented, gathered or loop, and a saved adapter: preset=adapters has "
+            "those of the built-in model, lora=segmented adapters@lora.adapters=saved lora.adapters.path=DIR any others"
+        )
     requests = [replace(request, json_schema=schema) for request in with_adapters(requests, adapter_ids)]
     sequences, _ = replay(requests, make_scheduler(scheduler, torch_engine), torch_engine)
     path, console = Path(output_dir) / "generations.jsonl", make_console()
+    notes = random_notes(lora, adapter_ids)
     tables = {"Generations": write_generations(path, sequences, tokenizer)}
-    notes = []
+    if notes:
+        shown = tables["Generations"]["adapter"]
+        tables["Generations"]["adapter"] = (shown + RANDOM).where(shown.notna(), None)
     if schema is not None:
         tables[COST] = cost_table(schema_cost(sequences, scheduler, torch_engine))
-        notes = [describe_documents(sequences, tokenizer or load_tokenizer(loaded.config)), describe_cost(tables[COST])]
+        notes.append(describe_documents(sequences, tokenizer or load_tokenizer(loaded.config)))
+        notes.append(describe_cost(tables[COST]))
     surroundings, times = environment(torch_engine.device), time_table(sequences)
     title = f"generations on {surroundings['device']}"
     conclude(
@@ -144,6 +154,15 @@ def with_adapters(requests: list[Request], adapter_ids: list[str | None]) -> lis
     return [
         replace(request, request_id=index, adapter_id=adapter_id) for index, (request, adapter_id) in enumerate(pairs)
     ]
+
+
+def random_notes(lora: Any, adapter_ids: list[str | None]) -> list[str]:
+    """A sentence, if the adapters that these outputs have are drawn at random: any id is one then."""
+    adapters, merged = lora.keywords.get("adapters"), lora.keywords.get("adapter_id")
+    names = list(dict.fromkeys(name for name in [*adapter_ids, merged] if name is not None))
+    if adapters is None or adapters.func is not RandomAdapters or not names:
+        return []
+    return [f"{', '.join(names)}: random numbers, not trained; adapters@lora.adapters=saved reads saved adapters"]
 
 
 def write_generations(path: Path, sequences: list[Sequence], tokenizer: Tokenizer | None) -> pd.DataFrame:
@@ -235,7 +254,7 @@ def describe_documents(sequences: list[Sequence], tokenizer: Tokenizer) -> str:
     """How many outputs ended, and whether all of these can be read as JSON."""
     ended = [tokenizer.decode(each.output_token_ids[:-1]) for each in sequences if is_stopped(each)]
     num_whole = sum(map(is_json, ended))
-    cut = "" if len(ended) == len(sequences) else "; the others are cut off: raise num_output_tokens, or limit strings and lists (maxLength, maxItems)"
+    cut = "" if len(ended) == len(sequences) else f"; the others are cut off: {REMEDY}"
     broken = f"; {len(ended) - num_whole} ended as no JSON" if num_whole < len(ended) else ""
     return f"{num_whole} of {len(sequences)} outputs are whole documents of the schema{broken}{cut}"
 

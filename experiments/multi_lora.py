@@ -16,6 +16,7 @@ from experiments.continuous_batching import draw
 from experiments.peers import PeerRun, mixed_adapters, run_peer
 from framework.arms import Arms, resolve_arms
 from framework.console import make_console, short
+from framework.core import Request
 from framework.engines import EngineCache, free
 from framework.fairness import DEFINITIONS
 from framework.metrics import check_slo
@@ -24,7 +25,7 @@ from framework.points import GrowingTable
 from framework.provenance import environment, resolve_device
 from framework.replay import Clock
 from framework.report import conclude, report
-from framework.speed import check_sizes, get_ready, measure_decode, why_not
+from framework.speed import adapter_name, check_sizes, get_ready, measure_decode, why_not
 from framework.study import check_points, run_study
 
 PEFT = "PEFT"  # the peer, in tables and figures
@@ -37,6 +38,7 @@ STEP_DEFINITIONS = {
 }
 CAPTION = "Left, time from one decode step to the next over the batch size, one line per arm, medians over the rounds; "
 CAPTION += "right, what adapters add to it. The sequences ask in turn for {} adapters."
+Traces = list[tuple[float | None, int]]  # rates and seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +96,17 @@ def run(
     check_parts(variants, sizes, peft_batch_sizes, rates, seeds, slo)
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     surroundings = environment(resolved)
-    figures, tables, notes = {}, {}, []
+    figures, tables, notes, medians = {}, {}, [], pd.DataFrame()
     if batch_sizes:
-        medians = measure_batches(variants, resolved, sizes, peft_batch_sizes, console, folder / "steps.csv")
+        traces = [(rate, seed) for rate in rates for seed in seeds]
+        medians = measure_batches(variants, resolved, sizes, traces, peft_batch_sizes, console, folder / "steps.csv")
+    if not medians.empty:
         figures = {FIGURE: steps_by_arm(medians, BASE, f"{num_adapters} adapters, {surroundings['device']}")}
         tables, notes = {"Decode steps (ms) by batch size": growth(medians)}, added_by_adapters(medians)
     captions = {FIGURE: CAPTION.format(num_adapters)}
     notes += reference_notes({arm: components["lora"] for arm, components in variants.items()}, resolved)
+    if not rates and medians.empty:
+        raise ValueError("no decode step could be measured: every arm and batch size was skipped")
     if not rates:
         drawn = {name: (figure, captions[name]) for name, figure in figures.items()}
         conclude(
@@ -145,23 +151,52 @@ def check_parts(
 
 
 def measure_batches(
-    arms: Arms, device: torch.device, sizes: Sizes, peft_batch_sizes: list[int], console: Console, path: Path
+    arms: Arms,
+    device: torch.device,
+    sizes: Sizes,
+    traces: Traces,
+    peft_batch_sizes: list[int],
+    console: Console,
+    path: Path,
 ) -> pd.DataFrame:
-    """Median seconds `elapsed` per arm and batch size, PEFT's included; the rows behind them are in the file."""
+    """Median seconds `elapsed` per arm and batch size, PEFT's included; the rows behind them are in the file.
+
+    Before the first step, adapters that `traces` name and an arm cannot serve are told.
+    """
+    engines = EngineCache(device, console.print)
+    tell_refused(arms, engines, traces, console)
     with GrowingTable(path) as steps:
-        peer_run = measure_rounds(arms, device, sizes, console, steps)
+        peer_run = measure_rounds(arms, engines, sizes, console, steps)
+        del engines
         if peft_batch_sizes:
             free(device)  # for the peer's process
             steps.add(peft_steps(peer_run, adapted(arms), sizes, peft_batch_sizes))
-    return steps.table().groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
+    table = steps.table()
+    if table.empty:
+        return table
+    return table.groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
 
 
-def measure_rounds(arms: Arms, device: torch.device, sizes: Sizes, console: Console, steps: GrowingTable) -> PeerRun:
+def tell_refused(arms: Arms, engines: EngineCache, traces: Traces, console: Console) -> None:
+    """Print which adapters of the traces each arm cannot serve, and why; their requests are dropped."""
+    for arm, components in arms.items():
+        if not traces or "num_slots" not in components["lora"].keywords:
+            continue
+        engine = engines.get(components)
+        refused: dict[str, str] = {}
+        for rate, seed in traces:
+            trace = components["trace"](rate=rate, seed=seed, max_model_len=engine.max_model_len)
+            refused |= engine.refused_adapters(trace.requests)
+        for reason in refused.values():
+            line = f"{arm}: {reason}; the requests for it are dropped"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def measure_rounds(arms: Arms, engines: EngineCache, sizes: Sizes, console: Console, steps: GrowingTable) -> PeerRun:
     """Add one row per round, arm, mix and batch size: `num_adapters`, and seconds `device` and `elapsed`.
 
     What a peer needs to run steps of the same shape.
     """
-    engines = EngineCache(device, console.print)
     with console.status("") as status:
         for index in range(sizes.num_rounds):
             say = console.print if index == 0 else lambda message: None
@@ -171,13 +206,18 @@ def measure_rounds(arms: Arms, device: torch.device, sizes: Sizes, console: Cons
                 measured = measure_steps(arm, engines.get(components), sizes, say)  # keeps no engine
                 steps.add({"round": index} | row for row in measured)
     engine: Any = engines.engine
-    return PeerRun(engine.model.config, engine.dtype, device.type, [([1] * sizes.context, 1)])
+    return PeerRun(engine.model.config, engine.dtype, engines.device.type, [([1] * sizes.context, 1)])
 
 
 def measure_steps(arm: str, engine: Any, sizes: Sizes, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """The rows of one arm; sizes that its engine cannot hold are told and left out."""
+    """The rows of one arm; adapters and sizes that its engine cannot hold are told and left out."""
     get_ready(engine, max(sizes.batch_sizes))
     for suffix, num_adapters in sizes.mixes.items() if engine.num_adapter_slots else [("", 0)]:
+        names = [Request(index, 0.0, 1, 1, adapter_id=adapter_name(index)) for index in range(num_adapters)]
+        refused = engine.refused_adapters(names)
+        if refused:
+            say(f"{arm}{suffix}: no decode steps, {len(refused)} adapters fail: {next(iter(refused.values()))}")
+            continue
         for batch_size in sizes.batch_sizes:
             reason = why_not("decode", engine, batch_size, sizes.context + sizes.num_steps)
             if reason:

@@ -13,8 +13,6 @@ CAPTIONS = {
     "float32; bars: 95% intervals over windows of the text. Further left is better.",
     "decode_steps": "Time from one decode step to the next over the batch size, and how many times as fast that is as "
     "the first arm.",
-    "attainment_rate": "Requests within the SLOs over the arrival rate. Horizontal: the target; vertical: the capacity "
-    "of each arm. A ring: the last rate below saturation; beyond it no rate is a capacity.",
 }
 BYTES = {
     name: (f"{header} (MB)", 1e-6)

@@ -192,16 +192,22 @@ class Scheduler(Protocol):
 class Engine(Protocol):
     """Executes batches; owns the model and the KV cache of `num_blocks` blocks of `block_size` tokens.
 
-    So many adapters as `num_adapter_slots` can be on the device at once; 0: adapters are not served.
+    So many adapters as `num_adapter_slots` can be on the device at once; 0: adapters are not served. Their slots take
+    `num_adapter_bytes` of its memory, the cache `num_cache_bytes`.
     """
 
     num_blocks: int
     block_size: int
     num_adapter_slots: int
+    num_adapter_bytes: int
+    num_cache_bytes: int
     max_model_len: int
     num_steps_ahead: int  # batches that may be launched before the tokens of an earlier one are collected
     timer: Callable[[], float]  # clock of the host's own work in seconds; constant 0.0 where time is modelled
     on_progress: Callable[[str], None]  # told what takes long in `begin`
+
+    def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
+        """Which adapters that these requests name cannot be served: id → the reason, a sentence that has the id."""
 
     def begin(self, requests: list[Request], max_num_seqs: int) -> None:
         """Get ready, outside the measured window, for a replay of these requests in batches of up to `max_num_seqs`."""

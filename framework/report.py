@@ -15,6 +15,7 @@ from rich.console import Console
 from framework.config import describe
 from framework.console import in_units, print_frame, print_table
 from framework.metrics import MIN_REQUESTS, TARGET_ATTAINMENT, aggregate, capacity, is_saturated, over_rates, saturation
+from framework.notes import service_notes
 from framework.pages import write_record
 from framework.plots import Figure, save
 from framework.points import locked, write_atomically, write_json, write_table
@@ -27,6 +28,8 @@ CAPTIONS = {
     "that the arm served.",
     "throughput_latency": "Mean normalized latency over output throughput, one curve per arm, one marker per rate. "
     "A ring: the last rate below saturation.",
+    "attainment_rate": "Requests within the SLOs over the arrival rate. Horizontal: the target; vertical: the capacity "
+    "of each arm. A ring: the last rate below saturation; beyond it no rate is a capacity.",
     "timeline": "The first requests of each arm, one bar per request: waiting, prefill, decode.",
     "batch_and_cache": "Sequences per step that decodes, and KV blocks in use, over time, one curve per arm.",
     "latency_cdf": "Distribution over requests of TTFT and TPOT, one curve per arm.",
@@ -72,7 +75,7 @@ def report(
         drawn = draw(study, points)
         figures = save(drawn, study.output_dir / "figures")
         added = tables(points) if tables else {}
-        sentences = (notes(points) if notes else []) + limits(study, points)
+        sentences = (notes(points) if notes else []) + service_notes(study, points) + limits(study, points)
         known = CAPTIONS | dict(captions or {})
         write_record(
             study.output_dir,

@@ -180,7 +180,7 @@ def measure_decode(
         least = context - first + 1
         raise ValueError(f"context={context} is too short for {num_steps} steps up to it: at least {least}")
     num_all = NUM_WARM_UP_STEPS + num_steps
-    names = [None if num_adapters is None else f"adapter-{index % num_adapters}" for index in range(num_seqs)]
+    names = [None if num_adapters is None else adapter_name(index % num_adapters) for index in range(num_seqs)]
     requests = [Request(index, 0.0, first, num_all + 1, adapter_id=name) for index, name in enumerate(names)]
     engine.begin(requests, num_seqs)
     sequences = make_sequences(engine, requests)
@@ -193,6 +193,10 @@ def measure_decode(
     return Case(
         "decode", num_seqs, context, step_work(model_costs(engine.model, engine.kv_dtype), middle), device, elapsed
     )
+
+
+def adapter_name(index: int) -> str:
+    return f"adapter-{index}"
 
 
 def measure_prefill(engine: TorchEngine, num_prompts: int, num_tokens: int, num_steps: int) -> Case:

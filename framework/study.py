@@ -31,8 +31,17 @@ from framework.points import (
 )
 from framework.provenance import environment, resolve_device
 from framework.replay import replay
+from framework.trace.transforms import drop_adapters
 
-ENGINE_FACTS = ("num_blocks", "block_size", "max_model_len", "num_adapter_slots")
+NUM_TOLD = 5  # reasons on the console for which a point's requests are dropped
+ENGINE_FACTS = (
+    "num_blocks",
+    "block_size",
+    "max_model_len",
+    "num_adapter_slots",
+    "num_adapter_bytes",
+    "num_cache_bytes",
+)
 
 
 @dataclass
@@ -158,6 +167,8 @@ def compute_point(study: Study, point: Point, engines: EngineCache, progress: Sw
     progress.say(f"{point}: preparing")
     engine = engines.get(arm)
     trace = arm["trace"](rate=point.rate, seed=point.seed, max_model_len=engine.max_model_len)
+    trace = drop_adapters(trace, engine.refused_adapters(trace.requests))
+    report_dropped(study.console, trace)
     engines.warm_up(arm, engine, trace.requests)
     progress.begin_point(str(point), sum(request.num_output_tokens for request in trace.requests))
     on_step = progress.advance if arm["clock"] == "virtual" else None  # drawing takes real time
@@ -174,7 +185,6 @@ def compute_point(study: Study, point: Point, engines: EngineCache, progress: Sw
         "metrics": summarize(requests, step_rows, study.slo),
     }
     write_point(study.folder(point.name), point, requests, step_rows, record)
-    report_dropped(study.console, trace)
     return record
 
 
@@ -185,8 +195,13 @@ def describe_trace(trace: Trace) -> dict[str, Any]:
 
 
 def report_dropped(console: Console, trace: Trace) -> None:
-    for reason, count in trace.dropped.items():
-        console.print(f"  {count} requests dropped: {reason}", highlight=False)
+    """The most frequent reasons; point.json and the page have all."""
+    reasons = sorted(trace.dropped.items(), key=lambda item: -item[1])
+    for reason, count in reasons[:NUM_TOLD]:
+        console.print(f"  {count} requests dropped: {reason}", markup=False, highlight=False, soft_wrap=True)
+    if len(reasons) > NUM_TOLD:
+        others = sum(count for _, count in reasons[NUM_TOLD:])
+        console.print(f"  {others} requests dropped for {len(reasons) - NUM_TOLD} other reasons", highlight=False)
 
 
 def check_points(arms: Arms, rates: list[float | None], seeds: list[int]) -> None:

@@ -11,7 +11,7 @@ class FakeEngine:
     """Token ids are 0, 1, 2, … of each sequence; `step_time(batch)` gives the seconds a step takes."""
 
     max_model_len = 1 << 20
-    num_adapter_slots = 0
+    num_adapter_slots = num_adapter_bytes = num_cache_bytes = 0
 
     def __init__(
         self,
@@ -29,6 +29,9 @@ class FakeEngine:
         self.num_tokens: dict[Sequence, int] = {}  # sampled so far
         self.in_flight: deque[StepResult] = deque()
         self.batches: list[tuple[str, list[int]]] = []
+
+    def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
+        return {}
 
     def begin(self, requests: list[Request], max_num_seqs: int) -> None:
         self.batches.clear()

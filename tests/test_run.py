@@ -49,13 +49,14 @@ def test_a_study_writes_points_tables_and_figures(cli, smallest, tmp_path):
     ]
     assert (table["num_completed"] == 6).all()
     figures = {path.name for path in (folder / "figures").iterdir()}
-    names = ("throughput_latency", "latency_rate", "timeline", "batch_and_cache")
+    names = ("throughput_latency", "latency_rate", "attainment_rate", "timeline", "batch_and_cache")
     assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert "reproduce with: python run.py " in output
     assert "points.csv" in output
     page = Page(folder / "report.html")
     check_page(page, folder)
-    assert page.count("svg") == 4
+    assert page.count("svg") == 5
+    assert "Requests within the SLOs over the arrival rate" in page.text
     assert "python run.py " in page.text
     assert len(page.rows) == 1 + 2 * 2  # the header, arms × rates
     for point in table["point"]:

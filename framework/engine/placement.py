@@ -28,17 +28,29 @@ class Placement:
         self.num_slots = 0 if pool is None else pool.num_slots
         self.num_bytes = 0 if pool is None else pool.slab.nbytes
         self.is_static = pool is None or pool.strategy.is_static
+        self._reasons: dict[str, str] = {}  # why an adapter cannot be served; empty if it can
         self._on_host: dict[str, Tensor] = {}
         self._on_the_way: dict[int, torch.cuda.Event] = {}
         self._ahead: dict[int, str] = {}  # loads that the last step does not need
         self._stream = None if pool is None or not pool.slab.is_cuda else torch.cuda.Stream(pool.slab.device)
 
+    def refused(self, requests: Iterable[Request]) -> dict[str, str]:
+        """Adapter id → why it cannot be served, of those that the requests name; each is looked at once."""
+        if self.pool is None:
+            return {}
+        named = [
+            adapter_id for adapter_id in dict.fromkeys(one.adapter_id for one in requests) if adapter_id is not None
+        ]
+        for adapter_id in named:
+            if adapter_id not in self._reasons:
+                self._reasons[adapter_id] = self._why_not(adapter_id)
+        return {adapter_id: reason for adapter_id in named if (reason := self._reasons[adapter_id])}
+
     def begin(self, requests: Iterable[Request]) -> None:
-        """Forget what is on the host; ValueError naming an adapter of these requests that cannot be served."""
-        if self.pool is not None:
-            for adapter_id in dict.fromkeys(request.adapter_id for request in requests):
-                if adapter_id is not None:
-                    self.pool.check(adapter_id)
+        """Forget what is on the host; ValueError naming the adapters of these requests that cannot be served."""
+        refused = self.refused(requests)
+        if refused:
+            raise ValueError("; ".join(refused.values()))
         if self._stream is not None:
             self._stream.synchronize()
         self._on_host.clear()
@@ -88,6 +100,14 @@ class Placement:
         if self.pool is not None:
             on_host = arrays["adapters"]
             self.pool.set_step(sent["adapters"].view(on_host.shape), on_host)
+
+    def _why_not(self, adapter_id: str) -> str:
+        assert self.pool is not None
+        try:
+            self.pool.check(adapter_id)
+        except ValueError as error:
+            return str(error)
+        return ""
 
     def _put(self, loads: dict[int, str]) -> None:
         assert self.pool is not None

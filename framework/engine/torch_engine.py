@@ -91,7 +91,7 @@ class TorchEngine:
         self.kv_dtype = self.dtype if kv_dtype is None else torch.int8
         self.is_on_gpu = self.device.type == "cuda"
         self.adapters = Placement(pool_of(model))
-        self.num_adapter_slots = self.adapters.num_slots
+        self.num_adapter_slots, self.num_adapter_bytes = self.adapters.num_slots, self.adapters.num_bytes
         self.has_decoder = self.is_on_gpu and use_cache and is_supported(model.config.head_dim, self.kv_dtype)
         self.fused = _resolve("fused", fused, self.is_on_gpu, "needs a GPU")
         is_static, no_loop = self.adapters.is_static, "and another lora than loop"
@@ -116,6 +116,7 @@ class TorchEngine:
         self.num_blocks = count_blocks(model.config, block_size, self.kv_dtype, self.device, *sizes)
         num_slots = self.num_blocks * block_size
         self._cache = allocate_cache(model.config, num_slots, self.kv_dtype, self.device) if use_cache else []
+        self.num_cache_bytes = sum(layer.num_bytes for layer in self._cache)
         attach_cache(model, self._cache)
         self._generator = torch.Generator(self.device)
         self._grammars = Grammars(model.config, self.device)
@@ -124,11 +125,14 @@ class TorchEngine:
         self._in_flight: deque[Launched] = deque()
         self._collected_time = 0.0
 
+    def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
+        return self.adapters.refused(requests)
+
     def begin(self, requests: list[Request], max_num_seqs: int) -> None:
         """Draw all prompts, attach the cache, warm up, and reseed the sampling: the same batches give the same tokens.
 
         Raises ValueError naming the request that is longer than `max_model_len`, or whose prompt is no prompt of this
-        model, or whose id is there twice; naming the adapter that cannot be served; and as `Grammars.begin` does.
+        model, or whose id is there twice; naming the adapters that cannot be served; and as `Grammars.begin` does.
         """
         self.adapters.begin(requests)
         self._grammars.begin(requests)

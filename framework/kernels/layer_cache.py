@@ -29,6 +29,10 @@ class LayerCache:
     v: Tensor
     scales: Tensor | None = None  # (2, num_kv_heads, num_slots) float16, of k and of v; None: both are as the model's
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (self.k, self.v, self.scales) if tensor is not None)
+
     def store(self, slots: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k and v (rows, num_kv_heads, head_dim) to slots (rows,) int64; returns them as they will be read."""
         if self.scales is None:

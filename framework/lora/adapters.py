@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from framework.lora.base_model import base_name, check_base
 from framework.lora.layout import Layout
 from framework.paths import locate
 
@@ -24,12 +25,12 @@ CONFIG_FILE, WEIGHT_FILE = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
 # Options of PEFT's LoraConfig that say nothing about the arithmetic, and those that are read here
 HARMLESS = {
-    *("auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out", "inference_mode"),
+    *("auto_mapping", "exclude_modules", "fan_in_fan_out", "inference_mode"),
     *("init_lora_weights", "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_version"),
     *("revision", "runtime_config", "target_modules", "task_type", "qalora_group_size", "ensure_weight_tying"),
     *("eva_config", "loftq_config"),
 }
-READ = {"peft_type", "r", "lora_alpha", "use_rslora", "bias"}
+READ = {"peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "bias"}
 # Initialisations after which the base model's weights are others than the checkpoint's
 CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 NOISE_STD = 0.02
@@ -109,9 +110,9 @@ def check_adapter(folder: Path, layout: Layout) -> int:
     """The rank of the adapter in `folder`.
 
     Raises ValueError naming the adapter (the folder's name) for an option that is not implemented, a file that is
-    missing or broken, a layer that `layout` does not have, or another shape than the model's.
+    missing or broken, a layer that `layout` does not have, another shape than the model's, or another base model.
     """
-    rank, _ = read_config(folder)
+    rank, _ = read_config(folder, layout.checkpoint)
     with _opened(folder) as file:
         _check_tensors(folder.name, {name: file.get_slice(name).get_shape() for name in file.keys()}, rank, layout)  # noqa: SIM118
     return rank
@@ -119,7 +120,7 @@ def check_adapter(folder: Path, layout: Layout) -> int:
 
 def load_adapter(folder: Path, layout: Layout, dtype: torch.dtype) -> Tensor:
     """(rank, width) of `dtype`, zero where the adapter changes nothing; errors as check_adapter."""
-    rank, scaling = read_config(folder)
+    rank, scaling = read_config(folder, layout.checkpoint)
     rows = torch.zeros(rank, layout.width, dtype=dtype)
     parts = layout.parts(rows)
     with _opened(folder) as file:
@@ -146,7 +147,7 @@ def save_adapter(folder: Path, rows: Tensor, layout: Layout, alpha: float) -> No
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": None if layout.checkpoint is None else base_name(layout.checkpoint),
         "r": rank,
         "lora_alpha": alpha,
         "use_rslora": False,
@@ -161,12 +162,14 @@ def save_adapter(folder: Path, rows: Tensor, layout: Layout, alpha: float) -> No
     save_file(tensors, folder / WEIGHT_FILE, metadata={"format": "pt"})
 
 
-def read_config(folder: Path) -> tuple[int, float]:
-    """Rank and scaling; ValueError naming the adapter and the option that is not implemented."""
+def read_config(folder: Path, checkpoint: str | None) -> tuple[int, float]:
+    """Rank and scaling, for the model from `checkpoint`; ValueError naming the adapter and what does not fit."""
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"adapter {folder.name!r}: {CONFIG_FILE} is not readable: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"adapter {folder.name!r}: {CONFIG_FILE} is no JSON object")
     if config.get("peft_type") != "LORA":
         raise ValueError(f"adapter {folder.name!r}: peft_type is {config.get('peft_type')!r}, not 'LORA'")
     if config.get("bias", "none") != "none":
@@ -180,6 +183,7 @@ def read_config(folder: Path) -> tuple[int, float]:
             f"adapter {folder.name!r}: init_lora_weights={initialisation!r} changes the base model's weights too; "
             "save it with path_initial_model_for_weight_conversion"
         )
+    check_base(folder.name, str(config.get("base_model_name_or_path") or ""), checkpoint)
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise ValueError(f"adapter {folder.name!r}: r={rank!r} and lora_alpha={alpha!r} are no rank and scaling")

@@ -52,6 +52,7 @@ class Layout:
     projections: tuple[Projection, ...]
     width: int
     prefix: str
+    checkpoint: str | None  # folder of the model's weights; None: random ones
 
     def parts(self, rows: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """The checkpoint's names that adapters change → views of A (rank, in) and B transposed (rank, out)."""
@@ -85,7 +86,8 @@ def make_layout(model: Llama | GPT2, targets: Sequence[str] | None) -> Layout:
     if unknown or not projections:
         inner = dict.fromkeys(name.split(".", 2)[2] for name in every)
         raise ValueError(f"lora.targets names {unknown or 'nothing'}; the model has {', '.join(inner)} (null: all)")
-    return Layout(tuple(projections), width, "transformer." if isinstance(model, GPT2) else "model.")
+    prefix = "transformer." if isinstance(model, GPT2) else "model."
+    return Layout(tuple(projections), width, prefix, model.config.checkpoint)
 
 
 def is_end(target: str, name: str) -> bool:

@@ -36,7 +36,9 @@ class Strategy(Protocol):
 class AdapterPool:
     """`num_slots` adapters of rank up to `max_rank` on the device; slot 0 is none of them, and all zeros.
 
-    `slab` (num_slots + 1, max_rank, width) is laid out by `layout`; beyond an adapter's rank its slot is zero.
+    `slab` (num_slots + 1, max_rank, width) is laid out by `layout`; beyond an adapter's rank its slot is zero. What it
+    takes is subtracted from the KV cache's memory at the start, however few adapters are asked for: a static split,
+    other than S-LoRA's unified paging (MLSys 2024).
     """
 
     def __init__(

@@ -1,15 +1,19 @@
-"""Pure functions Trace → Trace: window, first, stretch, thin, clip, drop_longer_than, restart.
+"""Pure functions Trace → Trace: window, first, stretch, thin, clip, drop_longer_than, drop_adapters, restart.
 
 Times are seconds on the trace's own clock; only `stretch` and `restart` change them, only `restart` renumbers.
 """
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from framework.core import PREFIX_BLOCK_SIZE, Request, Trace
 from framework.trace.checks import positive, whole
+
+MAX_TOLD = 5  # adapters in the message of an error
 
 
 def mean_rate(trace: Trace) -> float:
@@ -84,6 +88,24 @@ def drop_longer_than(trace: Trace, max_model_len: int) -> Trace:
         raise ValueError(f"all requests are longer than the model's context of {max_model_len}; shortest: {shortest}")
     num_dropped = len(trace.requests) - len(kept)
     return Trace(kept, _merged(trace.dropped, "longer than the model's context", num_dropped))
+
+
+def drop_adapters(trace: Trace, reasons: Mapping[str, str]) -> Trace:
+    """The requests without those that name an adapter of `reasons`, adapter id → why; these are counted by reason.
+
+    Ids and times stay. ValueError with the reasons if no request is left.
+    """
+    kept = [request for request in trace.requests if request.adapter_id not in reasons]
+    if not kept:
+        more = f"; and {len(reasons) - MAX_TOLD} more" if len(reasons) > MAX_TOLD else ""
+        told = "; ".join(list(reasons.values())[:MAX_TOLD]) + more
+        raise ValueError(f"no request is left, since no adapter of theirs can be served: {told}")
+    ids = [request.adapter_id for request in trace.requests]
+    counts = Counter(reasons[adapter_id] for adapter_id in ids if adapter_id is not None and adapter_id in reasons)
+    dropped = trace.dropped
+    for reason, num_dropped in counts.items():
+        dropped = _merged(dropped, reason, num_dropped)
+    return Trace(kept, dropped)
 
 
 def restart(trace: Trace) -> Trace:

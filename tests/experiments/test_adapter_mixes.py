@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import yaml
 
 from tests.html_page import Page, check_page
 
@@ -36,7 +37,7 @@ def test_every_mix_is_replayed_and_stands_beside_what_is_reported(cli, smallest,
 
 
 def test_a_queue_under_every_popularity(cli, smallest, tmp_path):
-    slots = [f"arms.{arm}.lora.num_slots=2" for arm in ("loop", "gathered")]
+    slots = [f"arms.{arm}.lora.num_slots=2" for arm in ("loop", "gathered", "segmented")]
     code, output = cli(
         "preset=punica", "experiment=multi_lora", *smallest, *slots, "~arms.none", "trace.num_requests=5"
     )
@@ -46,12 +47,15 @@ def test_a_queue_under_every_popularity(cli, smallest, tmp_path):
     num_adapters = adapters.groupby("arm", sort=False)["adapter_id"].nunique()
     assert num_adapters["loop-distinct"] == 5
     assert num_adapters["loop-identical"] == 1
-    assert num_adapters.drop(["loop-distinct", "gathered-distinct"]).max() <= 3  # the root of 5 is 3, drawn 5 times
+    assert (
+        num_adapters.drop([f"{arm}-distinct" for arm in ("loop", "gathered", "segmented")]).max() <= 3
+    )  # the root of 5 is 3, drawn 5 times
     page = Page(folder / "report.html")
     check_page(page, folder)
     assert page.count("svg") == 1
     table = page.table("identical ÷ distinct")
-    assert [row[0] for row in table] == ["loop", "gathered", "Punica (reported)"]
+    assert [row[0] for row in table] == ["loop", "gathered", "segmented", "Punica (reported)"]
+    assert "segmented: on a CPU the kernels' plain reference runs" in page.text
     assert table[-1][1:] == ["1,044"] * 4 + ["1"]
 
 
@@ -72,3 +76,15 @@ def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, override, messa
     assert code == 1
     assert message in output
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_gpu_serves_every_number_of_adapters_that_the_source_reports_and_long_enough_to_ask_for_them(cli):
+    code, output = cli("experiment=multi_lora", "preset=slora_8b", "--cfg", "job")
+    assert code == 0, output
+    config = yaml.safe_load(output)
+    reported = {
+        number for values in config["reported_over_mixes"].values() for each in values.values() for number in each
+    }
+    assert reported <= set(config["mixes"])
+    assert config["trace"]["num_requests"] >= 3000
+    assert set(config["only"]) <= set(config["arms"])

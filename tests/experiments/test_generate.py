@@ -102,10 +102,32 @@ def test_an_adapter_changes_what_is_written(cli, tmp_path):
     assert base == without != segmented == loop
     code, output = cli(*options, "adapter=mine")
     assert code == 1
-    assert "adapter='mine' is served with lora=segmented" in output
+    assert "adapter='mine' needs lora=segmented, gathered or loop, and a saved adapter: preset=adapters" in output
     code, output = cli(*options, "lora=loop", "adapters@lora.adapters=saved", "lora.adapters.path=.", "adapter=mine")
     assert code == 1
     assert "there is no adapter 'mine'" in output
+
+
+def test_adapters_of_random_numbers_are_told(cli, tmp_path):
+    options = ["experiment=generate", "prompts=[a]", "num_output_tokens=2", "device=cpu"]
+    folder = tmp_path / "outputs/generate"
+    code, output = cli(*options, "lora=segmented", "adapter=[null,html]")
+    assert code == 0, output
+    assert "html: random numbers, not trained; adapters@lora.adapters=saved reads saved adapters" in output
+    page = Page(folder / "report.html")
+    assert [row[0] for row in page.table("prompt")] == ["–", "html (random numbers)"]
+    assert "html: random numbers, not trained" in page.text
+    assert [record["adapter_id"] for record in generations(tmp_path)] == [None, "html"]
+    for more, told in ((["lora=segmented", "adapter=null"], ""), (["lora=merged"], "adapter-0: random numbers")):
+        code, output = cli(*options, *more)
+        assert code == 0, output
+        assert told in output
+        assert bool(told) == ("random numbers" in output)
+    saved = ["lora=segmented", "adapters@lora.adapters=saved", "adapter=html"]  # as the error says
+    code, output = cli(*options, *saved)
+    assert code == 0, output
+    assert "random numbers" not in output
+    assert [row[0] for row in Page(folder / "report.html").table("prompt")] == ["html"]
 
 
 def test_several_adapters_answer_a_prompt_in_one_batch(cli, tmp_path):
@@ -202,5 +224,5 @@ def test_an_output_that_ended_as_no_json_is_told():
         sequence.output_token_ids = list(map(ord, text))
     assert describe_documents(sequences, Letters()) == (
         "1 of 3 outputs are whole documents of the schema; 1 ended as no JSON; "
-        "the others are cut off: raise num_output_tokens"
+        "the others are cut off: raise num_output_tokens, or limit strings and lists (maxLength, maxItems)"
     )

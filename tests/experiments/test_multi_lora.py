@@ -1,9 +1,15 @@
 """experiment=multi_lora as a user calls it, on the smallest model."""
 
+import json
+
 import pandas as pd
 import pytest
+import torch
 
+from experiments.multi_lora import Sizes, measure_steps
 from framework.engine.torch_engine import TorchEngine
+from framework.lora.adapters import RandomAdapters, save_adapter
+from framework.lora.layout import make_layout
 from framework.speed import measure_decode
 from tests.html_page import Page, check_page
 from tests.lora.served import make_engine
@@ -48,13 +54,104 @@ def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path):
     assert [row[0] for row in page.table("tokens served")] == adapters["arm"].tolist()
 
 
-def test_a_saved_adapter_that_is_not_there_fails_its_arm_by_name(cli, smallest, tmp_path):
-    (tmp_path / "mine").mkdir()
+def test_the_sequences_of_a_step_use_as_many_adapters_as_it_says():
+    engine, slots = make_engine(num_slots=3), []
+    launch = engine.launch
+    engine.launch = lambda batch: slots.append({one.adapter_slot for one in batch.sequences}) or launch(batch)
+    sizes = Sizes([1, 2, 4], {"": 3, ", one adapter": 1}, context=16, num_steps=2, num_rounds=1)
+    counts = []
+    for row in measure_steps("loop", engine, sizes, pytest.fail):
+        counts.append((row["arm"], row["num_seqs"], row["num_adapters"]))
+        assert [len(used - {0}) for used in slots] == [row["num_adapters"]] * len(slots)
+        assert len(slots) > 2
+        slots.clear()
+    several, one = ("loop", "loop, one adapter")
+    assert counts == [(several, 1, 1), (several, 2, 2), (several, 4, 3), *((one, size, 1) for size in (1, 2, 4))]
+
+
+def test_requests_that_are_served_without_their_adapter_are_told(cli, smallest, tmp_path):
+    arms = ["+lora@arms.merged.lora=merged", "~arms.loop", "~arms.segmented"]
+    code, output = cli("experiment=multi_lora", *smallest, *SMALL, *arms, "batch_sizes=[]", "rates=[50,60]")
+    assert code == 0, output
+    folder = tmp_path / "outputs/multi_lora"
+    assert (folder / "figures/attainment_rate.svg").exists()
+    points = pd.read_csv(folder / "points.csv")
+    asked = {
+        arm: pd.concat([pd.read_parquet(folder / f"points/{point}/requests.parquet")["adapter_id"] for point in names])
+        for arm, names in points.groupby("arm")["point"]
+    }
+    num_others = (asked["merged"] == "adapter-1").sum()
+    assert 0 < num_others < len(asked["merged"]) == 12
+    text = " ".join(Page(folder / "report.html").text.split())
+    for told in (
+        "none: 12 of 12 requests name an adapter that this arm does not serve; all requests get the base model",
+        f"merged: {num_others} of 12 requests name an adapter that this arm does not serve; all requests get the one "
+        "with 'adapter-0' merged into it",
+    ):
+        assert told in output
+        assert told in text
+    assert "gathered: 12" not in output
+    record = json.loads((folder / "points" / points["point"][2] / "point.json").read_text())
+    assert record["arm"] == "gathered"
+    slots, cache = (record["engine"][name] / 1e6 for name in ("num_adapter_bytes", "num_cache_bytes"))
+    assert 0 < slots + cache <= 1.0  # engine.kv_cache_bytes
+    assert f"gathered: adapter slots take {slots:.1f} MB beside {cache:.1f} MB of KV cache" in text
+
+
+def save(folder, name, rank=2):
+    layout = make_layout(make_model("llama"), ["q_proj", "v_proj"])
+    save_adapter(folder / name, RandomAdapters(ranks=[rank]).load(name, layout, torch.float32), layout, alpha=1.0)
+
+
+def saved_options(tmp_path, *adapter_ids):
+    """The first arm's adapters are in a folder; the trace names `adapter_ids` in turn."""
+    save(tmp_path / "mine", "good")
+    save(tmp_path / "mine", "large", rank=16)
+    rows = [f"{0.01 * index},4,2,{name}" for index, name in enumerate(adapter_ids)]
+    (tmp_path / "trace.csv").write_text(
+        "\n".join(["arrival_time,num_prompt_tokens,num_output_tokens,adapter_id", *rows])
+    )
+    shape = "{model_type: llama, vocab_size: 256, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, "
+    shape += "num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, max_position_embeddings: 512}"
+    common = [f"model.config={shape}", "trace=csv", "trace.path=trace.csv", "trace.num_requests=null"]
     saved = ["adapters@arms.loop.lora.adapters=saved", "arms.loop.lora.adapters.path=mine"]
-    code, output = cli("experiment=multi_lora", *smallest, *SMALL, *saved, "batch_sizes=[]", "~arms.gathered")
+    return [*common, *saved, "~arms.gathered", "~arms.segmented", "rates=[null]"]
+
+
+def test_a_bad_adapter_costs_its_own_requests_alone_and_is_told_before_anything_is_measured(cli, smallest, tmp_path):
+    options = saved_options(tmp_path, "good", "gone", "large", "good", "gone", "good")
+    code, output = cli("experiment=multi_lora", *smallest, *SMALL, *options)
+    assert code == 0, output
+    folder = tmp_path / "outputs/multi_lora"
+    reasons = {"there is no adapter 'gone'": 2, "adapter 'large' has rank 16, more than lora.max_rank=8": 1}
+    for reason in reasons:
+        assert output.index(f"loop: {reason}") < output.index("loop: no decode steps, 2 adapters fail: there is no")
+    points = pd.read_csv(folder / "points.csv").set_index("arm")
+    assert points["num_requests"].to_dict() == {"none": 6, "loop": 3}
+    record = json.loads((folder / "points" / points["point"]["loop"] / "point.json").read_text())
+    page = Page(folder / "report.html")
+    for (reason, count), (told, number) in zip(reasons.items(), record["trace"]["dropped"].items(), strict=True):
+        assert told.startswith(reason)
+        assert number == count
+        assert f"{count} requests dropped: {told}" in output
+        assert f"loop: {count} requests of each point were dropped: {told}" in page.text
+    assert [row[0] for row in page.table("4 ÷ 1")] == ["none"]
+
+
+def test_an_arm_of_which_no_request_is_left_fails_by_name(cli, smallest, tmp_path):
+    options = saved_options(tmp_path, "gone", "large")
+    code, output = cli("experiment=multi_lora", *smallest, *SMALL, *options, "batch_sizes=[]")
     assert code == 1
-    assert "there is no adapter 'adapter-" in output
-    assert pd.read_csv(tmp_path / "outputs/multi_lora/points.csv")["arm"].tolist() == ["none", "segmented"]
+    assert "no request is left, since no adapter of theirs can be served: there is no adapter 'gone'" in output
+    assert "; adapter 'large' has rank 16" in output
+    assert pd.read_csv(tmp_path / "outputs/multi_lora/points.csv")["arm"].tolist() == ["none"]
+
+
+def test_no_step_that_can_be_measured_is_an_error(cli, smallest, tmp_path):
+    options = saved_options(tmp_path, "good")
+    code, output = cli("experiment=multi_lora", *smallest, *SMALL, *options, "~arms.none", "rates=[]")
+    assert code == 1
+    assert "no decode step could be measured" in output
 
 
 def test_steps_alone(cli, smallest, tmp_path):

@@ -133,6 +133,9 @@ def test_a_broken_or_missing_file(saved):
     (folder / "one/adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"adapter 'one': adapter_config.json is not readable"):
         source.check("one", layout)
+    (folder / "one/adapter_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"adapter 'one': adapter_config.json is no JSON object"):
+        source.check("one", layout)
 
 
 @pytest.mark.parametrize(

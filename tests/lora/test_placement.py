@@ -226,6 +226,32 @@ def test_prefetch_keeps_what_is_used_and_what_is_wanted_sooner():
     assert slots.take_loads() == {1: "c"}
 
 
+class LoggingEngine(WatchfulEngine):
+    """Keeps what every batch was to load."""
+
+    def __init__(self, num_slots):
+        super().__init__(num_slots, 0)
+        self.log = []
+
+    def launch(self, batch):
+        super().launch(batch)
+        self.log.append((*self.batches[-1], batch.adapter_loads))
+
+
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_the_adapter_of_a_waiting_request_comes_in_a_step_before_its_first(prefetch):
+    engine = LoggingEngine(2)
+    requests = [Request(0, 0.0, 4, 3, adapter_id="a"), Request(1, 0.0, 4, 1, adapter_id="b")]
+    replay(requests, make_scheduler(partial(ContinuousScheduler, max_num_seqs=1, prefetch=prefetch), engine), engine)
+    ahead, needed = ({2: "b"}, {}) if prefetch else ({}, {2: "b"})
+    assert engine.log == [
+        ("prefill", [0], {1: "a"} | ahead),
+        ("decode", [0], {}),
+        ("decode", [0], {}),
+        ("prefill", [1], needed),
+    ]
+
+
 def test_an_adapter_too_many_waits_and_so_do_those_behind_it():
     engine = WatchfulEngine(2, 0)
     requests = [Request(index, 0.0, 4, 3, adapter_id=name) for index, name in enumerate(["a", "b", "c", "a"])]
@@ -273,3 +299,16 @@ def test_an_adapter_that_cannot_be_served_fails_before_the_replay():
     engine.adapters.pool.max_rank = 4
     with pytest.raises(ValueError, match=r"adapter '\w' has rank 8, more than lora.max_rank=4"):
         engine.begin(make_requests(NAMES), 4)
+    refused = engine.refused_adapters(make_requests(NAMES))
+    assert refused
+    assert all(f"adapter {name!r} has rank 8" in reason for name, reason in refused.items())
+    assert refused.keys() < {name for name in NAMES if name}
+    assert TorchEngine(make_model("llama"), num_blocks=20).refused_adapters(make_requests(NAMES)) == {}
+
+
+def test_an_adapter_is_looked_at_once():
+    engine, checked = make_engine(), []
+    engine.adapters.pool.check = checked.append
+    for _ in range(2):
+        engine.begin(make_requests(["a", "b", "a"]), 4)
+    assert checked == ["a", "b"]

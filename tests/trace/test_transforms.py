@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework.core import Request, Trace
-from framework.trace.transforms import clip, drop_longer_than, first, mean_rate, restart, stretch, thin, window
+from framework.trace.transforms import (
+    clip,
+    drop_adapters,
+    drop_longer_than,
+    first,
+    mean_rate,
+    restart,
+    stretch,
+    thin,
+    window,
+)
 
 
 def make(*times: float) -> Trace:
@@ -130,3 +140,14 @@ def test_restart() -> None:
     restarted = restart(window(make(0, 1, 2.5), 1, None))
     assert (ids(restarted), times(restarted)) == ([0, 1], [0, 1.5])
     assert [request.num_prompt_tokens for request in restarted.requests] == [11, 12]
+
+
+def test_drop_adapters_counts_by_reason_and_leaves_ids_and_times():
+    names = ["a", None, "b", "a", "c"]
+    trace = Trace([Request(index, 0.5 * index, 1, 1, adapter_id=name) for index, name in enumerate(names)], {"old": 2})
+    dropped = drop_adapters(trace, {"a": "no a", "c": "no c"})
+    assert dropped == Trace([trace.requests[1], trace.requests[2]], {"old": 2, "no a": 2, "no c": 1})
+    assert drop_adapters(trace, {}) == trace
+    reasons = {str(index): f"no {index}" for index in range(7)}
+    with pytest.raises(ValueError, match=r"no request is left.*: no 0; no 1; no 2; no 3; no 4; and 2 more"):
+        drop_adapters(Trace([Request(0, 0.0, 1, 1, adapter_id="3")]), reasons)
