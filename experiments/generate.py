@@ -31,10 +31,8 @@ DEFINITIONS = {
     "the third most of twelve; the difference is of the two runs of one repeat",
 }
 NUM_REPEATS = 12  # of the runs with and without
-LOW, HIGH = (
-    2 / 11,
-    9 / 11,
-)  # the third least and most of twelve: the median is between them with 1 - 2 · 79 / 2^12 = 96%
+# The third least and most of twelve: the median is between them with 1 - 2 · 79 / 2^12 = 96%
+LOW, HIGH = 2 / 11, 9 / 11
 REMEDY = "raise num_output_tokens, or limit strings and lists (maxLength, maxItems)"
 
 
