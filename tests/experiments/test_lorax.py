@@ -145,7 +145,7 @@ def test_stream_tables_are_medians_and_last_tokens():
             "full=[continuous,int8,segmentd]",
             "full has 'segmentd', which is no option of lora; did you mean 'segmented'",
         ),
-        ("naive=[continuous,int8,segmented]", "nothing changes from one to the other"),
+        ("naive=[continuous,int8,gathered]", "nothing changes from one to the other"),
         ("full=[continuous,int8,none]", "3 streams need as many adapter slots"),
         ("streams=[5]", "streams must be two or more numbers of tokens from 1 on, not [5]"),
         ("num_repeats=0", "num_repeats 0 must be at least 1"),
