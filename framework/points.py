@@ -163,7 +163,8 @@ def point_table(output_dir: Path, arm_digests: dict[str, str], slo: dict[str, fl
     table["sustained_arrival_rate"] = table["sustained_arrival_rate"].fillna(math.inf)  # all at once
     position = table["arm"].map({arm: index for index, arm in enumerate(arm_digests)})
     order = table.assign(position=position).sort_values(["position", "rate", "seed"]).index
-    return table.loc[order].reset_index(drop=True)
+    table = table.loc[order].drop_duplicates(["arm", "rate", "seed"])  # the recorded rate may be asked for as a number
+    return table.reset_index(drop=True)
 
 
 def write_table(output_dir: Path, table: pd.DataFrame) -> Path:

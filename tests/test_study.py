@@ -88,6 +88,15 @@ def test_a_rate_is_the_same_point_however_it_is_written(study):
     assert table[["rate", "seed"]].to_numpy().tolist() == [[50.0, 0.0]]
 
 
+def test_the_recorded_rate_asked_for_as_a_number_is_one_row(study, tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n0.5,4,2\n1.0,4,2\n")
+    trace = partial(recorded, reader=partial(read_table), path=str(path))
+    table = study({"only": {"trace": trace}}, [None, 2.0]).table()
+    assert table["rate"].tolist() == [2.0]
+    assert aggregate(table)["rate"].tolist() == [2.0]
+
+
 def test_a_deterministic_engine_gives_exact_metrics(study):
     table = study({"only": {}}, [0.01]).table()  # so slow that no request meets another
     assert table["ttft_p99"][0] == pytest.approx(0.01)
