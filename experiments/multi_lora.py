@@ -94,11 +94,15 @@ def run(
     check_parts(variants, sizes, peft_batch_sizes, rates, seeds, slo)
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     surroundings = environment(resolved)
+    medians = pd.DataFrame()
     figures, tables, notes = {}, {}, []
     if batch_sizes:
         medians = measure_batches(variants, resolved, sizes, peft_batch_sizes, console, folder / "steps.csv")
+    if not medians.empty:
         figures = {FIGURE: steps_by_arm(medians, BASE, f"{num_adapters} adapters, {surroundings['device']}")}
         tables, notes = {"Decode steps (ms) by batch size": growth(medians)}, added_by_adapters(medians)
+    elif not rates:
+        raise ValueError(f"no arm holds a batch of batch_sizes={batch_sizes} with context={context}: lower them")
     captions = {FIGURE: CAPTION.format(num_adapters)}
     notes += reference_notes({arm: components["lora"] for arm, components in variants.items()}, resolved)
     if not rates:
@@ -153,6 +157,8 @@ def measure_batches(
         if peft_batch_sizes:
             free(device)  # for the peer's process
             steps.add(peft_steps(peer_run, adapted(arms), sizes, peft_batch_sizes))
+    if not steps.rows:
+        return steps.table()  # no engine holds any of the batch sizes
     return steps.table().groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
 
 
