@@ -155,6 +155,7 @@ GOOD_TRACE = "arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2
         (["rates=[-1]"], None, "-1"),
         (["rates=[.nan]"], None, "nan"),
         (["rates=[]"], None, "rates is empty"),
+        (["rates=[null]"], None, "a synthetic trace has no recorded rate; set rates=[…]"),
         (["rates=[fast]"], None, r"rates[0] is 'fast'"),
         (["seeds=[-1]"], None, "seeds must be at least 0, not -1"),
         (["+slo={tbt: 1}"], None, "unknown SLO metric 'tbt'"),

@@ -130,3 +130,8 @@ def test_restart() -> None:
     restarted = restart(window(make(0, 1, 2.5), 1, None))
     assert (ids(restarted), times(restarted)) == ([0, 1], [0, 1.5])
     assert [request.num_prompt_tokens for request in restarted.requests] == [11, 12]
+
+
+def test_a_single_request_has_no_rate_but_the_recorded_one() -> None:
+    with pytest.raises(ValueError, match=r"no arrival rate to rescale: set rates=\[null\]"):
+        stretch(Trace([Request(0, 0.0, 4, 2)]), 1.0)
