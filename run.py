@@ -26,6 +26,8 @@ DEFAULT_EXPERIMENT = "multi_lora"  # as in conf/config.yaml
 def main(config: DictConfig) -> None:
     """User errors become one line; HYDRA_FULL_ERROR=1 shows where they come from."""
     try:
+        if not config.output_dir:
+            raise ValueError("output_dir is empty: name a folder (. is this one)")
         check(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
         try:
             hydra.utils.call(config, _convert_="all")
