@@ -10,7 +10,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, HydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -87,6 +87,11 @@ def check_keys(arguments: list[str]) -> None:
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             hydra.compose("config", overrides)
+    except OverrideParseException as error:
+        key, _, value = error.override.partition("=")
+        if not set(value) & set("[]{}'\""):  # else what is wrong may be a bracket or a quote
+            quoted = f'{key}="{value}"'
+            raise ValueError(f"{error.override} cannot be read: quote the value, '{quoted}'") from None
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__
         if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):

@@ -138,6 +138,7 @@ GOOD_TRACE = "arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2
     [
         (["rats=[1]"], None, "unknown key 'rats' in the study; did you mean 'rates'?; allowed: "),
         (["experimnt=generate"], None, "unknown key 'experimnt' in the study; did you mean 'experiment'?"),
+        (["trace=csv", "trace.path=my träce.csv"], None, "quote the value, 'trace.path=\"my träce.csv\"'"),
         (["modle=gpt2"], None, "unknown key 'modle' in the study; did you mean 'model'?"),
         (["trace.num_requets=5"], None, "unknown key 'num_requets' in trace; did you mean 'num_requests'?"),
         (["model.dtpye=float32"], None, "unknown key 'dtpye' in model; did you mean 'dtype'?"),
