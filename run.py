@@ -8,6 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C while the imports below take their time ends it quietly
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException, InstantiationException, OverrideParseException
@@ -118,8 +121,9 @@ def stop(signal_number: int, frame: Any) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop)
-    sys.argv[1:] = prepare(sys.argv[1:])
+    signal.signal(signal.SIGINT, stop)
     try:
+        sys.argv[1:] = prepare(sys.argv[1:])
         main()
     except KeyboardInterrupt as interrupt:
         sys.exit(": ".join(["interrupted", *interrupt.args]))

@@ -265,6 +265,15 @@ def test_an_interruption_keeps_finished_points(smallest, tmp_path, signal_number
     assert 0 < len(table) == len(finished) < 800
 
 
+def test_an_interruption_of_the_imports_is_quiet(tmp_path):
+    process = spawn("--help", cwd=tmp_path)
+    time.sleep(0.4)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Traceback" not in output
+
+
 def test_an_interruption_before_the_first_point_promises_none(smallest, tmp_path):
     process = spawn(*smallest, "rates=[1e-9]", "clock=wall", cwd=tmp_path)  # its second request is years away
     deadline = time.monotonic() + 60
