@@ -8,9 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C while the imports below take their time ends it quietly
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, HydraException, InstantiationException
+from hydra.errors import CompactHydraException, HydraException, InstantiationException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -26,6 +29,8 @@ DEFAULT_EXPERIMENT = "multi_lora"  # as in conf/config.yaml
 def main(config: DictConfig) -> None:
     """User errors become one line; HYDRA_FULL_ERROR=1 shows where they come from."""
     try:
+        if not config.output_dir:
+            raise ValueError("output_dir is empty: name a folder (. is this one)")
         check(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
         try:
             hydra.utils.call(config, _convert_="all")
@@ -85,6 +90,11 @@ def check_keys(arguments: list[str]) -> None:
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             hydra.compose("config", overrides)
+    except OverrideParseException as error:
+        key, _, value = error.override.partition("=")
+        if not set(value) & set("[]{}'\""):  # else what is wrong may be a bracket or a quote
+            quoted = f'{key}="{value}"'
+            raise ValueError(f"{error.override} cannot be read: quote the value, '{quoted}'") from None
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__
         if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
@@ -111,8 +121,9 @@ def stop(signal_number: int, frame: Any) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop)
-    sys.argv[1:] = prepare(sys.argv[1:])
+    signal.signal(signal.SIGINT, stop)
     try:
+        sys.argv[1:] = prepare(sys.argv[1:])
         main()
     except KeyboardInterrupt as interrupt:
         sys.exit(": ".join(["interrupted", *interrupt.args]))

@@ -63,6 +63,8 @@ def run(
     """
     if num_repeats < 1:
         raise ValueError(f"num_repeats {num_repeats} must be at least 1")
+    if num_output_tokens < 2:
+        raise ValueError(f"num_output_tokens {num_output_tokens} must be at least 2: a cache pays after the first one")
     if reference is not None and reference["sampling"] not in samplings:
         raise ValueError(f"reference.sampling is {reference['sampling']!r}; samplings: {', '.join(samplings)}")
     for name, keywords in samplings.items():
@@ -181,8 +183,10 @@ def faster_from(quick: "pd.Series[float]", slow: "pd.Series[float]") -> int | No
 
 
 def compare_with(reference: dict[str, Any], curves: pd.DataFrame) -> str:
-    """The first tokens' time beside the source's."""
+    """The first tokens' time beside the source's, where there are as many."""
     sampling, num_tokens = reference["sampling"], reference["num_tokens"]
+    if curves["token"].max() < num_tokens:
+        return f"{reference['source']}, is of the first {num_tokens} tokens: these are too few to compare"
     without, cached = (float(curve(curves, sampling, cache).iloc[:num_tokens].sum()) for cache in CACHES)
     reported = f"{reference['without']:g} s → {reference['with']:g} s, {reference['without'] / reference['with']:.2f}×"
     return (

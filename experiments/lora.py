@@ -88,6 +88,8 @@ def run(
     check_sizes({"decode": [[batch_size, context]], "prompt": [[1, prompt_len]]}, num_steps)
     if "strategy" not in describe(lora):
         raise ValueError("experiment=lora needs lora=segmented, gathered or loop: what is merged is compared with it")
+    if min(ranks, default=0) < 1:
+        raise ValueError(f"ranks must be one or more numbers from 1 on, not {ranks}")
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     engines = EngineCache(resolved, lambda message: None)
     arm = {"model": model, "quantization": quantization, "engine": engine}

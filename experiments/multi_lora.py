@@ -103,10 +103,10 @@ def run(
     if not medians.empty:
         figures = {FIGURE: steps_by_arm(medians, BASE, f"{num_adapters} adapters, {surroundings['device']}")}
         tables, notes = {"Decode steps (ms) by batch size": growth(medians)}, added_by_adapters(medians)
+    elif not rates:
+        raise ValueError(f"no decode step could be measured of batch_sizes={batch_sizes} with context={context}")
     captions = {FIGURE: CAPTION.format(num_adapters)}
     notes += reference_notes({arm: components["lora"] for arm, components in variants.items()}, resolved)
-    if not rates and medians.empty:
-        raise ValueError("no decode step could be measured: every arm and batch size was skipped")
     if not rates:
         drawn = {name: (figure, captions[name]) for name, figure in figures.items()}
         conclude(

@@ -57,9 +57,20 @@ def check_type(hint: Any, value: Any, path: str) -> None:
         TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, strict=True)).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        where = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
+        where = place_in(value, first["loc"])
         reasons = dict.fromkeys(problem["msg"] for problem in error.errors())
         raise ValueError(f"{path}{where} is {first['input']!r}: {'; '.join(reasons).lower()}") from None
+
+
+def place_in(value: Any, parts: tuple[int | str, ...]) -> str:
+    """'.key' and '[index]' for what pydantic names of `value`, without its names of types."""
+    where = ""
+    for part in parts:
+        if isinstance(value, dict) and part in value:
+            where, value = f"{where}.{part}", value[part]
+        elif isinstance(value, list) and isinstance(part, int):
+            where, value = f"{where}[{part}]", value[part]
+    return where
 
 
 def holds_call(value: Any) -> bool:

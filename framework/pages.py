@@ -97,26 +97,34 @@ def render_page(folder: Path, record: Mapping[str, Any]) -> Path:
 def write_index(root: Path) -> list[str]:
     """Render every study's page under `root` again, and one that shows them all; what was done, a line each.
 
-    A record that lacks something is left out. Raises ValueError where no study has ended.
+    A study whose record or figures lack something is left out. Raises ValueError where no study has ended.
     """
     studies, lines = [], []
     for path in sorted(root.rglob(RECORD), key=lambda path: path.parent):
-        record = json.loads(path.read_text())
-        lacking = RECORD_KEYS - set(record)
-        if lacking:
-            why = "its study has not ended, or another version wrote it"
-            lines.append(f"{path} is left out: no {', '.join(sorted(lacking))} ({why})")
-            continue
-        lines.append(f"wrote {render_page(path.parent, record)}")
-        place = path.parent.relative_to(root).as_posix()
-        first = next(iter(record["figures"].items()), None)
-        prefix = re.sub(r"\W", "-", place)
-        thumbnail = inline_svg(figure_path(path.parent, first[0]), prefix, first[1]) if first else ""
-        studies.append({"place": place, "thumbnail": thumbnail, **record})
+        try:
+            studies.append(study_entry(root, path))
+            lines.append(f"wrote {path.parent / PAGE}")
+        except (ValueError, OSError) as error:
+            lines.append(f"{path} is left out: {error}")
     if not studies:
-        raise ValueError(f"no study has ended in {root}: run one first, such as python run.py")
+        raise ValueError("\n".join([f"no study has ended in {root}: run one first, such as python run.py", *lines]))
     write_atomically(root / INDEX, templates().get_template(INDEX).render(studies=studies, page=PAGE))
     return [*lines, f"wrote {root / INDEX}"]
+
+
+def study_entry(root: Path, path: Path) -> dict[str, Any]:
+    """What the index shows of the record at `path`, whose page is rendered; ValueError or OSError if it is damaged."""
+    record = json.loads(path.read_text())
+    lacking = RECORD_KEYS - set(record)
+    if lacking:
+        why = "its study has not ended, or another version wrote it"
+        raise ValueError(f"no {', '.join(sorted(lacking))} ({why})")
+    render_page(path.parent, record)
+    place = path.parent.relative_to(root).as_posix()
+    first = next(iter(record["figures"].items()), None)
+    prefix = re.sub(r"\W", "-", place)
+    thumbnail = inline_svg(figure_path(path.parent, first[0]), prefix, first[1]) if first else ""
+    return {"place": place, "thumbnail": thumbnail, **record}
 
 
 def figure_path(folder: Path, name: str) -> Path:
@@ -125,11 +133,12 @@ def figure_path(folder: Path, name: str) -> Path:
 
 def inline_svg(path: Path, prefix: str, label: str) -> Markup:
     """Matplotlib's <svg> to stand in a page beside others: its ids begin with `prefix`, its style is the page's."""
-    svg = path.read_text()
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    _, start, rest = path.read_text().partition("<svg")
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", start + rest, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     size = re.search(r'width="([\d.]+)pt" height="[\d.]+pt"', svg)
-    assert size is not None, f"{path} has no size in points"
+    if size is None:
+        raise ValueError(f"{path} is no figure with a size in points")
     width = float(size[1])
     style = f'style="min-width:{width:.0f}pt;width:{SCALE * width:.0f}pt" role="img"'
     return Markup(svg.replace(size[0], f'{style} aria-label="{escape(label)}"', 1))

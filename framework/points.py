@@ -19,13 +19,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from framework.metrics import metric_names, summarize
 from framework.paths import locate
 from framework.trace.recorded import available
 
 DISTINGUISHING = ("code_version", "device")  # of the environment; beside the config
-POINT_FILES = ("point.json", "requests.parquet", "steps.parquet")
+TABLES = ("requests.parquet", "steps.parquet")
 RECORD_KEYS = {"arm", "rate", "seed", "arm_digest", "slo", "metrics", "trace"}
 
 
@@ -130,14 +131,20 @@ def load_record(folder: Path) -> dict[str, Any] | None:
     """What `point.json` says; None, with a warning, where the folder is damaged or no point's."""
     if not folder.exists():
         return None
-    missing = [file for file in POINT_FILES if not (folder / file).exists()]
+    file = "point.json"
     try:
-        record = {} if missing else json.loads((folder / "point.json").read_text())
+        record = json.loads((folder / file).read_text())
         lacking = RECORD_KEYS - set(record)
-    except (ValueError, TypeError) as error:
-        missing, lacking = [f"readable point.json ({error})"], set()
-    if missing or lacking:
-        warnings.warn(f"{folder} is no finished point: no {', '.join([*missing, *lacking])}; ignored", stacklevel=2)
+        if not lacking and set(metric_names()) - set(record["metrics"]):
+            lacking = {"complete metrics"}
+        for file in TABLES:
+            pq.read_metadata(folder / file)  # stands at the end: not there if the file was emptied or cut
+    except (ValueError, TypeError, OSError) as error:
+        problem = f"{file} cannot be read ({error})"
+    else:
+        problem = f"point.json has no {', '.join(sorted(lacking))}" if lacking else ""
+    if problem:
+        warnings.warn(f"{folder} is no finished point: {problem}; ignored", stacklevel=2)
         return None
     return dict(record)
 
@@ -163,7 +170,8 @@ def point_table(output_dir: Path, arm_digests: dict[str, str], slo: dict[str, fl
     table["waiting_growth"] = table["waiting_growth"].fillna(math.inf)  # all at once
     position = table["arm"].map({arm: index for index, arm in enumerate(arm_digests)})
     order = table.assign(position=position).sort_values(["position", "rate", "seed"]).index
-    return table.loc[order].reset_index(drop=True)
+    table = table.loc[order].drop_duplicates(["arm", "rate", "seed"])  # the recorded rate may be asked for as a number
+    return table.reset_index(drop=True)
 
 
 def write_table(output_dir: Path, table: pd.DataFrame) -> Path:

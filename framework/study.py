@@ -33,6 +33,7 @@ from framework.provenance import environment, resolve_device
 from framework.replay import replay
 from framework.trace.transforms import drop_adapters
 
+MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
 NUM_TOLD = 5  # reasons on the console for which a point's requests are dropped
 ENGINE_FACTS = (
     "num_blocks",
@@ -211,6 +212,8 @@ def check_points(arms: Arms, rates: list[float | None], seeds: list[int]) -> Non
     for rate in rates:
         if rate is not None and not (math.isfinite(rate) and rate > 0):
             raise ValueError(f"rates must be positive finite numbers of requests/s (or null: as recorded), not {rate}")
+        if rate is not None and rate > MAX_RATE:
+            raise ValueError(f"rates must be at most {MAX_RATE:,.0f} requests/s, not {rate:g}")
     for seed in seeds:
         if seed < 0:
             raise ValueError(f"seeds must be at least 0, not {seed}")

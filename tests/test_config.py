@@ -47,7 +47,12 @@ def test_every_yaml_fits_what_it_calls(option):
 
 
 def target(
-    *, size: int, rate: float = 1.0, mode: Literal["stretch", "thin"] = "thin", rates: list[float] | None = None
+    *,
+    size: int,
+    rate: float = 1.0,
+    mode: Literal["stretch", "thin"] = "thin",
+    rates: list[float] | None = None,
+    limits: dict[str, list[float]] | None = None,
 ):
     return size
 
@@ -68,6 +73,7 @@ TARGET = {"_target_": f"{__name__}.target"}
         ({**TARGET, "size": "many"}, "size is 'many': input should be a valid integer"),
         ({**TARGET, "size": 1, "mode": "shrink"}, "mode is 'shrink': input should be 'stretch' or 'thin'"),
         ({**TARGET, "size": 1, "rates": [1.0, "fast"]}, r"rates\[1\] is 'fast': input should be a valid number"),
+        ({**TARGET, "size": 1, "limits": {"a": [], "b": [1.0, None]}}, r"limits\.b\[1\] is None: input should be a"),
         ({"model": {"_target_": "framework.modles.x"}}, "model: cannot import 'framework.modles.x'"),
     ],
 )

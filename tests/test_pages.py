@@ -103,15 +103,25 @@ def test_the_index_shows_every_study_that_has_ended(tmp_path):
     leave(tmp_path / "one/preset", num_figures=1, run=RUN | {"about": "The preset."})
     leave(tmp_path / "text", num_figures=0)
     write_record(tmp_path, title="", environment=ENVIRONMENT, figures={}, tables={})  # still at it
+    for name in ("bad/record", "bad/drawing", "bad/lost"):
+        leave(tmp_path / name)
+    (tmp_path / "bad/record/report.json").write_text("")
+    (tmp_path / "bad/drawing/figures/loss.svg").write_text("")
+    (tmp_path / "bad/lost/figures/again.svg").unlink()
     (tmp_path / "one/report.html").unlink()
     lines = write_index(tmp_path)
     assert lines[0].startswith(f"{tmp_path / 'report.json'} is left out: no run (its study has not ended")
     pages = [
         tmp_path / name for name in ("one/report.html", "one/preset/report.html", "text/report.html", "index.html")
     ]
-    assert lines[1:] == [f"wrote {page}" for page in pages]
+    assert all("report.json is left out: " in line for line in lines[1:4])
+    assert "loss.svg is no figure" in lines[1]
+    assert "again.svg" in lines[2]
+    assert lines[4:] == [f"wrote {page}" for page in pages]
     page = Page(tmp_path / "index.html")
     check_page(page, tmp_path)
     assert page.count("svg") == 2
     assert "The preset." in page.text
     assert (tmp_path / "one/report.html").exists()
+    with pytest.raises(ValueError, match=r"no study has ended in .*\n.*report.json is left out: "):
+        write_index(tmp_path / "bad")

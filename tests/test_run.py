@@ -139,6 +139,7 @@ GOOD_TRACE = "arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2
     [
         (["rats=[1]"], None, "unknown key 'rats' in the study; did you mean 'rates'?; allowed: "),
         (["experimnt=generate"], None, "unknown key 'experimnt' in the study; did you mean 'experiment'?"),
+        (["trace=csv", "trace.path=my träce.csv"], None, "quote the value, 'trace.path=\"my träce.csv\"'"),
         (["modle=gpt2"], None, "unknown key 'modle' in the study; did you mean 'model'?"),
         (["trace.num_requets=5"], None, "unknown key 'num_requets' in trace; did you mean 'num_requests'?"),
         (["model.dtpye=float32"], None, "unknown key 'dtpye' in model; did you mean 'dtype'?"),
@@ -156,6 +157,10 @@ GOOD_TRACE = "arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2
         (["rates=[-1]"], None, "-1"),
         (["rates=[.nan]"], None, "nan"),
         (["rates=[]"], None, "rates is empty"),
+        (["rates=[1e300]"], None, "rates must be at most 1,000,000 requests/s, not 1e+300"),
+        (["output_dir="], None, "output_dir is empty: name a folder"),
+        (["engine.num_threads=100000"], None, "engine.num_threads 100000 must be from 1 to 1024"),
+        (["rates=[null]"], None, "a synthetic trace has no recorded rate; set rates=[…]"),
         (["rates=[fast]"], None, r"rates[0] is 'fast'"),
         (["seeds=[-1]"], None, "seeds must be at least 0, not -1"),
         (["+slo={tbt: 1}"], None, "unknown SLO metric 'tbt'"),
@@ -259,6 +264,15 @@ def test_an_interruption_keeps_finished_points(smallest, tmp_path, signal_number
     finished = list(tmp_path.rglob("point.json"))
     table = pd.read_csv(tmp_path / "outputs/continuous_batching/points.csv")
     assert 0 < len(table) == len(finished) < 800
+
+
+def test_an_interruption_of_the_imports_is_quiet(tmp_path):
+    process = spawn("--help", cwd=tmp_path)
+    time.sleep(0.4)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Traceback" not in output
 
 
 def test_an_interruption_before_the_first_point_promises_none(smallest, tmp_path):

@@ -88,6 +88,15 @@ def test_a_rate_is_the_same_point_however_it_is_written(study):
     assert table[["rate", "seed"]].to_numpy().tolist() == [[50.0, 0.0]]
 
 
+def test_the_recorded_rate_asked_for_as_a_number_is_one_row(study, tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n0.5,4,2\n1.0,4,2\n")
+    trace = partial(recorded, reader=partial(read_table), path=str(path))
+    table = study({"only": {"trace": trace}}, [None, 2.0]).table()
+    assert table["rate"].tolist() == [2.0]
+    assert aggregate(table)["rate"].tolist() == [2.0]
+
+
 def test_a_deterministic_engine_gives_exact_metrics(study):
     table = study({"only": {}}, [0.01]).table()  # so slow that no request meets another
     assert table["ttft_p99"][0] == pytest.approx(0.01)
@@ -233,16 +242,27 @@ def test_figures_take_any_number_of_arms(study):
     assert line.get_ydata().tolist() == pytest.approx(shown.tolist())
 
 
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "without requests"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "foreign", "without requests", "empty steps", "cut requests", "no metrics", "null metrics"]
+)
 def test_a_damaged_point_is_computed_again(study, damage):
     result = study({"only": {}}, [1.0])
     folder = result.folder(result.table()["point"][0])
     if damage == "without requests":
         (folder / "requests.parquet").unlink()
+    elif damage == "empty steps":
+        (folder / "steps.parquet").write_bytes(b"")
+    elif damage == "cut requests":
+        (folder / "requests.parquet").write_bytes((folder / "requests.parquet").read_bytes()[:-100])
+    elif damage.endswith("metrics"):
+        record = json.loads((folder / "point.json").read_text())
+        (folder / "point.json").write_text(json.dumps(record | {"metrics": {} if damage == "no metrics" else None}))
     else:
         (folder / "point.json").write_text("{" if damage == "truncated" else "{}")
     with pytest.warns(UserWarning, match="is no finished point"):
-        assert len(study({"only": {}}, [1.0]).table()) == 1
+        assert study({"only": {}}, [2.0]).table()["rate"].tolist() == [2.0]  # it stops no other
+    with pytest.warns(UserWarning, match="is no finished point"):
+        assert len(study({"only": {}}, [1.0]).table()) == 2
 
 
 def test_a_ring_marks_the_last_rate_below_saturation(study):

@@ -68,6 +68,8 @@ def count_blocks(
     """
     if num_blocks is not None and kv_cache_bytes is not None:
         raise ValueError(f"give num_blocks ({num_blocks}) or kv_cache_bytes ({kv_cache_bytes}), not both")
+    if kv_cache_bytes is not None and kv_cache_bytes < 1:
+        raise ValueError(f"engine.kv_cache_bytes {kv_cache_bytes} must be at least 1")
     if num_blocks is None:
         cache_bytes = default_cache_bytes(device) if kv_cache_bytes is None else kv_cache_bytes
         if kv_cache_bytes is not None or device.type != "cuda":  # what is free on a GPU is so beside the slots
@@ -76,9 +78,12 @@ def count_blocks(
         num_blocks = cache_bytes // block_bytes
         if num_blocks < 1:
             adapters = f" (adapter slots take {adapter_bytes / 2**20:.1f} MiB)" if adapter_bytes else ""
+            memory = (
+                f"free memory on {device}" if kv_cache_bytes is None else "raise engine.kv_cache_bytes or memory_bytes"
+            )
             raise ValueError(
                 f"a KV cache of {cache_bytes / 2**20:.1f} MiB holds no block of {block_bytes / 2**20:.1f} MiB "
-                f"({block_size} tokens){adapters}; free memory on {device}, or use a smaller model or block_size"
+                f"({block_size} tokens){adapters}; {memory}, or use a smaller model or block_size"
             )
     if num_blocks < 1:
         raise ValueError(f"num_blocks {num_blocks} must be at least 1")
@@ -94,12 +99,19 @@ def allocate_cache(config: ModelConfig, num_slots: int, dtype: torch.dtype, devi
     """One LayerCache per layer; ValueError with the numbers if the device has no room for them."""
     try:
         return [_allocate_layer(config, num_slots, dtype, device) for _ in range(config.num_layers)]
-    except torch.OutOfMemoryError as error:
+    except torch.OutOfMemoryError as error:  # of a GPU
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
         raise ValueError(
             f"a KV cache of {bytes_per_block(config, num_slots, dtype) / 2**30:.1f} GiB ({num_slots} tokens) does not "
             f"fit: {device} has {total_bytes / 2**30:.1f} GiB, of which the weights left too little and "
             f"{free_bytes / 2**30:.1f} GiB are free now; lower engine.num_blocks or engine.kv_cache_bytes"
+        ) from error
+    except RuntimeError as error:
+        if device.type != "cpu":
+            raise
+        raise ValueError(
+            f"a KV cache of {bytes_per_block(config, num_slots, dtype) / 2**30:.1f} GiB ({num_slots} tokens) cannot be "
+            f"allocated on {device}; lower engine.num_blocks or engine.kv_cache_bytes"
         ) from error
 
 

@@ -37,6 +37,8 @@ from framework.lora.pool import pool_of
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
+MAX_THREADS = 1024  # PyTorch hangs or crashes with many thousands
+
 
 class TorchEngine:
     """Runs `model` over a paged KV cache of `num_blocks` blocks.
@@ -84,8 +86,8 @@ class TorchEngine:
             raise ValueError(f"engine.kv_dtype={kv_dtype} needs a KV cache, and use_cache=false keeps none")
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed {seed} must be at least 0 and below 2**63")
-        if num_threads is not None and num_threads < 1:
-            raise ValueError(f"num_threads {num_threads} must be at least 1")
+        if num_threads is not None and not 1 <= num_threads <= MAX_THREADS:
+            raise ValueError(f"engine.num_threads {num_threads} must be from 1 to {MAX_THREADS}")
         norm = model.norm.weight  # of the activations' dtype, whatever the quantization
         self.model, self.device, self.dtype = model, norm.device, norm.dtype
         self.kv_dtype = self.dtype if kv_dtype is None else torch.int8

@@ -13,18 +13,18 @@ Times = npt.NDArray[np.float64]  # (num_requests,) seconds
 
 def constant(rng: np.random.Generator, num_requests: int, rate: float | None) -> Times:
     """One arrival every 1 / `rate` seconds."""
-    return np.arange(num_requests) / positive("rate", rate)
+    return np.arange(num_requests) / given(rate)
 
 
 def poisson(rng: np.random.Generator, num_requests: int, rate: float | None) -> Times:
     """A Poisson process of `rate` requests/s: exponential gaps."""
-    return _from_gaps(rng.exponential(size=num_requests - 1) / positive("rate", rate))
+    return _from_gaps(rng.exponential(size=num_requests - 1) / given(rate))
 
 
 def gamma(rng: np.random.Generator, num_requests: int, rate: float | None, *, cv: float) -> Times:
     """Gamma-distributed gaps of mean 1 / `rate` and coefficient of variation `cv` (1: Poisson; above: bursty)."""
     shape = positive("cv", cv) ** -2
-    return _from_gaps(rng.gamma(shape, size=num_requests - 1) / (shape * positive("rate", rate)))
+    return _from_gaps(rng.gamma(shape, size=num_requests - 1) / (shape * given(rate)))
 
 
 def on_off(
@@ -35,7 +35,7 @@ def on_off(
     `rate` is the mean over both; within a burst it is rate · (on + off) / on.
     """
     on, off = positive("on_duration", on_duration), positive("off_duration", off_duration)
-    burst_rate = positive("rate", rate) * (on + off) / on
+    burst_rate = given(rate) * (on + off) / on
     busy = _from_gaps(rng.exponential(size=num_requests - 1) / burst_rate)  # the clock of the bursts alone
     return busy + np.floor(busy / on) * off
 
@@ -45,6 +45,12 @@ def all_at_once(rng: np.random.Generator, num_requests: int, rate: float | None)
     if rate is not None:
         raise ValueError(f"rate={rate!r}: requests that arrive all at once have no arrival rate; set rates=[null]")
     return np.zeros(num_requests)
+
+
+def given(rate: float | None) -> float:
+    if rate is None:
+        raise ValueError("rate=None: a synthetic trace has no recorded rate; set rates=[…] in requests/s")
+    return positive("rate", rate)
 
 
 def _from_gaps(gaps: npt.NDArray[np.float64]) -> Times:

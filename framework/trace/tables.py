@@ -4,11 +4,13 @@ A value that cannot be used is a ValueError naming file, row (from 1), line and 
 place in the file (from 0) and stays so when rows are left out.
 """
 
+import csv
 import json
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,9 @@ def load_csv(path: Path, required: Sequence[str], text: Sequence[str] = (), num_
     """The CSV file's first `num_rows` rows (None: all); columns in `text` stay strings, whatever they look like."""
     _require_file(path)
     try:
+        content = path.read_text("utf-8-sig")
         frame = pd.read_csv(
-            StringIO(path.read_text("utf-8-sig")),  # pandas takes a Ctrl-C while it reads a file for a broken one
+            StringIO(content),  # pandas takes a Ctrl-C while it reads a file for a broken one
             dtype=dict.fromkeys(text, str),
             na_filter=False,  # keeps the offending text for the message
             low_memory=False,
@@ -44,7 +47,8 @@ def load_csv(path: Path, required: Sequence[str], text: Sequence[str] = (), num_
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable CSV file: {str(error).strip()}") from error
-    if not isinstance(frame.index, pd.RangeIndex):
+    header, *rows = islice(csv.reader(StringIO(content)), 2)
+    if rows and len(rows[0]) > len(header):  # pandas would take the first column for row names
         raise ValueError(f"{path}: row 1 (line 2) has more values than the header has columns")
     return _checked(Table(path, frame, first_line=2), required)
 

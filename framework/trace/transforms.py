@@ -20,7 +20,9 @@ def mean_rate(trace: Trace) -> float:
     """Mean arrival rate in requests/s: (n − 1) / (last − first arrival); needs two arrivals at different times."""
     times = [request.arrival_time for request in trace.requests]
     if len(times) < 2 or times[-1] == times[0]:
-        raise ValueError(f"a trace of {len(times)} request(s) that span 0 s has no arrival rate to rescale")
+        raise ValueError(
+            f"a trace of {len(times)} request(s) that span 0 s has no arrival rate to rescale: set rates=[null]"
+        )
     return (len(times) - 1) / (times[-1] - times[0])
 
 

@@ -51,6 +51,9 @@ def test_int8_weights_free_exactly_their_bytes_for_blocks():
         ({"memory_bytes": 10_000}, r"the weights take 0\.3 MiB; engine.memory_bytes is 0\.0 MiB"),
         ({"memory_bytes": MEMORY_BYTES, "num_blocks": 5}, r"leave num_blocks \(5\) and kv_cache_bytes \(None\) null"),
         ({"memory_bytes": MEMORY_BYTES, "kv_cache_bytes": 9}, r"num_blocks \(None\) and kv_cache_bytes \(9\) null"),
+        ({"kv_cache_bytes": 9}, r"holds no block of 0\.0 MiB \(4 tokens\); raise engine.kv_cache_bytes"),
+        ({"kv_cache_bytes": -1}, r"engine.kv_cache_bytes -1 must be at least 1"),
+        ({"kv_cache_bytes": 10**17}, r"^a KV cache of \d+\.\d GiB \(\d+ tokens\) cannot be allocated on cpu; lower"),
     ],
 )
 def test_a_budget_that_cannot_be_says_so(keywords, message):

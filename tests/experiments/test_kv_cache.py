@@ -81,6 +81,13 @@ def test_texts_that_differ_are_told_apart(cli, smallest, monkeypatch, tmp_path):
     assert "reported" not in output
 
 
+def test_too_few_tokens_are_not_compared_with_the_source(cli, smallest):
+    code, output = cli(*QUICK, *smallest[:2], "num_repeats=1", "num_output_tokens=9")
+    assert code == 0, output
+    assert "lesson 1: GPT-2 on a CPU, is of the first 10 tokens: these are too few to compare" in output
+    assert "reported: " not in output
+
+
 def series(values) -> "pd.Series[float]":
     return pd.Series(np.asarray(values, dtype=float), index=range(1, len(values) + 1))
 
@@ -104,6 +111,7 @@ def test_growth_is_of_the_ends_without_the_prompt():
     ("override", "message"),
     [
         ("num_repeats=0", "num_repeats 0 must be at least 1"),
+        ("num_output_tokens=1", "num_output_tokens 1 must be at least 2"),
         ("prompt=''", "prompt 0 is empty"),
         ("num_output_tokens=500", "more than the model's context of 512"),
         ("reference.sampling=topk", "reference.sampling is 'topk'; samplings: greedy, top-k"),

@@ -55,6 +55,14 @@ def test_an_interruption_keeps_the_ranks_so_far(cli, small, tmp_path, monkeypatc
     assert pd.read_csv(tmp_path / "outputs/lora/unfinished-ranks.csv")["rank"].tolist() == [2]
 
 
+@pytest.mark.parametrize("ranks", ["[]", "[2, 0]"])
+def test_ranks_are_one_or_more_numbers(cli, small, tmp_path, ranks):
+    code, output = cli("experiment=lora", *small, f"ranks={ranks}")
+    assert code == 1
+    assert f"error: ranks must be one or more numbers from 1 on, not {ranks}" in output
+    assert not (tmp_path / "outputs").exists()
+
+
 @pytest.mark.parametrize("strategy", ["none", "merged"])
 def test_it_needs_adapters_that_are_served(cli, small, strategy):
     code, output = cli("experiment=lora", *small, f"lora={strategy}")

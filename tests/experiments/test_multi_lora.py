@@ -164,6 +164,19 @@ def test_steps_alone(cli, smallest, tmp_path):
     assert [row[0] for row in page.rows] == ["arm", "none", "segmented"]
 
 
+def test_steps_that_fit_no_engine_leave_the_replay(cli, smallest, tmp_path):
+    options = ["experiment=multi_lora", *smallest, *SMALL, "context=5000", "~arms.loop", "~arms.gathered"]
+    code, output = cli(*options)
+    assert code == 0, output
+    assert "batch 4: skipped, " in output
+    page = Page(tmp_path / "outputs/multi_lora/report.html")
+    assert page.count("svg") == 2
+    assert len(pd.read_csv(tmp_path / "outputs/multi_lora/points.csv")) == 2
+    code, output = cli(*options, "rates=[]")
+    assert code == 1
+    assert "error: no decode step could be measured of batch_sizes=[1, 4] with context=5000" in output
+
+
 def test_an_interrupted_rerun_leaves_the_earlier_steps(cli, smallest, tmp_path, monkeypatch):
     options = ["experiment=multi_lora", *smallest, *SMALL, "rates=[]", "~arms.loop", "~arms.gathered"]
     code, output = cli(*options)

@@ -63,6 +63,7 @@ BAD_FILES = [
     (read_table, OWN + "\n1,5,6", "row 2 (line 3), column 'num_prompt_tokens': '' is not a whole number"),
     (read_table, OWN + "1,5,6,7", "not a readable CSV file"),
     (read_table, OWN.replace("0,", "0,1,"), "row 1 (line 2) has more values than the header has columns"),
+    (read_table, OWN[:-2] + "4,7\n1,4,3,8\n2,9,4,5\n", "row 1 (line 2) has more values than the header has columns"),
     (read_table, OWN.replace("5", "\x00"), "row 1 (line 2), column 'num_prompt_tokens'"),
     (read_table, OWN.replace("num_output_tokens", "output"), "missing columns ['num_output_tokens']; found ['arrival"),
     (read_table, "adaptor_id," + OWN.replace("\n0", "\na,0"), "unknown columns ['adaptor_id']; allowed are ['arrival"),

@@ -151,3 +151,8 @@ def test_drop_adapters_counts_by_reason_and_leaves_ids_and_times():
     reasons = {str(index): f"no {index}" for index in range(7)}
     with pytest.raises(ValueError, match=r"no request is left.*: no 0; no 1; no 2; no 3; no 4; and 2 more"):
         drop_adapters(Trace([Request(0, 0.0, 1, 1, adapter_id="3")]), reasons)
+
+
+def test_a_single_request_has_no_rate_but_the_recorded_one() -> None:
+    with pytest.raises(ValueError, match=r"no arrival rate to rescale: set rates=\[null\]"):
+        stretch(Trace([Request(0, 0.0, 4, 2)]), 1.0)
