@@ -9,7 +9,6 @@ from framework import plots
 from framework.arms import Arms
 from framework.metrics import TARGET_ATTAINMENT, aggregate, capacity, saturation
 from framework.plots import Figure
-from framework.plots_quantization import attainment_rate
 from framework.replay import Clock
 from framework.report import rate_title, read_tables, report, representative_points
 from framework.study import Study, run_study
@@ -72,7 +71,7 @@ def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
         curves["latency_rate"] = plots.latency_rate(summary, saturation_rates)
         curves["throughput_latency"] = plots.throughput_latency(summary)
         if study.slo:
-            curves["attainment_rate"] = attainment_rate(summary, capacity(points), TARGET_ATTAINMENT)
+            curves["attainment_rate"] = plots.attainment_rate(summary, capacity(points), TARGET_ATTAINMENT)
     return curves | {
         "timeline": plots.timeline(read_tables(folders, "requests.parquet"), title),
         "batch_and_cache": plots.batch_and_cache(read_tables(folders, "steps.parquet"), title),

@@ -21,7 +21,7 @@ from framework.core import StudyError
 from framework.metrics import TARGET_ATTAINMENT, aggregate, capacity, check_slo, saturation
 from framework.paths import locate
 from framework.plots import Figure
-from framework.plots_quantization import attainment_rate, decode_steps, quality_bytes
+from framework.plots_quantization import decode_steps, quality_bytes
 from framework.provenance import environment, resolve_device
 from framework.replay import Clock
 from framework.report import conclude, read_tables, report, representative_points
@@ -173,7 +173,7 @@ def draw(study: Study, points: pd.DataFrame, *, figures: dict[str, Figure]) -> d
     if len(set(points["rate"])) > 1:
         drawn["throughput_latency"] = plots.throughput_latency(summary)
         drawn["latency_rate"] = plots.latency_rate(summary, saturation_rates)
-        drawn["attainment_rate"] = attainment_rate(summary, capacity(points), TARGET_ATTAINMENT)
+        drawn["attainment_rate"] = plots.attainment_rate(summary, capacity(points), TARGET_ATTAINMENT)
     return figures | drawn
 
 

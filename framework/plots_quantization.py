@@ -1,4 +1,4 @@
-"""Figures of the quantization study: quality against bytes, decode steps, SLO attainment; a mark or a line per arm."""
+"""Figures of the quantization study: quality against bytes, decode steps; a mark or a line per arm."""
 
 import matplotlib as mpl
 import pandas as pd
@@ -6,17 +6,12 @@ from matplotlib.figure import Figure
 
 from framework.plots import (
     COLOURS,
-    COLUMN_WIDTH,
-    LINES,
     MARKERS,
     STYLE,
     TEXT_WIDTH,
-    add_legend,
     errors,
     label_batch_sizes,
     label_log_axis,
-    label_rates,
-    mark_saturation,
 )
 
 
@@ -82,29 +77,4 @@ def decode_steps(cases: pd.DataFrame, title: str) -> Figure:
         figure.suptitle(title, fontsize=8)
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-        return figure
-
-
-def attainment_rate(summary: pd.DataFrame, capacities: dict[str, float], target: float) -> Figure:
-    """Share of requests within every SLO over the arrival rate; the dashed lines are the target and the capacities.
-
-    A ring is around the last rate below saturation: no rate beyond it counts as capacity.
-    """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN_WIDTH, 2.6))
-        axes = figure.subplots()
-        for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
-            colour, shares = COLOURS[index % len(COLOURS)], 100 * rows["slo_attainment"]
-            axes.errorbar(
-                rows["rate"], shares, yerr=errors(rows, "slo_attainment", 100), color=colour,
-                marker=MARKERS[index % len(MARKERS)], label=arm,
-            )  # fmt: skip
-            if rows["is_saturated"].any():
-                mark_saturation(axes, rows, rows["rate"], shares, colour)
-            dashes = (4 * index, (4, 4 * max(1, len(capacities) - 1)))  # equal capacities take turns along one line
-            axes.axvline(capacities[str(arm)], color=colour, linestyle=dashes, linewidth=1)
-        axes.axhline(100 * target, color="#555555", linestyle=LINES[1], linewidth=0.8)
-        axes.set(xlabel="arrival rate (requests/s)", ylabel="requests within the SLOs (%)", xscale="log", ylim=(0, 105))
-        label_rates(axes, summary["rate"])
-        add_legend(axes, ring=bool(summary["is_saturated"].any()))
         return figure

@@ -12,7 +12,7 @@ from experiments.quantization_tables import footprint_notes
 from framework.definitions import DEFINITIONS
 from framework.models.config import parse_config
 from framework.models.loading import build_model
-from framework.plots_quantization import attainment_rate
+from framework.plots import attainment_rate
 from framework.quantization import zero_point
 from framework.quantization.footprint import footprint
 from tests.html_page import Page, check_page
