@@ -19,7 +19,7 @@ def quantize(model: Llama | GPT2) -> Llama | GPT2:
             "quantization=torchao_int8 needs the package torchao (pip install 'llm-serving-replay[torchao]'); "
             "quantization=int8_weight_only does the same without it"
         ) from error
-    quantize_(model.layers, Int8WeightOnlyConfig(set_inductor_config=False))  # else for the whole process
+    quantize_(model.layers, Int8WeightOnlyConfig())
     for module in model.layers.modules():
         if isinstance(module, Linear):
             module.fused_rows = 0  # torchao brings its own product
