@@ -27,12 +27,12 @@ from framework.engine.in_flight import Done, Launched, OnDevice, pinned, record_
 from framework.engine.inputs import StepInputs, step_inputs, write_tokens
 from framework.engine.kv_cache import allocate_cache, attach_cache, bytes_beside_weights, count_blocks
 from framework.engine.placement import Placement
+from framework.engine.prompt_steps import PromptSteps, plain
 from framework.engine.prompts import prompt_token_ids
 from framework.engine.sampling import check_sampling, sample
-from framework.engine.upload import upload
 from framework.engine.warm_up import warm_up_sizes, warm_up_steps
-from framework.kernels.attention import Attention, IntArray, plain_attention
-from framework.kernels.gpu_attention import FLASH_DTYPES, flash_attention, flash_inputs, is_supported
+from framework.kernels.attention import IntArray
+from framework.kernels.gpu_attention import is_supported
 from framework.lora.pool import pool_of
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
@@ -51,10 +51,11 @@ class TorchEngine:
     in the whole process (None: one per core); more than one makes times unsteady where cores are shared.
 
     For a GPU: `fused` takes linear layers of few rows with their norm, activation and residual in one Triton kernel,
-    `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps from a captured
-    graph, `overlap` launches a step before the tokens of the one before are on the host (None: on, where the model is
-    on a GPU). Models whose head_dim is not 16 (with int8 keys neither), 32, 64 or 128 take plain attention, without
-    graphs. A model serves one engine at a time: the last one built, or the last one whose `begin` was called.
+    `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps, and prompts of up
+    to 1,024 tokens, from captured graphs, `overlap` launches a step before the tokens of the one before are on the host
+    (None: on, where the model is on a GPU). Models whose head_dim is not 16 (with int8 keys neither), 32, 64 or 128
+    take plain attention, without graphs; prompts in float32 do too. A model serves one engine at a time: the last one
+    built, or the last one whose `begin` was called.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class TorchEngine:
         self._generator = torch.Generator(self.device)
         self._grammars = Grammars(model.config, self.device)
         self._prompts: dict[int, npt.NDArray[np.int32]] = {}
+        self._prompt_steps = PromptSteps(model, self.adapters, block_size, self.kv_dtype)
         self._decoder: Decoder | None = None
         self._in_flight: deque[Launched] = deque()
         self._collected_time = 0.0
@@ -215,30 +217,22 @@ class TorchEngine:
 
     def _run_on_cpu(self, batch: Batch, inputs: StepInputs) -> tuple[Done, float]:
         token_ids, positions = torch.from_numpy(inputs.token_ids), torch.from_numpy(inputs.positions)
-        attention, rows = self._plain_attention(inputs), torch.from_numpy(inputs.sampled_rows)
+        attention, rows = plain(self.model, inputs, self.block_size), torch.from_numpy(inputs.sampled_rows)
         tables = self.adapters.tables(inputs.adapter_slots)
         self.adapters.set_step({name: torch.from_numpy(table) for name, table in tables.items()}, tables)
         prepared_time = self.timer()
-        sampled = self._sample(self._forward(token_ids, positions, attention, rows)).tolist()
+        sampled = self._sample(self._logits(self.model(token_ids, positions, attention), rows)).tolist()
         return Done(sampled, device=self.timer() - prepared_time), prepared_time
 
     def _run_on_gpu(self, batch: Batch, inputs: StepInputs) -> tuple[OnDevice, float]:
-        arrays = {"token_ids": inputs.token_ids, "positions": inputs.positions, "rows": inputs.sampled_rows}
-        arrays |= self.adapters.tables(inputs.adapter_slots)
+        arrays = {"rows": inputs.sampled_rows}
         if self._decoder is not None:
             assert inputs.block_tables is not None
             seats = self._decoder.admit(batch.sequences, inputs.context_lens, inputs.samples)
             arrays |= {"seats": seats, "sampled_seats": seats[inputs.samples], "tables": inputs.block_tables}
-        if self.dtype in FLASH_DTYPES and is_supported(self.model.config.head_dim, self.kv_dtype):
-            flash_arrays, lens = flash_inputs(*inputs.lengths, inputs.block_tables, self.block_size)
-            sent = upload(self.device, arrays | flash_arrays)
-            attention: Attention = flash_attention(sent, *lens)
-        else:
-            sent = upload(self.device, arrays)
-            attention = self._plain_attention(inputs)
-        self.adapters.set_step(sent, arrays)
+        sent, compute_hidden = self._prompt_steps.lay_out(inputs, arrays)
         prepared_time, start = self.timer(), record_event()
-        sampled = self._sample(self._forward(sent["token_ids"], sent["positions"], attention, sent["rows"]))
+        sampled = self._sample(self._logits(compute_hidden(), sent["rows"]))
         if self._decoder is not None:
             tables = sent["tables"].view(len(batch.sequences), -1)
             self._decoder.store(sent["seats"], tables, sent["sampled_seats"], sampled)
@@ -246,21 +240,9 @@ class TorchEngine:
         token_ids.copy_(sampled, non_blocking=True)
         return OnDevice(token_ids, start, record_event()), prepared_time
 
-    def _plain_attention(self, inputs: StepInputs) -> Attention:
-        config = self.model.config
-        return plain_attention(
-            *inputs.lengths,
-            inputs.block_tables,
-            block_size=self.block_size,
-            num_queries_per_kv=config.num_heads // config.num_kv_heads,
-            dtype=self.dtype,
-            device=self.device,
-        )
-
-    def _forward(self, token_ids: Tensor, positions: Tensor, attention: Attention, rows: Tensor) -> Tensor:
-        """Logits of the rows to sample from: the vocabulary head is needed for these only."""
-        hidden = self.model(token_ids, positions, attention).index_select(0, rows)
-        return self.model.logits(hidden)
+    def _logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Of the rows to sample from: the vocabulary head is needed for these only."""
+        return self.model.logits(hidden.index_select(0, rows))
 
     def _sample(self, logits: Tensor) -> Tensor:
         return sample(self._grammars.mask(logits), self.temperature, self.top_k, self.top_p, self._generator)
@@ -274,6 +256,7 @@ class TorchEngine:
             self._decoder = self._decoder_for(max_num_seqs)
             self._decoder.reset()
         cache = {"num_blocks": self.num_blocks, "block_size": self.block_size}
+        self._prompt_steps.is_replayed = False
         for num_seqs, num_prompt_tokens in warm_up_sizes(
             max_num_seqs, self.max_model_len, **cache, on_gpu=self.is_on_gpu
         ):
@@ -284,6 +267,9 @@ class TorchEngine:
                 self.collect()
         if self._decoder is not None and not self._decoder.is_warm:
             self._decoder.warm_up(self.on_progress, capture=self.cuda_graphs)
+        if self.cuda_graphs:
+            self._prompt_steps.capture(self.on_progress)
+            self._prompt_steps.is_replayed = self._prompt_steps.has_flash
 
     def _decoder_for(self, max_num_seqs: int) -> Decoder:
         """The one at hand where it will do, else another; with grammars it leaves the logits to be masked."""

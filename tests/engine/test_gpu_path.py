@@ -17,6 +17,7 @@ from framework.scheduler.static import StaticScheduler
 from tests.engine.driver import generate, make_requests, seat
 from tests.engine.test_torch_engine import GPT2_CONFIG
 from tests.engine.test_torch_engine import make_engine as make_any_engine
+from tests.kernels.test_flash import loop_flash
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the real path is tested there")
@@ -96,6 +97,39 @@ def test_replayed_tokens_equal_the_plain_way(pretend, name, num_steps_ahead):
     assert [sequence.output_token_ids for sequence in sequences] == expected(requests)
     assert any(sequence.num_preemptions for sequence in sequences) == (name == "preemptions")
     assert all(step.elapsed > 0 and step.prepare > 0 and step.device > 0 for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), {"continuous": [32], "split prompts": [16, 16, 16], "static": [32, 16]}.items()
+)
+def test_rows_that_are_nobodys_change_no_token(pretend, monkeypatch, name, sizes):
+    """As a graph has them: its sizes, its inputs' places, and FlashAttention, whose empty segments do nothing."""
+
+    def flash(q, k, v, query_starts, key_starts, *others, scale):
+        starts = [torch.unique_consecutive(starts) for starts in (query_starts, key_starts)]
+        return loop_flash(q, k, v, *starts, *others, scale=scale)
+
+    def replay_graph(size, sent):
+        replayed.append(size)
+        steps._write(sent)
+        return steps._forward(size)
+
+    replayed = []
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
+    requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
+    engine = pretend()
+    steps = engine._prompt_steps
+    monkeypatch.setattr(steps, "_replay", replay_graph)
+    warm_up_engine = engine._warm_up
+
+    def warm_up(max_num_seqs):
+        warm_up_engine(max_num_seqs)
+        steps.has_flash = steps.is_replayed = True
+
+    monkeypatch.setattr(engine, "_warm_up", warm_up)
+    sequences, _ = replay(requests, SCHEDULERS[name](engine.num_blocks, engine.block_size), engine)
+    assert [sequence.output_token_ids for sequence in sequences] == expected(requests)
+    assert replayed == sizes
 
 
 def test_a_seat_taken_away_is_brought_anew(pretend):
