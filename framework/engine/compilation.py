@@ -18,14 +18,18 @@ MAX_COMPILED_ROWS = 2**15  # beyond it an index into the activations may need 64
 
 
 def configure_model(model: Llama | GPT2, *, fused: bool, compile: bool) -> None:
-    """Say which calls of `model` take the fused kernels and which the compiled blocks; undoes an earlier choice."""
-    model.lm_head.max_fused_rows = model.lm_head.fused_head_rows if fused else 0
+    """Say which calls of `model` take the fused kernels and which the compiled blocks; undoes an earlier choice.
+
+    In float32 only calls of one row are fused: without tensor cores cuBLAS is the faster for more (H200).
+    """
+    most = 0 if not fused else 1 if model.norm.weight.dtype == torch.float32 else MAX_COMPILED_ROWS
+    model.lm_head.max_fused_rows = min(most, model.lm_head.fused_head_rows)
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # rather than run uncompiled with a warning
     compiled: dict[str, Callable[..., Tensor]] = {}
     for block in model.layers:
         linears = [module for module in block.modules() if isinstance(module, SurroundedLinear)]
         for linear in linears:
-            linear.max_fused_rows = linear.fused_rows if fused else 0
+            linear.max_fused_rows = min(most, linear.fused_rows)
         num_fused = min(linear.max_fused_rows for linear in linears)
         for name in COMPILED_METHODS:
             block.__dict__.pop(name, None)

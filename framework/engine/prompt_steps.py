@@ -23,7 +23,13 @@ from framework.kernels.gpu_attention import FLASH_DTYPES, FlashAttention, flash_
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
-SIZES = (16, 32, 64, *range(128, 512, 64), *range(512, 1025, 128))  # rows; beyond, a large model's device is the slower
+SIZES = (
+    16,
+    32,
+    64,
+    *range(128, 512, 64),
+    *range(512, 2049, 128),
+)  # rows; more keep any device busy
 READ = ("token_ids", "positions", "slots", "query_starts")  # by a graph, beside what it reads of the adapters
 
 
@@ -39,6 +45,7 @@ class PromptSteps:
         self.device, dtype = model.norm.weight.device, model.norm.weight.dtype
         self.has_flash = dtype in FLASH_DTYPES and is_supported(model.config.head_dim, kv_dtype)
         self.is_replayed = False  # whether graphs are used: not while what runs without them is warmed
+        self.sizes: list[int] = []  # those that are captured
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._read = {name: torch.zeros(SIZES[-1], dtype=torch.int32, device=self.device) for name in READ}
 
@@ -52,7 +59,7 @@ class PromptSteps:
         size, lens = None, (0, 0)
         if self.has_flash:
             flash_arrays, lens = flash_inputs(*inputs.lengths, inputs.block_tables, self.block_size)
-            size = size_for(inputs, flash_arrays) if self.is_replayed else None
+            size = size_for(inputs, flash_arrays, self.sizes) if self.is_replayed else None
             if size is not None:
                 inputs, flash_arrays = with_spare_rows(inputs, flash_arrays, size)
             arrays = arrays | flash_arrays
@@ -66,14 +73,18 @@ class PromptSteps:
         return sent, partial(self.model, sent["token_ids"], sent["positions"], flash_or_plain)
 
     @torch.inference_mode()
-    def capture(self, on_progress: Callable[[str], None]) -> None:
-        """Run every size once and capture it, if it has not been; all rows are spare, so no cache slot is written."""
-        if not self.has_flash or self._graphs:
+    def capture(self, max_tokens: int, on_progress: Callable[[str], None]) -> None:
+        """Run the sizes that `max_tokens` need and capture them, if they have not been.
+
+        All rows are spare, so no cache slot is written.
+        """
+        if not self.has_flash or self.sizes:
             return
+        self.sizes = list(SIZES[: bisect_left(SIZES, max_tokens) + 1])
         self._read["slots"].fill_(-1)
         pool = torch.cuda.graph_pool_handle()
-        for index, size in enumerate(reversed(SIZES)):  # the largest first: the others reuse its memory
-            on_progress(f"prompts, size {index + 1} of {len(SIZES)}")
+        for index, size in enumerate(reversed(self.sizes)):  # the largest first: the others reuse its memory
+            on_progress(f"prompts, size {index + 1} of {len(self.sizes)}")
             self._read["query_starts"].fill_(size)[0] = 0
             tables = self.adapters.tables(np.zeros(size, dtype=np.int64))
             self.adapters.set_step(upload(self.device, tables), tables)
@@ -106,12 +117,12 @@ def max_segments(size: int) -> int:
     return min(32, max(8, size // 8))
 
 
-def size_for(inputs: StepInputs, flash_arrays: dict[str, IntArray]) -> int | None:
+def size_for(inputs: StepInputs, flash_arrays: dict[str, IntArray], sizes: list[int]) -> int | None:
     """The smallest size that holds the step; None if it has too many rows or prompts, or reads what is cached."""
-    index = bisect_left(SIZES, len(inputs.token_ids))
-    if index == len(SIZES) or "read_slots" in flash_arrays:
+    index = bisect_left(sizes, len(inputs.token_ids))
+    if index == len(sizes) or "read_slots" in flash_arrays:
         return None
-    return SIZES[index] if len(flash_arrays["query_starts"]) <= max_segments(SIZES[index]) else None
+    return sizes[index] if len(flash_arrays["query_starts"]) <= max_segments(sizes[index]) else None
 
 
 def with_spare_rows(

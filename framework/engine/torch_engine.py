@@ -52,7 +52,7 @@ class TorchEngine:
 
     For a GPU: `fused` takes linear layers of few rows with their norm, activation and residual in one Triton kernel,
     `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps, and prompts of up
-    to 1,024 tokens, from captured graphs, `overlap` launches a step before the tokens of the one before are on the host
+    to 2,048 tokens, from captured graphs, `overlap` launches a step before the tokens of the one before are on the host
     (None: on, where the model is on a GPU). Models whose head_dim is not 16 (with int8 keys neither), 32, 64 or 128
     take plain attention, without graphs; prompts in float32 do too. A model serves one engine at a time: the last one
     built, or the last one whose `begin` was called.
@@ -268,7 +268,7 @@ class TorchEngine:
         if self._decoder is not None and not self._decoder.is_warm:
             self._decoder.warm_up(self.on_progress, capture=self.cuda_graphs)
         if self.cuda_graphs:
-            self._prompt_steps.capture(self.on_progress)
+            self._prompt_steps.capture(self.num_blocks * self.block_size, self.on_progress)
             self._prompt_steps.is_replayed = self._prompt_steps.has_flash
 
     def _decoder_for(self, max_num_seqs: int) -> Decoder:

@@ -125,6 +125,7 @@ def test_rows_that_are_nobodys_change_no_token(pretend, monkeypatch, name, sizes
     def warm_up(max_num_seqs):
         warm_up_engine(max_num_seqs)
         steps.has_flash = steps.is_replayed = True
+        steps.sizes = [16, 32, 64]
 
     monkeypatch.setattr(engine, "_warm_up", warm_up)
     sequences, _ = replay(requests, SCHEDULERS[name](engine.num_blocks, engine.block_size), engine)
