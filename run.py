@@ -1,5 +1,6 @@
 """Compose the config, check it, call it: `python run.py experiment=NAME key=value …`. The only importer of hydra."""
 
+import inspect
 import os
 import shlex
 import signal
@@ -68,6 +69,7 @@ def main() -> None:
 def run(config: DictConfig) -> None:
     if not config.output_dir:
         raise ValueError("output_dir is empty: name a folder (. is this one)")
+    check_groups(config)
     check(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     try:
         hydra.utils.call(config, _convert_="all")
@@ -75,6 +77,15 @@ def run(config: DictConfig) -> None:
         page = write_page(Path(config.output_dir), describe_run(config))
         if page is not None:
             print(f"wrote {page}")
+
+
+def check_groups(config: DictConfig) -> None:
+    """Raise ValueError for a chosen group that the study has no use for, such as tracking=wandb for kv_cache."""
+    keywords = inspect.signature(hydra.utils.get_method(config._target_)).parameters
+    choices = HydraConfig.get().runtime.choices
+    for group, option in choices.items():
+        if group in config and group not in keywords:
+            raise ValueError(f"experiment={choices.experiment} has no use for {group}={option}: leave it out")
 
 
 def command() -> str:

@@ -205,18 +205,20 @@ def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, overrides, trac
         (["trace.num_requets=3"], "did you mean 'num_requests'?"),
         (["-m", "trace.num_requets=3,4"], "unknown key 'num_requets' in trace; did you mean 'num_requests'?"),
         (["-m", "engine.blok_size=8", "rates=[1],[2]"], "did you mean 'block_size'?"),
-        (["-m", "experiment=continuous_batching,kv_cache"], "unknown key 'trace' in the study"),
+        (["-m", "experiment=continuous_batching,kv_cache", "trace.num_requests=3"], "unknown key 'trace'"),
         (["-m", "experiment=continuous_batching,kv_cach"], "did you mean 'kv_cache'?"),
         (["experiment=continuous_batching,kv_cache"], "add --multirun"),
         (["hydra/launcher=jobli"], "did you mean 'joblib'?"),
         (["~arms.lop"], "'arms.lop' does not exist"),
         (["rates={"], "rates={ cannot be read: "),
         (["generate"], "'generate' is no override: key=value"),
+        (["experiment=kv_cache", "tracking=wandb"], "experiment=kv_cache has no use for tracking=wandb: leave it out"),
+        (["experiment=lora", "trace=sample"], "experiment=lora has no use for trace=sample: leave it out"),
         (["model=null"], "model=null: there is no such model"),
     ],
 )
 def test_an_error_is_one_line(cli, arguments, message):
-    code, output = cli(*arguments, "trace.num_requests=6")
+    code, output = cli(*arguments)
     assert code == 1
     assert output.startswith("error: ")
     assert message in output
