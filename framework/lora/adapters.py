@@ -56,7 +56,7 @@ class SavedAdapters:
             raise ValueError(f"adapters.path={path!r} is no folder, neither from here nor in the repository")
 
     def check(self, adapter_id: str, layout: Layout) -> int:
-        """Reads the config and the file's header, not its numbers."""
+        """Reads the file once: an infinite number would be seen only in the tokens."""
         return check_adapter(self._folder(adapter_id), layout)
 
     def load(self, adapter_id: str, layout: Layout, dtype: torch.dtype) -> Tensor:
@@ -110,16 +110,21 @@ def check_adapter(folder: Path, layout: Layout) -> int:
     """The rank of the adapter in `folder`.
 
     Raises ValueError naming the adapter (the folder's name) for an option that is not implemented, a file that is
-    missing or broken, a layer that `layout` does not have, another shape than the model's, or another base model.
+    missing or broken, a layer that `layout` does not have, another shape than the model's, a number that is NaN or
+    infinite, or another base model.
     """
     rank, _ = read_config(folder, layout.checkpoint)
     with _opened(folder) as file:
-        _check_tensors(folder.name, {name: file.get_slice(name).get_shape() for name in file.keys()}, rank, layout)  # noqa: SIM118
+        names = list(file.keys())
+        _check_tensors(folder.name, {name: file.get_slice(name).get_shape() for name in names}, rank, layout)
+        for name in names:
+            if not file.get_tensor(name).float().isfinite().all():
+                raise ValueError(f"adapter {folder.name!r}: {name!r} has values that are NaN or infinite")
     return rank
 
 
 def load_adapter(folder: Path, layout: Layout, dtype: torch.dtype) -> Tensor:
-    """(rank, width) of `dtype`, zero where the adapter changes nothing; errors as check_adapter."""
+    """(rank, width) of `dtype`, zero where the adapter changes nothing; errors as check_adapter, bar NaN."""
     rank, scaling = read_config(folder, layout.checkpoint)
     rows = torch.zeros(rank, layout.width, dtype=dtype)
     parts = layout.parts(rows)
@@ -185,7 +190,7 @@ def read_config(folder: Path, checkpoint: str | None) -> tuple[int, float]:
         )
     check_base(folder.name, str(config.get("base_model_name_or_path") or ""), checkpoint)
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ValueError(f"adapter {folder.name!r}: r={rank!r} and lora_alpha={alpha!r} are no rank and scaling")
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from experiments.multi_lora import Sizes, measure_steps
 from framework.engine.torch_engine import TorchEngine
@@ -136,6 +137,20 @@ def test_a_bad_adapter_costs_its_own_requests_alone_and_is_told_before_anything_
         assert f"{count} requests dropped: {told}" in output
         assert f"loop: {count} requests of each point were dropped: {told}" in page.text
     assert [row[0] for row in page.table("4 ÷ 1")] == ["none"]
+
+
+def test_requests_for_an_adapter_with_nan_are_dropped(cli, smallest, tmp_path):
+    options = saved_options(tmp_path, "good", "nan", "good")
+    save(tmp_path / "mine", "nan")
+    path = tmp_path / "mine/nan/adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, path)
+    code, output = cli("experiment=multi_lora", *smallest, *SMALL, *options, "batch_sizes=[]", "~arms.none")
+    assert code == 0, output
+    assert f"1 requests dropped: adapter 'nan': '{name}' has values that are NaN or infinite" in output
+    assert pd.read_csv(tmp_path / "outputs/multi_lora/points.csv")["num_completed"].tolist() == [2]
 
 
 def test_an_arm_of_which_no_request_is_left_fails_by_name(cli, smallest, tmp_path):
