@@ -83,7 +83,7 @@ def fingerprint(path: str, url: str | None, sha256: str | None) -> dict[str, str
     if url is not None and sha256 is not None:
         return {path: sha256}
     if url is not None:
-        available(place, url, None)
+        available(path, url, None)
     if place.is_file():
         with place.open("rb") as file:
             return {path: hashlib.file_digest(file, "sha256").hexdigest()}
