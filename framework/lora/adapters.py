@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,9 @@ NUM_OFFSETS = 2**22  # places in the noise where a random adapter may begin
 class AdapterSource(Protocol):
     """Where adapters come from, by their id."""
 
+    def names(self, num_adapters: int) -> list[str]:
+        """The ids of its first `num_adapters` adapters; ValueError if it has fewer."""
+
     def check(self, adapter_id: str, layout: Layout) -> int:
         """The adapter's rank; ValueError naming the adapter if it cannot be loaded."""
 
@@ -54,6 +58,14 @@ class SavedAdapters:
         self.path = locate(path)
         if not self.path.is_dir():
             raise ValueError(f"adapters.path={path!r} is no folder, neither from here nor in the repository")
+
+    def names(self, num_adapters: int) -> list[str]:
+        """In the order of their names, where adapter-2 comes before adapter-10."""
+        found = sorted((file.parent.name for file in self.path.glob(f"*/{CONFIG_FILE}")), key=_in_counting_order)
+        if len(found) < num_adapters:
+            there = f": {', '.join(found)}" if found else ""
+            raise ValueError(f"{num_adapters} adapters are asked for, and {self.path} has {len(found)}{there}")
+        return found[:num_adapters]
 
     def check(self, adapter_id: str, layout: Layout) -> int:
         """Reads the file once: an infinite number would be seen only in the tokens."""
@@ -80,6 +92,9 @@ class RandomAdapters:
             raise ValueError(f"ranks {ranks} must be whole numbers of at least 1")
         self.ranks, self.seed = ranks, seed
         self._noise: dict[tuple[int, torch.dtype], Tensor] = {}  # (width, dtype) → the pool
+
+    def names(self, num_adapters: int) -> list[str]:
+        return [f"adapter-{index}" for index in range(num_adapters)]
 
     def check(self, adapter_id: str, layout: Layout) -> int:
         return self.ranks[self._hash(adapter_id) % len(self.ranks)]
@@ -199,6 +214,11 @@ def split_name(full_name: str, prefix: str) -> tuple[str, str]:
     """The layer that a tensor of the file belongs to, and "A" or "B"; the name as it is where it is neither."""
     name, _, kind = full_name.removeprefix(PEFT_PREFIX).removeprefix(prefix).rpartition(".lora_")
     return (name, kind[0]) if kind in ("A.weight", "B.weight") else (full_name, "")
+
+
+def _in_counting_order(name: str) -> list[tuple[int, str]]:
+    """Digits are compared as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _opened(folder: Path) -> Any:

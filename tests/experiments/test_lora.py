@@ -63,6 +63,12 @@ def test_ranks_are_one_or_more_numbers(cli, small, tmp_path, ranks):
     assert not (tmp_path / "outputs").exists()
 
 
+def test_saved_adapters_have_the_ranks_that_they_have(cli, small):
+    code, output = cli("experiment=lora", *small, "adapters@lora.adapters=saved")
+    assert code == 1
+    assert "error: experiment=lora draws an adapter of each rank: it needs adapters@lora.adapters=random" in output
+
+
 @pytest.mark.parametrize("strategy", ["none", "merged"])
 def test_it_needs_adapters_that_are_served(cli, small, strategy):
     code, output = cli("experiment=lora", *small, f"lora={strategy}")

@@ -67,6 +67,19 @@ def test_random_adapters_depend_on_seed_and_id_alone():
     assert not torch.equal(other[:2], rows["adapter-7"][:2])
 
 
+def test_the_names_of_adapters(tmp_path):
+    for name in ("b", "adapter-10", "adapter-2", "7", "A"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").touch()
+    (tmp_path / "heldout").mkdir()
+    saved = SavedAdapters(path=str(tmp_path))
+    assert saved.names(5) == ["7", "A", "adapter-2", "adapter-10", "b"]
+    assert saved.names(2) == ["7", "A"]
+    with pytest.raises(ValueError, match=r"6 adapters are asked for, and .* has 5: 7, A, adapter-2, adapter-10, b"):
+        saved.names(6)
+    assert RandomAdapters(ranks=[1]).names(2) == ["adapter-0", "adapter-1"]
+
+
 def edit_config(folder, **changes):
     path = folder / "one/adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
