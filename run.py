@@ -34,6 +34,7 @@ from framework.core import StudyError
 from framework.pages import write_page
 
 DEFAULT_EXPERIMENT = "multi_lora"  # as in conf/config.yaml
+SWEEP = ("-m", "--multirun")
 
 
 def main() -> None:
@@ -118,7 +119,7 @@ def describe_error(error: BaseException) -> str:
 
 def prepare(arguments: list[str]) -> list[str]:
     """The command line as Hydra takes it; ends the process for --help and for what cannot be composed."""
-    arguments = expand_preset(arguments)
+    arguments = sorted(expand_preset(arguments), key=lambda argument: argument not in SWEEP)  # -m may stand anywhere
     if {"-sc", "--shell-completion"} & set(arguments):
         return arguments
     if "--help" in arguments or "-h" in arguments:
@@ -151,13 +152,12 @@ def check_overrides(arguments: list[str]) -> None:
 
 def variants(arguments: list[str]) -> Iterator[list[str]]:
     """Overrides to compose: the first value of each sweep, then each further option of a group, one at a time."""
-    flags = ("-m", "--multirun", "hydra.mode=MULTIRUN")
     overrides = [
         argument
         for before, argument in zip(["", *arguments], arguments, strict=False)
-        if not argument.startswith("-") and ("=" in argument or not before.startswith("-") or before in flags)
+        if not argument.startswith("-") and ("=" in argument or not before.startswith("-") or before in SWEEP)
     ]
-    if not set(flags) & set(arguments):
+    if not {*SWEEP, "hydra.mode=MULTIRUN"} & set(arguments):
         yield overrides
         return
     parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)

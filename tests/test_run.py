@@ -204,7 +204,7 @@ def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, overrides, trac
         (["-m", "rates=[0]"], "rates must be positive"),
         (["trace.num_requets=3"], "did you mean 'num_requests'?"),
         (["-m", "trace.num_requets=3,4"], "unknown key 'num_requets' in trace; did you mean 'num_requests'?"),
-        (["-m", "engine.blok_size=8", "rates=[1],[2]"], "did you mean 'block_size'?"),
+        (["engine.blok_size=8", "-m", "rates=[1],[2]"], "did you mean 'block_size'?"),
         (["-m", "experiment=continuous_batching,kv_cache", "trace.num_requests=3"], "unknown key 'trace'"),
         (["-m", "experiment=continuous_batching,kv_cach"], "did you mean 'kv_cache'?"),
         (["experiment=continuous_batching,kv_cache"], "add --multirun"),
@@ -226,7 +226,7 @@ def test_an_error_is_one_line(cli, arguments, message):
 
 
 def test_a_job_that_fails_does_not_stop_the_sweep(cli, smallest, tmp_path):
-    code, output = cli("-m", *smallest, "rates=[50],[0],[60]")
+    code, output = cli(*smallest, "-m", "rates=[50],[0],[60]")
     assert code == 1
     [error] = [line for line in output.splitlines() if line.startswith("error: ")]
     assert "not 0 (python run.py " in error
