@@ -28,7 +28,7 @@ def run(
     scheduler: Any,
     slo: dict[str, float],
     device: str,
-    tracking: Any,
+    tracking: Any = None,
     output_dir: str,
     fresh: bool,
 ) -> None:

@@ -88,6 +88,8 @@ def run(
     check_sizes({"decode": [[batch_size, context]], "prompt": [[1, prompt_len]]}, num_steps)
     if "strategy" not in describe(lora):
         raise ValueError("experiment=lora needs lora=segmented, gathered or loop: what is merged is compared with it")
+    if "ranks" not in describe(lora)["adapters"]:
+        raise ValueError("experiment=lora draws an adapter of each rank: it needs adapters@lora.adapters=random")
     if min(ranks, default=0) < 1:
         raise ValueError(f"ranks must be one or more numbers from 1 on, not {ranks}")
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
@@ -140,7 +142,7 @@ def measure_adapter(engine: Any, *, sizes: tuple[int, int, int], prompt_len: int
     prompt = torch.randint(model.config.vocab_size, (1, prompt_len), generator=torch.Generator().manual_seed(seed))
     logits = window_logits(model, prompt.to(engine.device))[0].float()
     get_ready(engine, sizes[0])
-    elapsed = measure_decode(engine, *sizes, num_adapters=1).elapsed
+    elapsed = measure_decode(engine, *sizes, adapter_ids=[ADAPTER]).elapsed
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     return Measured(num_parameters, num_adapter_parameters, num_adapter_bytes, elapsed, logits)
 

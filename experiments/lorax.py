@@ -72,7 +72,7 @@ def run(
     slo: dict[str, float],
     clock: Clock,
     device: str,
-    tracking: Any,
+    tracking: Any = None,
     output_dir: str,
     fresh: bool,
 ) -> None:

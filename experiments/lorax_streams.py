@@ -1,12 +1,13 @@
 """A few streams on one engine: alone, at once and one after the other, with no, one and several adapters."""
 
 from collections.abc import Callable
+from itertools import cycle, islice
 from typing import Any
 
 import pandas as pd
 
 from framework.arms import with_keywords
-from framework.core import Engine, Request
+from framework.core import Request
 from framework.engines import make_scheduler
 from framework.replay import replay
 
@@ -16,7 +17,7 @@ DURATIONS = "All streams: until the last token, medians over the repeats"
 
 
 def measure_streams(
-    engine: Engine,
+    engine: Any,
     scheduler: Any,
     streams: list[int],
     num_prompt_tokens: int,
@@ -27,12 +28,13 @@ def measure_streams(
 
     The streams, of so many output tokens each, all arrive at 0 s; one after the other they wait for their turn. The
     first of them is measured alone, too. The cases take turns, `num_repeats` times. Raises ValueError if the engine has
-    fewer adapter slots than there are streams.
+    fewer adapter slots, or its adapters are fewer, than there are streams.
     """
     if engine.num_adapter_slots < len(streams):
         raise ValueError(
             f"{len(streams)} streams need as many adapter slots: full names a lora with {engine.num_adapter_slots}"
         )
+    adapter_ids = engine.adapters.names(len(streams))
     counts = sorted({0, 1, len(streams)})
     cases = [(ALONE, 1), *((order, count) for count in counts for order in (AT_ONCE, IN_TURN))]
     rows: list[dict[str, Any]] = []
@@ -40,7 +42,8 @@ def measure_streams(
         for order, num_adapters in cases:
             on_progress(f"streams {order}, {num_adapters} adapters, {repeat + 1} of {num_repeats}")
             seats = with_keywords(scheduler, max_num_seqs=len(streams) if order == AT_ONCE else 1)
-            requests = make_requests(streams[:1] if order == ALONE else streams, num_prompt_tokens, num_adapters)
+            chosen = streams[:1] if order == ALONE else streams
+            requests = make_requests(chosen, num_prompt_tokens, adapter_ids[:num_adapters])
             sequences, _ = replay(requests, make_scheduler(seats, engine), engine)
             key = {"order": order, "num_adapters": num_adapters, "repeat": repeat}
             rows += [
@@ -51,17 +54,12 @@ def measure_streams(
     return pd.DataFrame(rows)
 
 
-def make_requests(streams: list[int], num_prompt_tokens: int, num_adapters: int) -> list[Request]:
-    """All at 0 s; they ask in turn for `num_adapters` adapters."""
+def make_requests(streams: list[int], num_prompt_tokens: int, adapter_ids: list[str]) -> list[Request]:
+    """All at 0 s; they ask in turn for the adapters, if there are any."""
+    names = islice(cycle(adapter_ids or [None]), len(streams))
     return [
-        Request(
-            index,
-            0.0,
-            num_prompt_tokens,
-            num_output_tokens,
-            adapter_id=f"adapter-{index % num_adapters}" if num_adapters else None,
-        )
-        for index, num_output_tokens in enumerate(streams)
+        Request(index, 0.0, num_prompt_tokens, num_output_tokens, adapter_id=name)
+        for index, (num_output_tokens, name) in enumerate(zip(streams, names, strict=True))
     ]
 
 

@@ -25,7 +25,7 @@ from framework.points import GrowingTable
 from framework.provenance import environment, resolve_device
 from framework.replay import Clock
 from framework.report import conclude, report
-from framework.speed import adapter_name, check_sizes, get_ready, measure_decode, why_not
+from framework.speed import check_sizes, get_ready, measure_decode, why_not
 from framework.study import check_points, run_study
 
 PEFT = "PEFT"  # the peer, in tables and figures
@@ -78,7 +78,7 @@ def run(
     slo: dict[str, float],
     clock: Clock,
     device: str,
-    tracking: Any,
+    tracking: Any = None,
     output_dir: str,
     fresh: bool,
 ) -> None:
@@ -213,19 +213,28 @@ def measure_steps(arm: str, engine: Any, sizes: Sizes, say: Callable[[str], None
     """The rows of one arm; adapters and sizes that its engine cannot hold are told and left out."""
     get_ready(engine, max(sizes.batch_sizes))
     for suffix, num_adapters in sizes.mixes.items() if engine.num_adapter_slots else [("", 0)]:
-        names = [Request(index, 0.0, 1, 1, adapter_id=adapter_name(index)) for index in range(num_adapters)]
-        refused = engine.refused_adapters(names)
-        if refused:
-            say(f"{arm}{suffix}: no decode steps, {len(refused)} adapters fail: {next(iter(refused.values()))}")
+        try:
+            adapter_ids = adapters_to_time(engine, num_adapters)
+        except ValueError as error:
+            say(f"{arm}{suffix}: no decode steps, {error}")
             continue
         for batch_size in sizes.batch_sizes:
             reason = why_not("decode", engine, batch_size, sizes.context + sizes.num_steps)
             if reason:
                 say(f"{arm}, batch {batch_size}: skipped, {reason}")
                 continue
-            case = measure_decode(engine, batch_size, sizes.context, sizes.num_steps, num_adapters or None)
+            case = measure_decode(engine, batch_size, sizes.context, sizes.num_steps, adapter_ids)
             times = {"num_seqs": batch_size, "device": case.device, "elapsed": case.elapsed}
             yield {"arm": arm + suffix, "num_adapters": min(num_adapters, batch_size)} | times
+
+
+def adapters_to_time(engine: Any, num_adapters: int) -> list[str]:
+    """The ids of so many adapters; ValueError if there are fewer, or one of them cannot be served."""
+    adapter_ids: list[str] = engine.adapters.names(num_adapters)
+    refused = engine.refused_adapters([Request(0, 0.0, 1, 1, adapter_id=adapter_id) for adapter_id in adapter_ids])
+    if refused:
+        raise ValueError(f"{len(refused)} adapters fail: {next(iter(refused.values()))}")
+    return adapter_ids
 
 
 def check_peft(arms: Arms, sizes: Sizes, batch_sizes: list[int]) -> None:

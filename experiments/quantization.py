@@ -54,7 +54,7 @@ def run(
     scheduler: Any,
     clock: Clock,
     device: str,
-    tracking: Any,
+    tracking: Any = None,
     output_dir: str,
     fresh: bool,
     reference: dict[str, Any] | None = None,

@@ -37,6 +37,7 @@ from framework.plots_training import loss_curve
 from framework.provenance import environment, resolve_device
 from framework.renderings import python, rendered_sample
 from framework.report import conclude
+from framework.threads import check_threads
 from framework.training import train
 
 BASE, BASE_KIND = "none", "python"  # the row without an adapter; the kind that the model was trained on
@@ -83,8 +84,8 @@ def run(
     }
     check_counts({name: training[name] for name in ("num_steps", "batch_size", "sequence_length", "eval_interval")})
     check_names(kinds)
+    check_threads("num_threads", num_threads)
     if num_threads is not None:
-        check_counts({"num_threads": num_threads})
         torch.set_num_threads(num_threads)
     console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)

@@ -47,7 +47,7 @@ def check_choices(arguments: list[str]) -> None:
         if group not in known or not re.fullmatch(r"[\w./,-]*", value):  # Hydra has a grammar for more than names
             continue
         for option in value.split(","):
-            if option != "null" and option not in known[group]:
+            if option not in known[group]:
                 study, slash, _ = option.partition("/")
                 presets = [name for name in known[group] if name.startswith(f"{study}/")]
                 allowed = (presets or [study]) if slash and study in known[group] else known[group]

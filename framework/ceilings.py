@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from framework.threads import check_threads
+
 NUM_WARM_UPS = 3
 
 
@@ -45,6 +47,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, num_threads: int 
 
     Takes 8 GiB of a GPU for a moment, and some seconds of a CPU.
     """
+    check_threads("engine.num_threads", num_threads)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     effort = ON_GPU if device.type == "cuda" else ON_CPU

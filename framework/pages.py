@@ -6,6 +6,7 @@ renders it with the figures beside it. So a page is made of what is on disk, and
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from markupsafe import Markup, escape
 from framework.console import cell, with_intervals
 from framework.definitions import defined_in
 from framework.points import locked, write_atomically, write_json
+from framework.records import PAGE_RECORD, check_record
 
 RECORD, PAGE, INDEX = "report.json", "report.html", "index.html"
-RECORD_KEYS = {"title", "environment", "figures", "tables", "notes", "definitions", "run"}
 DATA = ("*.csv", "*.json", "*.jsonl")  # linked from the page
 SCALE = 1.4  # of a figure on a wide screen; on a narrow one it keeps its own size, and scrolls
 
@@ -61,17 +62,29 @@ def write_page(folder: Path, run: Mapping[str, str]) -> Path | None:
     """Complete the record that a study has just left in `folder` with `run`, and render it; None if it left none.
 
     `run` has the study's `name`, what it is `about`, the `command`, the `config` as YAML and when it was `finished`.
+    A record that is damaged, as an earlier run may have left it, is ignored with a warning.
     """
     path = folder / RECORD
     if not path.exists():
         return None
     with locked(folder):
-        record = json.loads(path.read_text())
+        try:
+            record = read_record(path)
+        except ValueError as error:
+            warnings.warn(f"{path} is damaged: {error}; ignored", stacklevel=2)
+            return None
         if "run" not in record:  # else it is an earlier one's, or a job beside this one was quicker
             record["run"] = dict(run)
             write_json(path, record)
             return render_page(folder, record)
     return None
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record at `path`; ValueError if it is none."""
+    record = json.loads(path.read_text())
+    check_record(PAGE_RECORD, record)
+    return dict(record)
 
 
 def render_page(folder: Path, record: Mapping[str, Any]) -> Path:
@@ -114,11 +127,9 @@ def write_index(root: Path) -> list[str]:
 
 def study_entry(root: Path, path: Path) -> dict[str, Any]:
     """What the index shows of the record at `path`, whose page is rendered; ValueError or OSError if it is damaged."""
-    record = json.loads(path.read_text())
-    lacking = RECORD_KEYS - set(record)
-    if lacking:
-        why = "its study has not ended, or another version wrote it"
-        raise ValueError(f"no {', '.join(sorted(lacking))} ({why})")
+    record = read_record(path)
+    if "run" not in record:
+        raise ValueError("its study has not ended")
     render_page(path.parent, record)
     place = path.parent.relative_to(root).as_posix()
     first = next(iter(record["figures"].items()), None)

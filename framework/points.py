@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 
 from framework.metrics import metric_names, summarize
 from framework.paths import locate
+from framework.records import POINT_RECORD, check_record
 from framework.trace.recorded import available
 
 DISTINGUISHING = ("code_version", "device")  # of the environment; beside the config
 TABLES = ("requests.parquet", "steps.parquet")
-RECORD_KEYS = {"arm", "rate", "seed", "arm_digest", "slo", "metrics", "trace"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def fingerprint(path: str, url: str | None, sha256: str | None) -> dict[str, str
     if url is not None and sha256 is not None:
         return {path: sha256}
     if url is not None:
-        available(place, url, None)
+        available(path, url, None)
     if place.is_file():
         with place.open("rb") as file:
             return {path: hashlib.file_digest(file, "sha256").hexdigest()}
@@ -134,17 +134,14 @@ def load_record(folder: Path) -> dict[str, Any] | None:
     file = "point.json"
     try:
         record = json.loads((folder / file).read_text())
-        lacking = RECORD_KEYS - set(record)
-        if not lacking and set(metric_names()) - set(record["metrics"]):
-            lacking = {"complete metrics"}
+        check_record(POINT_RECORD, record)
+        lacking = sorted(set(metric_names()) - set(record["metrics"]))
+        if lacking:
+            raise ValueError(f"no metrics.{lacking[0]}")
         for file in TABLES:
             pq.read_metadata(folder / file)  # stands at the end: not there if the file was emptied or cut
-    except (ValueError, TypeError, OSError) as error:
-        problem = f"{file} cannot be read ({error})"
-    else:
-        problem = f"point.json has no {', '.join(sorted(lacking))}" if lacking else ""
-    if problem:
-        warnings.warn(f"{folder} is no finished point: {problem}; ignored", stacklevel=2)
+    except (ValueError, OSError) as error:
+        warnings.warn(f"{folder} is no finished point: {file}: {error}; ignored", stacklevel=2)
         return None
     return dict(record)
 

@@ -51,18 +51,18 @@ def report(
     study: Study,
     name: str,
     draw: Draw,
-    tracking: Callable[..., None],
+    tracking: Callable[..., None] | None,
     *,
     captions: Mapping[str, str] | None = None,
     tables: Callable[[pd.DataFrame], dict[str, pd.DataFrame]] | None = None,
     notes: Callable[[pd.DataFrame], list[str]] | None = None,
     definitions: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """Write `points.csv`, `figures/` and what the page shows, log to the tracker, print tables and notes; the points.
+    """Write `points.csv`, `figures/` and what the page shows, log, print tables and notes; the points.
 
     `draw(study, points)` names the figures, `captions` says what is on those that are the study's own; `tables(points)`
-    and `notes(points)` are what the study adds to every sweep's, `definitions` of its own terms. Jobs that share a
-    folder take turns, so the last one draws every point.
+    and `notes(points)` are what the study adds to every sweep's, `definitions` of its own terms. `tracking` logs the
+    points (None: nothing does). Jobs that share a folder take turns, so the last one draws every point.
     """
     with locked(study.output_dir):
         points = study.table()
@@ -86,8 +86,9 @@ def report(
             notes=[*sentences, *(f"Failed: {message}" for message in study.failures)],
             definitions=definitions,
         )
-        configs = {arm: describe(components) for arm, components in study.arms.items()}
-        tracking(points, configs, figures, study=name, output_dir=study.output_dir)  # may fail: the page is on disk
+        if tracking is not None:  # may fail: the page is on disk
+            configs = {arm: describe(components) for arm, components in study.arms.items()}
+            tracking(points, configs, figures, study=name, output_dir=study.output_dir)
     for caption, table in added.items():
         print_frame(study.console, table, caption)
     for line in [*sentences, *(f"wrote {path}" for path in (csv, study.output_dir / "points", *figures))]:

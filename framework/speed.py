@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -169,18 +170,18 @@ def make_sequences(engine: TorchEngine, requests: list[Request]) -> list[Sequenc
 
 
 def measure_decode(
-    engine: TorchEngine, num_seqs: int, context: int, num_steps: int, num_adapters: int | None = None
+    engine: TorchEngine, num_seqs: int, context: int, num_steps: int, adapter_ids: list[str] | None = None
 ) -> Case:
     """Decode steps of `num_seqs` sequences, of `context` tokens each in the middle one of the `num_steps` timed.
 
-    They ask in turn for `num_adapters` adapters (None: for none), which are there before anything is timed.
+    They ask in turn for `adapter_ids` (None: for none), which are there before anything is timed.
     """
     first = context - 1 - num_steps // 2 - NUM_WARM_UP_STEPS
     if first < 1:
         least = context - first + 1
         raise ValueError(f"context={context} is too short for {num_steps} steps up to it: at least {least}")
     num_all = NUM_WARM_UP_STEPS + num_steps
-    names = [None if num_adapters is None else adapter_name(index % num_adapters) for index in range(num_seqs)]
+    names = islice(cycle(adapter_ids or [None]), num_seqs)
     requests = [Request(index, 0.0, first, num_all + 1, adapter_id=name) for index, name in enumerate(names)]
     engine.begin(requests, num_seqs)
     sequences = make_sequences(engine, requests)
@@ -193,10 +194,6 @@ def measure_decode(
     return Case(
         "decode", num_seqs, context, step_work(model_costs(engine.model, engine.kv_dtype), middle), device, elapsed
     )
-
-
-def adapter_name(index: int) -> str:
-    return f"adapter-{index}"
 
 
 def measure_prefill(engine: TorchEngine, num_prompts: int, num_tokens: int, num_steps: int) -> Case:

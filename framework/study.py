@@ -127,7 +127,7 @@ def compute_or_reuse(study: Study, point: Point, engines: EngineCache, progress:
             is_disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             if is_disk_full or os.environ.get("HYDRA_FULL_ERROR"):
                 raise  # the other points could not be written either
-            message = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            message = f"{error}" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
             progress.fail_point(str(point), message if message not in study.failures else None)
             study.failures.setdefault(message, []).append(point)
             return

@@ -70,12 +70,6 @@ def start_run(output_dir: Path, *, name: str, mode: Mode, **options: Any) -> Any
     )
 
 
-def track_nothing(
-    points: pd.DataFrame, configs: dict[str, Any], figures: list[Path], *, study: str, output_dir: Path
-) -> None:
-    """`tracking=none`."""
-
-
 def numbers(row: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in row.items() if isinstance(value, int | float) and name != "rate"}
 

@@ -44,9 +44,7 @@ def test_an_unknown_choice_is_told_the_nearest(argument, message):
 
 
 def test_what_is_no_choice_is_left_to_hydra():
-    check_choices(
-        ["-m", "model=tiny,gpt2", "trace=null", "rates=[1]", "model.path=x", "experiment=continuous_batching/course"]
-    )
+    check_choices(["-m", "model=tiny,gpt2", "rates=[1]", "model.path=x", "experiment=continuous_batching/course"])
     check_choices(
         [
             "model=glob(*)",

@@ -46,6 +46,13 @@ def test_every_yaml_fits_what_it_calls(option):
         check(composed(option, *NEEDED.get(option, [])))
 
 
+@pytest.mark.parametrize("option", [one for one in options() if one.startswith("experiment=")])
+def test_every_study_takes_tracking_none(option):
+    config = composed(option, "tracking=none")
+    assert "tracking" not in config
+    check(config)
+
+
 def target(
     *,
     size: int,

@@ -110,7 +110,7 @@ def test_the_index_shows_every_study_that_has_ended(tmp_path):
     (tmp_path / "bad/lost/figures/again.svg").unlink()
     (tmp_path / "one/report.html").unlink()
     lines = write_index(tmp_path)
-    assert lines[0].startswith(f"{tmp_path / 'report.json'} is left out: no run (its study has not ended")
+    assert lines[0].startswith(f"{tmp_path / 'report.json'} is left out: its study has not ended")
     pages = [
         tmp_path / name for name in ("one/report.html", "one/preset/report.html", "text/report.html", "index.html")
     ]
@@ -125,3 +125,29 @@ def test_the_index_shows_every_study_that_has_ended(tmp_path):
     assert (tmp_path / "one/report.html").exists()
     with pytest.raises(ValueError, match=r"no study has ended in .*\n.*report.json is left out: "):
         write_index(tmp_path / "bad")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"title": None}, "title: input should be a valid string"),
+        ({"environment": {}}, "no environment.device, environment.packages"),
+        ({"environment": {"device": "x", "packages": ["torch"]}}, "environment.packages: "),
+        ({"figures": ["loss"]}, "figures: "),
+        ({"notes": [1]}, "notes.0: "),
+        ({"tables": {}}, "tables: "),
+        ({"tables": [{"caption": "c", "columns": ["a"], "rows": [[[1, 2]]]}]}, "tables.0.rows.0.0."),
+        ({"definitions": None}, "definitions: "),
+        ({"run": {"name": "lesson"}}, "no run.about, run.command, run.config, run.finished"),
+    ],
+)
+def test_a_record_of_another_shape_is_left_out(tmp_path, change, message):
+    leave(tmp_path / "good")
+    leave(tmp_path / "bad")
+    path = tmp_path / "bad/report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    lines = write_index(tmp_path)
+    assert lines[0].startswith(f"{path} is left out: {message}")
+    assert Page(tmp_path / "index.html").count("li") == 1
+    with pytest.warns(UserWarning, match=f"{path} is damaged: {message}"):
+        assert write_page(tmp_path / "bad", RUN) is None

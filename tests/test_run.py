@@ -195,6 +195,47 @@ def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, overrides, trac
     assert not list(tmp_path.rglob("point.json"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rates=[0]"], "rates must be positive"),
+        (["trace=csv"], "trace.path has no value: give it one"),
+        (["rates=[${most}]"], "rates[0]: Interpolation key 'most' not found"),
+        (["-m", "rates=[0]"], "rates must be positive"),
+        (["trace.num_requets=3"], "did you mean 'num_requests'?"),
+        (["-m", "trace.num_requets=3,4"], "unknown key 'num_requets' in trace; did you mean 'num_requests'?"),
+        (["engine.blok_size=8", "-m", "rates=[1],[2]"], "did you mean 'block_size'?"),
+        (["-m", "experiment=continuous_batching,kv_cache", "trace.num_requests=3"], "unknown key 'trace'"),
+        (["-m", "experiment=continuous_batching,kv_cach"], "did you mean 'kv_cache'?"),
+        (["experiment=continuous_batching,kv_cache"], "add --multirun"),
+        (["hydra/launcher=jobli"], "did you mean 'joblib'?"),
+        (["~arms.lop"], "'arms.lop' does not exist"),
+        (["rates={"], "rates={ cannot be read: "),
+        (["generate"], "'generate' is no override: key=value"),
+        (["experiment=kv_cache", "tracking=wandb"], "experiment=kv_cache has no use for tracking=wandb: leave it out"),
+        (["experiment=lora", "trace=sample"], "experiment=lora has no use for trace=sample: leave it out"),
+        (["model=null"], "model=null: there is no such model"),
+    ],
+)
+def test_an_error_is_one_line(cli, arguments, message):
+    code, output = cli(*arguments)
+    assert code == 1
+    assert output.startswith("error: ")
+    assert message in output
+    assert len(output.splitlines()) == 1
+
+
+def test_a_job_that_fails_does_not_stop_the_sweep(cli, smallest, tmp_path):
+    code, output = cli(*smallest, "-m", "rates=[50],[0],[60]")
+    assert code == 1
+    [error] = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "not 0 (python run.py " in error
+    assert "'rates=[0]'" in error
+    folder = tmp_path / "outputs" / "continuous_batching"
+    assert sorted(pd.read_csv(folder / "points.csv")["rate"]) == [50.0, 50.0, 60.0, 60.0]
+    assert (folder / "report.html").exists()
+
+
 def test_help_lists_studies_and_overrides(cli):
     code, output = cli("--help")
     assert code == 0
@@ -227,6 +268,8 @@ def test_full_errors_on_request(cli, smallest, monkeypatch):
     with pytest.raises(InstantiationException) as raised:
         cli(*smallest, "rates=[0]")
     assert "rates must be positive" in str(raised.value.__cause__)
+    with pytest.raises(ValueError, match="unknown key 'num_requets'"):
+        cli(*smallest, "trace.num_requets=3")
 
 
 def test_requests_beyond_the_context_are_dropped_and_counted(cli, smallest, tmp_path):

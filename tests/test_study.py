@@ -242,8 +242,19 @@ def test_figures_take_any_number_of_arms(study):
     assert line.get_ydata().tolist() == pytest.approx(shown.tolist())
 
 
+MISSHAPEN = {
+    "no metrics": {"metrics": {}},
+    "null metrics": {"metrics": None},
+    "null trace": {"trace": None},
+    "empty trace": {"trace": {}},
+    "null engine": {"engine": None},
+    "a seed that is text": {"seed": "0"},
+    "an arm that is a list": {"arm": ["only"]},
+}
+
+
 @pytest.mark.parametrize(
-    "damage", ["truncated", "foreign", "without requests", "empty steps", "cut requests", "no metrics", "null metrics"]
+    "damage", ["truncated", "foreign", "list", "without requests", "empty steps", "cut requests", *MISSHAPEN]
 )
 def test_a_damaged_point_is_computed_again(study, damage):
     result = study({"only": {}}, [1.0])
@@ -254,12 +265,12 @@ def test_a_damaged_point_is_computed_again(study, damage):
         (folder / "steps.parquet").write_bytes(b"")
     elif damage == "cut requests":
         (folder / "requests.parquet").write_bytes((folder / "requests.parquet").read_bytes()[:-100])
-    elif damage.endswith("metrics"):
+    elif damage in MISSHAPEN:
         record = json.loads((folder / "point.json").read_text())
-        (folder / "point.json").write_text(json.dumps(record | {"metrics": {} if damage == "no metrics" else None}))
+        (folder / "point.json").write_text(json.dumps(record | MISSHAPEN[damage]))
     else:
-        (folder / "point.json").write_text("{" if damage == "truncated" else "{}")
-    with pytest.warns(UserWarning, match="is no finished point"):
+        (folder / "point.json").write_text({"truncated": "{", "foreign": "{}", "list": "[]"}[damage])
+    with pytest.warns(UserWarning, match=f"{folder.name} is no finished point"):
         assert study({"only": {}}, [2.0]).table()["rate"].tolist() == [2.0]  # it stops no other
     with pytest.warns(UserWarning, match="is no finished point"):
         assert len(study({"only": {}}, [1.0]).table()) == 2

@@ -34,6 +34,10 @@ class Placement:
         self._ahead: dict[int, str] = {}  # loads that the last step does not need
         self._stream = None if pool is None or not pool.slab.is_cuda else torch.cuda.Stream(pool.slab.device)
 
+    def names(self, num_adapters: int) -> list[str]:
+        """Ids of so many adapters that there are; ValueError for fewer, and none at all without a pool."""
+        return [] if self.pool is None else self.pool.source.names(num_adapters)
+
     def refused(self, requests: Iterable[Request]) -> dict[str, str]:
         """Adapter id → why it cannot be served, of those that the requests name; each is looked at once."""
         if self.pool is None:

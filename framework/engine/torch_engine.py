@@ -36,8 +36,7 @@ from framework.kernels.gpu_attention import is_supported
 from framework.lora.pool import pool_of
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
-
-MAX_THREADS = 1024  # PyTorch hangs or crashes with many thousands
+from framework.threads import check_threads
 
 
 class TorchEngine:
@@ -87,8 +86,7 @@ class TorchEngine:
             raise ValueError(f"engine.kv_dtype={kv_dtype} needs a KV cache, and use_cache=false keeps none")
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed {seed} must be at least 0 and below 2**63")
-        if num_threads is not None and not 1 <= num_threads <= MAX_THREADS:
-            raise ValueError(f"engine.num_threads {num_threads} must be from 1 to {MAX_THREADS}")
+        check_threads("engine.num_threads", num_threads)
         norm = model.norm.weight  # of the activations' dtype, whatever the quantization
         self.model, self.device, self.dtype = model, norm.device, norm.dtype
         self.kv_dtype = self.dtype if kv_dtype is None else torch.int8

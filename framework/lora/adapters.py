@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,9 @@ NUM_OFFSETS = 2**22  # places in the noise where a random adapter may begin
 class AdapterSource(Protocol):
     """Where adapters come from, by their id."""
 
+    def names(self, num_adapters: int) -> list[str]:
+        """The ids of its first `num_adapters` adapters; ValueError if it has fewer."""
+
     def check(self, adapter_id: str, layout: Layout) -> int:
         """The adapter's rank; ValueError naming the adapter if it cannot be loaded."""
 
@@ -55,8 +59,16 @@ class SavedAdapters:
         if not self.path.is_dir():
             raise ValueError(f"adapters.path={path!r} is no folder, neither from here nor in the repository")
 
+    def names(self, num_adapters: int) -> list[str]:
+        """In the order of their names, where adapter-2 comes before adapter-10."""
+        found = sorted((file.parent.name for file in self.path.glob(f"*/{CONFIG_FILE}")), key=_in_counting_order)
+        if len(found) < num_adapters:
+            there = f": {', '.join(found)}" if found else ""
+            raise ValueError(f"{num_adapters} adapters are asked for, and {self.path} has {len(found)}{there}")
+        return found[:num_adapters]
+
     def check(self, adapter_id: str, layout: Layout) -> int:
-        """Reads the config and the file's header, not its numbers."""
+        """Reads the file once: an infinite number would be seen only in the tokens."""
         return check_adapter(self._folder(adapter_id), layout)
 
     def load(self, adapter_id: str, layout: Layout, dtype: torch.dtype) -> Tensor:
@@ -80,6 +92,9 @@ class RandomAdapters:
             raise ValueError(f"ranks {ranks} must be whole numbers of at least 1")
         self.ranks, self.seed = ranks, seed
         self._noise: dict[tuple[int, torch.dtype], Tensor] = {}  # (width, dtype) → the pool
+
+    def names(self, num_adapters: int) -> list[str]:
+        return [f"adapter-{index}" for index in range(num_adapters)]
 
     def check(self, adapter_id: str, layout: Layout) -> int:
         return self.ranks[self._hash(adapter_id) % len(self.ranks)]
@@ -110,16 +125,21 @@ def check_adapter(folder: Path, layout: Layout) -> int:
     """The rank of the adapter in `folder`.
 
     Raises ValueError naming the adapter (the folder's name) for an option that is not implemented, a file that is
-    missing or broken, a layer that `layout` does not have, another shape than the model's, or another base model.
+    missing or broken, a layer that `layout` does not have, another shape than the model's, a number that is NaN or
+    infinite, or another base model.
     """
     rank, _ = read_config(folder, layout.checkpoint)
     with _opened(folder) as file:
-        _check_tensors(folder.name, {name: file.get_slice(name).get_shape() for name in file.keys()}, rank, layout)  # noqa: SIM118
+        names = list(file.keys())
+        _check_tensors(folder.name, {name: file.get_slice(name).get_shape() for name in names}, rank, layout)
+        for name in names:
+            if not file.get_tensor(name).float().isfinite().all():
+                raise ValueError(f"adapter {folder.name!r}: {name!r} has values that are NaN or infinite")
     return rank
 
 
 def load_adapter(folder: Path, layout: Layout, dtype: torch.dtype) -> Tensor:
-    """(rank, width) of `dtype`, zero where the adapter changes nothing; errors as check_adapter."""
+    """(rank, width) of `dtype`, zero where the adapter changes nothing; errors as check_adapter, bar NaN."""
     rank, scaling = read_config(folder, layout.checkpoint)
     rows = torch.zeros(rank, layout.width, dtype=dtype)
     parts = layout.parts(rows)
@@ -185,7 +205,7 @@ def read_config(folder: Path, checkpoint: str | None) -> tuple[int, float]:
         )
     check_base(folder.name, str(config.get("base_model_name_or_path") or ""), checkpoint)
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ValueError(f"adapter {folder.name!r}: r={rank!r} and lora_alpha={alpha!r} are no rank and scaling")
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
@@ -194,6 +214,11 @@ def split_name(full_name: str, prefix: str) -> tuple[str, str]:
     """The layer that a tensor of the file belongs to, and "A" or "B"; the name as it is where it is neither."""
     name, _, kind = full_name.removeprefix(PEFT_PREFIX).removeprefix(prefix).rpartition(".lora_")
     return (name, kind[0]) if kind in ("A.weight", "B.weight") else (full_name, "")
+
+
+def _in_counting_order(name: str) -> list[tuple[int, str]]:
+    """Digits are compared as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _opened(folder: Path) -> Any:

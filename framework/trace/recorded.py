@@ -39,7 +39,7 @@ def recorded(
     """
     if rescale not in ("stretch", "thin"):
         raise ValueError(f"rescale={rescale!r} is not one of 'stretch', 'thin'")
-    trace = reader(available(locate(path), url, sha256))
+    trace = reader(available(path, url, sha256))
     if window is not None:
         if len(window) != 2:
             raise ValueError(f"window={window!r} is not a pair [start, end] of seconds (null: open)")
@@ -58,13 +58,15 @@ def recorded(
     return transforms.restart(trace)
 
 
-def available(path: Path, url: str | None, sha256: str | None) -> Path:
-    """`path`, downloaded where it is missing; FileNotFoundError without a `url`, ValueError for another `sha256`."""
+def available(path: str | Path, url: str | None, sha256: str | None) -> Path:
+    """Where `path` is, downloaded if missing; FileNotFoundError without a `url`, ValueError for another `sha256`."""
+    place = locate(path)
     if url is None:
-        if not path.exists():
-            raise FileNotFoundError(f"no trace file at {path}, and none at that path from {Path.cwd()}: check `path`")
-    elif not path.exists():
-        download(url, path, sha256)
+        if not place.exists():
+            looked_at = dict.fromkeys([str(Path.cwd() / Path(path).expanduser()), str(place)])
+            raise FileNotFoundError(f"no trace file at {' or '.join(looked_at)}: check `path`")
+    elif not place.exists():
+        download(url, place, sha256)
     elif sha256 is not None:
-        check_sum(path, sha256)
-    return path
+        check_sum(place, sha256)
+    return place

@@ -19,7 +19,7 @@ ONLY_EAGER = ["~arms.fused", "~arms.compiled", "~arms.graphs", "~arms.overlap"]
 
 @pytest.fixture
 def small(smallest):
-    return [*(override for override in smallest if not override.startswith("tracking")), *SMALL]
+    return [*smallest, *SMALL]
 
 
 def test_speed_with_peers(cli, small, tmp_path):

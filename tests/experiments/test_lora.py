@@ -14,7 +14,7 @@ SIZES = ["batch_size=2", "context=16", "num_steps=2", "prompt_len=8", "ranks=[2,
 
 @pytest.fixture
 def small(smallest):
-    return [*(one for one in smallest if not one.startswith(("tracking", "trace"))), *SIZES, "device=cpu"]
+    return [*(one for one in smallest if not one.startswith("trace.")), *SIZES, "device=cpu"]
 
 
 @pytest.mark.parametrize("options", [[], ["lora=gathered", "lora.targets=[q_proj,down_proj]"]])
@@ -61,6 +61,12 @@ def test_ranks_are_one_or_more_numbers(cli, small, tmp_path, ranks):
     assert code == 1
     assert f"error: ranks must be one or more numbers from 1 on, not {ranks}" in output
     assert not (tmp_path / "outputs").exists()
+
+
+def test_saved_adapters_have_the_ranks_that_they_have(cli, small):
+    code, output = cli("experiment=lora", *small, "adapters@lora.adapters=saved")
+    assert code == 1
+    assert "error: experiment=lora draws an adapter of each rank: it needs adapters@lora.adapters=random" in output
 
 
 @pytest.mark.parametrize("strategy", ["none", "merged"])

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from experiments.multi_lora import Sizes, measure_steps
 from framework.engine.torch_engine import TorchEngine
@@ -125,7 +126,7 @@ def test_a_bad_adapter_costs_its_own_requests_alone_and_is_told_before_anything_
     folder = tmp_path / "outputs/multi_lora"
     reasons = {"there is no adapter 'gone'": 2, "adapter 'large' has rank 16, more than lora.max_rank=8": 1}
     for reason in reasons:
-        assert output.index(f"loop: {reason}") < output.index("loop: no decode steps, 2 adapters fail: there is no")
+        assert output.index(f"loop: {reason}") < output.index("loop: no decode steps, 1 adapters fail: adapter 'large'")
     points = pd.read_csv(folder / "points.csv").set_index("arm")
     assert points["num_requests"].to_dict() == {"none": 6, "loop": 3}
     record = json.loads((folder / "points" / points["point"]["loop"] / "point.json").read_text())
@@ -136,6 +137,20 @@ def test_a_bad_adapter_costs_its_own_requests_alone_and_is_told_before_anything_
         assert f"{count} requests dropped: {told}" in output
         assert f"loop: {count} requests of each point were dropped: {told}" in page.text
     assert [row[0] for row in page.table("4 ÷ 1")] == ["none"]
+
+
+def test_requests_for_an_adapter_with_nan_are_dropped(cli, smallest, tmp_path):
+    options = saved_options(tmp_path, "good", "nan", "good")
+    save(tmp_path / "mine", "nan")
+    path = tmp_path / "mine/nan/adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, path)
+    code, output = cli("experiment=multi_lora", *smallest, *SMALL, *options, "batch_sizes=[]", "~arms.none")
+    assert code == 0, output
+    assert f"1 requests dropped: adapter 'nan': '{name}' has values that are NaN or infinite" in output
+    assert pd.read_csv(tmp_path / "outputs/multi_lora/points.csv")["num_completed"].tolist() == [2]
 
 
 def test_an_arm_of_which_no_request_is_left_fails_by_name(cli, smallest, tmp_path):
@@ -152,6 +167,19 @@ def test_no_step_that_can_be_measured_is_an_error(cli, smallest, tmp_path):
     code, output = cli("experiment=multi_lora", *smallest, *SMALL, *options, "~arms.none", "rates=[]")
     assert code == 1
     assert "no decode step could be measured" in output
+
+
+def test_steps_are_of_the_adapters_that_a_folder_has(cli, smallest, tmp_path):
+    options = [*saved_options(tmp_path, "good"), "~arms.none", "rates=[]"]
+    (tmp_path / "mine/large").rename(tmp_path / "other")
+    save(tmp_path / "mine", "better")
+    code, output = cli("experiment=multi_lora", *smallest, *SMALL, *options)
+    assert code == 0, output
+    steps = pd.read_csv(tmp_path / "outputs/multi_lora/steps.csv")
+    assert steps[["arm", "num_seqs", "num_adapters"]].to_numpy().tolist() == [["loop", 1, 1], ["loop", 4, 2]] * 2
+    code, output = cli("experiment=multi_lora", *smallest, *SMALL, *options, "num_adapters=3")
+    assert code == 1
+    assert "loop: no decode steps, 3 adapters are asked for, and mine has 2: better, good" in output
 
 
 def test_steps_alone(cli, smallest, tmp_path):
@@ -231,6 +259,7 @@ def test_bad_input_is_refused_before_anything_is_measured(cli, smallest, tmp_pat
 
 
 def test_more_adapters_than_slots_cannot_be_timed():
+    names = ["a", "b", "c"]
     with pytest.raises(ValueError, match=r"more adapters than lora.num_slots=2"):
-        measure_decode(make_engine(num_slots=2), 3, 16, 2, num_adapters=3)
-    assert measure_decode(TorchEngine(make_model("llama"), num_blocks=20), 3, 16, 2, num_adapters=3).device > 0
+        measure_decode(make_engine(num_slots=2), 3, 16, 2, names)
+    assert measure_decode(TorchEngine(make_model("llama"), num_blocks=20), 3, 16, 2, names).device > 0

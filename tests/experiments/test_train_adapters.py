@@ -83,7 +83,8 @@ def test_the_same_seed_gives_the_same_adapters(cli, text, tmp_path):
     ("override", "message"),
     [
         ("num_steps=0", "num_steps 0 must be at least 1"),
-        ("num_threads=0", "num_threads 0 must be at least 1"),
+        ("num_threads=0", "num_threads 0 must be from 1 to 1024"),
+        ("num_threads=100000", "num_threads 100000 must be from 1 to 1024"),
         ("rank=0", "rank 0 must be at least 1"),
         ("targets=[nose]", "lora.targets names ['nose']"),
         ("kinds=null", "kinds is None"),

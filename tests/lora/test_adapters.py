@@ -67,6 +67,19 @@ def test_random_adapters_depend_on_seed_and_id_alone():
     assert not torch.equal(other[:2], rows["adapter-7"][:2])
 
 
+def test_the_names_of_adapters(tmp_path):
+    for name in ("b", "adapter-10", "adapter-2", "7", "A"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").touch()
+    (tmp_path / "heldout").mkdir()
+    saved = SavedAdapters(path=str(tmp_path))
+    assert saved.names(5) == ["7", "A", "adapter-2", "adapter-10", "b"]
+    assert saved.names(2) == ["7", "A"]
+    with pytest.raises(ValueError, match=r"6 adapters are asked for, and .* has 5: 7, A, adapter-2, adapter-10, b"):
+        saved.names(6)
+    assert RandomAdapters(ranks=[1]).names(2) == ["adapter-0", "adapter-1"]
+
+
 def edit_config(folder, **changes):
     path = folder / "one/adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -92,6 +105,7 @@ def edit_tensors(folder, edit):
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base model's weights too"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3', not 'LORA'"),
         ({"r": 0}, "r=0 and lora_alpha=12.0 are no rank and scaling"),
+        ({"lora_alpha": float("nan")}, "r=6 and lora_alpha=nan are no rank and scaling"),
         ({"r": 5}, "belongs to another base model: .* with rank 5 this model needs"),
     ],
 )
@@ -155,6 +169,17 @@ def test_tensors_that_do_not_fit(saved, edit, message):
     name = f"base_model.model.{layout.prefix}{next(iter(layout.parts(rows)))}"
     edit_tensors(folder, lambda tensors: edit(tensors, name))
     with pytest.raises(ValueError, match=f"adapter 'one' {message}"):
+        SavedAdapters(path=str(folder)).check("one", layout)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_number_that_is_none_or_infinite_names_its_tensor(saved, value, dtype):
+    layout, folder, rows = saved
+    name = f"base_model.model.{layout.prefix}{list(layout.parts(rows))[-1]}.lora_B.weight"
+    edit_tensors(folder, lambda tensors: tensors[name][-1:, -1:].fill_(value))
+    edit_tensors(folder, lambda tensors: tensors.update({key: one.to(dtype) for key, one in tensors.items()}))
+    with pytest.raises(ValueError, match=f"adapter 'one': '{name}' has values that are NaN or infinite"):
         SavedAdapters(path=str(folder)).check("one", layout)
 
 

@@ -75,8 +75,13 @@ def test_a_relative_path_is_looked_for_here_then_in_the_repository(
     (tmp_path / SAMPLE).touch()
     assert locate(SAMPLE) == Path(SAMPLE)
     assert locate(tmp_path / "absent.csv") == tmp_path / "absent.csv"
-    with pytest.raises(FileNotFoundError, match=f"no trace file at {ROOT}/absent.csv, and none .* from {tmp_path}"):
+    both = f"no trace file at {tmp_path}/absent.csv or {ROOT}/absent.csv: check"
+    with pytest.raises(FileNotFoundError, match=both):
         recorded(reader=read_table, path="absent.csv")
+    monkeypatch.chdir(ROOT)
+    for path in ("absent.csv", f"{ROOT}/absent.csv"):
+        with pytest.raises(FileNotFoundError, match=f"no trace file at {ROOT}/absent.csv: check"):
+            recorded(reader=read_table, path=path)
 
 
 def test_a_missing_file_is_downloaded_once(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""What the JSON files of a study hold where they are read again: others are damaged, or something else's."""
+
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+Number = float | None
+Interval = Annotated[list[Number], Field(min_length=3, max_length=3)]  # value, low, high
+
+
+class Replayed(TypedDict):
+    num_requests: int
+    dropped: dict[str, int]
+    offered_rate: Number
+
+
+class Served(TypedDict):
+    num_adapter_slots: int
+    num_adapter_bytes: int
+    num_cache_bytes: int
+
+
+class PointRecord(TypedDict):
+    """`point.json`, as far as it is read again."""
+
+    arm: str
+    rate: Number
+    seed: int
+    arm_digest: str
+    slo: dict[str, float]
+    metrics: dict[str, Number]
+    trace: Replayed
+    engine: Served
+
+
+class Surroundings(TypedDict):
+    device: str
+    packages: dict[str, str | None]
+
+
+class Table(TypedDict):
+    caption: str
+    columns: list[str]
+    rows: list[list[str | bool | Number | Interval]]
+
+
+class Run(TypedDict):
+    name: str
+    about: str
+    command: str
+    config: str
+    finished: str
+
+
+class PageRecord(TypedDict):
+    """`report.json`; `run` comes with the page, when the study has ended."""
+
+    title: str
+    environment: Surroundings
+    figures: dict[str, str]
+    tables: list[Table]
+    notes: list[str]
+    definitions: dict[str, str]
+    run: NotRequired[Run]
+
+
+POINT_RECORD, PAGE_RECORD = TypeAdapter(PointRecord), TypeAdapter(PageRecord)
+
+
+def check_record(shape: TypeAdapter[Any], record: Any) -> None:
+    """ValueError naming what `record` lacks, or what in it is of another type than in `shape`."""
+    try:
+        shape.validate_python(record, strict=True)
+    except ValidationError as error:
+        problems = error.errors()
+        missing = [place(problem["loc"]) for problem in problems if problem["type"] == "missing"]
+        if missing:
+            raise ValueError(f"no {', '.join(missing)}") from None
+        raise ValueError(f"{place(problems[0]['loc'])}: {problems[0]['msg'].lower()}") from None
+
+
+def place(parts: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, parts)) or "the whole"
