@@ -3,14 +3,17 @@
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from framework.core import Batch
-from framework.engine import decoder, in_flight, torch_engine, warm_up
+from framework.engine import decoder, in_flight, prompt_steps, torch_engine, warm_up
 from framework.engine.compilation import configure_model
 from framework.engine.decoder import batch_sizes
+from framework.engine.inputs import StepInputs
 from framework.engine.torch_engine import TorchEngine
+from framework.kernels.gpu_attention import flash_inputs
 from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
@@ -131,6 +134,37 @@ def test_rows_that_are_nobodys_change_no_token(pretend, monkeypatch, name, sizes
     sequences, _ = replay(requests, SCHEDULERS[name](engine.num_blocks, engine.block_size), engine)
     assert [sequence.output_token_ids for sequence in sequences] == expected(requests)
     assert replayed == sizes
+
+
+@pytest.mark.parametrize(
+    ("query_lens", "context_lens", "size"),
+    [
+        ([5], [5], 16),
+        ([16], [16], 16),
+        ([9, 8], [9, 8], 32),
+        ([64], [64], 64),
+        ([65], [65], None),  # more rows than are captured
+        ([2] * 7, [2] * 7, 16),  # seven prompts and the spare rows
+        ([2] * 8, [2] * 8, None),  # one segment too many
+        ([8], [20], None),  # a chunk behind others
+    ],
+)
+def test_which_prompts_are_replayed(query_lens, context_lens, size):
+    lens = (np.array(query_lens), np.array(context_lens), np.zeros(len(query_lens), dtype=np.int64))
+    rows = np.arange(sum(query_lens))
+    tables = np.arange(5 * len(query_lens)).reshape(-1, 5)
+    inputs = StepInputs(rows, rows, *lens, tables, np.ones(len(query_lens), dtype=bool), np.zeros_like(rows))
+    arrays, _ = flash_inputs(*lens, tables, 16)
+    assert prompt_steps.size_for(inputs, arrays, [16, 32, 64]) == size
+    if size is None:
+        return
+    padded, padded_arrays = prompt_steps.with_spare_rows(inputs, arrays, size)
+    assert len(padded.token_ids) == len(padded.positions) == len(padded.adapter_slots) == size
+    assert padded_arrays["slots"].tolist() == [*arrays["slots"].tolist(), *[-1] * (size - len(rows))]
+    starts = padded_arrays["query_starts"].tolist()
+    assert starts[: len(query_lens) + 1] == arrays["query_starts"].tolist()
+    assert set(starts[len(query_lens) + 1 :]) == {size}
+    assert len(starts) == prompt_steps.max_segments(size) + 1
 
 
 def test_a_seat_taken_away_is_brought_anew(pretend):
