@@ -9,6 +9,7 @@ import torch
 
 from framework.engine.compilation import configure_model
 from framework.engine.torch_engine import TorchEngine
+from framework.models.linear import SurroundedLinear
 from framework.quantization import fp8, int8_dynamic, int8_weight_only, none, torchao_int8, zero_point
 from framework.quantization.footprint import footprint
 from tests.engine.driver import generate, make_requests
@@ -138,15 +139,18 @@ def test_torchao_is_as_near_and_as_small(family):
     assert footprint(theirs)["weights"] <= footprint(own)["total"]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", SCHEMES)
-def test_which_rows_take_a_fused_kernel(name):
-    model = SCHEMES[name][0](make_model("llama"))
+def test_which_rows_take_a_fused_kernel(name, dtype):
+    model = SCHEMES[name][0](make_model("llama", dtype))
     configure_model(model, fused=True, compile=True)
     rows = {"none": 64, "int8_weight_only": 256, "int8_groups": 256, "int8_whole": 256, "int8_dynamic": 2**15}.get(
         name, 0
     )
-    assert {layer.o_proj.max_fused_rows for layer in model.layers} == {rows}
-    assert model.lm_head.max_fused_rows == {"int8_whole": 256, "zero_point": 0}.get(name, 128)
+    head_rows = {"int8_whole": 256, "zero_point": 0}.get(name, 128)
+    most = 1 if dtype == "float32" else 2**15
+    assert {layer.o_proj.max_fused_rows for layer in model.layers} == {min(rows, most)}
+    assert model.lm_head.max_fused_rows == min(head_rows, most)
 
 
 @pytest.mark.parametrize("name", ["int8_whole", "int8_groups"])
@@ -155,8 +159,10 @@ def test_fused_kernels_give_the_same_logits(name, family):
     pytest.importorskip("triton")
     model = SCHEMES[name][0](make_model(family))
     plain = logits(model, TOKENS)
-    configure_model(model, fused=True, compile=False)
+    for linear in [module for module in model.modules() if isinstance(module, SurroundedLinear)]:
+        linear.max_fused_rows = linear.fused_rows  # an engine fuses one row in float32
     torch.testing.assert_close(logits(model, TOKENS), plain, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(logits(model, TOKENS), plain)
 
 
 @pytest.mark.gpu
