@@ -80,11 +80,11 @@ class PromptSteps:
         """
         if not self.has_flash or self.sizes:
             return
-        self.sizes = list(SIZES[: bisect_left(SIZES, max_tokens) + 1])
+        sizes = list(SIZES[: bisect_left(SIZES, max_tokens) + 1])
         self._read["slots"].fill_(-1)
         pool = torch.cuda.graph_pool_handle()
-        for index, size in enumerate(reversed(self.sizes)):  # the largest first: the others reuse its memory
-            on_progress(f"prompts, size {index + 1} of {len(self.sizes)}")
+        for index, size in enumerate(reversed(sizes)):  # the largest first: the others reuse its memory
+            on_progress(f"prompts, size {index + 1} of {len(sizes)}")
             self._read["query_starts"].fill_(size)[0] = 0
             tables = self.adapters.tables(np.zeros(size, dtype=np.int64))
             self.adapters.set_step(upload(self.device, tables), tables)
@@ -94,6 +94,7 @@ class PromptSteps:
             with torch.cuda.graph(graph, pool=pool):
                 hidden = self._forward(size)
             self._graphs[size] = graph, hidden
+        self.sizes = sizes  # only now: a capture that fails, such as for lack of memory, is tried again
 
     def _replay(self, size: int, sent: dict[str, Tensor]) -> Tensor:
         self._write(sent)

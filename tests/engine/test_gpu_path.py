@@ -167,6 +167,19 @@ def test_which_prompts_are_replayed(query_lens, context_lens, size):
     assert len(starts) == prompt_steps.max_segments(size) + 1
 
 
+def test_a_capture_that_fails_is_tried_again(pretend, monkeypatch):
+    def forward(size):
+        raise torch.OutOfMemoryError
+
+    steps = pretend()._prompt_steps
+    steps.has_flash = True
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(steps, "_forward", forward)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            steps.capture(64, lambda message: None)
+
+
 def test_a_seat_taken_away_is_brought_anew(pretend):
     """Two seats per running sequence: with 4 requests in batches of 1, everyone's seat is taken again and again."""
     requests = make_requests(PROMPT_LENS, [3] * 4)
