@@ -19,7 +19,7 @@ from framework.lora.merged import merge_adapter
 from framework.lora.pool import serve_adapters
 from framework.lora.segmented import Segmented
 from framework.metrics import request_table, step_table
-from framework.quantization import int8_dynamic, int8_weight_only
+from framework.quantization import fp8, int8_dynamic, int8_weight_only, zero_point
 from framework.quantization.footprint import footprint
 from framework.replay import replay
 from framework.scheduler.adapter_slots import AdapterSlots
@@ -30,7 +30,13 @@ from tests.lora.served import LargeAdapters, make_engine, outputs
 from tests.quantization.models import CONFIGS, make_model
 
 NAMES = [None, "a", "b", "c", "d", "e"]
-QUANTIZED = {"int8": int8_weight_only.quantize, "int8_dynamic": int8_dynamic.quantize}
+QUANTIZED = {
+    "int8": int8_weight_only.quantize,
+    "int8_groups": partial(int8_weight_only.quantize, group_size=32, embeddings=True, head=True),
+    "int8_dynamic": int8_dynamic.quantize,
+    "fp8": fp8.quantize,
+    "zero_point": zero_point.quantize,
+}
 SCHEDULERS = {
     "static": partial(StaticScheduler, max_num_seqs=3, max_wait=0.0),
     "continuous": partial(ContinuousScheduler, max_num_seqs=4),
@@ -86,13 +92,18 @@ def test_tokens_do_not_depend_on_the_schedule(scheduler):
     assert all(sequence.adapter_slot == 0 for sequence in sequences)
 
 
-@pytest.mark.parametrize("strategy", [Gathered, Segmented])
-@pytest.mark.parametrize("quantization", ["int8", "int8_dynamic"])
-def test_on_quantized_weights_as_the_loop(quantization, strategy):
-    requests, _ = alone("llama")
-    engines = [make_engine(strategy=one, quantize=QUANTIZED[quantization]) for one in (Loop, strategy)]
-    loop, other = (outputs(engine, requests)[0] for engine in engines)
-    assert other == loop
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("quantization", QUANTIZED)
+def test_on_quantized_weights_as_the_loop(quantization, family, kv_dtype):
+    requests, unquantized = alone(family)
+    loop, *others = (
+        outputs(make_engine(family, strategy, quantize=QUANTIZED[quantization], kv_dtype=kv_dtype), requests)[0]
+        for strategy in (Loop, Gathered, Segmented)
+    )
+    assert others == [loop, loop]
+    same = sum(one == other for pair in zip(loop, unquantized, strict=True) for one, other in zip(*pair, strict=True))
+    assert same > 0.3 * sum(map(len, loop))  # the adapters are still there
 
 
 @settings(max_examples=8, deadline=None)
