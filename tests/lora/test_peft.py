@@ -5,15 +5,19 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from framework.core import Batch, Request
 from framework.engine.torch_engine import TorchEngine
-from framework.lora.adapters import SavedAdapters
+from framework.lora.adapters import RandomAdapters, SavedAdapters, save_adapter
+from framework.lora.attached import attached
 from framework.lora.gathered import Gathered
+from framework.lora.layout import make_layout
 from framework.lora.loop import Loop
 from framework.lora.merged import merge_adapter
 from framework.lora.pool import serve_adapters
 from framework.lora.segmented import Segmented
+from framework.perplexity import window_logits
 from tests.engine.driver import seat
 from tests.engine.test_torch_engine import load
 from tests.models.checkpoints import make_hf_model
@@ -99,3 +103,19 @@ def test_merged(saved):
     logits = engine_logits(model, [None] * len(ROWS), 5)
     torch.testing.assert_close(logits, expected[:, 4:], rtol=1e-4, atol=1e-4)
     assert (logits - mixed[:, 4:]).abs().max() > 0.1
+
+
+def test_peft_reads_what_is_saved(saved, tmp_path):
+    """Of GPT-2 too, whose Conv1D layers keep (in, out)."""
+    model = load(saved[0] / "base")
+    layout = make_layout(model, None)
+    rows = RandomAdapters(ranks=[6]).load("mine", layout, torch.float32)
+    save_adapter(tmp_path / "mine", rows, layout, alpha=9.0)
+    base = AutoModelForCausalLM.from_pretrained(saved[0] / "base", dtype=torch.float32)
+    prompt = torch.from_numpy(PROMPT[:2])
+    with torch.no_grad():
+        plain = base(prompt).logits
+        theirs = peft.PeftModel.from_pretrained(base, tmp_path / "mine").eval()(prompt).logits
+        with attached(layout, rows):
+            torch.testing.assert_close(window_logits(model, prompt), theirs, rtol=1e-4, atol=1e-4)
+    assert (theirs - plain).abs().max() > 1e-2
