@@ -125,15 +125,20 @@ def check_adapter(folder: Path, layout: Layout) -> int:
     """The rank of the adapter in `folder`.
 
     Raises ValueError naming the adapter (the folder's name) for an option that is not implemented, a file that is
-    missing or broken, a layer that `layout` does not have, another shape than the model's, a number that is NaN or
-    infinite, or another base model.
+    missing or broken, a layer that `layout` does not have, another shape than the model's, a number that is an integer,
+    NaN or infinite, or another base model.
     """
     rank, _ = read_config(folder, layout.checkpoint)
     with _opened(folder) as file:
         names = list(file.keys())
         _check_tensors(folder.name, {name: file.get_slice(name).get_shape() for name in names}, rank, layout)
         for name in names:
-            if not file.get_tensor(name).float().isfinite().all():
+            tensor = file.get_tensor(name)
+            if not tensor.is_floating_point():
+                raise ValueError(
+                    f"adapter {folder.name!r}: {name!r} is of {tensor.dtype}, not of floating-point numbers"
+                )
+            if not tensor.float().isfinite().all():
                 raise ValueError(f"adapter {folder.name!r}: {name!r} has values that are NaN or infinite")
     return rank
 

@@ -183,6 +183,13 @@ def test_a_number_that_is_none_or_infinite_names_its_tensor(saved, value, dtype)
         SavedAdapters(path=str(folder)).check("one", layout)
 
 
+def test_whole_numbers_are_no_weights(saved):
+    layout, folder, _ = saved
+    edit_tensors(folder, lambda tensors: tensors.update({key: one.to(torch.int8) for key, one in tensors.items()}))
+    with pytest.raises(ValueError, match=r"adapter 'one': .* is of torch.int8, not of floating-point numbers"):
+        SavedAdapters(path=str(folder)).check("one", layout)
+
+
 def test_an_adapter_of_another_model_or_other_targets(saved):
     layout, folder, _ = saved
     family = "gpt2" if layout.prefix == "transformer." else "llama"
