@@ -50,11 +50,11 @@ class TorchEngine:
     in the whole process (None: one per core); more than one makes times unsteady where cores are shared.
 
     For a GPU: `fused` takes linear layers of few rows with their norm, activation and residual in one Triton kernel,
-    `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps, and prompts of up
-    to 2,048 tokens, from captured graphs, `overlap` launches a step before the tokens of the one before are on the host
-    (None: on, where the model is on a GPU). Models whose head_dim is not 16 (with int8 keys neither), 32, 64 or 128
-    take plain attention, without graphs; prompts in float32 do too. A model serves one engine at a time: the last one
-    built, or the last one whose `begin` was called.
+    `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps, and steps of up to
+    2,048 tokens of whole prompts, from captured graphs, `overlap` launches a step before the tokens of the one before
+    are on the host (None: on, where the model is on a GPU). Models whose head_dim is not 16 (with int8 keys neither),
+    32, 64 or 128 take plain attention, without graphs; prompts in float32 do too. A model serves one engine at a time:
+    the last one built, or the last one whose `begin` was called.
     """
 
     def __init__(

@@ -17,9 +17,9 @@ Norm = nn.RMSNorm | nn.LayerNorm
 class SurroundedLinear(nn.Module):
     """What linear layers share, however they keep their weights; `compute` is each one's own.
 
-    Calls of up to `max_fused_rows` rows take a fused kernel: none do until an engine sets it to `fused_rows`, or in the
-    vocabulary head to `fused_head_rows`, up to which that kernel is the fastest. `lora` gives what adapters add to the
-    product: (rows, in_features), normed → (rows, out_features of the weight).
+    Calls of up to `max_fused_rows` rows take a fused kernel: none do until an engine sets it, at most to `fused_rows`
+    or in the vocabulary head to `fused_head_rows`, up to which that kernel is the fastest in half precision. `lora`
+    gives what adapters add to the product: (rows, in_features), normed → (rows, out_features of the weight).
     """
 
     in_features: int
