@@ -120,10 +120,10 @@ def max_segments(size: int) -> int:
 
 def size_for(inputs: StepInputs, flash_arrays: dict[str, IntArray], sizes: list[int]) -> int | None:
     """The smallest size that holds the step; None if it has too many rows or prompts, or reads what is cached."""
-    index = bisect_left(sizes, len(inputs.token_ids))
-    if index == len(sizes) or "read_slots" in flash_arrays:
+    if "read_slots" in flash_arrays:
         return None
-    return sizes[index] if len(flash_arrays["query_starts"]) <= max_segments(sizes[index]) else None
+    num_rows, num_segments = len(inputs.token_ids), len(flash_arrays["query_starts"])  # with the spare rows
+    return next((size for size in sizes if num_rows <= size and num_segments <= max_segments(size)), None)
 
 
 def with_spare_rows(

@@ -143,19 +143,21 @@ def test_rows_that_are_nobodys_change_no_token(pretend, monkeypatch, name, sizes
         ([16], [16], 16),
         ([9, 8], [9, 8], 32),
         ([64], [64], 64),
-        ([65], [65], None),  # more rows than are captured
+        ([129], [129], None),  # more rows than are captured
         ([2] * 7, [2] * 7, 16),  # seven prompts and the spare rows
-        ([2] * 8, [2] * 8, None),  # one segment too many
+        ([2] * 8, [2] * 8, 128),  # one segment too many for fewer rows
+        ([2] * 15, [2] * 15, 128),
+        ([2] * 16, [2] * 16, None),
         ([8], [20], None),  # a chunk behind others
     ],
 )
 def test_which_prompts_are_replayed(query_lens, context_lens, size):
     lens = (np.array(query_lens), np.array(context_lens), np.zeros(len(query_lens), dtype=np.int64))
     rows = np.arange(sum(query_lens))
-    tables = np.arange(5 * len(query_lens)).reshape(-1, 5)
+    tables = np.arange(9 * len(query_lens)).reshape(-1, 9)
     inputs = StepInputs(rows, rows, *lens, tables, np.ones(len(query_lens), dtype=bool), np.zeros_like(rows))
     arrays, _ = flash_inputs(*lens, tables, 16)
-    assert prompt_steps.size_for(inputs, arrays, [16, 32, 64]) == size
+    assert prompt_steps.size_for(inputs, arrays, [16, 32, 64, 128]) == size
     if size is None:
         return
     padded, padded_arrays = prompt_steps.with_spare_rows(inputs, arrays, size)
