@@ -34,8 +34,8 @@ def quantize(model: Llama | GPT2, *, weight_only_rows: int = 16) -> Llama | GPT2
     """Quantize the linear layers of the blocks in place; embeddings and head stay.
 
     A step of up to `weight_only_rows` tokens is computed as int8_weight_only does, on every device: it reads the same
-    bytes, with less error and, on a GPU, faster. 0: activations are always int8. Raises ValueError naming the
-    parameter for NaN or infinite weights.
+    bytes, with less error and, on a GPU, faster. (Those of a CUDA graph are all its rows: a prompt has at least 16.)
+    0: activations are always int8. Raises ValueError naming the parameter for NaN or infinite weights.
     """
     if weight_only_rows < 0:
         raise ValueError(f"weight_only_rows {weight_only_rows} must not be negative")
