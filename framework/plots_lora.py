@@ -99,5 +99,6 @@ def lines_by_arm(values: pd.DataFrame, x_label: str, labels: dict[str, str], tit
             else:
                 axes.set_ylim(bottom=0)
         lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
-        figure.legend(handles=lines.values(), loc="outside upper center", ncols=4, title=title, title_fontsize=8)
+        ncols = 4 if len(metrics) > 2 else 3
+        figure.legend(handles=lines.values(), loc="outside upper center", ncols=ncols, title=title, title_fontsize=8)
         return figure
