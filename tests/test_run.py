@@ -214,6 +214,7 @@ def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, overrides, trac
         (["generate"], "'generate' is no override: key=value"),
         (["experiment=kv_cache", "tracking=wandb"], "experiment=kv_cache has no use for tracking=wandb: leave it out"),
         (["experiment=lora", "trace=sample"], "experiment=lora has no use for trace=sample: leave it out"),
+        (["preset=slora", "preset=punica"], "preset=slora preset=punica: a study takes one preset"),
         (["model=null"], "model=null: there is no such model"),
     ],
 )
