@@ -201,11 +201,12 @@ def mark_saturation(axes: Axes, rows: pd.DataFrame, x: pd.Series, y: pd.Series, 
 
 
 def add_legend(axes: Axes, ring: bool) -> None:
+    """Above the axes of a narrow figure: inside there is no corner that is free of curves for sure."""
     handles, labels = axes.get_legend_handles_labels()
     if ring:
         handles += axes.plot([], [], "o", markersize=8, markerfacecolor="none", markeredgecolor="#555555")
         labels += ["last rate below saturation"]
-    axes.legend(handles, labels)
+    axes.get_figure().legend(handles, labels, loc="outside upper center", ncols=2)
 
 
 def label_rates(axes: Axes, rates: pd.Series) -> None:

@@ -10,6 +10,7 @@ from threading import Thread
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from framework.arms import point_order, resolve_arms
 from framework.core import StudyError
@@ -233,7 +234,11 @@ def test_figures_take_any_number_of_arms(study):
     arms = {f"arm{index}": {"scheduler": {"max_num_seqs": index + 1}} for index in range(12)}
     result = study(arms, [1.0, 100.0])
     summary, rates = aggregate(result.table()), saturation(result.table())
-    assert len(throughput_latency(summary).axes) == 1
+    figure = throughput_latency(summary)
+    FigureCanvasAgg(figure).draw()
+    [axes], [legend] = figure.axes, figure.legends
+    assert legend.get_window_extent().y0 > axes.get_window_extent().y1  # no curve runs through it
+    assert axes.get_window_extent().height > figure.bbox.height / 3
     curves = latency_rate(summary, rates).axes[0].containers
     assert len(curves) == 12
     line = curves[0].lines[0]
