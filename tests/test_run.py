@@ -35,6 +35,9 @@ def test_the_default_study_is_multi_lora(cli):
     code, output = cli("--cfg", "job")
     assert code == 0
     assert "_target_: experiments.multi_lora.run" in output
+    code, output = cli("--cfg", "job", "--package", "model")  # a group's name, which chooses none
+    assert code == 0, output
+    assert "_target_: framework.models." in output
     assert run_module.expand_preset(["preset=turns"]) == ["experiment=multi_lora/turns"]
 
 
