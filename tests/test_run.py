@@ -125,6 +125,7 @@ def test_the_course_preset_prints_the_lessons_ratio(cli, smallest, tmp_path):
     code, output = cli("preset=course", *kept, "seeds=[0]")
     assert code == 0, output
     assert "reported: 3.4×" in output
+    assert output.count(" req/s (middle 80% of completions)") == 2  # not those that the table counts as done
     assert "reported: 3.4×" in Page(tmp_path / "outputs/continuous_batching/course/report.html").text
     folder = tmp_path / "outputs/continuous_batching/course"
     table = pd.read_csv(folder / "points.csv")
