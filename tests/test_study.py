@@ -22,7 +22,7 @@ from framework.points import Point, arm_digest, write_point
 from framework.quantization.none import quantize
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
-from framework.study import run_study
+from framework.study import run_study, table_saved_at_end
 from framework.trace.arrivals import poisson
 from framework.trace.files import read_table
 from framework.trace.lengths import fixed, independent
@@ -81,6 +81,15 @@ def test_a_seed_is_served_by_all_arms_before_the_next_which_begins_with_the_mode
         *(("second", 1.0, 1), ("second", 2.0, 1)),
         *(("first", 1.0, 1), ("third", 1.0, 1), ("third", 2.0, 1), ("first", 2.0, 1)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("fresh", "message"), [(False, "the same command goes on"), (True, "the same command, without fresh=true, goes on")]
+)
+def test_an_interruption_says_which_command_goes_on(study, fresh, message):
+    finished = study({"only": {}}, [1.0])
+    with pytest.raises(KeyboardInterrupt, match=message), table_saved_at_end(finished, fresh):
+        raise KeyboardInterrupt
 
 
 def test_a_rate_is_the_same_point_however_it_is_written(study):
