@@ -44,7 +44,9 @@ def check_choices(arguments: list[str]) -> None:
     for argument in arguments:
         key, is_pair, value = argument.lstrip("+").partition("=")
         group = key.partition("@")[0]
-        if not is_pair or group not in known or not re.fullmatch(r"[\w./,-]*", value):  # Hydra has a grammar for more than names
+        if not is_pair or group not in known:
+            continue
+        if not re.fullmatch(r"[\w./,-]*", value):  # Hydra has a grammar for more than names
             continue
         for option in value.split(","):
             if option not in known[group]:
