@@ -203,7 +203,8 @@ def describe_composition(error: HydraException | OmegaConfBaseException) -> str:
 def expand_preset(arguments: list[str]) -> list[str]:
     """`experiment=NAME preset=course` is short for `experiment=NAME/course`, a file beside the study's own.
 
-    Raises ValueError for several presets: one is not put on top of another.
+    Of a sweep's `experiment=kv_cache,batching preset=course` that is each study's. Raises ValueError for several
+    `preset=`: one is not put on top of another.
     """
     presets = [argument.partition("=")[2] for argument in arguments if argument.startswith("preset=")]
     experiments = [argument.partition("=")[2] for argument in arguments if argument.startswith("experiment=")]
@@ -212,7 +213,9 @@ def expand_preset(arguments: list[str]) -> list[str]:
     if len(presets) > 1:
         raise ValueError(f"preset={' preset='.join(presets)}: a study takes one preset")
     kept = [argument for argument in arguments if not argument.startswith(("preset=", "experiment="))]
-    return [f"experiment={(experiments or [DEFAULT_EXPERIMENT])[-1]}/{presets[-1]}", *kept]
+    studies = (experiments or [DEFAULT_EXPERIMENT])[-1].split(",")
+    files = [f"{study}/{preset}" for study in studies for preset in presets[0].split(",")]
+    return [f"experiment={','.join(files)}", *kept]
 
 
 def stop(signal_number: int, frame: Any) -> None:

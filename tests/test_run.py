@@ -41,6 +41,12 @@ def test_the_default_study_is_multi_lora(cli):
     assert run_module.expand_preset(["preset=turns"]) == ["experiment=multi_lora/turns"]
 
 
+def test_a_sweep_takes_the_presets_of_each_study():
+    sweep = ["-m", "experiment=kv_cache,batching", "preset=course"]
+    assert run_module.expand_preset(sweep) == ["experiment=kv_cache/course,batching/course", "-m"]
+    assert run_module.expand_preset(["preset=slora,punica"]) == ["experiment=multi_lora/slora,multi_lora/punica"]
+
+
 def test_a_study_writes_points_tables_and_figures(cli, smallest, tmp_path):
     code, output = cli(*smallest, "rates=[50,2000]", "seeds=[0,1]")
     assert code == 0, output
