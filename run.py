@@ -119,13 +119,14 @@ def describe_error(error: BaseException) -> str:
 
 def prepare(arguments: list[str]) -> list[str]:
     """The command line as Hydra takes it; ends the process for --help and for what cannot be composed."""
-    arguments = sorted(expand_preset(arguments), key=lambda argument: argument not in SWEEP)  # -m may stand anywhere
     if {"-sc", "--shell-completion"} & set(arguments):
         return arguments
     if "--help" in arguments or "-h" in arguments:
         print(help_text(DEFAULT_EXPERIMENT))
         sys.exit()
     try:
+        arguments = expand_preset(arguments)
+        arguments = sorted(arguments, key=lambda argument: argument not in SWEEP)  # -m may stand anywhere
         check_choices(arguments)
         check_overrides(arguments)
     except ValueError as error:
@@ -200,13 +201,21 @@ def describe_composition(error: HydraException | OmegaConfBaseException) -> str:
 
 
 def expand_preset(arguments: list[str]) -> list[str]:
-    """`experiment=NAME preset=course` is short for `experiment=NAME/course`, a file beside the study's own."""
+    """`experiment=NAME preset=course` is short for `experiment=NAME/course`, a file beside the study's own.
+
+    Of a sweep's `experiment=kv_cache,batching preset=course` that is each study's. Raises ValueError for several
+    `preset=`: one is not put on top of another.
+    """
     presets = [argument.partition("=")[2] for argument in arguments if argument.startswith("preset=")]
     experiments = [argument.partition("=")[2] for argument in arguments if argument.startswith("experiment=")]
     if not presets:
         return arguments
+    if len(presets) > 1:
+        raise ValueError(f"preset={' preset='.join(presets)}: a study takes one preset")
     kept = [argument for argument in arguments if not argument.startswith(("preset=", "experiment="))]
-    return [f"experiment={(experiments or [DEFAULT_EXPERIMENT])[-1]}/{presets[-1]}", *kept]
+    studies = (experiments or [DEFAULT_EXPERIMENT])[-1].split(",")
+    files = [f"{study}/{preset}" for study in studies for preset in presets[0].split(",")]
+    return [f"experiment={','.join(files)}", *kept]
 
 
 def stop(signal_number: int, frame: Any) -> None:

@@ -43,14 +43,14 @@ COLUMNS = {  # of the page's table: column → header, and what it is multiplied
     "base_elapsed": ("no adapter (ms)", 1e3),
     "served_elapsed": ("served (ms)", 1e3),
     "merged_elapsed": ("merged (ms)", 1e3),
-    "merged_error": ("merged − served", 1),
-    "effect": ("served − no adapter", 1),
+    "merged_error": ("logits, merged − served (%)", 100),
+    "effect": ("logits, served − no adapter (%)", 100),
 }
 DEFINITIONS = {
     "Share of the model": "the adapter's parameters / the model's",
     "Served": "the adapter's product is computed beside the weights, in every step",
     "Merged": "the adapter is folded into the weights, once",
-    "Merged − served": "root mean square of the difference of the logits / of the logits; so is served − no adapter",
+    "Logits, a − b": "root mean square of the difference of the logits of a and b / of the logits of b",
 }
 
 

@@ -42,9 +42,11 @@ def check_choices(arguments: list[str]) -> None:
     """Raise ValueError, with the nearest name, for a group's option that there is none of."""
     known = groups()
     for argument in arguments:
-        key, _, value = argument.lstrip("+").partition("=")
+        key, is_pair, value = argument.lstrip("+").partition("=")
         group = key.partition("@")[0]
-        if group not in known or not re.fullmatch(r"[\w./,-]*", value):  # Hydra has a grammar for more than names
+        if not is_pair or group not in known:
+            continue
+        if not re.fullmatch(r"[\w./,-]*", value):  # Hydra has a grammar for more than names
             continue
         for option in value.split(","):
             if option not in known[group]:

@@ -72,7 +72,7 @@ def throughput_latency(summary: pd.DataFrame) -> Figure:
         axes.set(xlabel="output throughput (tokens/s)", ylabel="mean latency (ms/output token)", yscale="log")
         axes.set_xlim(left=0)
         label_log_axis(axes.yaxis)
-        add_legend(axes, ring=True)
+        add_legend(figure, axes, ring=True)
         return figure
 
 
@@ -134,7 +134,7 @@ def attainment_rate(summary: pd.DataFrame, capacities: dict[str, float], target:
         axes.axhline(100 * target, color="#555555", linestyle=LINES[1], linewidth=0.8)
         axes.set(xlabel="arrival rate (requests/s)", ylabel="requests within the SLOs (%)", xscale="log", ylim=(0, 105))
         label_rates(axes, summary["rate"])
-        add_legend(axes, ring=bool(summary["is_saturated"].any()))
+        add_legend(figure, axes, ring=bool(summary["is_saturated"].any()))
         return figure
 
 
@@ -200,12 +200,13 @@ def mark_saturation(axes: Axes, rows: pd.DataFrame, x: pd.Series, y: pd.Series, 
     axes.plot(x[at], y[at], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour, linestyle="none")
 
 
-def add_legend(axes: Axes, ring: bool) -> None:
+def add_legend(figure: Figure, axes: Axes, ring: bool) -> None:
+    """Above the axes of a narrow figure: inside there is no corner that is free of curves for sure."""
     handles, labels = axes.get_legend_handles_labels()
     if ring:
         handles += axes.plot([], [], "o", markersize=8, markerfacecolor="none", markeredgecolor="#555555")
         labels += ["last rate below saturation"]
-    axes.legend(handles, labels)
+    figure.legend(handles, labels, loc="outside upper center", ncols=2)
 
 
 def label_rates(axes: Axes, rates: pd.Series) -> None:

@@ -12,6 +12,7 @@ from framework.plots import COLOURS, COLUMN_WIDTH, LINES, MARKERS, STYLE, TEXT_W
 
 REGIONS = {"bandwidth-bound": "#56B4E9", "compute-bound": "#E69F00"}
 NAME_WIDTH = 0.27  # of the axes, that the name of a region takes
+HEADROOM = 1.15  # times the highest value, for these names
 
 
 def token_times(curves: pd.DataFrame, faster_from: dict[str, int | None], title: str) -> Figure:
@@ -90,8 +91,8 @@ def batch_tradeoff(sizes: pd.DataFrame, compute_bound_from: float, title: str) -
         right.set_ylabel("latency (ms/token)", color=COLOURS[1])
         right.spines["right"].set_visible(True)
         right.grid(visible=False)
-        for axes in (left, right):
-            axes.set_ylim(bottom=0)
+        left.set_ylim(0, HEADROOM * sizes["throughput"].max())
+        right.set_ylim(0, HEADROOM * 1e3 * sizes[["latency", "floor"]].max(axis=None))
         handles = [*left.get_lines()[:1], *right.get_lines()]
         figure.legend(handles=handles, loc="outside upper center", ncols=3, title=title, title_fontsize=8)
         return figure

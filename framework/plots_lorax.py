@@ -26,7 +26,7 @@ def stream_times(tokens: pd.DataFrame, title: str) -> Figure:
         left, right = figure.subplots(1, 2)
         alone = times[times["order"] == "alone"]
         left.plot(alone["token"], 1e3 * alone["elapsed"], color=COLOURS[0], linewidth=1)
-        left.set(xlabel="output token", ylabel="time of this token (ms)")
+        left.set(xlabel="output token", ylabel="time of this token (ms)", title="one stream alone")
         left.set_ylim(bottom=0)
         shown = times[(times["order"] != "alone") & (times["num_adapters"] == times["num_adapters"].max())]
         labels = []

@@ -23,6 +23,8 @@ from framework.study import Study
 
 Draw = Callable[[Study, pd.DataFrame], dict[str, Figure]]
 
+SATURATED = "saturated, served at most {:.3g} req/s (middle 80% of completions)"
+
 CAPTIONS = {
     "latency_rate": "Mean normalized latency, TTFT and TPOT over the arrival rate, one curve per arm. Dotted: the most "
     "that the arm served.",
@@ -167,7 +169,7 @@ def limits(study: Study, points: pd.DataFrame) -> list[str]:
             lines.append(f"{arm}: saturated –, capacity – (fewer than {MIN_REQUESTS} requests in a replay)")
             continue
         is_known = most[arm] == most[arm]
-        parts = [f"saturated, served at most {most[arm]:.3g} req/s" if is_known else "not saturated at any rate"]
+        parts = [SATURATED.format(most[arm]) if is_known else "not saturated at any rate"]
         if study.slo and points["rate"].max() < inf:
             rate = f"{capacities[arm]:g} req/s" if capacities[arm] == capacities[arm] else "below every rate here"
             parts.append(f"capacity with {TARGET_ATTAINMENT:.0%} of requests within {slos}: {rate}")

@@ -93,7 +93,7 @@ def run_study(
         Point(arm, None if rate is None else float(rate), seed, study.arm_digests[arm])
         for arm, rate, seed in point_order(study.arms, rates, seeds)
     ]
-    with SweepProgress(study.console, len(points)) as progress, table_saved_at_end(study):
+    with SweepProgress(study.console, len(points)) as progress, table_saved_at_end(study, fresh):
         engines = EngineCache(study.device, progress.say)
         for point in points:
             compute_or_reuse(study, point, engines, progress, fresh)
@@ -147,7 +147,7 @@ def save_table(study: Study) -> None:
 
 
 @contextmanager
-def table_saved_at_end(study: Study) -> Iterator[None]:
+def table_saved_at_end(study: Study, fresh: bool) -> Iterator[None]:
     """Whatever ends the sweep, `points.csv` has every finished point; an interruption says how many there are."""
     try:
         yield
@@ -155,7 +155,8 @@ def table_saved_at_end(study: Study) -> Iterator[None]:
         num_points = len(study.table())
         if not num_points:
             raise
-        message = f"finished points are on disk ({num_points}); the same command goes on from there"
+        command = "the same command, without fresh=true," if fresh else "the same command"
+        message = f"finished points are on disk ({num_points}); {command} goes on from there"
         raise KeyboardInterrupt(message) from None
     finally:
         save_table(study)

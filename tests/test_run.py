@@ -35,7 +35,16 @@ def test_the_default_study_is_multi_lora(cli):
     code, output = cli("--cfg", "job")
     assert code == 0
     assert "_target_: experiments.multi_lora.run" in output
+    code, output = cli("--cfg", "job", "--package", "model")  # a group's name, which chooses none
+    assert code == 0, output
+    assert "_target_: framework.models." in output
     assert run_module.expand_preset(["preset=turns"]) == ["experiment=multi_lora/turns"]
+
+
+def test_a_sweep_takes_the_presets_of_each_study():
+    sweep = ["-m", "experiment=kv_cache,batching", "preset=course"]
+    assert run_module.expand_preset(sweep) == ["experiment=kv_cache/course,batching/course", "-m"]
+    assert run_module.expand_preset(["preset=slora,punica"]) == ["experiment=multi_lora/slora,multi_lora/punica"]
 
 
 def test_a_study_writes_points_tables_and_figures(cli, smallest, tmp_path):
@@ -122,6 +131,7 @@ def test_the_course_preset_prints_the_lessons_ratio(cli, smallest, tmp_path):
     code, output = cli("preset=course", *kept, "seeds=[0]")
     assert code == 0, output
     assert "reported: 3.4×" in output
+    assert output.count(" req/s (middle 80% of completions)") == 2  # not those that the table counts as done
     assert "reported: 3.4×" in Page(tmp_path / "outputs/continuous_batching/course/report.html").text
     folder = tmp_path / "outputs/continuous_batching/course"
     table = pd.read_csv(folder / "points.csv")
@@ -214,6 +224,7 @@ def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, overrides, trac
         (["generate"], "'generate' is no override: key=value"),
         (["experiment=kv_cache", "tracking=wandb"], "experiment=kv_cache has no use for tracking=wandb: leave it out"),
         (["experiment=lora", "trace=sample"], "experiment=lora has no use for trace=sample: leave it out"),
+        (["preset=slora", "preset=punica"], "preset=slora preset=punica: a study takes one preset"),
         (["model=null"], "model=null: there is no such model"),
     ],
 )

@@ -10,6 +10,7 @@ from threading import Thread
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from framework.arms import point_order, resolve_arms
 from framework.core import StudyError
@@ -21,7 +22,7 @@ from framework.points import Point, arm_digest, write_point
 from framework.quantization.none import quantize
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
-from framework.study import run_study
+from framework.study import run_study, table_saved_at_end
 from framework.trace.arrivals import poisson
 from framework.trace.files import read_table
 from framework.trace.lengths import fixed, independent
@@ -80,6 +81,15 @@ def test_a_seed_is_served_by_all_arms_before_the_next_which_begins_with_the_mode
         *(("second", 1.0, 1), ("second", 2.0, 1)),
         *(("first", 1.0, 1), ("third", 1.0, 1), ("third", 2.0, 1), ("first", 2.0, 1)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("fresh", "message"), [(False, "the same command goes on"), (True, "the same command, without fresh=true, goes on")]
+)
+def test_an_interruption_says_which_command_goes_on(study, fresh, message):
+    finished = study({"only": {}}, [1.0])
+    with pytest.raises(KeyboardInterrupt, match=message), table_saved_at_end(finished, fresh):
+        raise KeyboardInterrupt
 
 
 def test_a_rate_is_the_same_point_however_it_is_written(study):
@@ -233,7 +243,11 @@ def test_figures_take_any_number_of_arms(study):
     arms = {f"arm{index}": {"scheduler": {"max_num_seqs": index + 1}} for index in range(12)}
     result = study(arms, [1.0, 100.0])
     summary, rates = aggregate(result.table()), saturation(result.table())
-    assert len(throughput_latency(summary).axes) == 1
+    figure = throughput_latency(summary)
+    FigureCanvasAgg(figure).draw()
+    [axes], [legend] = figure.axes, figure.legends
+    assert legend.get_window_extent().y0 > axes.get_window_extent().y1  # no curve runs through it
+    assert axes.get_window_extent().height > figure.bbox.height / 3
     curves = latency_rate(summary, rates).axes[0].containers
     assert len(curves) == 12
     line = curves[0].lines[0]

@@ -99,6 +99,15 @@ def test_a_regions_name_fits_into_it_or_stands_upright(border):
         assert shaded.y0 < name.y0 < name.y1 < shaded.y1
 
 
+def test_no_curve_runs_through_a_name_at_the_top():
+    sizes = pd.DataFrame({"batch_size": [1, 64, 128], "throughput": [1.0, 7.0, 8.0], "latency": [1.0, 8.0, 16.0]})
+    figure = batch_tradeoff(sizes.assign(floor=0.5), 23.0, "title")
+    FigureCanvasAgg(figure).draw()
+    below = min(text.get_window_extent().y0 for text in figure.axes[0].texts)
+    for axes, metric in zip(figure.axes, ("throughput", "latency"), strict=True):
+        assert axes.transData.transform((1, sizes[metric].max()))[1] < below
+
+
 def test_the_default_sizes_are_powers_of_two():
     assert powers_of_two(128) == [1, 2, 4, 8, 16, 32, 64, 128]
 

@@ -35,6 +35,7 @@ def test_merged_is_served(cli, small, tmp_path, options):
     page = Page(tmp_path / "outputs/lora/report.html")
     check_page(page, tmp_path / "outputs/lora")
     assert page.count("svg") == 1
+    assert page.rows[0][-2:] == ["logits, merged − served (%)", "logits, served − no adapter (%)"]  # not of the times
     assert [row[:2] for row in page.rows] == [
         ["rank", "parameters"],
         ["2", f"{2 * per_rank:,}"],

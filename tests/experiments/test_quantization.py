@@ -216,12 +216,13 @@ def test_a_ring_is_around_the_last_rate_below_saturation_of_each_arm_that_satura
         for arm, (share, is_saturated) in arms.items()
         for rate, saturated in zip((1.0, 2.0), is_saturated, strict=True)
     ).assign(slo_attainment_low=float("nan"), slo_attainment_high=float("nan"))
-    [axes] = attainment_rate(summary, {"slow": 1.0, "quick": 2.0}, 0.9).axes
+    figure = attainment_rate(summary, {"slow": 1.0, "quick": 2.0}, 0.9)
+    [axes], [legend] = figure.axes, figure.legends
     rings = [line for line in axes.get_lines() if line.get_markerfacecolor() == "none" and len(line.get_xdata())]
     assert [ring.get_xydata().tolist() for ring in rings] == [[[1.0, 80.0]]]
-    assert axes.get_legend().get_texts()[-1].get_text() == "last rate below saturation"
-    [without] = attainment_rate(summary[summary["arm"] == "quick"], {"quick": 2.0}, 0.9).axes
-    assert [text.get_text() for text in without.get_legend().get_texts()] == ["quick"]
+    assert legend.get_texts()[-1].get_text() == "last rate below saturation"
+    [without] = attainment_rate(summary[summary["arm"] == "quick"], {"quick": 2.0}, 0.9).legends
+    assert [text.get_text() for text in without.get_texts()] == ["quick"]
 
 
 def test_an_arm_that_does_not_serve_may_be_larger_than_the_memory(cli, smallest, folder):
