@@ -15,6 +15,7 @@ elif "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     torch.cuda.mem_get_info = lambda *device: tuple(size // NUM_WORKERS for size in memory_of_all(*device))
 
 import run as run_module
+from framework.command_line import prepare
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def cli(monkeypatch, tmp_path, capsys):
     def call(*overrides: str) -> tuple[int, str]:
         code, message = 0, ""
         try:
-            monkeypatch.setattr(sys, "argv", ["run.py", *run_module.prepare(list(overrides))])
+            monkeypatch.setattr(sys, "argv", ["run.py", *prepare(list(overrides))])
             run_module.main()
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)

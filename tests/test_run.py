@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from hydra.errors import InstantiationException
 
-import run as run_module
 from framework.catalog import groups
+from framework.command_line import expand_preset
 from tests.html_page import Page, check_page
 
 ROOT = Path(__file__).parents[1]
@@ -38,13 +38,13 @@ def test_the_default_study_is_multi_lora(cli):
     code, output = cli("--cfg", "job", "--package", "model")  # a group's name, which chooses none
     assert code == 0, output
     assert "_target_: framework.models." in output
-    assert run_module.expand_preset(["preset=turns"]) == ["experiment=multi_lora/turns"]
+    assert expand_preset(["preset=turns"]) == ["experiment=multi_lora/turns"]
 
 
 def test_a_sweep_takes_the_presets_of_each_study():
     sweep = ["-m", "experiment=kv_cache,batching", "preset=course"]
-    assert run_module.expand_preset(sweep) == ["experiment=kv_cache/course,batching/course", "-m"]
-    assert run_module.expand_preset(["preset=slora,punica"]) == ["experiment=multi_lora/slora,multi_lora/punica"]
+    assert expand_preset(sweep) == ["experiment=kv_cache/course,batching/course", "-m"]
+    assert expand_preset(["preset=slora,punica"]) == ["experiment=multi_lora/slora,multi_lora/punica"]
 
 
 def test_a_study_writes_points_tables_and_figures(cli, smallest, tmp_path):
