@@ -23,7 +23,7 @@ from framework.report import conclude
 EXAMPLE = "The quick brown fox"
 RANDOM = " (random numbers)"
 COST = "Decode steps with and without the schema, medians over repeats in turns"
-CAPTION = "Time of every token since the one before it, one curve per output; all are in one batch."
+CAPTION = "Time of every token since the one before it, one curve per output; outputs of one batch share its steps."
 DEFINITIONS = {
     "Tokens/s": "output tokens / E2E, of this prompt among the others",
     "Time of a token": "since the one before; the first one's since all prompts arrived",
@@ -198,9 +198,9 @@ def is_stopped(sequence: Sequence) -> bool:
 
 
 def time_table(sequences: list[Sequence]) -> pd.DataFrame:
-    """One row per token: `output` (from 0), `token` (from 1) and `elapsed`, the time (s) since the one before."""
+    """One row per token: `output` (from 0), `adapter`, `token` (from 1) and `elapsed`, the time (s) since the last."""
     rows = [
-        {"output": index, "token": token, "elapsed": time - before}
+        {"output": index, "adapter": sequence.request.adapter_id, "token": token, "elapsed": time - before}
         for index, sequence in enumerate(sequences)
         for token, (before, time) in enumerate(pairwise([0.0, *sequence.token_times]), start=1)
     ]

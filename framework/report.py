@@ -23,6 +23,7 @@ from framework.study import Study
 
 Draw = Callable[[Study, pd.DataFrame], dict[str, Figure]]
 
+TOO_SHORT = "above what it served, as in so short a replay waiting does not show (raise trace.num_requests)"
 SATURATED = "saturated, served at most {:.3g} req/s (middle 80% of completions)"
 
 CAPTIONS = {
@@ -173,6 +174,8 @@ def limits(study: Study, points: pd.DataFrame) -> list[str]:
         if study.slo and points["rate"].max() < inf:
             rate = f"{capacities[arm]:g} req/s" if capacities[arm] == capacities[arm] else "below every rate here"
             parts.append(f"capacity with {TARGET_ATTAINMENT:.0%} of requests within {slos}: {rate}")
+            if capacities[arm] > most[arm]:
+                parts.append(TOO_SHORT)
         lines.append(f"{arm}: {'; '.join(parts)}")
     return lines
 

@@ -121,8 +121,10 @@ def check_sizes(sizes: Mapping[str, list[list[int]]], num_steps: int) -> None:
     """ValueError unless `sizes` maps kinds of steps to pairs of sequences and tokens, all of them at least 1."""
     for kind, pairs in sizes.items():
         for pair in pairs:
-            if len(pair) != 2 or min(pair) < 1:
-                raise ValueError(f"a {kind} is [sequences, tokens each], both at least 1, not {pair}")
+            if len(pair) != 2:
+                raise ValueError(f"a {kind} is [sequences, tokens each], not {pair}")
+            if min(pair) < 1:
+                raise ValueError(f"a {kind} needs at least 1 sequence and 1 token of each, not {pair[0]} and {pair[1]}")
     if num_steps < 1:
         raise ValueError(f"num_steps {num_steps} must be at least 1")
 

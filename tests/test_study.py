@@ -6,6 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -20,6 +21,7 @@ from framework.metrics import MAX_GROWTH, aggregate, saturation
 from framework.plots import latency_rate, save, throughput_latency
 from framework.points import Point, arm_digest, write_point
 from framework.quantization.none import quantize
+from framework.report import limits
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from framework.study import run_study, table_saved_at_end
@@ -307,3 +309,20 @@ def test_outputs_of_one_token_have_figures_too(study):
     summary, rates = aggregate(result.table()), saturation(result.table())
     for figure in (latency_rate(summary, rates), throughput_latency(summary)):
         save({"figure": figure}, result.output_dir)
+
+
+def test_a_capacity_above_what_the_arm_served_is_said_to_be_of_a_short_replay():
+    columns = ["arm", "rate", "slo_attainment", "waiting_growth", "sustained_throughput", "num_requests"]
+    points = pd.DataFrame(
+        [
+            ("short", 48.0, 0.95, 0.05, 30.0, 64),
+            ("short", 96.0, 0.5, 1.0, 42.0, 64),
+            ("long", 24.0, 1.0, 0.0, 24.0, 640),
+            ("long", 96.0, 0.5, 1.0, 42.0, 640),
+        ],
+        columns=columns,
+    )
+    short, long = limits(SimpleNamespace(slo={"ttft": 0.5}), points)
+    assert "served at most 42 req/s" in short
+    assert "48 req/s; above what it served" in short
+    assert long.endswith("within TTFT ≤ 500 ms: 24 req/s")

@@ -46,8 +46,8 @@ def bytes_beside_weights(
     weight_bytes = footprint(model)["total"]
     if weight_bytes >= memory_bytes:
         raise ValueError(
-            f"the weights take {weight_bytes / 2**20:.1f} MiB; engine.memory_bytes is {memory_bytes / 2**20:.1f} MiB "
-            "for them and the KV cache: raise it, or quantize the weights"
+            f"the weights take {weight_bytes:,} bytes; engine.memory_bytes is {memory_bytes:,} for them and the KV "
+            "cache: raise it, or quantize the weights"
         )
     return memory_bytes - weight_bytes
 

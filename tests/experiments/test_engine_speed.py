@@ -95,8 +95,8 @@ def test_a_peer_has_the_models_shape(name):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("batch_sizes=[0]", "a decode is [sequences, tokens each], both at least 1, not [0, 32]"),
-        ("prefills=[[1]]", "a prefill is [sequences, tokens each], both at least 1, not [1]"),
+        ("batch_sizes=[0]", "a decode needs at least 1 sequence and 1 token of each, not 0 and 32"),
+        ("prefills=[[1]]", "a prefill is [sequences, tokens each], not [1]"),
         ("num_steps=0", "num_steps 0 must be at least 1"),
     ],
 )

@@ -240,7 +240,7 @@ def test_pefts_mixed_batches_beside(cli, smallest, tmp_path):
     ("overrides", "message"),
     [
         (["num_rounds=0"], "num_rounds 0 must be at least 1"),
-        (["peft_batch_sizes=[0]"], "both at least 1"),
+        (["peft_batch_sizes=[0]"], "at least 1 sequence and 1 token of each, not 0"),
         (["peft_batch_sizes=[1]", "batch_sizes=[]"], "peft_batch_sizes stand beside batch_sizes, which is empty"),
         (
             ["~arms.loop", "~arms.gathered", "~arms.segmented", "peft_batch_sizes=[1]"],

@@ -165,7 +165,7 @@ def test_a_failing_arm_is_named_and_the_others_stay(cli, smallest, folder):
         ("slo.ttft=0", "the SLO for ttft must be a positive number"),
         ("rates=[]", "rates is empty"),
         ("num_steps=0", "num_steps 0 must be at least 1"),
-        ("memory_bytes=100000", "MiB; engine.memory_bytes is 0.1 MiB for them and the KV cache"),
+        ("memory_bytes=100000", "bytes; engine.memory_bytes is 100,000 for them and the KV cache"),
     ],
 )
 def test_bad_input_is_one_clear_message(cli, smallest, folder, override, message):
