@@ -1,4 +1,8 @@
-"""Every row takes a copy of its adapter, then all multiply at once (lesson 6 of "Efficiently Serving LLMs")."""
+"""Every row takes a copy of its adapter, then all multiply at once (lesson 6 of "Efficiently Serving LLMs").
+
+A decode step is the lesson's. In a prompt every token takes a copy, where the lesson's padded batch has one per
+sequence: rows here are flattened, and grouping them is what `segmented` is for.
+"""
 
 from __future__ import annotations
 
