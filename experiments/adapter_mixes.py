@@ -33,7 +33,7 @@ def run(
     arms: Arms,
     only: list[str] | None,
     mixes: dict[str, Any],
-    mix_over_rates: str,
+    mix_over_rates: str | int,
     rates: list[float | None],
     seeds: list[int],
     trace: Any,
@@ -57,6 +57,7 @@ def run(
     The first figure is over the mixes at the highest rate; the second, if there are several, over the rates with
     `mix_over_rates`. Their metrics are those that `source` reports, whose values stand beside the measured ones.
     """
+    mix_over_rates = str(mix_over_rates)  # a number on the command line
     if mix_over_rates not in mixes:
         raise ValueError(f"mix_over_rates is {mix_over_rates!r}{suggest(mix_over_rates, mixes)}")
     for metric in [*reported_over_mixes, *reported_over_rates]:

@@ -27,6 +27,8 @@ CAPTION = "Time of every token since the one before it, one curve per output; ou
 DEFINITIONS = {
     "Tokens/s": "output tokens / E2E, of this prompt among the others",
     "Time of a token": "since the one before; the first one's since all prompts arrived",
+}
+COST_DEFINITIONS = {
     "Cost of a schema": "the median over the repeats of their medians, and its 96% interval, from the third least to "
     "the third most of twelve; the difference is of the two runs of one repeat",
 }
@@ -102,7 +104,7 @@ def run(
         figures={"token_times": (output_times(times, title), CAPTION)},
         tables=tables,
         notes=notes,
-        definitions=DEFINITIONS,
+        definitions=DEFINITIONS | (COST_DEFINITIONS if schema is not None else {}),
     )
     console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 

@@ -64,6 +64,7 @@ def test_a_queue_under_every_popularity(cli, smallest, tmp_path):
     [
         ("only=[lop]", "only has 'lop', which is no arm; did you mean 'loop'"),
         ("mix_over_rates='20O'", "mix_over_rates is '20O'; did you mean '20'?"),
+        ("mix_over_rates=21", "mix_over_rates is '21'"),
         ("+reported_over_mixes.ttft_men={x: {y: 2.0}}", "a reported metric is 'ttft_men'; did you mean"),
         (
             "+mixes.x={_target_: framework.trace.popularity.zipf, _partial_: true, alfa: 1}",
