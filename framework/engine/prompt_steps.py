@@ -23,13 +23,7 @@ from framework.kernels.gpu_attention import FLASH_DTYPES, FlashAttention, flash_
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
-SIZES = (
-    16,
-    32,
-    64,
-    *range(128, 512, 64),
-    *range(512, 2049, 128),
-)  # rows; more keep any device busy
+SIZES = (16, 32, 64, *range(128, 512, 64), *range(512, 2049, 128))  # rows; more keep any device busy
 READ = ("token_ids", "positions", "slots", "query_starts")  # by a graph, beside what it reads of the adapters
 
 
