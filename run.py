@@ -23,7 +23,7 @@ from framework.catalog import CONF, about
 from framework.command_line import prepare
 from framework.config import check
 from framework.core import StudyError
-from framework.pages import write_page
+from framework.report.pages import write_page
 
 
 def main() -> None:

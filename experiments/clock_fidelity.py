@@ -4,10 +4,11 @@ from typing import Any
 
 import pandas as pd
 
-from framework.arms import Arms
-from framework.plots import Figure, latency_cdf
-from framework.report import read_tables, report, representative_points
-from framework.study import Study, run_study
+from framework.report.finish import report
+from framework.report.plots import Figure
+from framework.report.sweep_plots import latency_cdf
+from framework.study.arms import Arms
+from framework.study.sweep import Study, read_tables, representative_points, run_study
 
 CAPTION = (
     "Virtual relative to wall clock (median over seeds); expected: throughput within 2%, median TTFT and TPOT within 5%"

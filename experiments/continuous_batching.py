@@ -5,13 +5,14 @@ from typing import Any
 
 import pandas as pd
 
-from framework import plots
-from framework.arms import Arms
-from framework.metrics import TARGET_ATTAINMENT, aggregate, capacity, saturation
-from framework.plots import Figure
+from framework.measure.rates import TARGET_ATTAINMENT, aggregate, capacity, saturation
 from framework.replay import Clock
-from framework.report import rate_title, read_tables, report, representative_points
-from framework.study import Study, run_study
+from framework.report import sweep_plots
+from framework.report.finish import report
+from framework.report.plots import Figure
+from framework.report.tables import rate_title
+from framework.study.arms import Arms
+from framework.study.sweep import Study, read_tables, representative_points, run_study
 
 
 def run(
@@ -68,13 +69,13 @@ def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
     title = rate_title(rate)
     curves = {}
     if len(set(points["rate"])) > 1:
-        curves["latency_rate"] = plots.latency_rate(summary, saturation_rates)
-        curves["throughput_latency"] = plots.throughput_latency(summary)
+        curves["latency_rate"] = sweep_plots.latency_rate(summary, saturation_rates)
+        curves["throughput_latency"] = sweep_plots.throughput_latency(summary)
         if study.slo:
-            curves["attainment_rate"] = plots.attainment_rate(summary, capacity(points), TARGET_ATTAINMENT)
+            curves["attainment_rate"] = sweep_plots.attainment_rate(summary, capacity(points), TARGET_ATTAINMENT)
     return curves | {
-        "timeline": plots.timeline(read_tables(folders, "requests.parquet"), title),
-        "batch_and_cache": plots.batch_and_cache(read_tables(folders, "steps.parquet"), title),
+        "timeline": sweep_plots.timeline(read_tables(folders, "requests.parquet"), title),
+        "batch_and_cache": sweep_plots.batch_and_cache(read_tables(folders, "steps.parquet"), title),
     }
 
 

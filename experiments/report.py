@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from framework.pages import write_index
+from framework.report.pages import write_index
 
 
 def run(*, output_dir: str, device: str) -> None:

@@ -114,3 +114,7 @@ def describe(value: Any) -> Any:
     if callable(value):
         return {"_target_": f"{value.__module__}.{value.__qualname__}", "_partial_": True}
     return value
+
+
+def with_keywords(call: partial[Any], **keywords: Any) -> partial[Any]:
+    return partial(call.func, **(call.keywords | keywords))

@@ -10,7 +10,7 @@ from scipy.stats import t as student_t
 from framework.core import Request, StepResult
 from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
-from tests.fakes import FakeEngine, requests_at
+from tests.fake_engine import FakeEngine, requests_at
 
 SERVICE_TIME = 1.0
 

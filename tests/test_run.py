@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 
 from framework.catalog import groups
 from framework.command_line import expand_preset
-from tests.html_page import Page, check_page
+from tests.report.html_page import Page, check_page
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = (
@@ -34,7 +34,7 @@ def smallest(smallest: list[str]) -> list[str]:
 def test_the_default_study_is_multi_lora(cli):
     code, output = cli("--cfg", "job")
     assert code == 0
-    assert "_target_: experiments.multi_lora.run" in output
+    assert "_target_: experiments.lora.multi_lora.run" in output
     code, output = cli("--cfg", "job", "--package", "model")  # a group's name, which chooses none
     assert code == 0, output
     assert "_target_: framework.models." in output
@@ -362,7 +362,7 @@ def test_shell_completion_reaches_hydra(cli):
 
 
 def test_online_tracking_without_a_key_fails_before_anything_runs(cli, smallest, tmp_path, monkeypatch):
-    monkeypatch.setattr("framework.tracking.has_api_key", lambda: False)
+    monkeypatch.setattr("framework.report.tracking.has_api_key", lambda: False)
     code, output = cli(*smallest[:-1], "tracking.mode=online")
     assert code == 1
     assert "error: tracking.mode=online needs an account" in output
@@ -373,7 +373,7 @@ def test_a_tracker_that_fails_costs_neither_points_nor_page(cli, smallest, tmp_p
     def fail(folder, **options):
         raise ValueError("no such project")
 
-    monkeypatch.setattr("framework.tracking.start_run", fail)
+    monkeypatch.setattr("framework.report.tracking.start_run", fail)
     code, output = cli(*smallest[:-1], "rates=[50]")
     assert code == 1
     assert "error: no such project" in output

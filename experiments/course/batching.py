@@ -9,22 +9,21 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.generate import make_requests
-from framework.arms import with_keywords
-from framework.ceilings import Ceilings
-from framework.config import describe
-from framework.console import in_units, make_console
+from experiments.course.figures import batch_tradeoff
+from framework.build import make_engine_for, resolve_device
+from framework.config import describe, with_keywords
 from framework.core import Batch, Engine, Request, Sequence
-from framework.engines import make_engine_for
-from framework.floors import Costs, Work, model_costs, step_work
+from framework.measure.ceilings import Ceilings, limits
+from framework.measure.floors import Costs, Work, model_costs, step_work
+from framework.measure.steps import ceilings_for
 from framework.models.tokenizer import load_tokenizer
-from framework.plots_course import batch_tradeoff
-from framework.plots_speed import limits
-from framework.provenance import environment, resolve_device
 from framework.replay import replay
-from framework.report import conclude
+from framework.report.finish import conclude
+from framework.report.tables import in_units
 from framework.scheduler.static import StaticScheduler
-from framework.speed import ceilings_for
+from framework.study.progress import make_console
+from framework.study.provenance import environment
+from framework.trace.prompts import make_requests
 
 LARGEST = {"cpu": 128, "cuda": 512}
 REPORTED = "reported (lesson 2): throughput rises near-linearly at first, latency slowly"

@@ -1,14 +1,13 @@
 """Figures of the course's first lessons: the time of every token; throughput and latency over the batch size."""
 
 from math import log
-from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from framework.plots import COLOURS, COLUMN_WIDTH, LINES, MARKERS, STYLE, TEXT_WIDTH, label_batch_sizes
+from framework.report.plots import COLOURS, COLUMN_WIDTH, LINES, MARKERS, STYLE, TEXT_WIDTH, label_batch_sizes
 
 REGIONS = {"bandwidth-bound": "#56B4E9", "compute-bound": "#E69F00"}
 NAME_WIDTH = 0.27  # of the axes, that the name of a region takes
@@ -50,26 +49,6 @@ def token_times(curves: pd.DataFrame, faster_from: dict[str, int | None], title:
             axes.set_ylim(bottom=0)
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=2, title=title, title_fontsize=8)
-        return figure
-
-
-def output_times(times: pd.DataFrame, title: str) -> Figure:
-    """Time per token (ms) over the token's index, one curve per output (the first eight).
-
-    `times` has the columns `output` (from 0), `adapter` (null: none), `token` (from 1) and `elapsed` (s).
-    """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN_WIDTH * 1.35, 2.4))
-        axes = figure.subplots()
-        for output, rows in times[times["output"] < len(COLOURS)].groupby("output"):
-            style: Any = {"color": COLOURS[int(output)], "marker": MARKERS[int(output)], "markersize": 3}
-            adapter = rows["adapter"].iloc[0]
-            label = f"output {output + 1}" + (f", {adapter}" if pd.notna(adapter) else "")
-            axes.plot(rows["token"], 1e3 * rows["elapsed"], label=label, linewidth=1, **style)
-        axes.set(xlabel="output token", ylabel="time of this token (ms)", title=title)
-        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-        axes.set_ylim(bottom=0)
-        axes.legend()
         return figure
 
 

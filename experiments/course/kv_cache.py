@@ -8,21 +8,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from experiments.generate import make_requests
-from framework.arms import with_keywords
-from framework.config import check_keywords, describe
-from framework.console import make_console
+from experiments.course.figures import token_times
+from framework.build import make_engine_for, resolve_device
+from framework.config import check_keywords, describe, with_keywords
 from framework.core import Request
-from framework.engines import make_engine_for
+from framework.measure.perplexity import window_logits
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 from framework.models.tokenizer import Tokenizer, load_tokenizer
-from framework.perplexity import window_logits
-from framework.plots_course import token_times
-from framework.points import GrowingTable
-from framework.provenance import environment, resolve_device
 from framework.replay import replay
-from framework.report import conclude
+from framework.report.finish import conclude
+from framework.study.files import GrowingTable
+from framework.study.progress import make_console
+from framework.study.provenance import environment
+from framework.trace.prompts import make_requests
 
 CACHES = {"without": False, "with": True}  # a cache
 NUM_LIKELY = 10

@@ -8,17 +8,18 @@ from typing import Any
 
 import pandas as pd
 
-from framework.console import make_console
+from experiments.generate.figures import output_times
+from framework.build import make_scheduler, resolve_device
 from framework.core import Request, Sequence
-from framework.engines import make_scheduler
 from framework.lora.adapters import RandomAdapters
-from framework.metrics import step_table
+from framework.measure.metrics import step_table
 from framework.models.tokenizer import Tokenizer, load_tokenizer
 from framework.paths import locate
-from framework.plots_course import output_times
-from framework.provenance import environment, resolve_device
 from framework.replay import replay
-from framework.report import conclude
+from framework.report.finish import conclude
+from framework.study.progress import make_console
+from framework.study.provenance import environment
+from framework.trace.prompts import make_requests
 
 EXAMPLE = "The quick brown fox"
 RANDOM = " (random numbers)"
@@ -122,28 +123,6 @@ def read_schema(json_schema: dict[str, Any] | str) -> str:
     if not path.is_file():
         raise ValueError(f"json_schema={json_schema} is no file: give one, or the schema itself")
     return path.read_text()
-
-
-def make_requests(
-    prompts: list[list[int]], num_output_tokens: int, max_model_len: int, stop_token_ids: frozenset[int]
-) -> list[Request]:
-    """Raises ValueError naming the prompt that is empty or, with its output, longer than the context."""
-    if not prompts:
-        raise ValueError("nothing to generate from: give prompts=[…] or prompt_token_ids=[[…]]")
-    for index, tokens in enumerate(prompts):
-        if not tokens:
-            raise ValueError(f"prompt {index} is empty: it needs at least one token")
-        if len(tokens) + num_output_tokens > max_model_len:
-            raise ValueError(
-                f"prompt {index} has {len(tokens)} tokens; with {num_output_tokens} output tokens that is more than "
-                f"the model's context of {max_model_len}"
-            )
-    return [
-        Request(
-            index, 0.0, len(tokens), num_output_tokens, prompt_token_ids=tuple(tokens), stop_token_ids=stop_token_ids
-        )
-        for index, tokens in enumerate(prompts)
-    ]
 
 
 def with_adapters(requests: list[Request], adapter_ids: list[str | None]) -> list[Request]:

@@ -9,15 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.adapter_tables import FAIRNESS, fairness_table, reference_notes, write_adapters
-from framework.arms import Arms, resolve_arms, with_keywords
-from framework.config import suggest
-from framework.fairness import DEFINITIONS
-from framework.plots import Figure
-from framework.plots_lora import lines_by_arm
+from experiments.lora.figures import lines_by_arm
+from experiments.lora.tables import FAIRNESS, fairness_table, reference_notes, write_adapters
+from framework.config import suggest, with_keywords
+from framework.measure.fairness import DEFINITIONS
 from framework.replay import Clock
-from framework.report import rate_title, report
-from framework.study import run_study
+from framework.report.finish import report
+from framework.report.plots import Figure
+from framework.report.tables import rate_title
+from framework.study.arms import Arms, resolve_arms
+from framework.study.sweep import run_study
 
 LABELS = {  # metrics that a source reports, as axes and captions name them
     "request_throughput": "throughput (requests/s)",

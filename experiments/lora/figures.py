@@ -4,7 +4,16 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from framework.plots import COLOURS, COLUMN_WIDTH, LINES, MARKERS, STYLE, TEXT_WIDTH, label_batch_sizes, label_log_axis
+from framework.report.plots import (
+    COLOURS,
+    COLUMN_WIDTH,
+    LINES,
+    MARKERS,
+    STYLE,
+    TEXT_WIDTH,
+    label_batch_sizes,
+    label_log_axis,
+)
 
 DECADE = 10
 

@@ -11,22 +11,24 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from experiments.adapter_tables import adapter_tables, reference_notes
 from experiments.continuous_batching import draw
+from experiments.lora.figures import steps_by_arm
+from experiments.lora.tables import adapter_tables, reference_notes
 from experiments.peers import PeerRun, mixed_adapters, run_peer
-from framework.arms import Arms, resolve_arms
-from framework.console import make_console, short
+from framework.build import free, resolve_device
 from framework.core import Request
-from framework.engines import EngineCache, free
-from framework.fairness import DEFINITIONS
-from framework.metrics import check_slo
-from framework.plots_lora import steps_by_arm
-from framework.points import GrowingTable
-from framework.provenance import environment, resolve_device
+from framework.measure.fairness import DEFINITIONS
+from framework.measure.metrics import check_slo
+from framework.measure.steps import check_sizes, get_ready, measure_decode, why_not
 from framework.replay import Clock
-from framework.report import conclude, report
-from framework.speed import check_sizes, get_ready, measure_decode, why_not
-from framework.study import check_points, run_study
+from framework.report.finish import conclude, report
+from framework.report.tables import short
+from framework.study.arms import Arms, resolve_arms
+from framework.study.engine_cache import EngineCache
+from framework.study.files import GrowingTable
+from framework.study.progress import make_console
+from framework.study.provenance import environment
+from framework.study.sweep import check_points, run_study
 
 PEFT = "PEFT"  # the peer, in tables and figures
 NUM_PEFT_STEPS = 4

@@ -13,19 +13,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from experiments.adapter_tables import reference_notes
-from framework.arms import with_keywords
-from framework.config import describe
-from framework.console import make_console
-from framework.engines import EngineCache
+from experiments.lora.figures import lora_ranks
+from experiments.lora.tables import reference_notes
+from framework.build import resolve_device
+from framework.config import describe, with_keywords
 from framework.lora.merged import merge_adapter
 from framework.lora.none import serve_base
-from framework.perplexity import window_logits
-from framework.plots_lora import lora_ranks
-from framework.points import GrowingTable
-from framework.provenance import environment, resolve_device
-from framework.report import conclude
-from framework.speed import check_sizes, get_ready, measure_decode
+from framework.measure.perplexity import window_logits
+from framework.measure.steps import check_sizes, get_ready, measure_decode
+from framework.report.finish import conclude
+from framework.study.engine_cache import EngineCache
+from framework.study.files import GrowingTable
+from framework.study.progress import make_console
+from framework.study.provenance import environment
 
 ADAPTER = "adapter-0"
 LESSON = (

@@ -5,11 +5,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from framework.fairness import adapter_table, fairness
 from framework.lora.segmented import Segmented
-from framework.points import write_atomically
-from framework.report import rate_title, shown_rates
-from framework.study import Study
+from framework.measure.fairness import adapter_table, fairness
+from framework.report.tables import rate_title, shown_rates
+from framework.study.files import write_atomically
+from framework.study.sweep import Study
 
 ON_CPU = "on a CPU the kernels' plain reference runs, one adapter after the other, and says nothing of their speed"
 KEY = ["arm", "rate", "seed"]

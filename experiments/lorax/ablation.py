@@ -11,12 +11,12 @@ from typing import Any
 
 import pandas as pd
 
-from framework.arms import Arms
+from experiments.lorax.figures import FACTORS
 from framework.config import suggest
-from framework.console import in_units
-from framework.intervals import estimate
-from framework.metrics import capacity, saturation
-from framework.plots_lorax import FACTORS
+from framework.measure.intervals import estimate
+from framework.measure.rates import capacity, saturation
+from framework.report.tables import in_units
+from framework.study.arms import Arms
 
 Axes = dict[str, dict[str, dict[str, Any]]]  # axis → option → the components that it sets
 COMBINATIONS = "Every combination: the most output at any rate, and what it is worth over the naive corner"

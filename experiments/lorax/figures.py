@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from framework.plots import COLOURS, MARKERS, STYLE, TEXT_WIDTH, errors, label_log_axis
+from framework.report.plots import COLOURS, MARKERS, STYLE, TEXT_WIDTH, errors, label_log_axis
 
 BETTER, WORSE, WHOLE = COLOURS[2], COLOURS[1], COLOURS[0]
 FACTORS = {"alone": "alone", "in_turn": "in turn", "last": "last"}

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from framework.arms import with_keywords
+from framework.build import make_scheduler
+from framework.config import with_keywords
 from framework.core import Request
-from framework.engines import make_scheduler
 from framework.replay import replay
 
 ALONE, AT_ONCE, IN_TURN = "alone", "at once", "one after the other"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.adapter_tables import reference_notes
-from experiments.lorax_ablation import (
+from experiments.lora.tables import reference_notes
+from experiments.lorax.ablation import (
     Axes,
     Corners,
     ablation_tables,
@@ -20,18 +20,18 @@ from experiments.lorax_ablation import (
     mean_output,
     name_of,
 )
-from experiments.lorax_streams import describe_streams, measure_streams, stream_tables
-from framework.arms import resolve_arms
-from framework.console import make_console
-from framework.engines import EngineCache
-from framework.metrics import aggregate
-from framework.plots import Figure
-from framework.plots_lorax import FACTORS, combination_curves, contribution_bars, stream_times
-from framework.points import write_atomically
-from framework.provenance import resolve_device
+from experiments.lorax.figures import FACTORS, combination_curves, contribution_bars, stream_times
+from experiments.lorax.streams import describe_streams, measure_streams, stream_tables
+from framework.build import resolve_device
+from framework.measure.rates import aggregate
 from framework.replay import Clock
-from framework.report import report
-from framework.study import Study, run_study
+from framework.report.finish import report
+from framework.report.plots import Figure
+from framework.study.arms import resolve_arms
+from framework.study.engine_cache import EngineCache
+from framework.study.files import write_atomically
+from framework.study.progress import make_console
+from framework.study.sweep import Study, run_study
 
 CAPTIONS = {
     "streams": "Left: time of every token of one stream alone. Right: every token of all streams, each with an "

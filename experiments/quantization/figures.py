@@ -4,7 +4,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from framework.plots import (
+from framework.report.plots import (
     COLOURS,
     MARKERS,
     STYLE,

@@ -11,21 +11,21 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from experiments.generate import make_requests
-from framework.arms import Arms, with_keywords
-from framework.ceilings import Ceilings
-from framework.config import describe
+from framework.build import free, make_model, make_scheduler
+from framework.config import describe, with_keywords
 from framework.core import StudyError
-from framework.engine.kv_cache import attach_cache
 from framework.engine.torch_engine import TorchEngine
-from framework.engines import free, make_model, make_scheduler
+from framework.engine.torch_engine.kv_cache import attach_cache
+from framework.measure.ceilings import Ceilings
+from framework.measure.quality import block_error, compare, read_tokens, weight_errors
+from framework.measure.steps import get_ready, max_num_seqs_of, measure_cases
+from framework.models.footprint import cache_footprint, footprint
 from framework.models.tokenizer import load_tokenizer
-from framework.points import GrowingTable, digest_of, write_json
-from framework.quality import block_error, compare, read_tokens, weight_errors
-from framework.quantization.footprint import cache_footprint, footprint
 from framework.replay import replay
-from framework.speed import get_ready, max_num_seqs_of, measure_cases
-from framework.study import Study
+from framework.study.arms import Arms
+from framework.study.files import GrowingTable, digest_of, write_json
+from framework.study.sweep import Study
+from framework.trace.prompts import make_requests
 
 MAX_FORWARD_TOKENS, MAX_FORWARD_LOGITS = 2**15, 2**28
 
@@ -123,7 +123,7 @@ class Session:
 
 
 def measure_models(session: Session, text: Text | None) -> pd.DataFrame:
-    """One row per arm: bytes, `weight_error`, and with a `text` what framework.quality.Comparison makes of it.
+    """One row per arm: bytes, `weight_error`, and with a `text` what framework.measure.quality.Comparison makes of it.
 
     Written to models.csv, and the errors of single matrices to weights.csv.
     """

@@ -11,22 +11,24 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.quantization_parts import Prompt, Session, Steps, Text, measure_engines, measure_models, within
-from experiments.quantization_tables import CAPTIONS, capacity_table, footprint_notes, memory, part_tables
-from framework import plots
-from framework.arms import Arms, resolve_arms
+from experiments.quantization.figures import decode_steps, quality_bytes
+from experiments.quantization.parts import Prompt, Session, Steps, Text, measure_engines, measure_models, within
+from experiments.quantization.tables import CAPTIONS, capacity_table, footprint_notes, memory, part_tables
+from framework.build import resolve_device
 from framework.config import describe, suggest
-from framework.console import make_console
 from framework.core import StudyError
-from framework.metrics import TARGET_ATTAINMENT, aggregate, capacity, check_slo, saturation
+from framework.measure.metrics import check_slo
+from framework.measure.rates import TARGET_ATTAINMENT, aggregate, capacity, saturation
+from framework.measure.steps import ceilings_for, check_sizes
 from framework.paths import locate
-from framework.plots import Figure
-from framework.plots_quantization import decode_steps, quality_bytes
-from framework.provenance import environment, resolve_device
 from framework.replay import Clock
-from framework.report import conclude, read_tables, report, representative_points
-from framework.speed import ceilings_for, check_sizes
-from framework.study import Study, check_points, run_study
+from framework.report import sweep_plots
+from framework.report.finish import conclude, report
+from framework.report.plots import Figure
+from framework.study.arms import Arms, resolve_arms
+from framework.study.progress import make_console
+from framework.study.provenance import environment
+from framework.study.sweep import Study, check_points, read_tables, representative_points, run_study
 
 
 def run(
@@ -169,11 +171,11 @@ def draw(study: Study, points: pd.DataFrame, *, figures: dict[str, Figure]) -> d
     rate = points["rate"].max()
     steps = read_tables(representative_points(study, points, rate), "steps.parquet")
     title = "all at once" if rate == inf else f"{rate:g} requests/s"
-    drawn = {"batch_and_cache": plots.batch_and_cache(steps, title)}
+    drawn = {"batch_and_cache": sweep_plots.batch_and_cache(steps, title)}
     if len(set(points["rate"])) > 1:
-        drawn["throughput_latency"] = plots.throughput_latency(summary)
-        drawn["latency_rate"] = plots.latency_rate(summary, saturation_rates)
-        drawn["attainment_rate"] = plots.attainment_rate(summary, capacity(points), TARGET_ATTAINMENT)
+        drawn["throughput_latency"] = sweep_plots.throughput_latency(summary)
+        drawn["latency_rate"] = sweep_plots.latency_rate(summary, saturation_rates)
+        drawn["attainment_rate"] = sweep_plots.attainment_rate(summary, capacity(points), TARGET_ATTAINMENT)
     return figures | drawn
 
 

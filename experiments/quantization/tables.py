@@ -4,9 +4,9 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.engine_speed import cases_table
-from framework.console import in_units
-from framework.metrics import capacity, saturation
+from framework.measure.rates import capacity, saturation
+from framework.measure.steps import cases_table
+from framework.report.tables import in_units
 
 CAPTIONS = {
     "quality_bytes": "Bytes of each arm's model, and what its predictions of a text lose against the same model in "

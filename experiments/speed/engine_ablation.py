@@ -7,14 +7,24 @@ from typing import Any
 
 import pandas as pd
 
-from framework.arms import Arms, resolve_arms
+from experiments.speed.figures import ablation
+from framework.build import resolve_device
 from framework.config import describe
-from framework.console import make_console, short
-from framework.engines import EngineCache
-from framework.plots_speed import ablation, limits
-from framework.provenance import environment, resolve_device
-from framework.report import conclude, write_files
-from framework.speed import ceilings_for, check_sizes, get_ready, max_num_seqs_of, measure_cases, measure_serving
+from framework.measure.ceilings import limits
+from framework.measure.steps import (
+    ceilings_for,
+    check_sizes,
+    get_ready,
+    max_num_seqs_of,
+    measure_cases,
+    measure_serving,
+)
+from framework.report.finish import conclude, write_files
+from framework.report.tables import short
+from framework.study.arms import Arms, resolve_arms
+from framework.study.engine_cache import EngineCache
+from framework.study.progress import make_console
+from framework.study.provenance import environment
 
 FIGURE_CAPTION = "Left, decode steps per arm; right, the output throughput of the queue."
 CAPTION = "decode: device / step to step, ms; ×: faster than the arm before"

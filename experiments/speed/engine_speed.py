@@ -11,20 +11,16 @@ import torch
 from rich.console import Console
 
 from experiments.peers import PeerRun, continuous, run_peer, static
-from framework.ceilings import Ceilings
+from experiments.speed.figures import decode_step, roofline
+from framework.build import free, resolve_device
 from framework.config import describe
-from framework.console import make_console, print_frame
 from framework.core import Request
-from framework.engine.prompts import prompt_token_ids
 from framework.engine.torch_engine import TorchEngine
-from framework.engines import free
-from framework.pages import write_record
-from framework.plots import Figure, save
-from framework.plots_speed import decode_step, limits, roofline
-from framework.points import write_atomically, write_json
-from framework.provenance import environment, resolve_device
-from framework.speed import (
+from framework.engine.torch_engine.prompt_tokens import prompt_token_ids
+from framework.measure.ceilings import Ceilings, limits
+from framework.measure.steps import (
     Say,
+    cases_table,
     ceilings_for,
     check_sizes,
     max_num_seqs_of,
@@ -32,6 +28,12 @@ from framework.speed import (
     measure_serving,
     start_engine,
 )
+from framework.report.pages import write_record
+from framework.report.plots import Figure, save
+from framework.report.tables import print_frame
+from framework.study.files import write_atomically, write_json
+from framework.study.progress import make_console
+from framework.study.provenance import environment
 
 Peers = dict[str, Callable[[PeerRun], dict[str, Any]]]
 PEER_COLUMNS = {"output_throughput": "output throughput (tok/s)", "ratio": "engine ÷ peer", "error": "error"}
@@ -132,15 +134,6 @@ def measure(
 
 def describe_start(start: dict[str, float]) -> str:
     return f"start: {start['model']:.1f} s for the model, {start['engine']:.1f} s until the engine was ready"
-
-
-def cases_table(cases: pd.DataFrame) -> pd.DataFrame:
-    """One row per case: its floor, its times (ms), and its share (%) of the ceiling that binds."""
-    shown = {"floor": "floor (ms)", "device": "device (ms)", "elapsed": "step to step (ms)"}
-    table = cases[["case"]].join(1e3 * cases[list(shown)].rename(columns=shown))
-    for bound in ("MBU", "MFU"):
-        table[f"{bound} (%)"] = 100 * cases["utilisation"].where(cases["bound"] == bound)
-    return table
 
 
 def peers_table(peers: dict[str, Any]) -> pd.DataFrame:

@@ -5,8 +5,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from framework.ceilings import Ceilings
-from framework.plots import COLOURS, COLUMN_WIDTH, LINES, MARKERS, STYLE, TEXT_WIDTH, label_batch_sizes, label_log_axis
+from framework.measure.ceilings import Ceilings, limits, ridge
+from framework.report.plots import (
+    COLOURS,
+    COLUMN_WIDTH,
+    LINES,
+    MARKERS,
+    STYLE,
+    TEXT_WIDTH,
+    label_batch_sizes,
+    label_log_axis,
+)
 
 
 def roofline(cases: pd.DataFrame, ceilings: Ceilings, title: str) -> Figure:
@@ -26,15 +35,6 @@ def roofline(cases: pd.DataFrame, ceilings: Ceilings, title: str) -> Figure:
         axes.set(xscale="log", yscale="log", xlabel="intensity (FLOP/byte)", ylabel="TFLOP/s", title=title)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         return figure
-
-
-def ridge(ceilings: Ceilings) -> float:
-    """FLOP/byte above which the arithmetic binds."""
-    return ceilings.matmul_rate / ceilings.read_bandwidth
-
-
-def limits(ceilings: Ceilings) -> str:
-    return f"{1e-9 * ceilings.read_bandwidth:,.0f} GB/s, {1e-12 * ceilings.matmul_rate:.3g} TFLOP/s"
 
 
 def decode_step(cases: pd.DataFrame, title: str) -> Figure:

@@ -31,7 +31,8 @@ Nats per byte of `heldout/<kind>.txt`, computed in float32 from the files as the
 {matrix}
 
 95% intervals of the numbers in bold, over windows: {intervals}.
-`framework.perplexity.window_losses(model, text, window_len={sequence_length}, stride={sequence_length}, batch_size=16)`
+`framework.measure.perplexity.window_losses(model, text, window_len={sequence_length}, stride={sequence_length},
+batch_size=16)`
 gives them again.
 
 ## Licence

@@ -6,7 +6,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from framework.plots import COLOURS, COLUMN_WIDTH, LINES, STYLE
+from framework.report.plots import COLOURS, COLUMN_WIDTH, LINES, STYLE
 
 
 def loss_curve(losses: pd.DataFrame, title: str) -> Figure:

@@ -27,7 +27,7 @@ Losses on text that was never trained on, computed in float32 from the weights a
 | all {num_held_out_files} held-out files, {held_out_num_bytes:,} bytes | {sequence_length} | {held_out} |
 | `heldout.txt`, {sample_num_bytes:,} bytes | {sample_window} | {sample} |
 
-The stride is the window: `framework.perplexity.window_losses(model, text, window_len={sample_window},
+The stride is the window: `framework.measure.perplexity.window_losses(model, text, window_len={sample_window},
 stride={sample_window}, batch_size=16)` gives the last row again. With weights not rounded, all held-out files have
 {float32:.4f} nats per byte; rounded to float16 {float16:.4f}, to bfloat16 {bfloat16:.4f}.
 

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from framework.console import REFRESH_INTERVAL, TokensPerSecond
-from framework.corpus import Corpus
+from experiments.training.corpus import Corpus
+from experiments.training.training import Evaluation
+from framework.measure.perplexity import WindowLosses, window_losses
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 from framework.models.tokenizer import NUM_BYTES
-from framework.perplexity import WindowLosses, window_losses
-from framework.training import Evaluation
+from framework.study.progress import REFRESH_INTERVAL, TokensPerSecond
 
 EVAL_TOKENS = 2**15  # per forward of an evaluation
 LICENCE = "LICENSE.txt"  # in the text's folder

@@ -14,7 +14,7 @@ from dataclasses import replace
 from html import escape
 from typing import Any
 
-from framework.corpus import MAX_EXCERPT_SHARE, Document, sample
+from experiments.training.corpus import MAX_EXCERPT_SHARE, Document, sample
 
 Rendering = Callable[[str, str], str]
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -22,7 +22,7 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a code object: another one in eve
 
 
 def rendered_sample(documents: list[Document], rendering: Rendering, num_bytes: int) -> tuple[bytes, list[str]]:
-    """framework.corpus.sample of the documents as `rendering` writes them, of no more than it needs.
+    """experiments.training.corpus.sample of the documents as `rendering` writes them, of no more than it needs.
 
     Raises ValueError naming a file that this version of Python cannot read.
     """

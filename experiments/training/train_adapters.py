@@ -14,8 +14,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from experiments.adapters_card import adapters_card, losses_matrix
-from experiments.training_parts import (
+from experiments.training.adapters_card import adapters_card, losses_matrix
+from experiments.training.figures import loss_curve
+from experiments.training.parts import (
     LOSS_CAPTION,
     StepProgress,
     check_counts,
@@ -26,19 +27,19 @@ from experiments.training_parts import (
     losses_of,
     to_tensor,
 )
+from experiments.training.renderings import python, rendered_sample
+from experiments.training.training import train
+from framework.build import resolve_device
+from framework.checks import check_threads
 from framework.config import describe
-from framework.console import make_console
 from framework.lora.adapters import WEIGHT_FILE, load_adapter, save_adapter
 from framework.lora.attached import attached, initial_rows
 from framework.lora.layout import Layout, make_layout
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
-from framework.plots_training import loss_curve
-from framework.provenance import environment, resolve_device
-from framework.renderings import python, rendered_sample
-from framework.report import conclude
-from framework.threads import check_threads
-from framework.training import train
+from framework.report.finish import conclude
+from framework.study.progress import make_console
+from framework.study.provenance import environment
 
 BASE, BASE_KIND = "none", "python"  # the row without an adapter; the kind that the model was trained on
 CAPTION = "Nats/byte on held-out text of each kind; the rows are the adapters"

@@ -14,8 +14,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from experiments.model_card import model_card
-from experiments.training_parts import (
+from experiments.training.corpus import Corpus, join, sample
+from experiments.training.figures import loss_curve
+from experiments.training.model_card import model_card
+from experiments.training.parts import (
     LOSS_CAPTION,
     StepProgress,
     check_counts,
@@ -26,18 +28,17 @@ from experiments.training_parts import (
     losses_of,
     to_tensor,
 )
+from experiments.training.training import train
+from framework.build import resolve_device
 from framework.config import describe
-from framework.console import make_console
-from framework.corpus import Corpus, join, sample
 from framework.models.checkpoint import write_checkpoint
 from framework.models.config import config_json
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 from framework.models.loading import load_model
-from framework.plots_training import loss_curve
-from framework.provenance import environment, resolve_device
-from framework.report import conclude
-from framework.training import train
+from framework.report.finish import conclude
+from framework.study.progress import make_console
+from framework.study.provenance import environment
 
 END_OF_DOCUMENT = 0  # the zero byte before the next one
 WRITTEN_DTYPES = (torch.float16, torch.bfloat16)

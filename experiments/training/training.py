@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from framework.measure.perplexity import window_logits
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
-from framework.perplexity import window_logits
 
 BETAS = (0.9, 0.95)
 

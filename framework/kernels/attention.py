@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from framework.kernels.arrays import IntArray
 from framework.kernels.layer_cache import LayerCache
 from framework.kernels.rope_store import plain_rope_store
-
-IntArray = npt.NDArray[np.int64]
 
 MAX_SPREAD = 4  # one call pads its contexts to the longest, at most this many times the shortest
 MAX_GATHERED_SLOTS = 2**18  # cache slots copied out in one call: 1 GiB with 8 KV heads of 128 channels in bfloat16

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framework.kernels.attention import Heads, IntArray, cache_slots
+from framework.kernels.arrays import IntArray
+from framework.kernels.attention import Heads, cache_slots
 from framework.kernels.layer_cache import LayerCache, read_cache
 from framework.kernels.paged_decode import paged_decode
 from framework.kernels.rope_store import rope_store

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framework.kernels.attention import IntArray
+from framework.kernels.arrays import IntArray
 from framework.kernels.tiles import ceil_div, power_of_two
 from framework.kernels.triton_support import check_triton, device_facts, jit_for_any, tl
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from framework.kernels.attention import IntArray
+from framework.kernels.arrays import IntArray
 from framework.lora.pool import LoRA
 
 MAX_GATHERED_BYTES = 2**28  # of A and B copied out for one batched product; more rows take several

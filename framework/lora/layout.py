@@ -13,7 +13,7 @@ from torch import Tensor
 
 from framework.models.gpt2 import CHECKPOINT_MODULES as GPT2_MODULES
 from framework.models.gpt2 import GPT2
-from framework.models.linear import SurroundedLinear
+from framework.models.layers import SurroundedLinear
 from framework.models.llama import CHECKPOINT_MODULES as LLAMA_MODULES
 from framework.models.llama import Llama
 

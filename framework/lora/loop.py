@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from framework.kernels.attention import IntArray
+from framework.kernels.arrays import IntArray
 from framework.kernels.lora import adapter_delta, segments
 from framework.lora.pool import LoRA
 

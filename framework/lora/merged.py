@@ -10,7 +10,7 @@ from torch import nn
 from framework.lora.adapters import AdapterSource
 from framework.lora.layout import make_layout
 from framework.models.gpt2 import GPT2
-from framework.models.linear import Linear
+from framework.models.layers import Linear
 from framework.models.llama import Llama
 
 

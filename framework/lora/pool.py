@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framework.kernels.attention import IntArray
+from framework.kernels.arrays import IntArray
 from framework.lora.adapters import AdapterSource
 from framework.lora.layout import Layout, Projection, linear_layers, make_layout
 from framework.models.gpt2 import GPT2

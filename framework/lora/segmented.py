@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from framework.kernels.attention import IntArray
+from framework.kernels.arrays import IntArray
 from framework.kernels.lora import lora_delta, plain_lora_delta, rows_per_tile, segments
 from framework.lora.pool import LoRA
 

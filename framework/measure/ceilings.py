@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from framework.threads import check_threads
+from framework.checks import check_threads
 
 NUM_WARM_UPS = 3
 
@@ -105,3 +105,12 @@ def _host_time(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+def ridge(ceilings: Ceilings) -> float:
+    """FLOP/byte above which the arithmetic binds."""
+    return ceilings.matmul_rate / ceilings.read_bandwidth
+
+
+def limits(ceilings: Ceilings) -> str:
+    return f"{1e-9 * ceilings.read_bandwidth:,.0f} GB/s, {1e-12 * ceilings.matmul_rate:.3g} TFLOP/s"

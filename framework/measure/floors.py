@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from framework.core import Batch
-from framework.engine.kv_cache import bytes_per_block
+from framework.engine.torch_engine.kv_cache import bytes_per_block
+from framework.models.footprint import plain_tensors
 from framework.models.gpt2 import GPT2
-from framework.models.linear import SurroundedLinear
+from framework.models.layers import SurroundedLinear
 from framework.models.llama import Llama
-from framework.quantization.footprint import plain_tensors
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,20 +6,15 @@ consecutive tokens of a request, pooled. E2E: arrival → last token; normalized
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from framework.core import Sequence, Step
-from framework.intervals import STATISTICS, Values, bootstrap_pooled, bootstrap_statistics, estimate, statistics
+from framework.measure.intervals import STATISTICS, Values, bootstrap_pooled, bootstrap_statistics, statistics
 
 LATENCIES = ("ttft", "tpot", "itl", "e2e")
-SHARE = "slo_attainment"  # between 0 and 1
 SLO_METRICS = ("ttft", "tpot", "e2e", "normalized_latency")
-MIN_REQUESTS = 48  # with fewer, chance alone saturates 1% and more of the replays on a half-loaded server of one seat
-MAX_GROWTH = 0.1  # seconds of waiting per second of arrivals: a rate a tenth above what a server can do
-TARGET_ATTAINMENT = 0.9  # of capacity, as in DistServe (OSDI 2024)
 
 
 def request_table(sequences: Iterable[Sequence]) -> pd.DataFrame:
@@ -196,58 +191,3 @@ def sustained_throughput(requests: pd.DataFrame) -> float:
     """Completions per second (1/s) of the middle 80% of requests, which neither warm-up nor drain touches."""
     start, end = requests["finish_time"].quantile([0.1, 0.9])
     return float(0.8 * (len(requests) - 1) / (end - start)) if end > start else float("inf")
-
-
-def is_saturated(rates: pd.DataFrame) -> "pd.Series[Any]":
-    """Whether waiting grows, for rows of `over_rates`; NA of fewer than MIN_REQUESTS, unless all came at once."""
-    grows = (rates["waiting_growth"] > MAX_GROWTH).astype("boolean")
-    return grows.where((rates["num_requests"] >= MIN_REQUESTS) | (rates["waiting_growth"] == float("inf")))
-
-
-def saturation(points: pd.DataFrame) -> dict[str, float]:
-    """Per arm, the most it served (requests/s) at a rate that was too much for it; NaN where no rate was."""
-    rates = over_rates(points)
-    served = rates[is_saturated(rates)].groupby("arm")["sustained_throughput"].max()
-    return {str(arm): float(served.get(arm, float("nan"))) for arm in points["arm"].unique()}
-
-
-def capacity(points: pd.DataFrame, target: float = TARGET_ATTAINMENT) -> dict[str, float]:
-    """Per arm, the highest rate (1/s) whose mean attainment over seeds is at least `target`; NaN if none reaches it.
-
-    A rate that saturates the arm does not count: there the attainment falls with the length of the trace. Nor does one
-    without a verdict.
-    """
-    rates = over_rates(points)
-    met = rates[~is_saturated(rates) & (rates["slo_attainment"] >= target)].groupby("arm")["rate"].max()
-    return {str(arm): float(met.get(arm, float("nan"))) for arm in points["arm"].unique()}
-
-
-def over_rates(points: pd.DataFrame) -> pd.DataFrame:
-    """One row per (arm, rate), with what tells capacity and saturation: means over seeds, and the fewest requests."""
-    columns = {"slo_attainment": "mean", "waiting_growth": "mean", "sustained_throughput": "mean"}
-    return points.groupby(["arm", "rate"], sort=False, as_index=False).agg(columns | {"num_requests": "min"})
-
-
-def aggregate(points: pd.DataFrame) -> pd.DataFrame:
-    """One row per (arm, rate): the mean over seeds, with `…_low` and `…_high` for every metric, as `estimate` has them.
-
-    A single seed keeps its bootstrap interval, and has none for throughput.
-    """
-    rows = []
-    for (arm, rate), group in points.groupby(["arm", "rate"], sort=False):
-        assert not group["seed"].duplicated().any(), "a seed counted twice"
-        row: dict[str, Any] = {"arm": arm, "rate": rate, "num_seeds": len(group)}
-        for name in (*metric_names(), *(f"steady_{name}" for name in metric_names())):
-            row |= with_interval(group, name)
-        rows.append(row | {"offered_rate": group["offered_rate"].mean()})
-    summary = pd.DataFrame(rows)
-    return summary.assign(is_saturated=is_saturated(over_rates(points))) if rows else summary
-
-
-def with_interval(group: pd.DataFrame, name: str) -> dict[str, float]:
-    """A metric's mean over the seeds of one arm and rate, and its interval."""
-    defined = group[group[name].notna()]
-    mean, low, high = estimate(defined[name].to_numpy(dtype=float), is_share=name.endswith(SHARE))
-    if f"{name}_low" in group and len(defined) == 1:
-        low, high = defined[[f"{name}_low", f"{name}_high"]].iloc[0]
-    return {name: mean, f"{name}_low": float(low), f"{name}_high": float(high)}

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework.engine.kv_cache import allocate_cache, attach_cache
+from framework.engine.torch_engine.kv_cache import allocate_cache, attach_cache
 from framework.kernels.attention import AttentionGroup, PlainAttention
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama

@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from framework.measure.perplexity import WindowLosses, interval_per_token, scored_logits
 from framework.models.gpt2 import GPT2
-from framework.models.linear import SurroundedLinear
+from framework.models.layers import SurroundedLinear
 from framework.models.llama import Llama
 from framework.models.tokenizer import load_tokenizer
-from framework.perplexity import WindowLosses, interval_per_token, scored_logits
 
 PROBE = 256.0  # large beside biases, which are subtracted again; a power of two, so that it rounds nothing
 PROBE_ROWS = 1024
@@ -74,7 +74,7 @@ def compare(
     batch_size: int,
     kv_dtype: torch.dtype | None = None,
 ) -> Comparison:
-    """Both models' predictions of a text (num_tokens,), as framework.perplexity.scored_logits has them.
+    """Both models' predictions of a text (num_tokens,), as framework.measure.perplexity.scored_logits has them.
 
     `kv_dtype` is of the model's KV cache; the reference, and the model with None, attend to keys and values themselves.
     """

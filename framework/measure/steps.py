@@ -17,15 +17,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from framework.ceilings import Ceilings, measure_ceilings, median_time
+from framework.build import make_scheduler, seat_adapters, warm_up_requests
 from framework.config import describe
 from framework.core import Batch, Request, Scheduler, Sequence
-from framework.engine.kv_cache import attention_modules
 from framework.engine.torch_engine import TorchEngine
-from framework.engines import make_scheduler, seat_adapters, warm_up_requests
-from framework.floors import Work, attention_work, model_costs, step_work
+from framework.engine.torch_engine.kv_cache import attention_modules
 from framework.kernels.gpu_attention import DecodeAttention
-from framework.metrics import step_table
+from framework.measure.ceilings import Ceilings, measure_ceilings, median_time
+from framework.measure.floors import Work, attention_work, model_costs, step_work
+from framework.measure.metrics import step_table
 from framework.models.llama import Llama
 from framework.replay import replay
 from framework.scheduler.block_manager import BlockManager
@@ -295,3 +295,12 @@ def host_times(steps: pd.DataFrame, num_seats: int) -> dict[str, float]:
     parts = {name: full[name].median() for name in ("schedule", "prepare", "device", "update")}
     exposed = (period - full["device"]).median()
     return {"num_full_steps": len(full), **parts, "host": host.median(), "exposed": exposed}
+
+
+def cases_table(cases: pd.DataFrame) -> pd.DataFrame:
+    """One row per case: its floor, its times (ms), and its share (%) of the ceiling that binds."""
+    shown = {"floor": "floor (ms)", "device": "device (ms)", "elapsed": "step to step (ms)"}
+    table = cases[["case"]].join(1e3 * cases[list(shown)].rename(columns=shown))
+    for bound in ("MBU", "MFU"):
+        table[f"{bound} (%)"] = 100 * cases["utilisation"].where(cases["bound"] == bound)
+    return table

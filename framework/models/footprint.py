@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor, UntypedStorage, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from framework.models.attention import PagedAttention
 from framework.models.gpt2 import GPT2
-from framework.models.linear import SurroundedLinear
+from framework.models.layers import PagedAttention, SurroundedLinear
 from framework.models.llama import Llama
 
 SCALES = ("scale", "_state")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from framework.kernels.attention import Attention
-from framework.models.attention import PagedAttention
 from framework.models.config import ModelConfig
-from framework.models.linear import Linear, SurroundedLinear
+from framework.models.layers import Linear, PagedAttention, SurroundedLinear
 
 
 class GPT2Block(nn.Module):

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from framework.kernels.attention import Attention
-from framework.models.attention import PagedAttention
 from framework.models.config import Llama3Scaling, ModelConfig
-from framework.models.linear import Linear, SurroundedLinear
+from framework.models.layers import Linear, PagedAttention, SurroundedLinear
 
 
 def rope_frequencies(theta: float, head_dim: int, scaling: Llama3Scaling | None) -> Tensor:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from framework.kernels.linear import Surroundings, surrounded
 from framework.models.gpt2 import GPT2
-from framework.models.linear import Linear, SurroundedLinear
+from framework.models.layers import Linear, SurroundedLinear
 from framework.models.llama import Llama
-from framework.quantization.blocks import frozen, replace_linears
+from framework.quantization.replace import frozen, replace_linears
 
 FP8 = torch.float8_e4m3fn
 MAX_FP8 = torch.finfo(FP8).max  # 448

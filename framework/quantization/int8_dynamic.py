@@ -7,10 +7,10 @@ from torch import Tensor
 from framework.kernels.int8 import dynamic_int8_linear, fused_dynamic_int8_linear, quantize_int8
 from framework.kernels.linear import Surroundings
 from framework.models.gpt2 import GPT2
-from framework.models.linear import Linear
+from framework.models.layers import Linear
 from framework.models.llama import Llama
-from framework.quantization.blocks import frozen, replace_linears
 from framework.quantization.int8_weight_only import Int8Linear
+from framework.quantization.replace import frozen, replace_linears
 
 
 class DynamicInt8Linear(Int8Linear):

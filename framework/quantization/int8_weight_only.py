@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from framework.kernels.int8 import MAX_FUSED_ROWS, dequantize_int8, fused_int8_linear, plain_int8_linear, quantize_int8
 from framework.kernels.linear import Surroundings
 from framework.models.gpt2 import GPT2
-from framework.models.linear import Linear, SurroundedLinear
+from framework.models.layers import Linear, SurroundedLinear
 from framework.models.llama import Llama
-from framework.quantization.blocks import check_finite, frozen, replace_linears
+from framework.quantization.replace import check_finite, frozen, replace_linears
 
 
 class Int8Linear(SurroundedLinear):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from framework.models.gpt2 import GPT2
-from framework.models.linear import Linear
+from framework.models.layers import Linear
 from framework.models.llama import Llama
 
 

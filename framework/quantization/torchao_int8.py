@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from framework.models.gpt2 import GPT2
-from framework.models.linear import Linear
+from framework.models.layers import Linear
 from framework.models.llama import Llama
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from framework.models.gpt2 import GPT2
-from framework.models.linear import SurroundedLinear
+from framework.models.layers import SurroundedLinear
 from framework.models.llama import Llama
-from framework.quantization.blocks import check_finite, frozen
+from framework.quantization.replace import check_finite, frozen
 
 NUM_STEPS = 255
 

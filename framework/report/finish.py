@@ -13,13 +13,22 @@ import pandas as pd
 from rich.console import Console
 
 from framework.config import describe
-from framework.console import in_units, print_frame, print_table
-from framework.metrics import MIN_REQUESTS, TARGET_ATTAINMENT, aggregate, capacity, is_saturated, over_rates, saturation
-from framework.notes import service_notes
-from framework.pages import write_record
-from framework.plots import Figure, save
-from framework.points import locked, write_atomically, write_json, write_table
-from framework.study import Study
+from framework.measure.rates import (
+    MIN_REQUESTS,
+    TARGET_ATTAINMENT,
+    aggregate,
+    capacity,
+    is_saturated,
+    over_rates,
+    saturation,
+)
+from framework.report.notes import service_notes
+from framework.report.pages import write_record
+from framework.report.plots import Figure, save
+from framework.report.tables import overview, print_frame, print_table
+from framework.study.files import locked, write_atomically, write_json
+from framework.study.points import write_table
+from framework.study.sweep import Study
 
 Draw = Callable[[Study, pd.DataFrame], dict[str, Figure]]
 
@@ -36,17 +45,6 @@ CAPTIONS = {
     "timeline": "The first requests of each arm, one bar per request: waiting, prefill, decode.",
     "batch_and_cache": "Sequences per step that decodes, and KV blocks in use, over time, one curve per arm.",
     "latency_cdf": "Distribution over requests of TTFT and TPOT, one curve per arm.",
-}
-COLUMNS = {  # of the page's table: metric → header, and what its seconds are multiplied with
-    "request_throughput": ("request throughput (1/s)", 1),
-    "output_throughput": ("output throughput (tok/s)", 1),
-    "ttft_p50": ("TTFT P50 (ms)", 1e3),
-    "ttft_p99": ("TTFT P99 (ms)", 1e3),
-    "tpot_p50": ("TPOT P50 (ms)", 1e3),
-    "tpot_p99": ("TPOT P99 (ms)", 1e3),
-    "normalized_latency_mean": ("normalized latency, mean (ms)", 1e3),
-    "slo_attainment": ("SLO met (%)", 100),
-    "mean_batch_size": ("mean batch", 1),
 }
 
 
@@ -143,21 +141,6 @@ def write_files(folder: Path, files: Mapping[str, Any]) -> None:
             write_json(folder / name, content)
 
 
-def overview(points: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm and rate, as the page shows it: means over seeds with their intervals."""
-    summary = aggregate(points)
-    shown = pd.DataFrame({"arm": summary["arm"], "rate (1/s)": shown_rates(summary["rate"])})
-    return shown.join(in_units(summary, COLUMNS))
-
-
-def shown_rates(rates: "pd.Series[float]") -> "pd.Series[Any]":
-    return pd.Series([float(rate) if rate < inf else "at once" for rate in rates], dtype=object)
-
-
-def rate_title(rate: float) -> str:
-    return "all at once" if rate == inf else f"{rate:g} requests/s"
-
-
 def limits(study: Study, points: pd.DataFrame) -> list[str]:
     """Per arm, the most it served, and its capacity: the highest rate at which enough requests meet the SLOs."""
     slos = " and ".join(f"{metric.upper()} ≤ {1e3 * limit:g} ms" for metric, limit in study.slo.items())
@@ -178,13 +161,3 @@ def limits(study: Study, points: pd.DataFrame) -> list[str]:
                 parts.append(TOO_SHORT)
         lines.append(f"{arm}: {'; '.join(parts)}")
     return lines
-
-
-def representative_points(study: Study, points: pd.DataFrame, rate: float) -> dict[str, Path]:
-    """Per arm, the folder of its first seed at `rate`, where it has that point."""
-    at_rate = points[points["rate"] == rate]
-    return {str(arm): study.folder(rows["point"].iloc[0]) for arm, rows in at_rate.groupby("arm", sort=False)}
-
-
-def read_tables(folders: dict[str, Path], file: str, **options: Any) -> dict[str, pd.DataFrame]:
-    return {arm: pd.read_parquet(folder / file, **options) for arm, folder in folders.items()}

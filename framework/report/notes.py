@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from framework.points import load_record
-from framework.study import Study
+from framework.study.points import load_record
+from framework.study.sweep import Study
 
 Records = dict[Path, dict[str, Any]]  # folder of a point → what its point.json says
 

@@ -15,10 +15,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from framework.console import cell, with_intervals
-from framework.definitions import defined_in
-from framework.points import locked, write_atomically, write_json
-from framework.records import PAGE_RECORD, check_record
+from framework.measure.definitions import defined_in
+from framework.report.records import PAGE_RECORD
+from framework.report.tables import cell, with_intervals
+from framework.study.files import locked, write_atomically, write_json
+from framework.study.records import check_record
 
 RECORD, PAGE, INDEX = "report.json", "report.html", "index.html"
 DATA = ("*.csv", "*.json", "*.jsonl")  # linked from the page

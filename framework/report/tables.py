@@ -1,96 +1,28 @@
 """What the operator sees: progress with tokens/s and ETA, one line per point, the final table, one line per failure."""
 
-import time
 from collections.abc import Mapping
 from math import inf
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pandas as pd
 from rich.console import Console, JustifyMethod
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from framework.core import Step
+from framework.measure.rates import aggregate
 
-REFRESH_INTERVAL = 0.5  # seconds of real time; drawn between steps, so never inside a measured window
-
-
-def make_console() -> Console:
-    """A terminal of its own width, or 140 columns where the output goes to a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
-
-
-class TokensPerSecond(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} tok/s" if task.speed else "- tok/s")
-
-
-class SweepProgress:
-    """A bar over the output tokens of all points; the tokens of points not yet begun are taken to be as many."""
-
-    def __init__(self, console: Console, num_points: int) -> None:
-        self.console = console
-        self.num_points = num_points
-        self.num_done = 0
-        self.num_reused = 0
-        self.started = time.monotonic()
-        self.refreshed = self.started
-        columns = (TextColumn("{task.description}"), BarColumn(), TokensPerSecond(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, auto_refresh=False, transient=True, speed_estimate_period=10)
-        self.task = self.bar.add_task("starting", total=None)
-
-    def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
-
-    def say(self, label: str) -> None:
-        self.bar.update(self.task, description=f"[{self.num_done + 1}/{self.num_points}] {label}")
-        self.bar.refresh()
-
-    def begin_point(self, label: str, num_output_tokens: int) -> None:
-        remaining = (self.num_points - self.num_done) * num_output_tokens
-        completed = self.bar.tasks[0].completed
-        self.bar.update(self.task, total=completed + remaining)
-        self.say(label)
-
-    def advance(self, step: Step) -> None:
-        self.bar.advance(self.task, step.num_output_tokens)
-        if time.monotonic() - self.refreshed > REFRESH_INTERVAL:
-            self.bar.refresh()
-            self.refreshed = time.monotonic()
-
-    def end_point(self, label: str, metrics: dict[str, float], reused: bool) -> None:
-        self.num_done += 1
-        self.num_reused += reused
-        line = (
-            f"[{self.num_done}/{self.num_points}] {label}: {metrics['output_throughput']:,.0f} tok/s, "
-            f"TTFT P50 {1e3 * metrics['ttft_p50']:.1f} ms, TPOT P50 {1e3 * metrics['tpot_p50']:.2f} ms"
-        )
-        self.console.print(line + (" [dim](reused)[/dim]" if reused else f"{self.eta()}"), highlight=False)
-
-    def fail_point(self, label: str, message: str | None) -> None:
-        """`message` None: the cause was told before."""
-        self.num_done += 1
-        if message is None:
-            return
-        self.console.print(f"[{self.num_done}/{self.num_points}] {label}: ", end="", highlight=False)
-        self.console.print("failed", style="red", end=" ")
-        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
-
-    def eta(self) -> str:
-        num_computed = self.num_done - self.num_reused
-        remaining = (time.monotonic() - self.started) / num_computed * (self.num_points - self.num_done)
-        return f" [dim](about {remaining:.0f} s left)[/dim]" if self.num_done < self.num_points else ""
+COLUMNS = {  # of the page's table: metric → header, and what its seconds are multiplied with
+    "request_throughput": ("request throughput (1/s)", 1),
+    "output_throughput": ("output throughput (tok/s)", 1),
+    "ttft_p50": ("TTFT P50 (ms)", 1e3),
+    "ttft_p99": ("TTFT P99 (ms)", 1e3),
+    "tpot_p50": ("TPOT P50 (ms)", 1e3),
+    "tpot_p99": ("TPOT P99 (ms)", 1e3),
+    "normalized_latency_mean": ("normalized latency, mean (ms)", 1e3),
+    "slo_attainment": ("SLO met (%)", 100),
+    "mean_batch_size": ("mean batch", 1),
+}
 
 
 def print_table(console: Console, summary: pd.DataFrame, title: str) -> None:
@@ -176,3 +108,18 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if value.is_integer() else short(value)
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def overview(points: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm and rate, as the page shows it: means over seeds with their intervals."""
+    summary = aggregate(points)
+    shown = pd.DataFrame({"arm": summary["arm"], "rate (1/s)": shown_rates(summary["rate"])})
+    return shown.join(in_units(summary, COLUMNS))
+
+
+def shown_rates(rates: "pd.Series[float]") -> "pd.Series[Any]":
+    return pd.Series([float(rate) if rate < inf else "at once" for rate in rates], dtype=object)
+
+
+def rate_title(rate: float) -> str:
+    return "all at once" if rate == inf else f"{rate:g} requests/s"

@@ -5,12 +5,11 @@ keywords, changes only these.
 """
 
 import re
-from functools import partial
 from typing import Any
 
-from framework.config import check_keywords, check_type, describe, suggest
-from framework.points import digest_of
+from framework.config import check_keywords, check_type, describe, suggest, with_keywords
 from framework.replay import Clock
+from framework.study.files import digest_of
 
 Arms = dict[str, dict[str, Any]]
 COMPONENTS = ("scheduler", "engine", "model", "quantization", "lora", "trace", "clock")
@@ -54,10 +53,6 @@ def resolve_component(arm: str, name: str, value: Any, defaults: dict[str, Any])
         raise ValueError(f"arms.{arm}.{name} changes keywords of a {name} that the study does not have")
     check_keywords(defaults[name].func, value, f"arms.{arm}.{name}")
     return with_keywords(defaults[name], **value)
-
-
-def with_keywords(call: partial[Any], **keywords: Any) -> partial[Any]:
-    return partial(call.func, **(call.keywords | keywords))
 
 
 def point_order(arms: Arms, rates: list[float | None], seeds: list[int]) -> list[tuple[str, float | None, int]]:

@@ -4,26 +4,22 @@ The digest covers config, code, torch and device, so that a point is reused exac
 folder appears under its name only when it is complete.
 """
 
-import fcntl
 import hashlib
 import json
 import math
-import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 
-from framework.metrics import metric_names, summarize
+from framework.measure.metrics import metric_names, summarize
 from framework.paths import locate
-from framework.records import POINT_RECORD, check_record
+from framework.study.files import digest_of, locked, write_atomically, write_json
+from framework.study.records import POINT_RECORD, check_record
 from framework.trace.recorded import available
 
 DISTINGUISHING = ("code_version", "device")  # of the environment; beside the config
@@ -51,10 +47,6 @@ class Point:
     def __str__(self) -> str:
         rate = "recorded rate" if self.rate is None else f"{self.rate:g} req/s"
         return f"{self.arm}, {rate}, seed {self.seed}"
-
-
-def digest_of(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def arm_digest(config: dict[str, Any], environment: dict[str, Any]) -> str:
@@ -177,63 +169,3 @@ def write_table(output_dir: Path, table: pd.DataFrame) -> Path:
     if not table.empty:
         write_atomically(path, table.to_csv(index=False))
     return path
-
-
-class GrowingTable:
-    """A CSV of rows on disk as they come, as unfinished-NAME; when all are there, it takes the place of NAME."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.unfinished = path, path.with_name(f"unfinished-{path.name}")
-        self.rows: list[dict[str, Any]] = []
-
-    def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        self.rows += list(rows)  # all or none: measuring them may be interrupted
-        if not self.rows:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.unfinished, self.table().to_csv(index=False))
-
-    def table(self) -> pd.DataFrame:
-        return pd.DataFrame(self.rows)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.rows and kind is None:
-            self.unfinished.replace(self.path)
-        elif self.rows and kind is KeyboardInterrupt:
-            raise KeyboardInterrupt(f"what was measured is in {self.unfinished}") from None
-
-
-def write_json(path: Path, data: Any) -> None:
-    write_atomically(path, json.dumps(finite(data), indent=2, allow_nan=False) + "\n")
-
-
-def finite(data: Any) -> Any:
-    """JSON has neither NaN nor infinity: null stands for both."""
-    if isinstance(data, dict):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(output_dir: Path) -> Iterator[None]:
-    """One job at a time gathers the points and draws, so that the last one to end draws them all."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with (output_dir / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

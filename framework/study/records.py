@@ -1,6 +1,6 @@
 """What the JSON files of a study hold where they are read again: others are damaged, or something else's."""
 
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -34,38 +34,7 @@ class PointRecord(TypedDict):
     engine: Served
 
 
-class Surroundings(TypedDict):
-    device: str
-    packages: dict[str, str | None]
-
-
-class Table(TypedDict):
-    caption: str
-    columns: list[str]
-    rows: list[list[str | bool | Number | Interval]]
-
-
-class Run(TypedDict):
-    name: str
-    about: str
-    command: str
-    config: str
-    finished: str
-
-
-class PageRecord(TypedDict):
-    """`report.json`; `run` comes with the page, when the study has ended."""
-
-    title: str
-    environment: Surroundings
-    figures: dict[str, str]
-    tables: list[Table]
-    notes: list[str]
-    definitions: dict[str, str]
-    run: NotRequired[Run]
-
-
-POINT_RECORD, PAGE_RECORD = TypeAdapter(PointRecord), TypeAdapter(PageRecord)
+POINT_RECORD = TypeAdapter(PointRecord)
 
 
 def check_record(shape: TypeAdapter[Any], record: Any) -> None:

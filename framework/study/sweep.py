@@ -13,24 +13,25 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from framework.arms import Arms, point_order, resolve_arms, with_keywords
-from framework.config import describe
-from framework.console import SweepProgress, make_console
+from framework.build import make_scheduler, resolve_device
+from framework.config import describe, with_keywords
 from framework.core import StudyError, Trace
-from framework.engines import EngineCache, make_scheduler
-from framework.metrics import check_slo, request_table, step_table, summarize
-from framework.points import (
+from framework.measure.metrics import check_slo, request_table, step_table, summarize
+from framework.replay import replay
+from framework.study.arms import Arms, point_order, resolve_arms
+from framework.study.engine_cache import EngineCache
+from framework.study.files import locked
+from framework.study.points import (
     Point,
     arm_digest,
     fingerprint_files,
-    locked,
     point_table,
     read_point,
     write_point,
     write_table,
 )
-from framework.provenance import environment, resolve_device
-from framework.replay import replay
+from framework.study.progress import SweepProgress, make_console
+from framework.study.provenance import environment
 from framework.trace.transforms import drop_adapters
 
 MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
@@ -218,3 +219,13 @@ def check_points(arms: Arms, rates: list[float | None], seeds: list[int]) -> Non
     for seed in seeds:
         if seed < 0:
             raise ValueError(f"seeds must be at least 0, not {seed}")
+
+
+def representative_points(study: Study, points: pd.DataFrame, rate: float) -> dict[str, Path]:
+    """Per arm, the folder of its first seed at `rate`, where it has that point."""
+    at_rate = points[points["rate"] == rate]
+    return {str(arm): study.folder(rows["point"].iloc[0]) for arm, rows in at_rate.groupby("arm", sort=False)}
+
+
+def read_tables(folders: dict[str, Path], file: str, **options: Any) -> dict[str, pd.DataFrame]:
+    return {arm: pd.read_parquet(folder / file, **options) for arm, folder in folders.items()}

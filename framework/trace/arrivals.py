@@ -6,7 +6,7 @@ At another rate the same rng gives the same gaps on another scale (except on_off
 import numpy as np
 import numpy.typing as npt
 
-from framework.trace.checks import positive
+from framework.checks import positive
 
 Times = npt.NDArray[np.float64]  # (num_requests,) seconds
 

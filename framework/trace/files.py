@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from framework.core import Request, Trace
-from framework.trace.tables import (
+from framework.trace.columns import (
     Table,
     clock_times,
     labels,

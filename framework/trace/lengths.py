@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from framework.checks import positive, whole
 from framework.core import Trace
-from framework.trace.checks import positive, whole
 
 Lengths = npt.NDArray[np.int64]  # (num_requests,) tokens
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from framework.checks import positive, whole
 from framework.core import Trace
-from framework.trace.checks import positive, whole
 
 Numbers = npt.NDArray[np.int64]  # (num_requests,)
 Law = Callable[[np.random.Generator, int], Numbers]

@@ -10,9 +10,9 @@ from itertools import repeat
 
 import numpy as np
 
+from framework.checks import whole
 from framework.core import Request, Trace
 from framework.trace.arrivals import Times
-from framework.trace.checks import whole
 from framework.trace.lengths import Lengths
 from framework.trace.popularity import Law, assign_adapters
 from framework.trace.transforms import clip, drop_longer_than

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from framework.checks import positive, whole
 from framework.core import PREFIX_BLOCK_SIZE, Request, Trace
-from framework.trace.checks import positive, whole
 
 MAX_TOLD = 5  # adapters in the message of an error
 

@@ -10,12 +10,12 @@ import torch
 
 from framework.core import Batch, Request, Sequence, StepResult
 from framework.engine.torch_engine import TorchEngine
-from framework.metrics import request_table, step_table, summarize
+from framework.measure.metrics import request_table, step_table, summarize
 from framework.models.loading import load_model
 from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.trace.files import read_azure, read_table
-from tests.fakes import FakeEngine
+from tests.fake_engine import FakeEngine
 
 AZURE = Path(__file__).parents[3] / "shared" / "traces" / "AzureLLMInferenceTrace_conv.csv"
 

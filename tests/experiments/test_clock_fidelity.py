@@ -3,7 +3,7 @@
 import pandas as pd
 
 from experiments.clock_fidelity import COMPARED, differences
-from tests.html_page import Page, check_page
+from tests.report.html_page import Page, check_page
 
 
 def test_both_clocks_are_compared_on_the_page(cli, smallest, tmp_path):

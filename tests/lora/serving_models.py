@@ -2,14 +2,14 @@
 
 from functools import partial
 
+from framework.build import make_scheduler
 from framework.engine.torch_engine import TorchEngine
-from framework.engines import make_scheduler
 from framework.lora.adapters import RandomAdapters
 from framework.lora.loop import Loop
 from framework.lora.pool import serve_adapters
 from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
-from tests.quantization.models import make_model
+from tests.quantization.small_models import make_model
 
 CONTINUOUS = partial(ContinuousScheduler, max_num_seqs=4)
 

@@ -11,7 +11,7 @@ from framework.lora.layout import make_layout
 from framework.lora.loop import Loop
 from framework.lora.pool import AdapterPool, pool_of, serve_adapters
 from framework.quantization import zero_point
-from tests.quantization.models import CONFIGS, make_model
+from tests.quantization.small_models import CONFIGS, make_model
 
 NAMES = {"llama": "layers.0.self_attn.k_proj", "gpt2": "h.0.mlp.c_proj"}
 

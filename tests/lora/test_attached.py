@@ -5,13 +5,13 @@ from functools import partial
 import pytest
 import torch
 
+from experiments.training.training import window_loss
 from framework.lora.adapters import RandomAdapters
 from framework.lora.attached import attached, initial_rows
 from framework.lora.layout import make_layout
 from framework.lora.merged import merge_adapter
-from framework.perplexity import window_logits
-from framework.training import window_loss
-from tests.quantization.models import make_model
+from framework.measure.perplexity import window_logits
+from tests.quantization.small_models import make_model
 
 WINDOWS = torch.arange(60).view(3, 20)
 CUDA = pytest.param(

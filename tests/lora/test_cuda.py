@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 
+from framework.build import make_scheduler
 from framework.engine.torch_engine import TorchEngine
-from framework.engines import make_scheduler
 from framework.lora.gathered import Gathered
 from framework.lora.loop import Loop
 from framework.lora.pool import serve_adapters
@@ -15,9 +15,9 @@ from framework.lora.segmented import Segmented
 from framework.quantization import int8_weight_only
 from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
-from tests.engine.driver import make_requests
-from tests.engine.test_cuda import EAGER, MODELS, OUTPUT_LENS, PROMPT_LENS, SCHEDULERS, make_model
-from tests.lora.served import LargeAdapters
+from tests.engine.torch_engine.hand_schedules import make_requests
+from tests.engine.torch_engine.test_decode import EAGER, MODELS, OUTPUT_LENS, PROMPT_LENS, SCHEDULERS, make_model
+from tests.lora.serving_models import LargeAdapters
 
 pytestmark = [
     pytest.mark.gpu,

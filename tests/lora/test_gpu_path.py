@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from framework.core import Batch, Request, Sequence
-from framework.engine import in_flight, placement
-from framework.engine.compilation import MAX_COMPILED_ROWS, configure_model
-from framework.engine.torch_engine import TorchEngine
+from framework.engine.torch_engine import TorchEngine, in_flight
+from framework.engine.torch_engine import adapters as placement
+from framework.engine.torch_engine.compilation import MAX_COMPILED_ROWS, configure_model
 from framework.kernels.lora import lora_delta
 from framework.lora import segmented
 from framework.lora.gathered import Gathered
@@ -19,10 +19,10 @@ from framework.lora.pool import MAX_STATIC_ROWS, pool_of, serve_adapters
 from framework.lora.segmented import Segmented
 from framework.models.loading import load_model
 from framework.scheduler.continuous import ContinuousScheduler
-from tests.engine.test_gpu_path import Event, pretend  # noqa: F401
-from tests.lora.served import LargeAdapters, make_engine, outputs
+from tests.engine.torch_engine.test_gpu_path import Event, pretend  # noqa: F401
+from tests.lora.serving_models import LargeAdapters, make_engine, outputs
 from tests.models.test_loading import logits
-from tests.quantization.models import GPT2
+from tests.quantization.small_models import GPT2
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the real path is tested there")

@@ -17,9 +17,9 @@ from framework.lora.loop import Loop
 from framework.lora.merged import merge_adapter
 from framework.lora.pool import serve_adapters
 from framework.lora.segmented import Segmented
-from framework.perplexity import window_logits
-from tests.engine.driver import seat
-from tests.engine.test_torch_engine import load
+from framework.measure.perplexity import window_logits
+from tests.engine.torch_engine.hand_schedules import seat
+from tests.engine.torch_engine.test_engine import load
 from tests.models.checkpoints import make_hf_model
 
 peft = pytest.importorskip("peft")

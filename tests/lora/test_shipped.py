@@ -9,9 +9,9 @@ import torch
 from framework.lora.adapters import WEIGHT_FILE, load_adapter
 from framework.lora.attached import attached
 from framework.lora.layout import make_layout
+from framework.measure.perplexity import window_logits, window_losses
 from framework.models.loading import load_model
 from framework.paths import ROOT
-from framework.perplexity import window_logits, window_losses
 
 FOLDER = ROOT / "models" / "adapters"
 KINDS = ["html", "json", "bytecode", "syntax_tree"]

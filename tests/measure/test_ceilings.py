@@ -4,8 +4,8 @@ import time
 
 import torch
 
-from framework import ceilings
-from framework.ceilings import Ceilings, measure_ceilings, median_time, readers
+from framework.measure import ceilings
+from framework.measure.ceilings import Ceilings, measure_ceilings, median_time, readers
 
 CPU = torch.device("cpu")
 

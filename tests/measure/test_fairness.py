@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from framework.fairness import adapter_table, fairness
+from framework.measure.fairness import adapter_table, fairness
 
 
 def requests(*rows):

@@ -6,7 +6,7 @@ import yaml
 from torch.testing._internal.two_tensor import TwoTensor
 
 from framework.core import Batch, Request, Sequence
-from framework.floors import Costs, Work, attention_work, model_costs, num_bytes, step_work
+from framework.measure.floors import Costs, Work, attention_work, model_costs, num_bytes, step_work
 from framework.models.config import parse_config
 from framework.models.loading import build_model
 from tests.test_config import CONF

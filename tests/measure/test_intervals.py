@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from framework.intervals import bootstrap_pooled, bootstrap_statistics, estimate
+from framework.measure.intervals import bootstrap_pooled, bootstrap_statistics, estimate
 
 
 def test_bootstrap_covers_the_mean_of_a_normal():

@@ -8,20 +8,16 @@ import pandas as pd
 import pytest
 
 from framework.core import Request, Sequence, Step
-from framework.metrics import (
-    MAX_GROWTH,
-    MIN_REQUESTS,
-    aggregate,
-    capacity,
+from framework.measure.metrics import (
     meets_slo,
     metric_names,
     request_table,
-    saturation,
     step_table,
     summarize,
     sustained_throughput,
     waiting_growth,
 )
+from framework.measure.rates import MAX_GROWTH, MIN_REQUESTS, aggregate, capacity, saturation
 
 
 def sequence(request_id, arrival_time, num_prompt_tokens, token_times, num_preemptions=0, scheduled_time=None):

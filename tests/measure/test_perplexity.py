@@ -7,15 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from experiments.training.training import schedule, window_loss
 from framework.core import Request
-from framework.engine.prompts import prompt_token_ids
 from framework.engine.torch_engine import TorchEngine
+from framework.engine.torch_engine.prompt_tokens import prompt_token_ids
+from framework.measure.perplexity import WindowLosses, make_windows, window_logits, window_losses
 from framework.models.loading import load_model
-from framework.perplexity import WindowLosses, make_windows, window_logits, window_losses
-from framework.training import schedule, window_loss
-from tests.engine.driver import record_logits
+from tests.engine.torch_engine.hand_schedules import record_logits
 from tests.models.checkpoints import make_hf_model
-from tests.quantization.models import make_model
+from tests.quantization.small_models import make_model
 
 
 def pair(name, folder):

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from framework.kernels.int8 import dequantize_int8, quantize_int8
+from framework.measure.perplexity import window_losses
+from framework.measure.quality import Comparison, block_error, compare, compare_logits, read_tokens, weight_errors
 from framework.models.loading import load_model
-from framework.perplexity import window_losses
-from framework.quality import Comparison, block_error, compare, compare_logits, read_tokens, weight_errors
 from framework.quantization import fp8, int8_dynamic, int8_weight_only, none, zero_point
-from tests.quantization.models import CONFIGS, make_model
+from tests.quantization.small_models import CONFIGS, make_model
 
 TINY = Path(__file__).parents[1] / "models" / "tiny"
 

@@ -7,12 +7,11 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from framework.ceilings import Ceilings
 from framework.core import StepResult
 from framework.engine.torch_engine import TorchEngine
-from framework.floors import Work
-from framework.scheduler.continuous import ContinuousScheduler
-from framework.speed import (
+from framework.measure.ceilings import Ceilings
+from framework.measure.floors import Work
+from framework.measure.steps import (
     NUM_WARM_UP_STEPS,
     Case,
     get_ready,
@@ -24,8 +23,9 @@ from framework.speed import (
     time_steps,
     why_not,
 )
-from tests.engine.driver import make_requests
-from tests.engine.test_torch_engine import GPT2_CONFIG, make_engine
+from framework.scheduler.continuous import ContinuousScheduler
+from tests.engine.torch_engine.hand_schedules import make_requests
+from tests.engine.torch_engine.test_engine import GPT2_CONFIG, make_engine
 
 CEILINGS = Ceilings(read_bandwidth=100.0, copy_bandwidth=100.0, matmul_rate=1000.0)
 

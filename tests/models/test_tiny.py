@@ -6,10 +6,10 @@ import pytest
 import torch
 import yaml
 
+from framework.measure.perplexity import window_losses
+from framework.measure.quality import compare
 from framework.models.loading import load_model
 from framework.paths import ROOT
-from framework.perplexity import window_losses
-from framework.quality import compare
 from framework.quantization import int8_weight_only
 
 FOLDER = ROOT / "models" / "tiny"

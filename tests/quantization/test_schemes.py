@@ -7,14 +7,14 @@ from functools import partial
 import pytest
 import torch
 
-from framework.engine.compilation import configure_model
 from framework.engine.torch_engine import TorchEngine
-from framework.models.linear import SurroundedLinear
+from framework.engine.torch_engine.compilation import configure_model
+from framework.models.footprint import footprint
+from framework.models.layers import SurroundedLinear
 from framework.quantization import fp8, int8_dynamic, int8_weight_only, none, torchao_int8, zero_point
-from framework.quantization.footprint import footprint
-from tests.engine.driver import generate, make_requests
+from tests.engine.torch_engine.hand_schedules import generate, make_requests
 from tests.models.test_loading import logits
-from tests.quantization.models import CONFIGS, make_model
+from tests.quantization.small_models import CONFIGS, make_model
 
 whole_int8 = partial(int8_weight_only.quantize, embeddings=True, head=True)
 SCHEMES = {  # name: (function, bounds of the relative error of the logits)

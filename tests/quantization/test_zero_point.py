@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
 from framework.models.config import parse_config
+from framework.models.footprint import footprint
 from framework.models.loading import build_model
-from framework.quantization.footprint import footprint
 from framework.quantization.zero_point import dequantize_tensor, quantize, quantize_tensor
 from tests.models.test_conf import read
 

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from tests.html_page import Page
-from tests.test_pages import leave
+from tests.report.html_page import Page
+from tests.report.test_pages import leave
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (

@@ -5,11 +5,11 @@ import json
 import pandas as pd
 import pytest
 
-from framework.definitions import DEFINITIONS, defined_in
-from framework.pages import write_index, write_page, write_record
-from framework.plots import save
-from framework.plots_training import loss_curve
-from tests.html_page import Page, check_page
+from experiments.training.figures import loss_curve
+from framework.measure.definitions import DEFINITIONS, defined_in
+from framework.report.pages import write_index, write_page, write_record
+from framework.report.plots import save
+from tests.report.html_page import Page, check_page
 
 ENVIRONMENT = {
     "device": "a <device>",

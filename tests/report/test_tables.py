@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from framework.console import SweepProgress, in_units, print_frame, print_table, short
 from framework.core import Step
-from framework.metrics import metric_names
+from framework.measure.metrics import metric_names
+from framework.report.tables import in_units, print_frame, print_table, short
+from framework.study.progress import SweepProgress
 
 STEP = Step(0.0, 0.1, "decode", 8, 0, 8, 5, 0, 0, 0, 0.1, num_output_tokens=8)
 METRICS = {"output_throughput": 1234.5, "ttft_p50": 0.0123, "tpot_p50": 0.00456}

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from framework.plots import save
-from framework.tracking import wandb_tracker
+from framework.report.plots import save
+from framework.report.tracking import wandb_tracker
 
 POINTS = pd.DataFrame(
     [("a", 2.0, 0, 20.5), ("a", 1.0, 0, 10.5), ("b", 1.0, 0, 11.5)],
@@ -58,7 +58,7 @@ def test_one_run_per_arm_and_a_summary(tmp_path, monkeypatch):
 
 
 def test_online_without_a_key_is_an_error(monkeypatch):
-    monkeypatch.setattr("framework.tracking.has_api_key", lambda: False)
+    monkeypatch.setattr("framework.report.tracking.has_api_key", lambda: False)
     with pytest.raises(ValueError, match="wandb login"):
         wandb_tracker(mode="online")
 
@@ -69,5 +69,5 @@ def test_a_key_is_found_without_a_network(tmp_path, place):
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {key}\n" if place == "netrc" else "")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     environ = kept | {"NETRC": str(tmp_path / "netrc")} | ({"WANDB_API_KEY": key} if place == "environment" else {})
-    code = "from framework.tracking import wandb_tracker; wandb_tracker(mode='online')"
+    code = "from framework.report.tracking import wandb_tracker; wandb_tracker(mode='online')"
     subprocess.run([sys.executable, "-c", code], env=environ, check=True)

@@ -5,14 +5,14 @@ from functools import partial
 
 import pytest
 
+from framework.build import make_scheduler
 from framework.core import Request, Sequence
-from framework.engines import make_scheduler
-from framework.fairness import adapter_table
-from framework.metrics import request_table
+from framework.measure.fairness import adapter_table
+from framework.measure.metrics import request_table
 from framework.replay import replay
 from framework.scheduler.adapter_turns import AdapterTurns
 from framework.scheduler.continuous import ContinuousScheduler
-from tests.fakes import FakeEngine
+from tests.fake_engine import FakeEngine
 
 
 def serve(rows, num_slots, **options):

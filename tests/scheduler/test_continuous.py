@@ -6,7 +6,7 @@ from framework.core import Batch, Sequence
 from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
-from tests.fakes import FakeEngine, requests_at
+from tests.fake_engine import FakeEngine, requests_at
 
 
 def step_time(batch: Batch) -> float:

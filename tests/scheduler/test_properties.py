@@ -11,7 +11,7 @@ from framework.core import Request
 from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
-from tests.fakes import FakeEngine, check_blocks
+from tests.fake_engine import FakeEngine, check_blocks
 
 BLOCK_SIZE = 4
 

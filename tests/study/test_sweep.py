@@ -13,24 +13,25 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from framework.arms import point_order, resolve_arms
 from framework.core import StudyError
-from framework.engines import EngineCache
 from framework.lora.none import serve_base
-from framework.metrics import MAX_GROWTH, aggregate, saturation
-from framework.plots import latency_rate, save, throughput_latency
-from framework.points import Point, arm_digest, write_point
+from framework.measure.rates import MAX_GROWTH, aggregate, saturation
 from framework.quantization.none import quantize
-from framework.report import limits
+from framework.report.finish import limits
+from framework.report.plots import save
+from framework.report.sweep_plots import latency_rate, throughput_latency
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
-from framework.study import run_study, table_saved_at_end
+from framework.study.arms import point_order, resolve_arms
+from framework.study.engine_cache import EngineCache
+from framework.study.points import Point, arm_digest, write_point
+from framework.study.sweep import run_study, table_saved_at_end
 from framework.trace.arrivals import poisson
 from framework.trace.files import read_table
 from framework.trace.lengths import fixed, independent
 from framework.trace.recorded import recorded
 from framework.trace.synthetic import synthetic
-from tests.fakes import FakeEngine
+from tests.fake_engine import FakeEngine
 
 LOADED: list[str] = []
 
@@ -173,7 +174,7 @@ def test_a_full_disk_ends_the_study(study, tmp_path, monkeypatch):
         written.append(folder)
         write_point(folder, *arguments)
 
-    monkeypatch.setattr("framework.study.write_point", write_until_full)
+    monkeypatch.setattr("framework.study.sweep.write_point", write_until_full)
     with pytest.raises(OSError, match="No space left"):
         study({"a": {}}, [1.0, 2.0, 3.0])
     assert pd.read_csv(tmp_path / "points.csv")["rate"].tolist() == [1.0]

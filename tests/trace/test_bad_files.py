@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from framework.core import Trace
-from framework.trace import tables
+from framework.trace import columns
 from framework.trace.files import read_azure, read_burstgpt, read_mooncake, read_table, read_vidur
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,4808,10\n"
@@ -125,7 +125,7 @@ def test_no_file(tmp_path: Path, reader: Reader) -> None:
 def test_ctrl_c_while_a_file_is_read_is_no_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "slow.csv"
     os.mkfifo(path)
-    monkeypatch.setattr(tables, "_require_file", lambda path: None)  # a pipe, so that reading lasts
+    monkeypatch.setattr(columns, "_require_file", lambda path: None)  # a pipe, so that reading lasts
     interrupted = threading.Event()
 
     def write() -> None:
@@ -140,7 +140,7 @@ def test_ctrl_c_while_a_file_is_read_is_no_broken_file(tmp_path: Path, monkeypat
         writer.start()
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(KeyboardInterrupt):
-            tables.load_csv(path, ["arrival_time"])
+            columns.load_csv(path, ["arrival_time"])
     finally:
         interrupted.set()
         writer.join()

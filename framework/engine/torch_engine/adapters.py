@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from framework.core import Batch, Request
-from framework.engine.in_flight import Loading, record_event
-from framework.kernels.attention import IntArray
+from framework.engine.torch_engine.in_flight import Loading, record_event
+from framework.kernels.arrays import IntArray
 from framework.lora.pool import AdapterPool
 
 

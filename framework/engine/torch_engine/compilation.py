@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.models.gpt2 import GPT2
-from framework.models.linear import SurroundedLinear
+from framework.models.layers import SurroundedLinear
 from framework.models.llama import Llama
 
 COMPILED_METHODS = ("project", "finish")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from framework.core import Batch, Sequence
-from framework.engine.in_flight import OnDevice, pinned, record_event
-from framework.kernels.attention import IntArray
+from framework.engine.torch_engine.in_flight import OnDevice, pinned, record_event
+from framework.kernels.arrays import IntArray
 from framework.kernels.decode_step import begin_rows, finish_rows
 from framework.kernels.gpu_attention import DecodeAttention
 from framework.lora.pool import AdapterPool

@@ -19,24 +19,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from framework.checks import check_threads
 from framework.core import Batch, Request, Sequence, StepResult
-from framework.engine.compilation import compilation_refused, configure_model
-from framework.engine.decoder import Decoder
-from framework.engine.grammar import Grammars
-from framework.engine.in_flight import Done, Launched, OnDevice, pinned, record_event
-from framework.engine.inputs import StepInputs, step_inputs, write_tokens
-from framework.engine.kv_cache import allocate_cache, attach_cache, bytes_beside_weights, count_blocks
-from framework.engine.placement import Placement
-from framework.engine.prompt_steps import PromptSteps, plain
-from framework.engine.prompts import prompt_token_ids
-from framework.engine.sampling import check_sampling, sample
-from framework.engine.warm_up import warm_up_sizes, warm_up_steps
-from framework.kernels.attention import IntArray
+from framework.engine.torch_engine.adapters import Placement
+from framework.engine.torch_engine.compilation import compilation_refused, configure_model
+from framework.engine.torch_engine.decode import Decoder
+from framework.engine.torch_engine.grammar import Grammars
+from framework.engine.torch_engine.in_flight import Done, Launched, OnDevice, pinned, record_event
+from framework.engine.torch_engine.inputs import StepInputs, step_inputs, write_tokens
+from framework.engine.torch_engine.kv_cache import allocate_cache, attach_cache, bytes_beside_weights, count_blocks
+from framework.engine.torch_engine.prefill import PromptSteps, plain
+from framework.engine.torch_engine.prompt_tokens import prompt_token_ids
+from framework.engine.torch_engine.sampling import check_sampling, sample
+from framework.engine.torch_engine.warm_up import warm_up_sizes, warm_up_steps
+from framework.kernels.arrays import IntArray
 from framework.kernels.gpu_attention import is_supported
 from framework.lora.pool import pool_of
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
-from framework.threads import check_threads
 
 
 class TorchEngine:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from framework.core import Request, Sequence
-from framework.kernels.attention import IntArray
+from framework.kernels.arrays import IntArray
 from framework.models.config import ModelConfig
 from framework.models.tokenizer import NUM_BYTES, ByteTokenizer, load_tokenizer
 

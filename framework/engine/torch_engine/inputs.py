@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from framework.core import Batch, Sequence
-from framework.kernels.attention import IntArray, flatten_slots
+from framework.kernels.arrays import IntArray
+from framework.kernels.attention import flatten_slots
 
 PAD_TOKEN = 0
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from framework.kernels.layer_cache import SCALE_DTYPE, LayerCache
-from framework.models.attention import PagedAttention
 from framework.models.config import ModelConfig
+from framework.models.footprint import footprint
 from framework.models.gpt2 import GPT2
+from framework.models.layers import PagedAttention
 from framework.models.llama import Llama
-from framework.quantization.footprint import footprint
 
 CPU_CACHE_BYTES = 512 * 2**20
 CUDA_CACHE_SHARE = 0.9  # of the memory that is free once the weights are loaded and the headroom is set aside

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framework.engine.inputs import StepInputs
-from framework.engine.placement import Placement
-from framework.engine.upload import upload
-from framework.kernels.attention import Attention, IntArray, plain_attention
+from framework.engine.torch_engine.adapters import Placement
+from framework.engine.torch_engine.inputs import StepInputs
+from framework.engine.torch_engine.upload import upload
+from framework.kernels.arrays import IntArray
+from framework.kernels.attention import Attention, plain_attention
 from framework.kernels.gpu_attention import FLASH_DTYPES, FlashAttention, flash_attention, flash_inputs, is_supported
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama

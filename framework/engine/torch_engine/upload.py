@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framework.engine.in_flight import pinned
-from framework.kernels.attention import IntArray
+from framework.engine.torch_engine.in_flight import pinned
+from framework.kernels.arrays import IntArray
 
 ALIGNMENT = 4  # numbers, 16 bytes: Triton compiles a kernel anew for pointers aligned otherwise
 

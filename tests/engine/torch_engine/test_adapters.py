@@ -8,26 +8,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from framework.build import make_scheduler
 from framework.core import Request, Sequence
-from framework.engine.kv_cache import bytes_per_block
 from framework.engine.torch_engine import TorchEngine
-from framework.engines import make_scheduler
+from framework.engine.torch_engine.kv_cache import bytes_per_block
 from framework.lora.adapters import RandomAdapters
 from framework.lora.gathered import Gathered
 from framework.lora.loop import Loop
 from framework.lora.merged import merge_adapter
 from framework.lora.pool import serve_adapters
 from framework.lora.segmented import Segmented
-from framework.metrics import request_table, step_table
+from framework.measure.metrics import request_table, step_table
+from framework.models.footprint import footprint
 from framework.quantization import fp8, int8_dynamic, int8_weight_only, zero_point
-from framework.quantization.footprint import footprint
 from framework.replay import replay
 from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
-from tests.fakes import FakeEngine
-from tests.lora.served import LargeAdapters, make_engine, outputs
-from tests.quantization.models import CONFIGS, make_model
+from tests.fake_engine import FakeEngine
+from tests.lora.serving_models import LargeAdapters, make_engine, outputs
+from tests.quantization.small_models import CONFIGS, make_model
 
 NAMES = [None, "a", "b", "c", "d", "e"]
 QUANTIZED = {

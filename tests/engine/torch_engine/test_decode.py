@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from framework.core import Batch
-from framework.engine.compilation import compilation_refused
-from framework.engine.inputs import step_inputs
 from framework.engine.torch_engine import TorchEngine
+from framework.engine.torch_engine.compilation import compilation_refused
+from framework.engine.torch_engine.inputs import step_inputs
 from framework.kernels.decode_step import begin_rows
 from framework.models.loading import load_model
 from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
-from tests.engine.driver import generate, make_requests, record_logits, relative_error, seat
+from tests.engine.torch_engine.hand_schedules import generate, make_requests, record_logits, relative_error, seat
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,11 +5,18 @@ import torch
 import yaml
 
 from framework.core import Batch, Request, Sequence
-from framework.engine.kv_cache import attach_cache, attention_modules, bytes_per_block
-from framework.engine.prompts import prompt_token_ids
 from framework.engine.torch_engine import TorchEngine
+from framework.engine.torch_engine.kv_cache import attach_cache, attention_modules, bytes_per_block
+from framework.engine.torch_engine.prompt_tokens import prompt_token_ids
 from framework.models.loading import load_model
-from tests.engine.driver import generate, generate_alone, make_requests, record_logits, relative_error, seat
+from tests.engine.torch_engine.hand_schedules import (
+    generate,
+    generate_alone,
+    make_requests,
+    record_logits,
+    relative_error,
+    seat,
+)
 from tests.models.checkpoints import GPT2_SHAPE, MODEL_NAMES, greedy, make_hf_model
 from tests.test_config import CONF
 

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from framework.core import Batch
-from framework.engine import decoder, in_flight, prompt_steps, torch_engine, warm_up
-from framework.engine.compilation import configure_model
-from framework.engine.decoder import batch_sizes
-from framework.engine.inputs import StepInputs
-from framework.engine.torch_engine import TorchEngine
+from framework.engine.torch_engine import TorchEngine, decode, in_flight, prefill, warm_up
+from framework.engine.torch_engine import engine as engine_module
+from framework.engine.torch_engine.compilation import configure_model
+from framework.engine.torch_engine.decode import batch_sizes
+from framework.engine.torch_engine.inputs import StepInputs
 from framework.kernels.gpu_attention import flash_inputs
 from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
-from tests.engine.driver import generate, make_requests, seat
-from tests.engine.test_torch_engine import GPT2_CONFIG
-from tests.engine.test_torch_engine import make_engine as make_any_engine
+from tests.engine.torch_engine.hand_schedules import generate, make_requests, seat
+from tests.engine.torch_engine.test_engine import GPT2_CONFIG
+from tests.engine.torch_engine.test_engine import make_engine as make_any_engine
 from tests.kernels.test_flash import loop_flash
 
 pytest.importorskip("triton")
@@ -48,11 +48,11 @@ class Event:
 @pytest.fixture
 def pretend(monkeypatch):
     """An engine that takes the GPU's way with the interpreter's kernels."""
-    for module in (in_flight, decoder, torch_engine):
+    for module in (in_flight, decode, engine_module):
         monkeypatch.setattr(module, "record_event", Event)
     monkeypatch.setattr(warm_up, "LENGTHS", (3,))
     monkeypatch.setattr(warm_up, "BATCHES", ())
-    monkeypatch.setattr(decoder, "batch_sizes", lambda max_num_seqs: [max_num_seqs])
+    monkeypatch.setattr(decode, "batch_sizes", lambda max_num_seqs: [max_num_seqs])
 
     def make(num_steps_ahead: int = 0, **keywords) -> TorchEngine:
         engine = make_engine(**keywords)
@@ -157,16 +157,16 @@ def test_which_prompts_are_replayed(query_lens, context_lens, size):
     tables = np.arange(9 * len(query_lens)).reshape(-1, 9)
     inputs = StepInputs(rows, rows, *lens, tables, np.ones(len(query_lens), dtype=bool), np.zeros_like(rows))
     arrays, _ = flash_inputs(*lens, tables, 16)
-    assert prompt_steps.size_for(inputs, arrays, [16, 32, 64, 128]) == size
+    assert prefill.size_for(inputs, arrays, [16, 32, 64, 128]) == size
     if size is None:
         return
-    padded, padded_arrays = prompt_steps.with_spare_rows(inputs, arrays, size)
+    padded, padded_arrays = prefill.with_spare_rows(inputs, arrays, size)
     assert len(padded.token_ids) == len(padded.positions) == len(padded.adapter_slots) == size
     assert padded_arrays["slots"].tolist() == [*arrays["slots"].tolist(), *[-1] * (size - len(rows))]
     starts = padded_arrays["query_starts"].tolist()
     assert starts[: len(query_lens) + 1] == arrays["query_starts"].tolist()
     assert set(starts[len(query_lens) + 1 :]) == {size}
-    assert len(starts) == prompt_steps.max_segments(size) + 1
+    assert len(starts) == prefill.max_segments(size) + 1
 
 
 def test_a_capture_that_fails_is_tried_again(pretend, monkeypatch):

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from framework.core import Request, Sequence
-from framework.engine.grammar import Grammars
 from framework.engine.torch_engine import TorchEngine
+from framework.engine.torch_engine.grammar import Grammars
 from framework.models.config import parse_config
 from framework.models.loading import load_model
 from framework.replay import replay

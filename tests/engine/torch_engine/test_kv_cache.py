@@ -4,12 +4,12 @@ from functools import partial
 
 import pytest
 
+from framework.build import make_engine_for
 from framework.engine.torch_engine import TorchEngine
-from framework.engines import make_engine_for
+from framework.models.footprint import cache_footprint, footprint
 from framework.quantization import int8_weight_only, none, zero_point
-from framework.quantization.footprint import cache_footprint, footprint
-from tests.engine.driver import make_requests
-from tests.quantization.models import make_model
+from tests.engine.torch_engine.hand_schedules import make_requests
+from tests.quantization.small_models import make_model
 
 BLOCK_BYTES = 2 * 2 * 2 * 16 * 4 * 4  # keys and values, layers, KV heads, head_dim, block_size, float32
 MEMORY_BYTES = 500_000

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from framework.core import PREFIX_BLOCK_SIZE, Request
-from framework.engine.prompts import prompt_token_ids
+from framework.engine.torch_engine.prompt_tokens import prompt_token_ids
 
 
 def draw(request_id=0, num_prompt_tokens=40, seed=0, vocab_size=1000, **keywords):

@@ -5,13 +5,13 @@ from functools import partial
 import pytest
 
 from framework.core import Request
-from framework.engine.prompts import prompt_token_ids
 from framework.engine.torch_engine import TorchEngine
+from framework.engine.torch_engine.prompt_tokens import prompt_token_ids
 from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
-from tests.engine.driver import generate_alone
-from tests.engine.test_torch_engine import TINY_CONFIG, load, make_engine
+from tests.engine.torch_engine.hand_schedules import generate_alone
+from tests.engine.torch_engine.test_engine import TINY_CONFIG, load, make_engine
 from tests.models.checkpoints import greedy, make_hf_model
 
 LENGTHS = [(5, 18), (23, 12), (1, 25), (30, 1), (12, 16), (7, 9), (9, 30), (4, 14)]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from framework.engine.sampling import sample
+from framework.engine.torch_engine.sampling import sample
 
 LOGITS = torch.tensor([0.5, 2.0, -1.0, 1.9, 0.0]).log_softmax(-1)
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from experiments.batching import compute_bound_from, decode_work, powers_of_two
-from framework.ceilings import Ceilings
+from experiments.course.batching import compute_bound_from, decode_work, powers_of_two
+from experiments.course.figures import batch_tradeoff
 from framework.engine import torch_engine
-from framework.floors import Costs
-from framework.plots_course import batch_tradeoff
-from tests.html_page import Page, check_page
+from framework.measure.ceilings import Ceilings
+from framework.measure.floors import Costs
+from tests.report.html_page import Page, check_page
 
 QUICK = ["experiment=batching", "batch_sizes=[8,1,4]", "num_output_tokens=6", "num_repeats=2", "device=cpu"]
 

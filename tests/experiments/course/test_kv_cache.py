@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import kv_cache
-from experiments.kv_cache import NUM_EDGE, faster_from, growth
+from experiments.course import kv_cache
+from experiments.course.figures import token_times
+from experiments.course.kv_cache import NUM_EDGE, faster_from, growth
 from framework.engine import torch_engine
-from framework.plots_course import token_times
-from tests.html_page import Page, check_page
+from tests.report.html_page import Page, check_page
 
 QUICK = ["experiment=kv_cache", "num_output_tokens=48", "num_repeats=2", "device=cpu"]
 

@@ -6,11 +6,11 @@ import re
 import pandas as pd
 import pytest
 
-from experiments.generate import NUM_REPEATS, cost_table, describe_cost, describe_documents
+from experiments.generate.figures import output_times
+from experiments.generate.study import NUM_REPEATS, cost_table, describe_cost, describe_documents
 from framework.core import Request, Sequence
-from framework.plots_course import output_times
-from tests.html_page import Page, check_page
 from tests.models.checkpoints import greedy, make_hf_model
+from tests.report.html_page import Page, check_page
 
 
 def generations(folder):

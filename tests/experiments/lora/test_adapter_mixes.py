@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.html_page import Page, check_page
+from tests.report.html_page import Page, check_page
 
 SLORA = ["preset=slora", "experiment=multi_lora", "only=[gathered]", "rates=[50,500]", "arms.gathered.lora.max_rank=8"]
 SLORA += ["arms.gathered.lora.adapters.ranks=[4,8]", "arms.gathered.lora.num_slots=4", "scheduler.max_num_seqs=4"]

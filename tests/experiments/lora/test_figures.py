@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from framework.plots_lora import lines_by_arm, lora_ranks, steps_by_arm
-from framework.plots_lorax import contribution_bars
+from experiments.lora.figures import lines_by_arm, lora_ranks, steps_by_arm
+from experiments.lorax.figures import contribution_bars
 
 
 def drawn(axes):

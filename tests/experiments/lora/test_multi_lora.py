@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments.multi_lora import Sizes, measure_steps
+from experiments.lora.multi_lora import Sizes, measure_steps
 from framework.engine.torch_engine import TorchEngine
 from framework.lora.adapters import RandomAdapters, save_adapter
 from framework.lora.layout import make_layout
-from framework.speed import measure_decode
-from tests.html_page import Page, check_page
-from tests.lora.served import make_engine
-from tests.quantization.models import make_model
+from framework.measure.steps import measure_decode
+from tests.lora.serving_models import make_engine
+from tests.quantization.small_models import make_model
+from tests.report.html_page import Page, check_page
 
 SMALL = ["num_adapters=2", "batch_sizes=[1,4]", "context=16", "num_steps=2", "num_rounds=2", "rates=[50]"]
 
@@ -217,7 +217,7 @@ def test_an_interrupted_rerun_leaves_the_earlier_steps(cli, smallest, tmp_path, 
             raise KeyboardInterrupt
         return measure_decode(engine, *sizes)
 
-    monkeypatch.setattr("experiments.multi_lora.measure_decode", measure_until_stopped)
+    monkeypatch.setattr("experiments.lora.multi_lora.measure_decode", measure_until_stopped)
     with pytest.raises(KeyboardInterrupt, match=r"what was measured is in .*unfinished-steps.csv"):
         cli(*options)
     assert (folder / "steps.csv").read_text() == before

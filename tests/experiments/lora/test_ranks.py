@@ -5,9 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from experiments import lora
-from experiments.lora import compare
-from tests.html_page import Page, check_page
+from experiments.lora import ranks
+from experiments.lora.ranks import compare
+from tests.report.html_page import Page, check_page
 
 SIZES = ["batch_size=2", "context=16", "num_steps=2", "prompt_len=8", "ranks=[2,4]"]
 
@@ -50,7 +50,7 @@ def test_an_interruption_keeps_the_ranks_so_far(cli, small, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return compare(rank, *measured)
 
-    monkeypatch.setattr(lora, "compare", compare_until_stopped)
+    monkeypatch.setattr(ranks, "compare", compare_until_stopped)
     with pytest.raises(KeyboardInterrupt, match=r"unfinished-ranks.csv"):
         cli("experiment=lora", *small)
     assert pd.read_csv(tmp_path / "outputs/lora/unfinished-ranks.csv")["rank"].tolist() == [2]

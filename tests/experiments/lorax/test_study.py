@@ -5,9 +5,9 @@ import re
 import pandas as pd
 import pytest
 
-from experiments.lorax_ablation import Corners, combine, contributions, describe_ablation
-from experiments.lorax_streams import DURATIONS, describe_streams, stream_tables
-from tests.html_page import Page, check_page
+from experiments.lorax.ablation import Corners, combine, contributions, describe_ablation
+from experiments.lorax.streams import DURATIONS, describe_streams, stream_tables
+from tests.report.html_page import Page, check_page
 
 QUICK = ["experiment=lorax", "streams=[6,2,2]", "num_prompt_tokens=4", "num_repeats=2", "device=cpu"]
 LORAS = ("none", "loop", "gathered", "segmented")

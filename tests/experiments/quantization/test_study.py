@@ -8,14 +8,14 @@ import pytest
 import torch
 import yaml
 
-from experiments.quantization_tables import footprint_notes
-from framework.definitions import DEFINITIONS
+from experiments.quantization.tables import footprint_notes
+from framework.measure.definitions import DEFINITIONS
 from framework.models.config import parse_config
+from framework.models.footprint import footprint
 from framework.models.loading import build_model
-from framework.plots import attainment_rate
 from framework.quantization import zero_point
-from framework.quantization.footprint import footprint
-from tests.html_page import Page, check_page
+from framework.report.sweep_plots import attainment_rate
+from tests.report.html_page import Page, check_page
 
 CONF = Path(__file__).parents[2] / "conf"
 ARMS = ["none", "bfloat16", "int8", "int8_kv"]

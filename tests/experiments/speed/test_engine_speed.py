@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.engine_ablation import factors_table
 from experiments.peers import hf_config
+from experiments.speed.engine_ablation import factors_table
 from framework.models.config import parse_config
 from framework.models.loading import build_model
-from tests.html_page import Page, check_page
 from tests.models.checkpoints import MODEL_NAMES, make_hf_model
+from tests.report.html_page import Page, check_page
 
 SMALL = ["batch_sizes=[1,4,256]", "context=32", "num_steps=4", "device=cpu"]
 ONLY_EAGER = ["~arms.fused", "~arms.compiled", "~arms.graphs", "~arms.overlap"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from framework.corpus import join, read_corpus, sample
+from experiments.training.corpus import join, read_corpus, sample
 
 
 def read(folder, suffixes=(".py",), exclude=("test",), held_out_share=0.3, max_held_out_bytes=10**6):

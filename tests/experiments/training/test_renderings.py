@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from framework.corpus import Document
-from framework.renderings import bytecode, html_page, json_outline, python, rendered_sample, syntax_tree
+from experiments.training.corpus import Document
+from experiments.training.renderings import bytecode, html_page, json_outline, python, rendered_sample, syntax_tree
 
 SOURCE = '''"""Shapes & sizes."""
 

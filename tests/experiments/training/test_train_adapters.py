@@ -9,9 +9,9 @@ import torch
 from framework.lora.adapters import load_adapter
 from framework.lora.attached import attached
 from framework.lora.layout import make_layout
+from framework.measure.perplexity import window_losses
 from framework.models.loading import load_model
-from framework.perplexity import window_losses
-from tests.html_page import Page, check_page
+from tests.report.html_page import Page, check_page
 
 CONFIG = {
     "model_type": "llama", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,

@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers
 
+from framework.measure.perplexity import window_logits, window_losses
 from framework.models.loading import load_model
-from framework.perplexity import window_logits, window_losses
-from tests.html_page import Page, check_page
+from tests.report.html_page import Page, check_page
 
 TINY = [
     "model.config={model_type: llama, vocab_size: 256, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, "
@@ -104,7 +104,7 @@ def test_an_interruption_writes_the_best_so_far(cli, text, tmp_path, monkeypatch
         if len(calls) == 6:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.train_tiny.StepProgress.advance", interrupt)
+    monkeypatch.setattr("experiments.training.train_tiny.StepProgress.advance", interrupt)
     code, output = cli("experiment=train_tiny", *TINY, text, "num_steps=20", "eval_interval=2")
     assert code == 0, output
     assert "interrupted: going on with the best of 4 steps" in output

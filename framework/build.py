@@ -1,0 +1,67 @@
+"""From an arm's parts to a model, an engine and a scheduler."""
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from framework.config import describe, with_keywords
+from framework.core import Engine, Request, Scheduler, Sequence
+from framework.scheduler.adapter_slots import AdapterSlots
+
+
+def free(device: torch.device) -> None:
+    """Give back the device memory of what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def make_model(arm: dict[str, Any], device: torch.device) -> Any:
+    """The arm's model on `device`, quantized and with room for adapters as the arm says."""
+    return arm["lora"](arm["quantization"](arm["model"](device=device)))
+
+
+def make_scheduler(make: Callable[..., Scheduler], engine: Engine) -> Scheduler:
+    """A scheduler for the KV cache and the adapter slots that the engine has."""
+    slots = {"num_adapter_slots": engine.num_adapter_slots} if engine.num_adapter_slots else {}
+    return make(num_blocks=engine.num_blocks, block_size=engine.block_size, **slots)
+
+
+def seat_adapters(engine: Engine, sequences: list[Sequence]) -> dict[int, str]:
+    """Give every sequence its adapter's slot; what is to be loaded. ValueError if there are too few slots."""
+    slots = AdapterSlots(engine.num_adapter_slots)
+    for sequence in sequences:
+        if not slots.can_admit(sequence):
+            raise ValueError(f"the sequences need more adapters than lora.num_slots={engine.num_adapter_slots}")
+        slots.admit(sequence)
+    return slots.take_loads()
+
+
+def make_engine_for(requests: list[Request], engine: partial[Engine], model: Any) -> Engine:
+    """An engine whose KV cache holds `requests` in one padded batch and no more, so that others fit beside it."""
+    num_slots = max(one.num_prompt_tokens for one in requests) + max(one.num_output_tokens for one in requests)
+    num_blocks = len(requests) * -(-num_slots // describe(engine)["block_size"])
+    return with_keywords(engine, num_blocks=num_blocks, kv_cache_bytes=None, memory_bytes=None)(model=model)
+
+
+def warm_up_requests(requests: list[Request], max_num_seqs: int) -> list[Request]:
+    """One request per seat, ending one step after the other, so that every decode batch size occurs."""
+    return [
+        replace(request, arrival_time=0.0, num_output_tokens=min(request.num_output_tokens, index + 1))
+        for index, request in enumerate(requests[:max_num_seqs])
+    ]
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one; asking for `cuda` without a GPU is an error."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={device} is not one of auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch sees no CUDA device; use device=cpu or device=auto")
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)

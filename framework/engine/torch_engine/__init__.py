@@ -1,0 +1,5 @@
+"""The measured engine: really executes every step with PyTorch on the device at hand."""
+
+from framework.engine.torch_engine.engine import TorchEngine
+
+__all__ = ["TorchEngine"]

@@ -1,0 +1,194 @@
+"""Figures of a sweep: latency over rate and throughput, attainment, timelines, distributions."""
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from framework.report.plots import COLOURS, COLUMN_WIDTH, LINES, MARKERS, STYLE, TEXT_WIDTH, errors, label_log_axis
+
+IDLE = 1e-3  # seconds; a shorter gap is the simulator at work
+PHASE_COLOURS = {"waiting": "#dddddd", "prefill": "#E69F00", "decode": "#0072B2"}
+
+
+def throughput_latency(summary: pd.DataFrame) -> Figure:
+    """Normalized latency (ms/token) over output throughput (tok/s), one curve per arm, one marker per rate."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN_WIDTH, 2.5))
+        axes = figure.subplots()
+        for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
+            x, y = rows["output_throughput"], 1e3 * rows["normalized_latency_mean"]
+            axes.errorbar(
+                x, y, xerr=errors(rows, "output_throughput"), yerr=errors(rows, "normalized_latency_mean", 1e3),
+                color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], label=arm,
+            )  # fmt: skip
+            if rows["is_saturated"].any():
+                mark_saturation(axes, rows, x, y, COLOURS[index % len(COLOURS)])
+        axes.set(xlabel="output throughput (tokens/s)", ylabel="mean latency (ms/output token)", yscale="log")
+        axes.set_xlim(left=0)
+        label_log_axis(axes.yaxis)
+        add_legend(figure, axes, ring=True)
+        return figure
+
+
+def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> Figure:
+    """Normalized latency, TTFT and TPOT (ms) over the arrival rate; dotted lines at the most each arm served."""
+    panels = (
+        ("mean latency per output token", ["normalized_latency_mean"]),
+        ("time to first token", ["ttft_p50", "ttft_p99"]),
+        ("time per output token", ["tpot_p50", "tpot_p99"]),
+    )
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(TEXT_WIDTH, 2.6))
+        for axes, (title, metrics) in zip(figure.subplots(1, 3), panels, strict=True):
+            for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
+                for line, metric in zip(LINES, metrics, strict=False):
+                    axes.errorbar(
+                        rows["rate"], 1e3 * rows[metric], yerr=errors(rows, metric, 1e3), linestyle=line,
+                        color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], elinewidth=0.7,
+                    )  # fmt: skip
+                axes.axvline(
+                    saturation_rates[str(arm)], color=COLOURS[index % len(COLOURS)], linestyle=":", linewidth=1
+                )
+            axes.set(title=title, xlabel="arrival rate (requests/s)", ylabel="ms", xscale="log")
+            label_rates(axes, summary["rate"])
+        for axes in figure.axes[:2]:
+            if (summary[["normalized_latency_mean", "ttft_p50"]] > 0).all(axis=None):
+                axes.set_yscale("log")
+                label_log_axis(axes.yaxis)
+        if summary["tpot_p50"].notna().any():  # undefined where every output has one token
+            figure.axes[2].set_ylim(bottom=0)
+        arms = [
+            Line2D([], [], color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], label=arm)
+            for index, arm in enumerate(summary["arm"].unique())
+        ]
+        lines: dict[str, Any] = {"mean or P50": "-", "P99": "--", "most it served": ":"}
+        styles = [Line2D([], [], color="#555555", linestyle=line, label=label) for label, line in lines.items()]
+        figure.legend(handles=[*arms, *styles], loc="outside upper center", ncols=len(arms) + 3)
+        return figure
+
+
+def attainment_rate(summary: pd.DataFrame, capacities: dict[str, float], target: float) -> Figure:
+    """Share of requests within every SLO over the arrival rate; the dashed lines are the target and the capacities.
+
+    A ring is around the last rate below saturation: no rate beyond it counts as capacity.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN_WIDTH, 2.6))
+        axes = figure.subplots()
+        for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
+            colour, shares = COLOURS[index % len(COLOURS)], 100 * rows["slo_attainment"]
+            axes.errorbar(
+                rows["rate"], shares, yerr=errors(rows, "slo_attainment", 100), color=colour,
+                marker=MARKERS[index % len(MARKERS)], label=arm,
+            )  # fmt: skip
+            if rows["is_saturated"].any():
+                mark_saturation(axes, rows, rows["rate"], shares, colour)
+            dashes = (4 * index, (4, 4 * max(1, len(capacities) - 1)))  # equal capacities take turns along one line
+            axes.axvline(capacities[str(arm)], color=colour, linestyle=dashes, linewidth=1)
+        axes.axhline(100 * target, color="#555555", linestyle=LINES[1], linewidth=0.8)
+        axes.set(xlabel="arrival rate (requests/s)", ylabel="requests within the SLOs (%)", xscale="log", ylim=(0, 105))
+        label_rates(axes, summary["rate"])
+        add_legend(figure, axes, ring=bool(summary["is_saturated"].any()))
+        return figure
+
+
+def timeline(requests: dict[str, pd.DataFrame], title: str, num_requests: int = 60) -> Figure:
+    """Per arm, one bar per request (the first `num_requests`): waiting, prefill, decode over time (s)."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN_WIDTH, 1.9 * len(requests) + 0.3))
+        panels = figure.subplots(len(requests), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (arm, table) in zip(panels, requests.items(), strict=True):
+            shown = table.head(num_requests)
+            times = [shown[name] for name in ("arrival_time", "scheduled_time", "first_token_time", "finish_time")]
+            for (phase, colour), start, end in zip(PHASE_COLOURS.items(), times, times[1:], strict=False):
+                axes.barh(np.arange(len(shown)), end - start, left=start, height=0.85, color=colour, label=phase)
+            axes.set(title=f"{arm}, {title}", ylabel="request")
+            axes.invert_yaxis()
+            axes.grid(axis="y", visible=False)
+        panels[-1].set_xlabel("time (s)")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        return figure
+
+
+def batch_and_cache(steps: dict[str, pd.DataFrame], title: str) -> Figure:
+    """Sequences per step that decodes, and KV blocks in use, over time (s), one curve per arm."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN_WIDTH, 3.0))
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        for index, (arm, table) in enumerate(steps.items()):
+            num_seqs = table["num_seqs"].where(table["phase"] != "prefill").ffill().fillna(0)
+            for axes, name in ((upper, "num_seqs"), (lower, "num_used_blocks")):
+                times, values = with_idle_gaps(table.assign(num_seqs=num_seqs), name)
+                axes.step(times, values, where="post", color=COLOURS[index % len(COLOURS)], linewidth=0.8, label=arm)
+        upper.set(title=title, ylabel="sequences decoding")
+        lower.set(ylabel="KV blocks in use", xlabel="time (s)")
+        for axes in (upper, lower):
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=5))
+        figure.legend(*upper.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        return figure
+
+
+def with_idle_gaps(steps: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Times (s) and values of a step function that is zero while the server sleeps."""
+    starts = steps["start_time"].to_numpy()
+    ends = starts + (steps["elapsed"] + steps["update"]).to_numpy()
+    is_idle = np.append(starts[1:] > ends[:-1] + IDLE, True)
+    times = np.concatenate([starts, ends[is_idle]])
+    values = np.concatenate([steps[name].to_numpy(), np.zeros(is_idle.sum())])
+    order = np.argsort(times, kind="stable")
+    return times[order], values[order]
+
+
+def mark_saturation(axes: Axes, rows: pd.DataFrame, x: pd.Series, y: pd.Series, colour: str) -> None:
+    """A ring around the last point that does not saturate the arm."""
+    at = rows["rate"] == rows["rate"][~rows["is_saturated"]].max()
+    axes.plot(x[at], y[at], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour, linestyle="none")
+
+
+def add_legend(figure: Figure, axes: Axes, ring: bool) -> None:
+    """Above the axes of a narrow figure: inside there is no corner that is free of curves for sure."""
+    handles, labels = axes.get_legend_handles_labels()
+    if ring:
+        handles += axes.plot([], [], "o", markersize=8, markerfacecolor="none", markeredgecolor="#555555")
+        labels += ["last rate below saturation"]
+    figure.legend(handles, labels, loc="outside upper center", ncols=2)
+
+
+def label_rates(axes: Axes, rates: pd.Series) -> None:
+    """Tick the rates themselves; thin them out where they would overlap."""
+    values = sorted(set(rates))
+    shown = values[:: max(1, -(-len(values) // 7))]
+    axes.set_xticks(shown, [f"{rate:g}" for rate in shown])
+    axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+
+
+def latency_cdf(requests: dict[str, pd.DataFrame]) -> Figure:
+    """Empirical distribution over requests of TTFT and TPOT (ms), one curve per arm."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(TEXT_WIDTH / 1.5, 2.2))
+        for axes, (metric, title) in zip(
+            figure.subplots(1, 2, sharey=True), (("ttft", "time to first token"), ("tpot", "time per output token")),
+            strict=True,
+        ):  # fmt: skip
+            for index, (arm, table) in enumerate(requests.items()):
+                values = np.sort(1e3 * table[metric].dropna())
+                shares = np.arange(1, len(values) + 1) / len(values)
+                axes.step(
+                    values,
+                    shares,
+                    where="post",
+                    color=COLOURS[index % len(COLOURS)],
+                    linestyle=LINES[index % 4],
+                    label=arm,
+                )
+            axes.set(title=title, xlabel="ms", xscale="log")
+            label_log_axis(axes.xaxis)
+        figure.axes[0].set_ylabel("share of requests")
+        figure.axes[0].legend()
+        return figure

@@ -1,0 +1,88 @@
+"""The console of a study, and how far a sweep has come."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from framework.core import Step
+
+REFRESH_INTERVAL = 0.5  # seconds of real time; drawn between steps, so never inside a measured window
+
+
+def make_console() -> Console:
+    """A terminal of its own width, or 140 columns where the output goes to a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
+class TokensPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} tok/s" if task.speed else "- tok/s")
+
+
+class SweepProgress:
+    """A bar over the output tokens of all points; the tokens of points not yet begun are taken to be as many."""
+
+    def __init__(self, console: Console, num_points: int) -> None:
+        self.console = console
+        self.num_points = num_points
+        self.num_done = 0
+        self.num_reused = 0
+        self.started = time.monotonic()
+        self.refreshed = self.started
+        columns = (TextColumn("{task.description}"), BarColumn(), TokensPerSecond(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, auto_refresh=False, transient=True, speed_estimate_period=10)
+        self.task = self.bar.add_task("starting", total=None)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def say(self, label: str) -> None:
+        self.bar.update(self.task, description=f"[{self.num_done + 1}/{self.num_points}] {label}")
+        self.bar.refresh()
+
+    def begin_point(self, label: str, num_output_tokens: int) -> None:
+        remaining = (self.num_points - self.num_done) * num_output_tokens
+        completed = self.bar.tasks[0].completed
+        self.bar.update(self.task, total=completed + remaining)
+        self.say(label)
+
+    def advance(self, step: Step) -> None:
+        self.bar.advance(self.task, step.num_output_tokens)
+        if time.monotonic() - self.refreshed > REFRESH_INTERVAL:
+            self.bar.refresh()
+            self.refreshed = time.monotonic()
+
+    def end_point(self, label: str, metrics: dict[str, float], reused: bool) -> None:
+        self.num_done += 1
+        self.num_reused += reused
+        line = (
+            f"[{self.num_done}/{self.num_points}] {label}: {metrics['output_throughput']:,.0f} tok/s, "
+            f"TTFT P50 {1e3 * metrics['ttft_p50']:.1f} ms, TPOT P50 {1e3 * metrics['tpot_p50']:.2f} ms"
+        )
+        self.console.print(line + (" [dim](reused)[/dim]" if reused else f"{self.eta()}"), highlight=False)
+
+    def fail_point(self, label: str, message: str | None) -> None:
+        """`message` None: the cause was told before."""
+        self.num_done += 1
+        if message is None:
+            return
+        self.console.print(f"[{self.num_done}/{self.num_points}] {label}: ", end="", highlight=False)
+        self.console.print("failed", style="red", end=" ")
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def eta(self) -> str:
+        num_computed = self.num_done - self.num_reused
+        remaining = (time.monotonic() - self.started) / num_computed * (self.num_points - self.num_done)
+        return f" [dim](about {remaining:.0f} s left)[/dim]" if self.num_done < self.num_points else ""
