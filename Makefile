@@ -1,17 +1,31 @@
-# make demo: a first figure · make test: the test suite · make test-browser: pages in Chromium · make lint · make bench
+# make demo: a first figure · make check: lint, types and the quick tests · make test: all that runs in minutes on a CPU
+# make nightly: what takes longer · make test-gpu · make test-browser: pages in Chromium · make bench: measured times
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS ?= 2
+TEST := $(BIN)/python -m pytest --benchmark-disable -q
+ELSEWHERE := nightly or gpu or browser
 
-.PHONY: demo test test-browser lint bench clean
+.PHONY: demo check test nightly test-gpu test-browser lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python run.py
 
-test: .venv/installed-dev
-	$(BIN)/python -m pytest --benchmark-disable
+check: lint
+	$(TEST) -n $(WORKERS) -m 'not (slow or timing or $(ELSEWHERE))'
+
+test: .venv/installed-dev  # what measures time runs afterwards, alone
+	$(TEST) -n $(WORKERS) -m 'not (timing or $(ELSEWHERE))'
+	$(TEST) -m 'timing and not ($(ELSEWHERE))'
+
+nightly: .venv/installed-dev
+	$(TEST) -n $(WORKERS) -m nightly
+
+test-gpu: .venv/installed-dev
+	$(TEST) -m gpu
 
 test-browser: .venv/installed-dev
-	$(BIN)/python -m pytest -m browser
+	$(TEST) -m browser
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -1,7 +1,9 @@
-"""Fixtures shared by the tests: the command line, and a model so small that a whole study takes seconds."""
+"""What all tests share: the marks, the command line, and a model so small that a whole study takes seconds."""
 
 import os
 import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers would fight for two cores
 
 import pytest
 import torch
@@ -16,6 +18,15 @@ elif "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 import run as run_module
 from framework.command_line import prepare
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What goes through the command line is `slow`; what needs a CUDA device is skipped where there is none."""
+    for item in items:
+        if "cli" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ class SleepingEngine(FakeEngine):
         return StepResult(token_ids, time.perf_counter() - started)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("clock", ["virtual", "wall"])
 def test_both_clocks_charge_what_a_step_takes(clock):
     requests = requests_at((0.0, 4, 3), (0.3, 4, 2))
@@ -112,6 +113,7 @@ class SlowScheduler(ContinuousScheduler):
         return super().schedule(now)
 
 
+@pytest.mark.timing
 def test_only_an_overlap_that_happened_is_free():
     """The scheduler's time adds to every step, or is hidden behind the step before; either way as in real time."""
     durations = {}

@@ -303,6 +303,7 @@ def spawn(*overrides: str, cwd: Path) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interruption_keeps_finished_points(smallest, tmp_path, signal_number):
     process = spawn(*smallest, f"rates={list(range(50, 450))}", cwd=tmp_path)
@@ -320,6 +321,7 @@ def test_an_interruption_keeps_finished_points(smallest, tmp_path, signal_number
     assert 0 < len(table) == len(finished) < 800
 
 
+@pytest.mark.slow
 def test_an_interruption_of_the_imports_is_quiet(tmp_path):
     process = spawn("--help", cwd=tmp_path)
     time.sleep(0.4)
@@ -329,6 +331,7 @@ def test_an_interruption_of_the_imports_is_quiet(tmp_path):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_an_interruption_before_the_first_point_promises_none(smallest, tmp_path):
     process = spawn(*smallest, "rates=[1e-9]", "clock=wall", cwd=tmp_path)  # its second request is years away
     deadline = time.monotonic() + 60
@@ -340,6 +343,7 @@ def test_an_interruption_before_the_first_point_promises_none(smallest, tmp_path
     assert output.endswith("interrupted\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_share_a_folder_and_the_last_draws_the_whole_figure(smallest, tmp_path, launcher):
     options = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.cpus_per_task=1"]

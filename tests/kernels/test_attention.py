@@ -142,7 +142,6 @@ def test_groups(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 5e-3), (torch.bfloat16, 4e-2)])
 @pytest.mark.parametrize("is_int8", [False, True])
 @pytest.mark.parametrize("name", BATCHES)

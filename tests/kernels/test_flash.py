@@ -15,7 +15,6 @@ from tests.kernels.test_attention import BATCHES
 NUM_HEADS, NUM_KV_HEADS, BLOCK_SIZE = 4, 2, 4
 HEADS = {"num_kv_heads": NUM_KV_HEADS, "q_norm": None, "k_norm": None, "norm_eps": 0.0}
 CASES = ["fresh prompts", "padded prompts", "chunks", "mixed", "decode", "contexts far apart"]
-has_cuda = torch.cuda.is_available()
 
 
 def loop_flash(q, k, v, query_starts, key_starts, max_query_len, max_key_len, dropout, is_causal, *others, scale):
@@ -88,7 +87,6 @@ def test_without_a_cache(name, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not has_cuda, reason="needs a CUDA device")
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("kept", ["bfloat16", "int8", "nothing"])
 @pytest.mark.parametrize("name", CASES)

@@ -185,7 +185,6 @@ def test_fused_quantize_equals_its_reference(triton):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 class TestOnGPU:
     @pytest.mark.parametrize("name", REAL)
     @pytest.mark.parametrize("rows", [1, 40, 100, 200, 700])

@@ -86,7 +86,6 @@ def test_a_launch_reads_what_plain_pytorch_reads(num_heads, head_dim, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_launch_reads_what_plain_pytorch_reads_in_bfloat16():
     check_read(8, 128, torch.bfloat16)
 

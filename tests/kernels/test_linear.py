@@ -161,7 +161,6 @@ def test_tiles_fit_into_shared_memory(rows, name):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 class TestOnGPU:
     @pytest.fixture(autouse=True)
     def poison(self):

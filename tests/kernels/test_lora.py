@@ -109,7 +109,6 @@ def test_chosen_tiles(num_rows, max_rank, in_features):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 class TestOnGPU:
     @pytest.fixture(autouse=True)
     def poison(self):

@@ -11,7 +11,6 @@ from framework.kernels.paged_decode import DecodeTiles, choose_splits, choose_ti
 from tests.kernels.caches import assert_close, contents, copy_cache, make_cache, step_of
 
 pytest.importorskip("triton")
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 needs_interpreter = pytest.mark.skipif(torch.cuda.is_available(), reason="runs in Triton's interpreter without CUDA")
 
 SMALL = DecodeTiles(block_keys=16, min_keys=16)
@@ -165,7 +164,6 @@ def test_tiles_fit_into_shared_memory(rows, head_dim, size):
 
 
 @pytest.mark.gpu
-@needs_cuda
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize(
     ("num_kv_heads", "group", "head_dim", "block_size"),
@@ -181,7 +179,6 @@ def test_equals_reference_on_cuda(num_kv_heads, group, head_dim, block_size, dty
 
 
 @pytest.mark.gpu
-@needs_cuda
 @pytest.mark.parametrize("is_int8", [False, True])
 def test_repeated_runs_are_bit_equal(is_int8):
     case = make_case([3000, 17, 1200], 8, 4, 128, is_int8=is_int8).to("cuda", torch.bfloat16)
@@ -190,7 +187,6 @@ def test_repeated_runs_are_bit_equal(is_int8):
 
 
 @pytest.mark.gpu
-@needs_cuda
 @pytest.mark.parametrize("is_int8", [False, True])
 def test_a_captured_graph_follows_the_lengths(is_int8):
     case = make_case([600, 600, 600, 600], 8, 4, 128, is_int8=is_int8).to("cuda", torch.bfloat16)

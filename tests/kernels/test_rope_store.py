@@ -8,7 +8,6 @@ from framework.kernels.rope_store import plain_rope_store, rope_store
 from tests.kernels.caches import assert_close, contents, copy_cache, make_cache, step_of
 
 pytest.importorskip("triton")
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # without CUDA in Triton's interpreter
 
 
@@ -103,7 +102,6 @@ def test_a_nan_and_an_infinity_are_nowhere_finite():
 
 
 @pytest.mark.gpu
-@needs_cuda
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize(("rope", "norms"), [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize("is_int8", [False, True])

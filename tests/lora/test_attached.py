@@ -16,7 +16,7 @@ from tests.quantization.small_models import make_model
 WINDOWS = torch.arange(60).view(3, 20)
 CUDA = pytest.param(
     "cuda",
-    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+    marks=pytest.mark.gpu,
 )
 
 

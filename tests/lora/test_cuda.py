@@ -4,7 +4,6 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-import torch
 
 from framework.build import make_scheduler
 from framework.engine.torch_engine import TorchEngine
@@ -19,10 +18,7 @@ from tests.engine.torch_engine.hand_schedules import make_requests
 from tests.engine.torch_engine.test_decode import EAGER, MODELS, OUTPUT_LENS, PROMPT_LENS, SCHEDULERS, make_model
 from tests.lora.serving_models import LargeAdapters
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 NAMES = ["a", None, "b", "c", "a", "d"] * 2
 REQUESTS = [

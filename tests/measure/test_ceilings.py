@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 import torch
 
 from framework.measure import ceilings
@@ -34,6 +35,7 @@ def test_every_reader_reads_everything():
         assert all(not torch.equal(old, reader()) for old, reader in zip(before, readers(source), strict=True))
 
 
+@pytest.mark.timing
 def test_a_median_time_is_in_seconds_and_without_the_warm_up():
     num_calls = 0
 

@@ -166,7 +166,6 @@ def test_fused_kernels_give_the_same_logits(name, family):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("name", [*SCHEMES, "int8_mixed"])
 def test_graphs_and_compiled_blocks_give_nearly_the_eager_tokens(name, family):

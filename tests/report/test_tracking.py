@@ -41,6 +41,7 @@ def history(records: list[dict]) -> list[dict]:
     return [record["history"]["item"] for record in records if record["type"] == "history"]
 
 
+@pytest.mark.slow
 def test_one_run_per_arm_and_a_summary(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     track(tmp_path)
@@ -63,6 +64,7 @@ def test_online_without_a_key_is_an_error(monkeypatch):
         wandb_tracker(mode="online")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["environment", "netrc"])
 def test_a_key_is_found_without_a_network(tmp_path, place):
     key = 40 * "a"

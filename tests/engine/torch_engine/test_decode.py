@@ -17,10 +17,7 @@ from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.engine.torch_engine.hand_schedules import generate, make_requests, record_logits, relative_error, seat
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 503, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3,

@@ -217,11 +217,7 @@ def test_block_table_too_short():
         engine.step(Batch([sequence], [0], [20], 20, 0))
 
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
 @pytest.mark.gpu
-@needs_cuda
 @pytest.mark.parametrize("mode", ["ragged", "chunked", "static", "uncached"])
 def test_tokens_equal_transformers_on_cuda(checkpoint, mode):
     folder, expected = checkpoint
@@ -232,7 +228,6 @@ def test_tokens_equal_transformers_on_cuda(checkpoint, mode):
 
 
 @pytest.mark.gpu
-@needs_cuda
 def test_default_cache_takes_most_of_the_gpu():
     attach_cache(make_engine(device="cuda").model, [])
     torch.cuda.empty_cache()

@@ -103,7 +103,6 @@ def test_a_preempted_sequence_goes_on_with_its_document(model):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_graphs_give_the_documents_of_eager_steps(model):
     eager = outputs(model, make_requests(20), fused=False, compile=False, cuda_graphs=False)
     assert outputs(model, make_requests(20)) == eager

@@ -5,7 +5,6 @@ from math import inf
 
 import pandas as pd
 import pytest
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments.course.batching import compute_bound_from, decode_work, powers_of_two
@@ -39,7 +38,6 @@ def test_batches_are_timed_and_give_each_prompts_own_text(cli, smallest, tmp_pat
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu(cli, smallest, tmp_path):
     code, output = cli("experiment=batching", *smallest[:2], "num_repeats=2", "device=cuda")
     assert code == 0, output

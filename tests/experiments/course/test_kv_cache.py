@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from experiments.course import kv_cache
 from experiments.course.figures import token_times
@@ -57,7 +56,6 @@ def test_without_a_cache_every_token_is_computed_anew(cli, smallest, monkeypatch
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu(cli, smallest, tmp_path):
     code, output = cli("experiment=kv_cache", *smallest[:2], "num_output_tokens=300", "device=cuda")
     assert code == 0, output

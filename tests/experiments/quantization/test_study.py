@@ -121,7 +121,6 @@ def tables_of(folder):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpus_allocator_agrees_with_the_storages(cli, folder):
     """Each tensor is rounded up to 512 bytes."""
     shape = ["model=tiny", "model.weights=random", "model.dtype=bfloat16", "only=[none,int8,int8_kv,fp8]"]
