@@ -3,8 +3,9 @@
 from collections import deque
 from collections.abc import Callable
 from itertools import count
+from typing import TYPE_CHECKING
 
-from framework.core import Batch, Request, Sequence, StepResult
+from framework.core import Batch, Engine, Request, Sequence, StepResult
 
 
 class FakeEngine:
@@ -52,13 +53,11 @@ class FakeEngine:
         return self.in_flight.popleft()
 
 
+if TYPE_CHECKING:
+    is_an_engine: Engine = FakeEngine()
+
+
 def requests_at(*rows: tuple[float, int, int]) -> list[Request]:
     """Requests from (arrival_time, num_prompt_tokens, num_output_tokens)."""
     ids = count()
     return [Request(next(ids), *row) for row in rows]
-
-
-def check_blocks(sequences: list[Sequence], num_blocks: int) -> None:
-    """No block belongs to two sequences."""
-    held = [block for sequence in sequences for block in sequence.block_table]
-    assert len(held) == len(set(held)) <= num_blocks

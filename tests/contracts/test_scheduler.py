@@ -1,0 +1,177 @@
+"""What the Scheduler protocol promises, for every scheduler in framework/scheduler and the README's example."""
+
+import inspect
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import framework.scheduler
+from framework.build import make_scheduler
+from framework.core import Request, Sequence
+from framework.replay import replay
+from framework.scheduler.continuous import ContinuousScheduler
+from framework.scheduler.static import StaticScheduler
+from tests.contracts.implementations import implementations, readme_classes
+from tests.fake_engine import FakeEngine, requests_at
+
+METHODS = ("check", "add", "schedule", "postprocess")
+EXAMPLES = readme_classes(*METHODS)
+SCHEDULERS = [*implementations(framework.scheduler, *METHODS), *EXAMPLES]
+BLOCK_SIZE = 4
+OPTIONS = {  # drawn for the schedulers that have them
+    "max_num_batched_tokens": st.integers(1, 30),
+    "watermark": st.floats(0, 0.5),
+    "max_wait": st.floats(0, 1),
+    "prefetch": st.booleans(),
+    "adapter_cycle_time": st.none() | st.floats(0.01, 1),
+}
+
+
+@st.composite
+def workloads(draw):
+    """(requests, blocks of the cache): the largest request fits, two of them perhaps not."""
+    row = st.tuples(st.floats(0, 5), st.integers(1, 20), st.integers(1, 12), st.sampled_from([None, "a", "b", "c"]))
+    rows = sorted(draw(st.lists(row, min_size=1, max_size=25)), key=lambda row: row[0])
+    requests = [Request(index, *row[:3], adapter_id=row[3]) for index, row in enumerate(rows)]
+    largest = max(-(-(prompt + output) // BLOCK_SIZE) for _, prompt, output, _ in rows)
+    return requests, largest + draw(st.integers(0, 10))
+
+
+def watched(scheduler_type: type) -> type:
+    """The scheduler, with all that must hold after each of its decisions."""
+
+    class Watched(scheduler_type):
+        def __init__(self, num_blocks, block_size, **options):
+            super().__init__(num_blocks, block_size, **options)
+            self.num_blocks = num_blocks
+            self.num_adapter_slots = options.get("num_adapter_slots", 0)
+            self.added: list[Sequence] = []
+            self.num_in_flight = 0
+            self.adapter_in: dict[int, str] = {}
+
+        def add(self, sequence):
+            self.added.append(sequence)
+            super().add(sequence)
+
+        def schedule(self, now):
+            batch = super().schedule(now)
+            if batch is None:
+                assert self.wake_time > now
+                assert self.num_in_flight or not self.waiting or self.wake_time < float("inf")
+            else:
+                self.num_in_flight += 1
+                self.check_batch(batch)
+            held = [block for sequence in self.added for block in sequence.block_table]
+            assert len(held) == len(set(held)) == self.num_used_blocks
+            assert set(held) <= set(range(self.num_blocks))
+            seated = [one for one in self.added if one.block_table and one.num_unscheduled_tokens > 0]
+            assert len(seated) <= self.max_num_seqs
+            return batch
+
+        def check_batch(self, batch):
+            assert 0 < len(set(batch.sequences)) == len(batch.sequences) <= self.max_num_seqs
+            assert sum(batch.num_tokens) == batch.num_prefill_tokens + batch.num_decode_tokens
+            self.adapter_in |= batch.adapter_loads
+            assert set(self.adapter_in) <= set(range(1, self.num_adapter_slots + 1))
+            for sequence in batch.sequences:
+                if self.num_adapter_slots and sequence.request.adapter_id and not sequence.is_finished:
+                    assert self.adapter_in[sequence.adapter_slot] == sequence.request.adapter_id
+
+        def postprocess(self, batch, token_ids, now):
+            self.num_in_flight -= 1
+            return super().postprocess(batch, token_ids, now)
+
+    return Watched
+
+
+def draw_options(draw, scheduler_type: type) -> dict:
+    taken = inspect.signature(scheduler_type).parameters
+    return {name: draw(values) for name, values in OPTIONS.items() if name in taken}
+
+
+@pytest.mark.parametrize("scheduler_type", SCHEDULERS)
+@settings(max_examples=120, deadline=None)
+@given(data=st.data(), workload=workloads(), stop=st.integers(0, 15), num_steps_ahead=st.integers(0, 1))
+def test_every_request_ends_once_with_exactly_its_tokens(scheduler_type, data, workload, stop, num_steps_ahead):
+    """The fake engine's tokens count from 0, so an output ends with token `stop` if it gets that far."""
+    requests, num_blocks = workload
+    requests = [replace(request, stop_token_ids=frozenset({stop})) for request in requests]
+    engine = FakeEngine(lambda batch: 0.01 * sum(batch.num_tokens), num_blocks, BLOCK_SIZE, num_steps_ahead)
+    engine.num_adapter_slots = data.draw(st.integers(0, 3))
+    options = {"max_num_seqs": data.draw(st.integers(1, 6))} | draw_options(data.draw, scheduler_type)
+    scheduler = make_scheduler(partial(watched(scheduler_type), **options), engine)
+    sequences, steps = replay(requests, scheduler, engine)
+    assert [sequence.request for sequence in sequences] == requests
+    for sequence in sequences:
+        assert sequence.output_token_ids == list(range(min(sequence.request.num_output_tokens, stop + 1)))
+        times = [sequence.request.arrival_time, sequence.scheduled_time, *sequence.token_times]
+        assert all(later >= earlier - 1e-12 for earlier, later in pairwise(times))
+        assert len(sequence.token_times) == len(sequence.output_token_ids)
+        assert sequence.block_table == []
+    assert scheduler.num_used_blocks == scheduler.num_unfinished == 0
+    assert not engine.in_flight
+    assert sum(step.num_output_tokens for step in steps) == sum(len(one.output_token_ids) for one in sequences)
+    ends = [step.start_time + step.elapsed for step in steps]
+    assert all(step.start_time >= end - 1e-12 for step, end in zip(steps[1:], ends, strict=False))
+
+
+@pytest.mark.parametrize("num_steps_ahead", [0, 1])
+@pytest.mark.parametrize("scheduler_type", SCHEDULERS)
+def test_a_cache_too_small_for_what_comes_together(scheduler_type, num_steps_ahead):
+    """Each request fits, and no two of them do to their end: they run one after the other, or are preempted."""
+    requests = requests_at(*[(0.1 * index, 4 + index % 3, 9) for index in range(7)])
+    engine = FakeEngine(num_blocks=5, block_size=BLOCK_SIZE, num_steps_ahead=num_steps_ahead)
+    sequences, _ = replay(requests, watched(scheduler_type)(5, BLOCK_SIZE, max_num_seqs=4), engine)
+    assert [sequence.output_token_ids for sequence in sequences] == [list(range(9))] * 7
+    spans = sorted((sequence.scheduled_time, sequence.token_times[-1]) for sequence in sequences)
+    run_alone = all(start >= end for (_, end), (start, _) in pairwise(spans))
+    assert run_alone != any(sequence.num_preemptions for sequence in sequences)
+
+
+@pytest.mark.parametrize("scheduler_type", EXAMPLES)
+def test_the_readmes_example_survives_a_preemption(scheduler_type):
+    """It meets one, and a request that arrives afterwards finds `waiting` in an order that it can be put into."""
+    requests = requests_at((0.0, 6, 9), (0.0, 4, 9), (0.0, 5, 9), (0.85, 3, 2), (0.95, 7, 2))
+    engine = FakeEngine(num_blocks=5, block_size=BLOCK_SIZE)
+    sequences, _ = replay(requests, watched(scheduler_type)(5, BLOCK_SIZE, max_num_seqs=4), engine)
+    assert sum(sequence.num_preemptions for sequence in sequences) > 0
+    assert [sequence.output_token_ids for sequence in sequences] == [list(range(9))] * 3 + [[0, 1]] * 2
+
+
+def test_the_readme_has_an_example():
+    assert EXAMPLES
+
+
+@pytest.mark.parametrize("scheduler_type", SCHEDULERS)
+def test_what_can_never_fit_is_refused_by_name(scheduler_type):
+    scheduler = scheduler_type(5, BLOCK_SIZE, max_num_seqs=2)
+    scheduler.check(Request(6, 0.0, 10, 10))
+    with pytest.raises(ValueError, match=r"request 7 needs 6 KV blocks .* the cache has 5"):
+        scheduler.check(Request(7, 0.0, 11, 10))
+
+
+@pytest.mark.parametrize("scheduler_type", SCHEDULERS)
+def test_nothing_to_do_is_no_batch(scheduler_type):
+    scheduler = scheduler_type(5, BLOCK_SIZE)
+    assert scheduler.schedule(3.0) is None
+    assert scheduler.wake_time > 3.0
+    assert scheduler.num_unfinished == scheduler.num_used_blocks == 0
+
+
+@pytest.mark.parametrize("scheduler_type", [ContinuousScheduler, StaticScheduler])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), workload=workloads(), num_steps_ahead=st.integers(0, 1))
+def test_first_come_is_first_served(scheduler_type, data, workload, num_steps_ahead):
+    requests, num_blocks = workload
+    engine = FakeEngine(lambda batch: 0.01 * sum(batch.num_tokens), num_blocks, BLOCK_SIZE, num_steps_ahead)
+    scheduler = scheduler_type(num_blocks, BLOCK_SIZE, max_num_seqs=data.draw(st.integers(1, 6)))
+    sequences, _ = replay(requests, scheduler, engine)
+    starts = [sequence.scheduled_time for sequence in sequences]
+    assert starts == sorted(starts)
+    if not any(sequence.num_preemptions for sequence in sequences):
+        first_tokens = [sequence.token_times[0] for sequence in sequences]
+        assert first_tokens == sorted(first_tokens)
