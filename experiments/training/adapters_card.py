@@ -46,7 +46,7 @@ PYTHON_LICENCE = """\
 The texts, and so the files in `heldout/`, are derived from the standard library of Python {python}, copyright © 2001
 Python Software Foundation and others, under the PSF License Agreement (https://docs.python.org/3/license.html and
 `LICENSE` here): `python.txt` is source as it is, cut at the end of a line; the others were made from such source by
-`framework/renderings.py`, and cut likewise."""
+`experiments/training/renderings.py`, and cut likewise."""
 OTHER_LICENCE = "The texts, and so the files in `heldout/`, are under the licence of the files in `{folder}`."
 
 

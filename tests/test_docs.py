@@ -1,0 +1,83 @@
+"""Links lead somewhere, README is short, and the scheduler in it survives a preemption."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from framework.catalog import groups
+from framework.paths import ROOT
+from framework.replay import replay
+from tests.contracts.implementations import readme_classes
+from tests.fake_engine import FakeEngine, requests_at
+
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("models/**/*.md"), *ROOT.glob("traces/*.md")]
+)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = HEADING.findall(without_code(page.read_text()))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    for link in LINK.findall(without_code(page.read_text())):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 900
+
+
+def test_every_study_and_every_room_has_its_place_in_the_docs():
+    studies, architecture = ((ROOT / "docs" / page).read_text() for page in ("studies.md", "architecture.md"))
+    for study in groups()["experiment"]:
+        name, _, preset = study.partition("/")
+        assert re.search(rf"\b{name}\b", studies), study
+        assert not preset or preset in studies, study
+    for room in (ROOT / "framework").glob("*/*.py"):
+        assert f"{room.parent.name}/" in architecture, room
+
+
+def run(requests, **options):
+    engine = FakeEngine(
+        lambda batch: 1.0 if batch.phase == "prefill" else 0.125, num_blocks=options.pop("num_blocks", 1000)
+    )
+    (scheduler_type,) = readme_classes("schedule")
+    scheduler = scheduler_type(engine.num_blocks, engine.block_size, **options)
+    sequences, steps = replay(requests, scheduler, engine)
+    assert scheduler.num_used_blocks == 0
+    return sequences, [(step.start_time, *batch) for step, batch in zip(steps, engine.batches, strict=True)]
+
+
+def test_readmes_scheduler_admits_the_shortest_prompt_first():
+    _, log = run(requests_at((0.0, 8, 1), (0.5, 12, 1), (0.5, 4, 1)), max_num_seqs=1)
+    assert log == [(0.0, "prefill", [0]), (1.0, "prefill", [2]), (2.0, "prefill", [1])]
+
+
+def test_readmes_scheduler_survives_a_preemption():
+    """1 is preempted when it has 9 tokens: 3, whose prompt has 5, goes before it, and 2, with 12, after it."""
+    requests = requests_at((0.0, 4, 6), (0.0, 4, 6), (1.25, 12, 1), (1.25, 5, 1))
+    sequences, log = run(requests, num_blocks=4, watermark=0.0, max_num_seqs=2)
+    assert log[5:] == [
+        (1.5, "decode", [0]),
+        (1.625, "prefill", [3]),
+        (2.625, "prefill", [1]),
+        (3.625, "prefill", [2]),
+    ]
+    assert [sequence.num_preemptions for sequence in sequences] == [0, 1, 0, 0]
+    assert sequences[1].output_token_ids == [0, 1, 2, 3, 4, 5]
