@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 PREFIX_BLOCK_SIZE = 512  # tokens that one entry of Request.prefix_ids stands for (Mooncake's `hash_ids`)
 
@@ -52,11 +56,14 @@ class Sequence:
     static batching), then the prompt, then the output. `num_computed_tokens` of these slots are computed, or will be
     when the steps in flight end. `num_unscheduled_tokens` output tokens are in no step yet. Its adapter is on the
     device in slot `adapter_slot` (0: it has none, or is not running), and made it wait for `adapter_load_wait` seconds.
+    It arrives at `arrival_time` (s), its request's unless another is given; its engine's `add` sets
+    `prompt_token_ids`, (num_prompt_tokens,), where the engine reads them.
     """
 
     __slots__ = (
         "adapter_load_wait",
         "adapter_slot",
+        "arrival_time",
         "block_table",
         "is_finished",
         "num_computed_tokens",
@@ -64,13 +71,16 @@ class Sequence:
         "num_preemptions",
         "num_unscheduled_tokens",
         "output_token_ids",
+        "prompt_token_ids",
         "request",
         "scheduled_time",
         "token_times",
     )
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, arrival_time: float | None = None) -> None:
         self.request = request
+        self.arrival_time = request.arrival_time if arrival_time is None else arrival_time
+        self.prompt_token_ids: npt.NDArray[np.int32] | None = None
         self.output_token_ids: list[int] = []
         self.token_times: list[float] = []  # one timestamp (s) per output token
         self.block_table: list[int] = []
@@ -211,6 +221,9 @@ class Engine(Protocol):
 
     def begin(self, requests: list[Request], max_num_seqs: int) -> None:
         """Get ready, outside the measured window, for a replay of these requests in batches of up to `max_num_seqs`."""
+
+    def add(self, sequence: Sequence) -> None:
+        """Take the prompt of a sequence that arrives; outside the measured time."""
 
     def launch(self, batch: Batch) -> None:
         """Start a step."""

@@ -55,7 +55,7 @@ def replay(
     with garbage_collector_paused():
         env, charge = make_clock(clock)
         bell = Bell(env)
-        arriving = env.process(arrivals(env, sequences, scheduler, bell))
+        arriving = env.process(arrivals(env, sequences, scheduler, engine, bell))
         env.run(until=env.process(serve(env, scheduler, engine, charge, arriving, bell, recorder(steps, on_step))))
     for sequence in sequences:
         if not sequence.is_finished:
@@ -63,11 +63,14 @@ def replay(
     return sequences, steps
 
 
-def arrivals(env: simpy.Environment, sequences: list[Sequence], scheduler: Scheduler, bell: Bell) -> Process:
+def arrivals(
+    env: simpy.Environment, sequences: list[Sequence], scheduler: Scheduler, engine: Engine, bell: Bell
+) -> Process:
     for sequence in sequences:
         delay = sequence.request.arrival_time - env.now
         if delay > 0:
             yield env.timeout(delay)
+        engine.add(sequence)
         scheduler.add(sequence)
         bell.ring()
 

@@ -37,6 +37,9 @@ class FakeEngine:
     def begin(self, requests: list[Request], max_num_seqs: int) -> None:
         self.batches.clear()
 
+    def add(self, sequence: Sequence) -> None:
+        pass
+
     def launch(self, batch: Batch) -> None:
         token_ids: list[int | None] = []
         for sequence, start, num_tokens in zip(batch.sequences, batch.starts, batch.num_tokens, strict=True):

@@ -162,11 +162,12 @@ def why_not(kind: str, engine: TorchEngine, num_seqs: int, num_tokens: int) -> s
 
 
 def make_sequences(engine: TorchEngine, requests: list[Request]) -> list[Sequence]:
-    """Sequences with blocks for all their tokens, scattered as on a server that has run for a while."""
+    """Sequences with prompts, and blocks for all their tokens, scattered as on a server that has run for a while."""
     blocks = BlockManager(engine.num_blocks, engine.block_size)
     random.Random(0).shuffle(blocks.free)
     sequences = [Sequence(request) for request in requests]
     for sequence in sequences:
+        engine.add(sequence)
         blocks.grow(sequence, sequence.request.num_prompt_tokens + sequence.request.num_output_tokens)
     return sequences
 

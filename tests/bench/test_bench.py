@@ -138,8 +138,9 @@ def test_decode_step_of_the_cpu_engine(benchmark, num_seqs):
     requests = [Request(index, 0.0, 128, 64) for index in range(num_seqs)]
     scheduler = ContinuousScheduler(engine.num_blocks, engine.block_size, max_num_batched_tokens=1 << 20)
     engine.begin(requests, num_seqs)
-    for request in requests:
-        scheduler.add(Sequence(request))
+    for sequence in map(Sequence, requests):
+        engine.add(sequence)
+        scheduler.add(sequence)
     prefill = scheduler.schedule(0.0)
     scheduler.postprocess(prefill, engine.step(prefill).token_ids, 0.0)
     decode = scheduler.schedule(0.0)

@@ -19,7 +19,7 @@ SMALL = {  # an engine of each kind, of so many blocks of 4 tokens
     TorchEngine: lambda num_blocks: TorchEngine(make_model("llama"), num_blocks=num_blocks, block_size=BLOCK_SIZE),
     FakeEngine: lambda num_blocks: FakeEngine(num_blocks=num_blocks, block_size=BLOCK_SIZE),
 }
-ENGINES = [*implementations(framework.engine, "refused_adapters", "begin", "launch", "collect"), FakeEngine]
+ENGINES = [*implementations(framework.engine, "refused_adapters", "begin", "add", "launch", "collect"), FakeEngine]
 REQUESTS = [
     Request(index, 0.001 * index, *lengths) for index, lengths in enumerate([(5, 18), (23, 6), (1, 25), (12, 9)])
 ]

@@ -72,7 +72,7 @@ def test_a_row_says_which_ceiling_binds():
 
 
 def test_sequences_share_no_block_and_are_scattered():
-    engine = SimpleNamespace(num_blocks=64, block_size=4)
+    engine = SimpleNamespace(num_blocks=64, block_size=4, add=lambda sequence: None)
     tables = [one.block_table for one in make_sequences(engine, make_requests([5, 8, 9], [3, 0, 3]))]
     blocks = [block for table in tables for block in table]
     assert [len(table) for table in tables] == [2, 2, 3]

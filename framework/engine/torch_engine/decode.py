@@ -16,6 +16,7 @@ from torch import Tensor
 
 from framework.core import Batch, Sequence
 from framework.engine.torch_engine.in_flight import OnDevice, pinned, record_event
+from framework.engine.torch_engine.inputs import write_tokens
 from framework.kernels.arrays import IntArray
 from framework.kernels.decode_step import begin_rows, finish_rows
 from framework.kernels.gpu_attention import DecodeAttention
@@ -112,10 +113,10 @@ class Decoder:
         self.tables[:, : tables.shape[1]].index_put_((seats,), tables)
         self.last_tokens.index_put_((sampled_seats,), sampled)
 
-    def launch(self, batch: Batch, write_tokens: Callable[[IntArray, Sequence, int], None]) -> OnDevice:
-        """Start a step; `write_tokens(target, sequence, slot)` gives a token that the device does not have."""
+    def launch(self, batch: Batch) -> OnDevice:
+        """Start a step."""
         num_seqs = len(batch.sequences)
-        self._fill_rows(batch, write_tokens)
+        self._fill_rows(batch)
         buffer = self._num_launched % NUM_BUFFERS
         self._num_launched += 1
         sent, received = self._sent[buffer], self._received[buffer][:num_seqs]
@@ -161,7 +162,7 @@ class Decoder:
         else:
             self.logits[:num_seqs] = logits
 
-    def _fill_rows(self, batch: Batch, write_tokens: Callable[[IntArray, Sequence, int], None]) -> None:
+    def _fill_rows(self, batch: Batch) -> None:
         """Seats, context lengths, padding, and the block of the new slot."""
         num_seqs, sequences = len(batch.sequences), batch.sequences
         starts = np.array(batch.starts)
@@ -181,19 +182,13 @@ class Decoder:
             changed = list(range(num_seqs))
             stale = np.flatnonzero(self._next_slots[seats] != starts)
             if len(stale):
-                self._send_state([sequences[row] for row in stale.tolist()], seats[stale], starts[stale], write_tokens)
+                self._send_state([sequences[row] for row in stale.tolist()], seats[stale], starts[stale])
         for row in changed:
             new_blocks[row] = sequences[row].block_table[batch.starts[row] // self.block_size]
         context_lens[:] = starts + 1
         self._next_slots[seats] = starts + 1
 
-    def _send_state(
-        self,
-        sequences: list[Sequence],
-        seats: IntArray,
-        starts: IntArray,
-        write_tokens: Callable[[IntArray, Sequence, int], None],
-    ) -> None:
+    def _send_state(self, sequences: list[Sequence], seats: IntArray, starts: IntArray) -> None:
         """Bring what the device does not have of these sequences: their block tables and the tokens at `starts`."""
         tokens = np.zeros(len(sequences), dtype=np.int64)
         tables = np.zeros((len(sequences), self.tables.shape[1]), dtype=np.int32)

@@ -14,8 +14,6 @@ from contextlib import nullcontext
 from itertools import compress
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,13 +24,12 @@ from framework.engine.torch_engine.compilation import compilation_refused, confi
 from framework.engine.torch_engine.decode import Decoder
 from framework.engine.torch_engine.grammar import Grammars
 from framework.engine.torch_engine.in_flight import Done, Launched, OnDevice, pinned, record_event
-from framework.engine.torch_engine.inputs import StepInputs, step_inputs, write_tokens
+from framework.engine.torch_engine.inputs import StepInputs, step_inputs
 from framework.engine.torch_engine.kv_cache import allocate_cache, attach_cache, bytes_beside_weights, count_blocks
 from framework.engine.torch_engine.prefill import PromptSteps, plain
-from framework.engine.torch_engine.prompt_tokens import prompt_token_ids
+from framework.engine.torch_engine.prompt_tokens import check_prompt, prompt_token_ids
 from framework.engine.torch_engine.sampling import check_sampling, sample
 from framework.engine.torch_engine.warm_up import warm_up_sizes, warm_up_steps
-from framework.kernels.arrays import IntArray
 from framework.kernels.gpu_attention import is_supported
 from framework.lora.pool import pool_of
 from framework.models.gpt2 import GPT2
@@ -121,7 +118,6 @@ class TorchEngine:
         attach_cache(model, self._cache)
         self._generator = torch.Generator(self.device)
         self._grammars = Grammars(model.config, self.device)
-        self._prompts: dict[int, npt.NDArray[np.int32]] = {}
         self._prompt_steps = PromptSteps(model, self.adapters, block_size, self.kv_dtype)
         self._decoder: Decoder | None = None
         self._in_flight: deque[Launched] = deque()
@@ -131,11 +127,12 @@ class TorchEngine:
         return self.adapters.refused(requests)
 
     def begin(self, requests: list[Request], max_num_seqs: int) -> None:
-        """Draw all prompts, attach the cache, warm up, and reseed the sampling: the same batches give the same tokens.
+        """Check the requests, attach the cache, warm up, and reseed the sampling: equal batches give equal tokens.
 
         Raises ValueError naming the request that is longer than `max_model_len`, or whose prompt is no prompt of this
         model, or whose id is there twice; naming the adapters that cannot be served; and as `Grammars.begin` does.
         """
+        self._check(requests)
         self.adapters.begin(requests)
         self._grammars.begin(requests)
         if self._grammars.is_needed and self.num_steps_ahead:
@@ -154,7 +151,14 @@ class TorchEngine:
                 "engine.kv_cache_bytes or the scheduler's max_num_seqs"
             ) from error
         self._collected_time = 0.0
-        self._prompts = {}
+        self._generator.manual_seed(self.seed)
+
+    def add(self, sequence: Sequence) -> None:
+        """Set the prompt's tokens."""
+        sequence.prompt_token_ids = prompt_token_ids(sequence.request, self.model.config.vocab_size, self.seed)
+
+    def _check(self, requests: list[Request]) -> None:
+        request_ids: set[int] = set()
         for request in requests:
             length = request.num_prompt_tokens + request.num_output_tokens
             if length > self.max_model_len:
@@ -162,10 +166,10 @@ class TorchEngine:
                     f"request {request.request_id} has {request.num_prompt_tokens} prompt and "
                     f"{request.num_output_tokens} output tokens; together at most {self.max_model_len} (max_model_len)"
                 )
-            if request.request_id in self._prompts:
+            if request.request_id in request_ids:
                 raise ValueError(f"two requests have the id {request.request_id}")
-            self._prompts[request.request_id] = prompt_token_ids(request, self.model.config.vocab_size, self.seed)
-        self._generator.manual_seed(self.seed)
+            request_ids.add(request.request_id)
+            check_prompt(request, self.model.config.vocab_size)
 
     def step(self, batch: Batch) -> StepResult:
         """Compute the batch's new slots; one token per sequence that reaches its last one, None for the others."""
@@ -196,12 +200,11 @@ class TorchEngine:
         loading = self.adapters.bring(batch)
         if self._decoder is not None and batch.num_prefill_tokens == 0:
             self._grammars.set_step(batch.sequences)
-            running: OnDevice | Done = self._decoder.launch(batch, self._write_tokens)
+            running: OnDevice | Done = self._decoder.launch(batch)
             prepare, samples = self.timer() - start_time, [True] * len(batch.sequences)
         else:
             inputs = step_inputs(
                 batch,
-                self._prompts,
                 max_model_len=self.max_model_len,
                 block_size=self.block_size,
                 use_cache=self.use_cache,
@@ -245,9 +248,6 @@ class TorchEngine:
     def _sample(self, logits: Tensor) -> Tensor:
         return sample(self._grammars.mask(logits), self.temperature, self.top_k, self.top_p, self._generator)
 
-    def _write_tokens(self, target: IntArray, sequence: Sequence, slot: int) -> None:
-        write_tokens(target, sequence, self._prompts[sequence.request.request_id], slot)
-
     def _warm_up(self, max_num_seqs: int) -> None:
         """Everything that is loaded, compiled or captured once, before anything is timed."""
         if self.has_decoder:
@@ -259,7 +259,6 @@ class TorchEngine:
             max_num_seqs, self.max_model_len, **cache, on_gpu=self.is_on_gpu
         ):
             self.on_progress(f"warming up: {num_seqs} prompts of {num_prompt_tokens} tokens")
-            self._prompts = dict.fromkeys(range(num_seqs), np.zeros(num_prompt_tokens, dtype=np.int32))
             for batch in warm_up_steps(num_seqs, num_prompt_tokens, **cache):
                 self._launch(batch, self.timer())
                 self.collect()

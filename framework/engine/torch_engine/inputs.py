@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +38,7 @@ class StepInputs:
         return self.query_lens, self.context_lens, self.padding
 
 
-def step_inputs(
-    batch: Batch, prompts: Mapping[int, npt.NDArray[np.int32]], *, max_model_len: int, block_size: int, use_cache: bool
-) -> StepInputs:
+def step_inputs(batch: Batch, *, max_model_len: int, block_size: int, use_cache: bool) -> StepInputs:
     """Inputs for slots [start, start + num_tokens) of each sequence, or [0, end) if there is no cache."""
     sequences = batch.sequences
     starts = np.array(batch.starts)
@@ -55,7 +52,7 @@ def step_inputs(
     token_ids = np.empty(query_lens.sum(), dtype=np.int64)
     row = 0
     for sequence, start, end in zip(sequences, starts.tolist(), context_lens.tolist(), strict=True):
-        write_tokens(token_ids[row : row + end - start], sequence, prompts[sequence.request.request_id], start)
+        write_tokens(token_ids[row : row + end - start], sequence, start)
         row += end - start
     seq_index, slot_index = flatten_slots(query_lens, context_lens)
     # Only finished sequences, which stay in a static batch, can run past the model's positions
@@ -65,9 +62,10 @@ def step_inputs(
     return StepInputs(token_ids, positions, query_lens, context_lens, padding, tables, samples, slots)
 
 
-def write_tokens(target: IntArray, sequence: Sequence, prompt: npt.NDArray[np.int32], start: int) -> None:
+def write_tokens(target: IntArray, sequence: Sequence, start: int) -> None:
     """Fill `target` with the tokens at slots [start, start + len(target))."""
-    output = sequence.output_token_ids
+    prompt, output = sequence.prompt_token_ids, sequence.output_token_ids
+    assert prompt is not None, f"{sequence} was not added to the engine"
     first_output_slot = sequence.num_padding + len(prompt)
     if start >= first_output_slot and len(target) == 1:  # decode
         index = start - first_output_slot

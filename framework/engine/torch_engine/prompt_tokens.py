@@ -14,13 +14,10 @@ def prompt_token_ids(request: Request, vocab_size: int, seed: int) -> npt.NDArra
     """The prompt of a request, (num_prompt_tokens,).
 
     Random prompts begin with PREFIX_BLOCK_SIZE tokens per entry of `prefix_ids`, drawn from (seed, prefix id), so
-    that equal ids give equal tokens; the rest is drawn from (seed, request id). Raises ValueError naming the request
-    if its own tokens are outside the vocabulary or not `num_prompt_tokens` many.
+    that equal ids give equal tokens; the rest is drawn from (seed, request id). `check_prompt` says which are refused.
     """
-    if request.num_prompt_tokens < 1:
-        raise ValueError(f"request {request.request_id} has {request.num_prompt_tokens} prompt tokens; at least 1")
     if request.prompt_token_ids is not None:
-        return _given_tokens(request, vocab_size)
+        return np.array(request.prompt_token_ids, dtype=np.int32)
     num_own_tokens = max(request.num_prompt_tokens - len(request.prefix_ids) * PREFIX_BLOCK_SIZE, 0)
     blocks = [
         _draw((seed, PREFIX_STREAM, prefix_id), PREFIX_BLOCK_SIZE, vocab_size) for prefix_id in request.prefix_ids
@@ -33,7 +30,12 @@ def _draw(key: tuple[int, ...], num_tokens: int, vocab_size: int) -> npt.NDArray
     return np.random.default_rng(key).integers(vocab_size, size=num_tokens, dtype=np.int32)
 
 
-def _given_tokens(request: Request, vocab_size: int) -> npt.NDArray[np.int32]:
+def check_prompt(request: Request, vocab_size: int) -> None:
+    """ValueError naming the request without a prompt, or whose own tokens are outside the vocabulary or too few."""
+    if request.num_prompt_tokens < 1:
+        raise ValueError(f"request {request.request_id} has {request.num_prompt_tokens} prompt tokens; at least 1")
+    if request.prompt_token_ids is None:
+        return
     tokens = np.array(request.prompt_token_ids, dtype=np.int64)
     if len(tokens) != request.num_prompt_tokens:
         raise ValueError(
@@ -45,4 +47,3 @@ def _given_tokens(request: Request, vocab_size: int) -> npt.NDArray[np.int32]:
             f"request {request.request_id} has prompt token {outside[0]}; the model's vocabulary has {vocab_size} "
             "tokens. Was the text encoded by another model's tokenizer?"
         )
-    return tokens.astype(np.int32)

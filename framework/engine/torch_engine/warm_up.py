@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from framework.core import Batch, Request, Sequence
 
 # Prompt tokens: one for each size of the blocks' kernels, and one beyond
@@ -32,6 +34,7 @@ def warm_up_steps(num_seqs: int, num_prompt_tokens: int, *, num_blocks: int, blo
     blocks_each = min(num_prompt_tokens // block_size + 1, num_blocks // num_seqs)
     sequences = [Sequence(Request(index, 0.0, num_prompt_tokens, 2)) for index in range(num_seqs)]
     for index, sequence in enumerate(sequences):
+        sequence.prompt_token_ids = np.zeros(num_prompt_tokens, dtype=np.int32)
         sequence.block_table = list(range(index * blocks_each, (index + 1) * blocks_each))
     for start, num_tokens in ((0, num_prompt_tokens), (1, num_prompt_tokens - 1), (num_prompt_tokens, 1)):
         if 0 < num_tokens <= blocks_each * block_size - start:

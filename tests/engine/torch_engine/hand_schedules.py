@@ -18,6 +18,7 @@ def seat(engine, requests, blocks_each=8, is_static=False):
     free = iter(np.random.default_rng(0).permutation(engine.num_blocks).tolist())
     sequences = [Sequence(request) for request in requests]
     for sequence in sequences:
+        engine.add(sequence)
         sequence.block_table = [next(free) for _ in range(blocks_each)]
         if is_static:
             longest = max(request.num_prompt_tokens for request in requests)
@@ -70,6 +71,7 @@ def record_logits(engine):
 def copy_of(sequence):
     other = Sequence(sequence.request)
     other.block_table, other.output_token_ids = sequence.block_table, sequence.output_token_ids
+    other.prompt_token_ids = sequence.prompt_token_ids
     return other
 
 

@@ -129,9 +129,10 @@ def test_prompts_from_graphs_are_close_to_eager_ones(name):
                 requests = make_requests(lens, [2] * len(lens))
                 sequences = seat(engine, requests, blocks_each=32, is_static=is_static)
                 num_tokens = [max(lens)] * len(lens) if is_static else lens
-                prompts = {index: np.arange(length, dtype=np.int32) % 503 for index, length in enumerate(lens)}
+                for sequence, length in zip(sequences, lens, strict=True):
+                    sequence.prompt_token_ids = np.arange(length, dtype=np.int32) % 503
                 batch = Batch(sequences, [0] * len(lens), num_tokens, sum(num_tokens), 0)
-                inputs = step_inputs(batch, prompts, max_model_len=512, block_size=16, use_cache=True)
+                inputs = step_inputs(batch, max_model_len=512, block_size=16, use_cache=True)
                 with torch.inference_mode():
                     sent, compute_hidden = steps.lay_out(inputs, {"rows": inputs.sampled_rows})
                     rows = compute_hidden().index_select(0, sent["rows"])

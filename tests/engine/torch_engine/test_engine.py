@@ -207,11 +207,41 @@ def test_begin_refuses_requests_it_cannot_run():
         engine.begin([Request(7, 0.0, 1, 1), Request(7, 0.0, 2, 1)], 8)
 
 
+def test_prompts_are_taken_when_sequences_arrive():
+    engine = make_engine()
+    requests = make_requests([5, 3], [2, 2])
+    engine.begin(requests, 8)
+    later, sooner = Sequence(requests[1]), Sequence(requests[0], arrival_time=4.0)
+    assert (later.prompt_token_ids, later.arrival_time, sooner.arrival_time) == (None, 0.0, 4.0)
+    for sequence in (later, sooner):
+        engine.add(sequence)
+        expected = prompt_token_ids(sequence.request, engine.model.config.vocab_size, seed=0)
+        assert sequence.prompt_token_ids.tolist() == expected.tolist()
+
+
+def test_a_sequence_that_was_not_added_is_an_error():
+    engine = make_engine()
+    requests = make_requests([5], [2])
+    engine.begin(requests, 8)
+    sequence = Sequence(requests[0])
+    sequence.block_table = [0]
+    with pytest.raises(AssertionError, match=r"Sequence\(0\) was not added to the engine"):
+        engine.step(Batch([sequence], [0], [5], 5, 0))
+
+
+def test_bad_requests_are_refused_before_the_warm_up(monkeypatch):
+    engine = make_engine()
+    monkeypatch.setattr(engine, "_warm_up", lambda max_num_seqs: pytest.fail("the warm-up began"))
+    with pytest.raises(ValueError, match="prompt token 999"):
+        engine.begin([Request(0, 0.0, 1, 1, prompt_token_ids=(999,))], 8)
+
+
 def test_block_table_too_short():
     engine = make_engine()
     requests = make_requests([20], [2])
     engine.begin(requests, 8)
     sequence = Sequence(requests[0])
+    engine.add(sequence)
     sequence.block_table = [0, 1]
     with pytest.raises(AssertionError, match=r"Sequence\(0\) needs 3 blocks and has 2"):
         engine.step(Batch([sequence], [0], [20], 20, 0))

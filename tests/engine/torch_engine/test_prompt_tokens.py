@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from framework.core import PREFIX_BLOCK_SIZE, Request
-from framework.engine.torch_engine.prompt_tokens import prompt_token_ids
+from framework.engine.torch_engine.prompt_tokens import check_prompt, prompt_token_ids
 
 
 def draw(request_id=0, num_prompt_tokens=40, seed=0, vocab_size=1000, **keywords):
@@ -58,4 +58,4 @@ def test_given_tokens_are_kept():
 )
 def test_bad_prompts(keywords, message):
     with pytest.raises(ValueError, match=message):
-        draw(**keywords)
+        check_prompt(Request(**{"request_id": 0, "arrival_time": 0.0, "num_output_tokens": 1, **keywords}), 1000)

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments.course.batching import compute_bound_from, decode_work, powers_of_two
 from experiments.course.figures import batch_tradeoff
-from framework.engine import torch_engine
+from framework.engine.torch_engine import engine as torch_engine
 from framework.measure.ceilings import Ceilings
 from framework.measure.floors import Costs
 from tests.report.html_page import Page, check_page
@@ -50,8 +50,8 @@ def test_the_prompts_of_a_batch_are_padded_to_the_longest(cli, smallest, monkeyp
     batches = []
     step_inputs = torch_engine.step_inputs
 
-    def watched(batch, prompts, **options):
-        inputs = step_inputs(batch, prompts, **options)
+    def watched(batch, **options):
+        inputs = step_inputs(batch, **options)
         batches.append((inputs.query_lens.tolist(), inputs.padding.tolist()))
         return inputs
 

@@ -9,7 +9,7 @@ import pytest
 from experiments.course import kv_cache
 from experiments.course.figures import token_times
 from experiments.course.kv_cache import NUM_EDGE, faster_from, growth
-from framework.engine import torch_engine
+from framework.engine.torch_engine import engine as torch_engine
 from tests.report.html_page import Page, check_page
 
 QUICK = ["experiment=kv_cache", "num_output_tokens=48", "num_repeats=2", "device=cpu"]
@@ -42,8 +42,8 @@ def test_without_a_cache_every_token_is_computed_anew(cli, smallest, monkeypatch
     num_tokens = []
     step_inputs = torch_engine.step_inputs
 
-    def watched(batch, prompts, **options):
-        inputs = step_inputs(batch, prompts, **options)
+    def watched(batch, **options):
+        inputs = step_inputs(batch, **options)
         num_tokens.append(len(inputs.token_ids))
         return inputs
 
