@@ -1,25 +1,11 @@
-"""Event logs of both schedulers on cases worked out by hand; a prefill takes 1 s and a decode 0.1 s."""
+"""Event logs of continuous batching on cases worked out by hand; a prefill takes 1 s and a decode 0.125 s."""
 
 import pytest
 
 from framework.core import Batch, Sequence
-from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
-from framework.scheduler.static import StaticScheduler
-from tests.fake_engine import FakeEngine, requests_at
-
-
-def step_time(batch: Batch) -> float:
-    return 1.0 if batch.phase == "prefill" else 0.125
-
-
-def run(requests, scheduler_type, num_blocks=1000, **options):
-    engine = FakeEngine(step_time, num_blocks=num_blocks)
-    scheduler = scheduler_type(engine.num_blocks, engine.block_size, **options)
-    sequences, steps = replay(requests, scheduler, engine)
-    assert scheduler.blocks.num_used == 0
-    log = [(step.start_time, phase, ids) for step, (phase, ids) in zip(steps, engine.batches, strict=True)]
-    return sequences, steps, log
+from tests.fake_engine import requests_at
+from tests.scheduler.event_logs import run
 
 
 def test_continuous_joins_and_leaves_every_step():
@@ -78,54 +64,16 @@ def test_continuous_recomputes_what_it_preempts():
     assert max(step.num_used_blocks for step in steps) <= 4
 
 
-def test_static_pads_and_keeps_the_seats_of_the_finished():
-    requests = requests_at((0.0, 4, 1), (0.0, 8, 3), (0.0, 2, 2))
-    sequences, steps, log = run(requests, StaticScheduler, max_num_seqs=2, max_wait=0.5)
-    assert log == [
-        (0.0, "prefill", [0, 1]),
-        (1.0, "decode", [0, 1]),  # 0 has finished but keeps its seat
-        (1.125, "decode", [0, 1]),
-        (1.25, "prefill", [2]),
-        (2.25, "decode", [2]),
-    ]
-    assert steps[0].num_prefill_tokens == 16  # two seats, padded to 8
-    assert sequences[0].num_padding == 4
-    assert [step.num_output_tokens for step in steps] == [2, 1, 1, 1, 1]
-    assert sequences[0].token_times == [1.0]
-
-
-def test_static_waits_for_a_full_batch_or_max_wait():
-    requests = requests_at((0.0, 4, 1), (0.25, 4, 1), (3.0, 4, 1))
-    _, _, log = run(requests, StaticScheduler, max_num_seqs=2, max_wait=0.5)
-    assert log == [(0.25, "prefill", [0, 1]), (3.5, "prefill", [2])]
-    _, _, log = run(requests, StaticScheduler, max_num_seqs=2, max_wait=0.125)
-    assert log == [(0.125, "prefill", [0]), (1.125, "prefill", [1]), (3.125, "prefill", [2])]
-
-
-def test_static_takes_as_many_seats_as_the_cache_holds():
-    requests = requests_at((0.0, 4, 4), (0.0, 8, 4), (0.0, 4, 4))  # the first two need 3 blocks a seat
-    _, _, log = run(requests, StaticScheduler, num_blocks=6, max_num_seqs=3)
-    assert [ids for _, phase, ids in log if phase == "prefill"] == [[0, 1], [2]]
-
-
-@pytest.mark.parametrize("scheduler_type", [StaticScheduler, ContinuousScheduler])
-def test_a_request_that_fits_no_empty_cache_is_named(scheduler_type):
-    with pytest.raises(ValueError, match=r"request 1 needs 6 KV blocks .* the cache has 5"):
-        run(requests_at((0.0, 4, 4), (1.0, 20, 1)), scheduler_type, num_blocks=5)
-
-
 @pytest.mark.parametrize(
-    ("scheduler_type", "options", "message"),
+    ("options", "message"),
     [
-        (StaticScheduler, {"max_num_seqs": 0}, "max_num_seqs must be at least 1, not 0"),
-        (StaticScheduler, {"max_wait": float("inf")}, "max_wait must be a finite"),
-        (ContinuousScheduler, {"max_num_batched_tokens": 0}, "max_num_batched_tokens must be at least 1"),
-        (ContinuousScheduler, {"watermark": 1.0}, r"watermark must be in \[0, 1\), not 1.0"),
+        ({"max_num_batched_tokens": 0}, "max_num_batched_tokens must be at least 1"),
+        ({"watermark": 1.0}, r"watermark must be in \[0, 1\), not 1.0"),
     ],
 )
-def test_bad_options_are_refused(scheduler_type, options, message):
+def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        scheduler_type(10, 4, **options)
+        ContinuousScheduler(10, 4, **options)
 
 
 class Lazy(ContinuousScheduler):
