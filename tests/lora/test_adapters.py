@@ -9,8 +9,7 @@ from safetensors.torch import load_file, save_file
 from framework.lora.adapters import RandomAdapters, SavedAdapters, save_adapter
 from framework.lora.layout import make_layout
 from framework.lora.loop import Loop
-from framework.lora.pool import AdapterPool, pool_of, serve_adapters
-from framework.quantization import zero_point
+from framework.lora.pool import AdapterPool
 from tests.quantization.small_models import CONFIGS, make_model
 
 NAMES = {"llama": "layers.0.self_attn.k_proj", "gpt2": "h.0.mlp.c_proj"}
@@ -38,20 +37,6 @@ def test_what_is_saved_is_loaded(saved):
         for factor, other in zip(factors, layout.parts(loaded)[name], strict=True):
             torch.testing.assert_close(factor, other)
     assert json.loads((folder / "one/adapter_config.json").read_text())["lora_alpha"] == 12.0
-
-
-@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["self_attn.v_proj"], ["layers.1.mlp.up_proj"]])
-def test_only_the_targets_have_room_or_change(targets):
-    layout = make_layout(make_model("llama"), targets)
-    whole = make_layout(make_model("llama"), None)
-    assert layout.width < whole.width
-    rows = random_rows(layout)
-    names = [name for projection in layout.projections for name, *_ in projection.parts(rows)]
-    for projection in layout.projections:
-        for name, _, a, b in projection.parts(rows):
-            is_target = any(f".{name}".endswith(f".{target}") for target in targets)
-            assert (a != 0).any() == (b != 0).any() == is_target, name
-    assert len(names) >= len(layout.parts(rows)) == sum(name.endswith(tuple(targets)) for name in names)
 
 
 def test_random_adapters_depend_on_seed_and_id_alone():
@@ -211,32 +196,3 @@ def test_a_rank_above_the_maximum(saved):
     pool = AdapterPool(layout, source, Loop(), num_slots=1, max_rank=4, like=torch.zeros(1))
     with pytest.raises(ValueError, match=r"adapter 'one' has rank 6, more than lora.max_rank=4"):
         pool.check("one")
-
-
-@pytest.mark.parametrize("targets", [["q_prj"], ["q_proj", "lm_head"], []])
-def test_targets_that_the_model_does_not_have(targets):
-    with pytest.raises(ValueError, match=r"lora.targets names .*self_attn.q_proj, .*mlp.down_proj"):
-        make_layout(make_model("llama"), targets)
-
-
-def test_slots_take_what_they_say_and_quantized_models_have_them_too():
-    model = zero_point.quantize(make_model("llama"))
-    assert pool_of(model) is None
-    source = RandomAdapters(ranks=[2])
-    serve_adapters(model, strategy=Loop, adapters=lambda: source, num_slots=3, max_rank=4)
-    pool = pool_of(model)
-    assert pool.slab.shape == (4, 4, make_layout(model, None).width)
-    pool.put(2, pool.load("a"))
-    assert (pool.slab[2, :2] != 0).any()
-    assert pool.ranks.tolist() == [0, 0, 2, 0]
-    pool.slab[2, 2:] = 1.0  # as a larger adapter may leave it
-    pool.put(2, pool.load("b"))
-    assert (pool.slab[[0, 1, 3]] == 0).all()
-    assert (pool.slab[2, 2:] == 0).all()
-
-
-@pytest.mark.parametrize("name", ["num_slots", "max_rank"])
-def test_no_slots_or_ranks(name):
-    given = {"num_slots": 1, "max_rank": 1, name: 0}
-    with pytest.raises(ValueError, match=f"lora.{name} 0 must be at least 1"):
-        serve_adapters(make_model("gpt2"), strategy=Loop, adapters=lambda: RandomAdapters(ranks=[1]), **given)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from framework.core import Batch, Request, Sequence
-from framework.engine.torch_engine import TorchEngine, in_flight
+from framework.engine.torch_engine import TorchEngine
 from framework.engine.torch_engine import adapters as placement
 from framework.engine.torch_engine.compilation import MAX_COMPILED_ROWS, configure_model
 from framework.kernels.lora import lora_delta
@@ -21,7 +21,7 @@ from framework.models.loading import load_model
 from framework.scheduler.continuous import ContinuousScheduler
 from tests.engine.torch_engine.test_gpu_path import Event, pretend  # noqa: F401
 from tests.lora.serving_models import LargeAdapters, make_engine, outputs
-from tests.models.test_loading import logits
+from tests.models.loaded_models import logits
 from tests.quantization.small_models import GPT2
 
 pytest.importorskip("triton")
@@ -131,9 +131,3 @@ def test_what_a_step_needs_comes_before_it_and_the_rest_beside_it(monkeypatch):
     own.prefetch()
     assert own.bring(Batch([sequence], [1], [1], 0, 1)) is None
     assert len(log) == 4
-
-
-def test_what_passed_beside_the_step_before_was_not_waited_for():
-    loading = in_flight.Loading({1, 2}, host=0.5)
-    waits = [loading.waits(*passed) for passed in ((0.0, 1.0), (0.25, 1.0), (2.0, 1.0), (0.25, 0.125))]
-    assert waits == [{1: seconds, 2: seconds} for seconds in (0.5, 0.25, 0.0, 0.125)]

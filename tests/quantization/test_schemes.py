@@ -1,7 +1,6 @@
 """Every scheme on both families: near the float64 model, the sizes it promises, greedy replays end to end."""
 
 import copy
-import sys
 from functools import partial
 
 import pytest
@@ -11,22 +10,11 @@ from framework.engine.torch_engine import TorchEngine
 from framework.engine.torch_engine.compilation import configure_model
 from framework.models.footprint import footprint
 from framework.models.layers import SurroundedLinear
-from framework.quantization import fp8, int8_dynamic, int8_weight_only, none, torchao_int8, zero_point
+from framework.quantization import fp8, int8_dynamic, int8_weight_only
 from tests.engine.torch_engine.hand_schedules import generate, make_requests
-from tests.models.test_loading import logits
+from tests.models.loaded_models import logits
+from tests.quantization.schemes import SCHEMES, TOKENS
 from tests.quantization.small_models import CONFIGS, make_model
-
-whole_int8 = partial(int8_weight_only.quantize, embeddings=True, head=True)
-SCHEMES = {  # name: (function, bounds of the relative error of the logits)
-    "none": (none.quantize, (0.0, 1e-5)),
-    "zero_point": (zero_point.quantize, (1e-3, 0.1)),
-    "int8_weight_only": (int8_weight_only.quantize, (1e-3, 0.03)),
-    "int8_groups": (partial(int8_weight_only.quantize, group_size=32), (1e-3, 0.02)),
-    "int8_whole": (whole_int8, (1e-3, 0.04)),
-    "int8_dynamic": (partial(int8_dynamic.quantize, weight_only_rows=0), (1e-3, 0.06)),
-    "fp8": (fp8.quantize, (1e-2, 0.2)),
-}
-TOKENS = torch.arange(12) * 7
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -53,15 +41,6 @@ def test_replayed_tokens_do_not_depend_on_the_batching(name, family):
     assert [len(one) for one in tokens[0]] == [6, 3, 7]
 
 
-def test_no_more_weight_only_rows_are_the_weight_only_scheme():
-    model = make_model("llama")
-    weight_only = int8_weight_only.quantize(copy.deepcopy(model))
-    mixed = int8_dynamic.quantize(copy.deepcopy(model), weight_only_rows=12)
-    always = int8_dynamic.quantize(model, weight_only_rows=11)
-    assert torch.equal(logits(mixed, TOKENS), logits(weight_only, TOKENS))
-    assert not torch.equal(logits(always, TOKENS), logits(weight_only, TOKENS))
-
-
 @pytest.mark.parametrize("family", CONFIGS)
 def test_bytes(family):
     model = make_model(family)
@@ -81,32 +60,6 @@ def test_bytes(family):
     assert sizes["zero_point"]["total"] == (before["total"] - rope) // 4 + rope + 8 * num_tensors
 
 
-def test_a_tied_head_stays_tied_or_keeps_the_original():
-    model = whole_int8(make_model("llama"))
-    assert model.lm_head.weight is model.embed_tokens.weight
-    model = zero_point.quantize(make_model("llama"))
-    assert model.lm_head.weight_uint8 is model.embed_tokens.weight_uint8
-    model = int8_weight_only.quantize(make_model("llama"), head=True)
-    assert (model.lm_head.weight.dtype, model.embed_tokens.weight.dtype) == (torch.int8, torch.float32)
-
-
-@pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("name", [name for name in SCHEMES if name != "none"])
-def test_weights_that_are_no_numbers_are_refused_by_name(name, family):
-    model = make_model(family)
-    model.layers[1].o_proj.weight[3, 4] = float("nan")
-    with pytest.raises(ValueError, match=r"layers.1.o_proj.weight has values that are NaN"):
-        SCHEMES[name][0](model)
-
-
-@pytest.mark.parametrize("name", ["zero_point", "int8_whole"])
-def test_so_are_those_of_the_embedding(name):
-    model = make_model("gpt2")
-    model.embed_positions.weight[1, 1] = float("inf")
-    with pytest.raises(ValueError, match=r"embed_positions.weight has values"):
-        SCHEMES[name][0](model)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -119,24 +72,6 @@ def test_so_are_those_of_the_embedding(name):
 def test_what_cannot_be_says_so(call, message):
     with pytest.raises(ValueError, match=message):
         call(make_model("llama"))
-
-
-def test_without_torchao_says_what_to_do(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchao", None)
-    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(ImportError, match=r"llm-serving-replay\[torchao\]"):
-        torchao_int8.quantize(make_model("llama"))
-
-
-@pytest.mark.parametrize("family", CONFIGS)
-def test_torchao_is_as_near_and_as_small(family):
-    pytest.importorskip("torchao")
-    model = make_model(family, dtype="bfloat16")
-    expected = logits(copy.deepcopy(model).double(), TOKENS)
-    own, theirs = int8_weight_only.quantize(copy.deepcopy(model)), torchao_int8.quantize(model)
-    error = (logits(theirs, TOKENS).double() - expected).norm() / expected.norm()
-    assert 1e-3 < error < 0.05
-    assert footprint(theirs)["weights"] <= footprint(own)["total"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -7,7 +7,7 @@ import torch
 
 from framework.engine.torch_engine.compilation import configure_model
 from framework.quantization import fp8, int8_dynamic, int8_weight_only, none, zero_point
-from tests.models.test_loading import logits
+from tests.models.loaded_models import logits
 from tests.quantization.small_models import CONFIGS, make_model
 
 SCHEMES = [

@@ -3,24 +3,21 @@
 import time
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 
 from framework.core import Batch
-from framework.engine.torch_engine import TorchEngine, decode, in_flight, prefill, warm_up
+from framework.engine.torch_engine import TorchEngine, decode, in_flight, warm_up
 from framework.engine.torch_engine import engine as engine_module
 from framework.engine.torch_engine.compilation import configure_model
 from framework.engine.torch_engine.decode import batch_sizes
-from framework.engine.torch_engine.inputs import StepInputs
-from framework.kernels.gpu_attention import flash_inputs
 from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.engine.torch_engine.hand_schedules import generate, make_requests, seat
 from tests.engine.torch_engine.test_engine import GPT2_CONFIG
 from tests.engine.torch_engine.test_engine import make_engine as make_any_engine
-from tests.kernels.test_flash import loop_flash
+from tests.kernels.test_gpu_attention import loop_flash
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the real path is tested there")
@@ -136,39 +133,6 @@ def test_rows_that_are_nobodys_change_no_token(pretend, monkeypatch, name, sizes
     assert replayed == sizes
 
 
-@pytest.mark.parametrize(
-    ("query_lens", "context_lens", "size"),
-    [
-        ([5], [5], 16),
-        ([16], [16], 16),
-        ([9, 8], [9, 8], 32),
-        ([64], [64], 64),
-        ([129], [129], None),  # more rows than are captured
-        ([2] * 7, [2] * 7, 16),  # seven prompts and the spare rows
-        ([2] * 8, [2] * 8, 128),  # one segment too many for fewer rows
-        ([2] * 15, [2] * 15, 128),
-        ([2] * 16, [2] * 16, None),
-        ([8], [20], None),  # a chunk behind others
-    ],
-)
-def test_which_prompts_are_replayed(query_lens, context_lens, size):
-    lens = (np.array(query_lens), np.array(context_lens), np.zeros(len(query_lens), dtype=np.int64))
-    rows = np.arange(sum(query_lens))
-    tables = np.arange(9 * len(query_lens)).reshape(-1, 9)
-    inputs = StepInputs(rows, rows, *lens, tables, np.ones(len(query_lens), dtype=bool), np.zeros_like(rows))
-    arrays, _ = flash_inputs(*lens, tables, 16)
-    assert prefill.size_for(inputs, arrays, [16, 32, 64, 128]) == size
-    if size is None:
-        return
-    padded, padded_arrays = prefill.with_spare_rows(inputs, arrays, size)
-    assert len(padded.token_ids) == len(padded.positions) == len(padded.adapter_slots) == size
-    assert padded_arrays["slots"].tolist() == [*arrays["slots"].tolist(), *[-1] * (size - len(rows))]
-    starts = padded_arrays["query_starts"].tolist()
-    assert starts[: len(query_lens) + 1] == arrays["query_starts"].tolist()
-    assert set(starts[len(query_lens) + 1 :]) == {size}
-    assert len(starts) == prefill.max_segments(size) + 1
-
-
 def test_a_capture_that_fails_is_tried_again(pretend, monkeypatch):
     def forward(size):
         raise torch.OutOfMemoryError
@@ -244,10 +208,3 @@ def test_blocks_are_configured_anew_each_time():
 def test_what_needs_a_gpu_says_so(option):
     with pytest.raises(ValueError, match=f"engine.{option}=true needs a GPU"):
         make_engine(**{option: True})
-
-
-@pytest.mark.parametrize("capacity", [40, 200, 4096])
-def test_the_warm_up_reaches_blocks_that_are_compiled(capacity):
-    sizes = warm_up.warm_up_sizes(64, capacity, num_blocks=2048, block_size=16, on_gpu=True)
-    assert max(num_seqs * length for num_seqs, length in sizes) > 256
-    assert all(length < capacity for _, length in sizes)
