@@ -1,6 +1,7 @@
 """The command line before Hydra takes it: presets, help, and one line for what cannot be read or composed."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 
@@ -16,6 +17,10 @@ from framework.config import suggest
 
 DEFAULT_EXPERIMENT = "multi_lora"  # as in conf/config.yaml
 SWEEP = ("-m", "--multirun")
+UNUSED_GROUP = re.compile(  # in Hydra's words
+    r"Could not override '.+'\.(\nDid you mean to override (one of )?(?P<places>.+)\?)?"
+    r".*\nTo append to your default list use \+(?P<choice>.+)"
+)
 
 
 def prepare(arguments: list[str]) -> list[str]:
@@ -49,7 +54,7 @@ def check_overrides(arguments: list[str]) -> None:
         except OverrideParseException as error:
             raise ValueError(describe_unreadable(error)) from error
         except (HydraException, OmegaConfBaseException) as error:
-            raise ValueError(describe_composition(error)) from error
+            raise ValueError(describe_unused(error, overrides) or describe_composition(error)) from error
 
 
 def variants(arguments: list[str]) -> Iterator[list[str]]:
@@ -87,6 +92,15 @@ def describe_unreadable(error: OverrideParseException) -> str:
     return f"{error.override} cannot be read: {' '.join(reasons)}"
 
 
+def describe_unused(error: HydraException | OmegaConfBaseException, overrides: list[str]) -> str | None:
+    """What to say of a group on the command line that the study's defaults do not list; None for another error."""
+    unused = UNUSED_GROUP.match(str(error))
+    if unused is None:
+        return None
+    places = f", or name the place: {unused['places']}" if unused["places"] else ""
+    return f"experiment={study_of(overrides)} has no use for {unused['choice']}: leave it out{places}"
+
+
 def describe_composition(error: HydraException | OmegaConfBaseException) -> str:
     cause = error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
@@ -108,12 +122,16 @@ def expand_preset(arguments: list[str]) -> list[str]:
     `preset=`: one is not put on top of another.
     """
     presets = [argument.partition("=")[2] for argument in arguments if argument.startswith("preset=")]
-    experiments = [argument.partition("=")[2] for argument in arguments if argument.startswith("experiment=")]
     if not presets:
         return arguments
     if len(presets) > 1:
         raise ValueError(f"preset={' preset='.join(presets)}: a study takes one preset")
     kept = [argument for argument in arguments if not argument.startswith(("preset=", "experiment="))]
-    studies = (experiments or [DEFAULT_EXPERIMENT])[-1].split(",")
-    files = [f"{study}/{preset}" for study in studies for preset in presets[0].split(",")]
+    files = [f"{study}/{preset}" for study in study_of(arguments).split(",") for preset in presets[0].split(",")]
     return [f"experiment={','.join(files)}", *kept]
+
+
+def study_of(arguments: list[str]) -> str:
+    """The value of `experiment=`: the study, its preset as study/preset, or several with commas."""
+    values = [argument.partition("=")[2] for argument in arguments if argument.startswith("experiment=")]
+    return values[-1] if values else DEFAULT_EXPERIMENT

@@ -224,6 +224,12 @@ def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, overrides, trac
         (["generate"], "'generate' is no override: key=value"),
         (["experiment=kv_cache", "tracking=wandb"], "experiment=kv_cache has no use for tracking=wandb: leave it out"),
         (["experiment=lora", "trace=sample"], "experiment=lora has no use for trace=sample: leave it out"),
+        (["experiment=kv_cache", "+trace=sample"], "experiment=kv_cache has no use for trace=sample: leave it out"),
+        (
+            ["experiment=lorax", "lora=loop"],
+            "experiment=lorax has no use for lora=loop: leave it out, or name the place",
+        ),
+        (["-m", "experiment=multi_lora,kv_cache", "lora=loop,merged"], "experiment=kv_cache has no use for lora=loop"),
         (["preset=slora", "preset=punica"], "preset=slora preset=punica: a study takes one preset"),
         (["model=null"], "model=null: there is no such model"),
     ],
