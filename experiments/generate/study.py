@@ -12,7 +12,7 @@ from experiments.generate.figures import output_times
 from framework.build import make_scheduler, resolve_device
 from framework.core import Request, Sequence
 from framework.lora.adapters import RandomAdapters
-from framework.measure.metrics import step_table
+from framework.measure.replay_tables import step_table
 from framework.models.tokenizer import Tokenizer, load_tokenizer
 from framework.paths import locate
 from framework.replay import replay

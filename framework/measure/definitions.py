@@ -3,16 +3,10 @@
 import re
 from collections.abc import Iterable
 
+from framework.measure.metrics import METRICS
+
 DEFINITIONS = {
-    "TTFT": "time to first token: arrival → first token, queueing included",
-    "TPOT": "time per output token: (E2E − TTFT) / (output tokens − 1), per request; undefined for one-token outputs",
-    "ITL": "inter-token latency: every gap between consecutive tokens of a request, pooled",
-    "E2E": "end to end: arrival → last token",
-    "Normalized latency": "E2E / output tokens",
-    "Throughput": "tokens or requests completed / (first arrival → last completion)",
-    "SLO": "service-level objective: a limit on a latency; met by a request that keeps every limit, as a share of the "
-    "requests offered",
-    "Goodput": "requests that meet every SLO, per second",
+    **{metric.label[0].upper() + metric.label[1:]: metric.definition for metric in METRICS},
     "Saturated": "at a rate at which waiting (arrival → first step) grows by more than 0.1 s per second, from the "
     "first third of the arrivals to the last, mean over seeds: at x times what a server can do it grows by x − 1, at "
     "less not at all. With fewer than 48 requests in a replay there is no verdict: chance alone could saturate 1% of "
@@ -20,7 +14,6 @@ DEFINITIONS = {
     "Served at most": "requests/s completed in the middle 80% of the completions, the most at a rate that saturated",
     "Capacity": "the highest arrival rate that does not saturate the arm and at which the share of requests that meet "
     "every SLO is at least the target",
-    "Mean batch": "sequences per step, weighted by the steps' time",
     "P50": "median; P90, P95 and P99 are the 90th, 95th and 99th percentile",
     "[low, high]": "95% interval: Student's t over seeds where there are several, else percentile bootstrap over the "
     "requests of the one run; of what is measured on a text, over its windows. Over seeds, positive quantities "

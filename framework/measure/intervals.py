@@ -11,6 +11,7 @@ MAX_RESAMPLED = 20_000_000  # values drawn per bootstrap: bounds its time on lar
 CONFIDENCE = 0.95
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
+Bounds = tuple[Values, Values]  # lower and upper, one each per statistic
 
 
 def statistics(values: Values, axis: int = -1) -> Values:
@@ -26,7 +27,7 @@ def num_resamples(num_values: int) -> int:
     return int(np.clip(MAX_RESAMPLED // max(num_values, 1), 100, 1000))
 
 
-def bootstrap_statistics(values: Values) -> tuple[Values, Values]:
+def bootstrap_statistics(values: Values) -> Bounds:
     """Lower and upper 95% bounds, (5,) each, of `statistics`; NaN for fewer than two values."""
     if len(values) < 2:
         return np.full(len(STATISTICS), np.nan), np.full(len(STATISTICS), np.nan)
@@ -42,7 +43,7 @@ def bootstrap_statistics(values: Values) -> tuple[Values, Values]:
     return result.confidence_interval.low, result.confidence_interval.high
 
 
-def bootstrap_pooled(token_times: list[Values]) -> tuple[Values, Values]:
+def bootstrap_pooled(token_times: list[Values]) -> Bounds:
     """The same for the pooled gaps, drawing whole requests: each resample weights every gap by its request's count."""
     owners = np.repeat(np.arange(len(token_times)), [max(len(times) - 1, 0) for times in token_times])
     if len(token_times) < 2 or owners.size == 0:

@@ -1,161 +1,267 @@
-"""Records → tables → numbers, as pure functions. Times in seconds, rates per second.
+"""A replay's tables → its numbers. All are in METRICS: columns, pages, console, definitions and docs follow from it.
 
-TTFT: arrival → first token. TPOT: (E2E − TTFT)/(n_out − 1), undefined for one-token outputs. ITL: every gap between
-consecutive tokens of a request, pooled. E2E: arrival → last token; normalized latency: E2E / n_out.
+Times are in seconds, rates per second. A point's row has every metric of the whole run, the 95% intervals of those that
+have one, and as `steady_…` those of the steady window.
 """
 
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from framework.core import Sequence, Step
-from framework.measure.intervals import STATISTICS, Values, bootstrap_pooled, bootstrap_statistics, statistics
+from framework.measure.intervals import STATISTICS, Bounds, Values, bootstrap_pooled, bootstrap_statistics, statistics
 
-LATENCIES = ("ttft", "tpot", "itl", "e2e")
-SLO_METRICS = ("ttft", "tpot", "e2e", "normalized_latency")
+SLO_METRICS = ("ttft", "tpot", "e2e", "normalized_latency")  # a request has one of each
 
 
-def request_table(sequences: Iterable[Sequence]) -> pd.DataFrame:
-    """One row per request: the trace's facts, its timestamps (s) and the latencies (s) that follow from them."""
-    rows = [
-        {
-            "request_id": sequence.request.request_id,
-            "adapter_id": sequence.request.adapter_id,
-            "session_id": sequence.request.session_id,
-            "priority": sequence.request.priority,
-            "arrival_time": sequence.request.arrival_time,
-            "num_prompt_tokens": sequence.request.num_prompt_tokens,
-            "num_output_tokens": len(sequence.output_token_ids),
-            "scheduled_time": sequence.scheduled_time,
-            "first_token_time": sequence.token_times[0] if sequence.token_times else np.nan,
-            "finish_time": sequence.token_times[-1] if sequence.is_finished else np.nan,
-            "num_preemptions": sequence.num_preemptions,
-            "adapter_load_wait": sequence.adapter_load_wait,
-            "token_times": np.asarray(sequence.token_times),
-        }
-        for sequence in sequences
-    ]
-    table = pd.DataFrame(rows).astype({"scheduled_time": float})
-    table["ttft"] = table["first_token_time"] - table["arrival_time"]
-    table["e2e"] = table["finish_time"] - table["arrival_time"]
-    later_tokens = (table["num_output_tokens"] - 1).where(table["num_output_tokens"] > 1)
-    table["tpot"] = (table["finish_time"] - table["first_token_time"]) / later_tokens
-    table["normalized_latency"] = table["e2e"] / table["num_output_tokens"]
-    return table
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """How values are shown: times `scale`, with `name` behind."""
+
+    name: str
+    scale: float = 1.0
 
 
-def step_table(steps: Iterable[Step]) -> pd.DataFrame:
-    """One row per step, with the fields of `Step`."""
-    return pd.DataFrame([asdict(step) for step in steps])
+COUNT, SECONDS, MILLISECONDS = Unit(""), Unit("s"), Unit("ms", 1e3)
+REQUESTS_PER_SECOND, TOKENS_PER_SECOND = Unit("req/s"), Unit("tok/s")
+SHARE = Unit("%", 100.0)  # between 0 and 1
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a replay did in [start, end] (s): of the steps those that start in it, of latencies those of `offered`."""
+
+    requests: pd.DataFrame
+    steps: pd.DataFrame
+    slo: dict[str, float]
+    start: float
+    end: float
+
+    @property
+    def duration(self) -> float:
+        return self.end - self.start
+
+    @cached_property
+    def offered(self) -> pd.DataFrame:
+        """The requests that arrive in it."""
+        return self.requests[self.requests["arrival_time"].between(self.start, self.end)]
+
+    @cached_property
+    def is_met(self) -> "pd.Series[bool]":
+        """Whether each offered request meets the SLOs."""
+        return meets_slo(self.offered, self.slo)
+
+    @property
+    def num_met(self) -> int:
+        return int(self.is_met.sum())
+
+    @property
+    def num_completed(self) -> int:
+        return int(self.requests["finish_time"].between(self.start, self.end).sum())
+
+    @property
+    def num_output_tokens(self) -> int:
+        token_times = np.concatenate(list(self.requests["token_times"]))
+        return int(((token_times >= self.start) & (token_times <= self.end)).sum())
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of the prompts whose first token appears in it."""
+        is_inside = self.requests["first_token_time"].between(self.start, self.end)
+        return int(self.requests.loc[is_inside, "num_prompt_tokens"].sum())
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a window or, with `statistics`, one for each of them.
+
+    `name` is its column, or begins its columns. `label` is what people read, `short` what a narrow table has in its
+    place, and `definition` says what the label means. `bootstrap` gives the bounds of its 95% interval over the
+    window's requests. A metric `is_of_run` where a steady window has none.
+    """
+
+    name: str
+    label: str
+    unit: Unit
+    definition: str
+    compute: Callable[[Window], float | Values]
+    bootstrap: Callable[[Window], Bounds] | None = None
+    statistics: tuple[str, ...] = ()  # the first of STATISTICS
+    short: str = ""
+    is_of_run: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        return [f"{self.name}_{statistic}" for statistic in self.statistics] or [self.name]
+
+    def header(self, column: str, is_narrow: bool = False) -> str:
+        """The column's title in a table, with the unit."""
+        statistic = column.removeprefix(self.name).strip("_")
+        title = self.short if is_narrow and self.short else self.label
+        title += {"": "", "mean": ", mean"}.get(statistic, f" {statistic.upper()}")
+        separator = "\n" if is_narrow else " "
+        return f"{title}{separator}({self.unit.name})" if self.unit.name else title
+
+    def values(self, window: Window) -> dict[str, float]:
+        """Column → value; NaN where all requests arrive at once, which leaves no steady window."""
+        if not window.duration > 0 and not self.is_of_run:
+            return dict.fromkeys(self.columns, float("nan"))
+        computed = self.compute(window)
+        return dict(zip(self.columns, computed if isinstance(computed, np.ndarray) else [computed], strict=False))
+
+    def interval(self, window: Window) -> dict[str, float]:
+        """`…_low` and `…_high` of each column; none of a metric without an interval."""
+        if self.bootstrap is None:
+            return {}
+        bounds: dict[str, float] = {}
+        for column, low, high in zip(self.columns, *self.bootstrap(window), strict=False):
+            bounds |= {f"{column}_low": float(low), f"{column}_high": float(high)}
+        return bounds
+
+
+def latency(
+    name: str, label: str, definition: str, *, short: str = "", num_statistics: int = len(STATISTICS)
+) -> Metric:
+    """A latency that each request has once, as the column `name` of its table."""
+
+    def sample(window: Window) -> Values:
+        return window.offered[name].dropna().to_numpy(dtype=float)
+
+    return Metric(
+        name, label, MILLISECONDS, definition,
+        lambda window: statistics(sample(window)), lambda window: bootstrap_statistics(sample(window)),
+        statistics=STATISTICS[:num_statistics], short=short,
+    )  # fmt: skip
+
+
+def gap_statistics(window: Window) -> Values:
+    gaps = [np.diff(times) for times in window.offered["token_times"]]
+    return statistics(np.concatenate(gaps) if gaps else np.empty(0))
+
+
+def gap_bounds(window: Window) -> Bounds:
+    """The gaps of a request depend on each other: whole requests are drawn, not gaps."""
+    return bootstrap_pooled(list(window.offered["token_times"]))
+
+
+def mean_batch_size(window: Window) -> float:
+    steps = window.steps[window.steps["start_time"].between(window.start, window.end)]
+    is_measured = steps["elapsed"].sum() > 0
+    return float(np.average(steps["num_seqs"], weights=steps["elapsed"])) if is_measured else float("nan")
+
+
+def waiting_growth(requests: pd.DataFrame) -> float:
+    """A rate x times what a server can do makes it x − 1, a lower one 0; infinite where all arrive at once."""
+    ordered = requests.sort_values("arrival_time")
+    arrival_time = ordered["arrival_time"].to_numpy()
+    waiting = ordered["scheduled_time"].to_numpy() - arrival_time
+    third = max(len(ordered) // 3, 1)
+    elapsed = arrival_time[-third:].mean() - arrival_time[:third].mean()
+    return float((waiting[-third:].mean() - waiting[:third].mean()) / elapsed) if elapsed > 0 else float("inf")
+
+
+def sustained_throughput(requests: pd.DataFrame) -> float:
+    """Neither warm-up nor drain touches it."""
+    start, end = requests["finish_time"].quantile([0.1, 0.9])
+    return float(0.8 * (len(requests) - 1) / (end - start)) if end > start else float("inf")
+
+
+METRICS = (
+    Metric(
+        "num_requests", "requests replayed", COUNT, "requests of the trace that were not dropped",
+        lambda window: len(window.requests), is_of_run=True,
+    ),
+    Metric(
+        "num_completed", "requests completed", COUNT, "requests whose last token came",
+        lambda window: int(window.requests["finish_time"].notna().sum()), is_of_run=True,
+    ),
+    Metric(
+        "duration_s", "duration of the run", SECONDS, "first arrival → last completion",
+        lambda window: window.duration,
+    ),
+    Metric(
+        "request_throughput", "request throughput", REQUESTS_PER_SECOND, "requests completed / duration of the run",
+        lambda window: window.num_completed / window.duration, short="done",
+    ),
+    Metric(
+        "output_throughput", "output throughput", TOKENS_PER_SECOND, "output tokens / duration of the run",
+        lambda window: window.num_output_tokens / window.duration, short="output",
+    ),
+    Metric(
+        "total_throughput", "total throughput", TOKENS_PER_SECOND,
+        "output tokens, and those of the prompts whose first token appeared, / duration of the run",
+        lambda window: (window.num_output_tokens + window.num_prompt_tokens) / window.duration,
+    ),
+    latency("ttft", "TTFT", "time to first token: arrival → first token, queueing included"),
+    latency(
+        "tpot", "TPOT",
+        "time per output token: (E2E − TTFT) / (output tokens − 1), per request; undefined for one-token outputs",
+    ),
+    Metric(
+        "itl", "ITL", MILLISECONDS, "inter-token latency: every gap between consecutive tokens of a request, pooled",
+        gap_statistics, gap_bounds, statistics=STATISTICS,
+    ),
+    latency("e2e", "E2E", "end to end: arrival → last token"),
+    latency(
+        "normalized_latency", "normalized latency", "E2E / output tokens", short="norm.\nlatency", num_statistics=2,
+    ),
+    Metric(
+        "slo_attainment", "SLO met", SHARE,
+        "requests that keep every SLO (service-level objective: a limit on a latency) / requests offered",
+        lambda window: window.num_met / len(window.offered) if len(window.offered) else float("nan"),
+        lambda window: bootstrap_statistics(window.is_met.to_numpy(dtype=float)),
+    ),
+    Metric(
+        "goodput", "goodput", REQUESTS_PER_SECOND, "requests that meet every SLO, per second",
+        lambda window: window.num_met / window.duration,
+    ),
+    Metric(
+        "mean_batch_size", "mean batch", COUNT, "sequences per step, weighted by the steps' time", mean_batch_size,
+    ),
+    Metric(
+        "num_preemptions", "preemptions", COUNT, "how often running sequences gave their KV blocks back",
+        lambda window: int(window.offered["num_preemptions"].sum()),
+    ),
+    Metric(
+        "waiting_growth", "growth of waiting", COUNT,
+        "by how many seconds waiting (arrival → first step) grows per second, from the first third of the arrivals to "
+        "the last; infinite where all come at once",
+        lambda window: waiting_growth(window.requests), is_of_run=True,
+    ),
+    Metric(
+        "sustained_throughput", "sustained throughput", REQUESTS_PER_SECOND,
+        "requests per second of the middle 80% of completions",
+        lambda window: sustained_throughput(window.requests), is_of_run=True,
+    ),
+)  # fmt: skip
+METRIC_OF = {column: metric for metric in METRICS for column in metric.columns}
+
+
+def metric_names() -> list[str]:
+    """The columns of one window, in the order of `points.csv`."""
+    return [column for metric in METRICS if not metric.is_of_run for column in metric.columns]
 
 
 def summarize(
     requests: pd.DataFrame, steps: pd.DataFrame, slo: dict[str, float], warmup_fraction: float = 0.1
 ) -> dict[str, float]:
-    """All numbers of one point: whole run, 95% intervals (`…_low`, `…_high`), steady window (`steady_…`)."""
+    """All numbers of one point, by column: the whole run, its intervals, and the steady window."""
     check_slo(slo)
     first_arrival, last_arrival = requests["arrival_time"].min(), requests["arrival_time"].max()
-    whole = window_metrics(requests, steps, slo, first_arrival, requests["finish_time"].max())
+    run = Window(requests, steps, slo, first_arrival, requests["finish_time"].max())
     steady_start = first_arrival + warmup_fraction * (last_arrival - first_arrival)
-    steady = window_metrics(requests, steps, slo, steady_start, last_arrival)
-    counts = {"num_requests": len(requests), "num_completed": int(requests["finish_time"].notna().sum())}
-    return (
-        counts
-        | whole
-        | {"waiting_growth": waiting_growth(requests), "sustained_throughput": sustained_throughput(requests)}
-        | intervals(requests, slo)
-        | {f"steady_{name}": value for name, value in steady.items()}
-    )
-
-
-def window_metrics(
-    requests: pd.DataFrame, steps: pd.DataFrame, slo: dict[str, float], start: float, end: float
-) -> dict[str, float]:
-    """Throughput counts what completes in [start, end]; latency and attainment are of the requests that arrive in it.
-
-    A prompt counts when its first token appears. The mean batch size is weighted by the time of the steps.
-    """
-    duration = end - start
-    if not duration > 0:  # all requests arrive at once: there is no steady window
-        return dict.fromkeys(metric_names(), float("nan"))
-    token_times = np.concatenate(list(requests["token_times"]))
-    num_finished = int(requests["finish_time"].between(start, end).sum())
-    num_output_tokens = int(((token_times >= start) & (token_times <= end)).sum())
-    num_prompt_tokens = int(requests.loc[requests["first_token_time"].between(start, end), "num_prompt_tokens"].sum())
-    offered = requests[requests["arrival_time"].between(start, end)]
-    num_meeting_slo = int(meets_slo(offered, slo).sum())
-    steps_inside = steps[steps["start_time"].between(start, end)]
-    metrics = {
-        "duration_s": duration,
-        "request_throughput": num_finished / duration,
-        "output_throughput": num_output_tokens / duration,
-        "total_throughput": (num_output_tokens + num_prompt_tokens) / duration,
-    }
-    for latency in LATENCIES:
-        values = latency_values(offered, latency)
-        metrics |= {f"{latency}_{name}": value for name, value in zip(STATISTICS, statistics(values), strict=True)}
-    normalized = latency_values(offered, "normalized_latency")
-    return metrics | {
-        "normalized_latency_mean": float(statistics(normalized)[0]),
-        "normalized_latency_p50": float(statistics(normalized)[1]),
-        "slo_attainment": num_meeting_slo / len(offered) if len(offered) else float("nan"),
-        "goodput": num_meeting_slo / duration,
-        "mean_batch_size": float(np.average(steps_inside["num_seqs"], weights=steps_inside["elapsed"]))
-        if steps_inside["elapsed"].sum() > 0
-        else float("nan"),
-        "num_preemptions": int(offered["num_preemptions"].sum()),
-    }
-
-
-def metric_names() -> list[str]:
-    """The metrics of one window, in the order of the columns of `points.csv`."""
-    return [
-        "duration_s",
-        "request_throughput",
-        "output_throughput",
-        "total_throughput",
-        *(f"{latency}_{statistic}" for latency in LATENCIES for statistic in STATISTICS),
-        "normalized_latency_mean",
-        "normalized_latency_p50",
-        "slo_attainment",
-        "goodput",
-        "mean_batch_size",
-        "num_preemptions",
-    ]
-
-
-def latency_values(requests: pd.DataFrame, latency: str) -> Values:
-    """The defined values (s) of one latency, one per request, or per gap for `itl`."""
-    if latency == "itl":
-        gaps = [np.diff(times) for times in requests["token_times"]]
-        return np.concatenate(gaps) if gaps else np.empty(0)
-    return requests[latency].dropna().to_numpy(dtype=float)
-
-
-def intervals(requests: pd.DataFrame, slo: dict[str, float]) -> dict[str, float]:
-    """Percentile-bootstrap intervals (Efron 1979) of attainment and of every latency statistic, drawing requests.
-
-    The gaps of a request depend on each other, so for ITL whole requests are drawn, not gaps.
-    """
-    bounds: dict[str, float] = {}
-    for latency in ("ttft", "tpot", "e2e", "normalized_latency"):
-        low, high = bootstrap_statistics(latency_values(requests, latency))
-        bounds |= named_bounds(latency, low, high)
-    bounds |= named_bounds("itl", *bootstrap_pooled(list(requests["token_times"])))
-    names = metric_names()
-    low, high = bootstrap_statistics(meets_slo(requests, slo).to_numpy(dtype=float))
-    attainment = {"slo_attainment_low": float(low[0]), "slo_attainment_high": float(high[0])}  # the mean's
-    return {name: bound for name, bound in bounds.items() if name.rpartition("_")[0] in names} | attainment
-
-
-def named_bounds(latency: str, low: Values, high: Values) -> dict[str, float]:
-    bounds = {}
-    for index, statistic in enumerate(STATISTICS):
-        bounds[f"{latency}_{statistic}_low"] = float(low[index])
-        bounds[f"{latency}_{statistic}_high"] = float(high[index])
-    return bounds
+    steady = Window(requests, steps, slo, steady_start, last_arrival)
+    numbers: dict[str, float] = {}
+    for metric in METRICS:
+        numbers |= metric.values(run)
+    for metric in METRICS:
+        numbers |= metric.interval(run)
+    for metric in METRICS:
+        if not metric.is_of_run:
+            numbers |= {f"steady_{column}": value for column, value in metric.values(steady).items()}
+    return numbers
 
 
 def check_slo(slo: dict[str, float]) -> None:
@@ -172,22 +278,3 @@ def meets_slo(requests: pd.DataFrame, slo: dict[str, float]) -> "pd.Series[bool]
     for metric, limit in slo.items():
         met &= ~(requests[metric] > limit)
     return met
-
-
-def waiting_growth(requests: pd.DataFrame) -> float:
-    """By how many seconds waiting (arrival → first step) grows per second: the last third of arrivals over the first.
-
-    A rate x times what a server can do makes it x − 1, a lower one 0; infinite where all arrive at once.
-    """
-    ordered = requests.sort_values("arrival_time")
-    arrival_time = ordered["arrival_time"].to_numpy()
-    waiting = ordered["scheduled_time"].to_numpy() - arrival_time
-    third = max(len(ordered) // 3, 1)
-    elapsed = arrival_time[-third:].mean() - arrival_time[:third].mean()
-    return float((waiting[-third:].mean() - waiting[:third].mean()) / elapsed) if elapsed > 0 else float("inf")
-
-
-def sustained_throughput(requests: pd.DataFrame) -> float:
-    """Completions per second (1/s) of the middle 80% of requests, which neither warm-up nor drain touches."""
-    start, end = requests["finish_time"].quantile([0.1, 0.9])
-    return float(0.8 * (len(requests) - 1) / (end - start)) if end > start else float("inf")

@@ -5,9 +5,8 @@ from typing import Any
 import pandas as pd
 
 from framework.measure.intervals import estimate
-from framework.measure.metrics import metric_names
+from framework.measure.metrics import METRIC_OF, SHARE, metric_names
 
-SHARE = "slo_attainment"  # between 0 and 1
 MIN_REQUESTS = 48  # with fewer, chance alone saturates 1% and more of the replays on a half-loaded server of one seat
 MAX_GROWTH = 0.1  # seconds of waiting per second of arrivals: a rate a tenth above what a server can do
 TARGET_ATTAINMENT = 0.9  # of capacity, as in DistServe (OSDI 2024)
@@ -52,17 +51,18 @@ def aggregate(points: pd.DataFrame) -> pd.DataFrame:
     for (arm, rate), group in points.groupby(["arm", "rate"], sort=False):
         assert not group["seed"].duplicated().any(), "a seed counted twice"
         row: dict[str, Any] = {"arm": arm, "rate": rate, "num_seeds": len(group)}
-        for name in (*metric_names(), *(f"steady_{name}" for name in metric_names())):
-            row |= with_interval(group, name)
+        for name in metric_names():
+            for column in (name, f"steady_{name}"):
+                row |= with_interval(group, column, is_share=METRIC_OF[name].unit is SHARE)
         rows.append(row | {"offered_rate": group["offered_rate"].mean()})
     summary = pd.DataFrame(rows)
     return summary.assign(is_saturated=is_saturated(over_rates(points))) if rows else summary
 
 
-def with_interval(group: pd.DataFrame, name: str) -> dict[str, float]:
+def with_interval(group: pd.DataFrame, name: str, is_share: bool) -> dict[str, float]:
     """A metric's mean over the seeds of one arm and rate, and its interval."""
     defined = group[group[name].notna()]
-    mean, low, high = estimate(defined[name].to_numpy(dtype=float), is_share=name.endswith(SHARE))
+    mean, low, high = estimate(defined[name].to_numpy(dtype=float), is_share=is_share)
     if f"{name}_low" in group and len(defined) == 1:
         low, high = defined[[f"{name}_low", f"{name}_high"]].iloc[0]
     return {name: mean, f"{name}_low": float(low), f"{name}_high": float(high)}

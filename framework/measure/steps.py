@@ -25,7 +25,7 @@ from framework.engine.torch_engine.kv_cache import attention_modules
 from framework.kernels.gpu_attention import DecodeAttention
 from framework.measure.ceilings import Ceilings, measure_ceilings, median_time
 from framework.measure.floors import Work, attention_work, model_costs, step_work
-from framework.measure.metrics import step_table
+from framework.measure.replay_tables import step_table
 from framework.models.llama import Llama
 from framework.replay import replay
 from framework.scheduler.block_manager import BlockManager

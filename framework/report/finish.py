@@ -25,7 +25,7 @@ from framework.measure.rates import (
 from framework.report.notes import service_notes
 from framework.report.pages import write_record
 from framework.report.plots import Figure, save
-from framework.report.tables import overview, print_frame, print_table
+from framework.report.tables import overview, print_frame, print_overview
 from framework.study.files import locked, write_atomically, write_json
 from framework.study.points import write_table
 from framework.study.sweep import Study
@@ -70,7 +70,7 @@ def report(
         csv = write_table(study.output_dir, points)
     say = partial(study.console.print, markup=False, highlight=False, soft_wrap=True)
     title = f"{name} on {study.environment['device']}"
-    print_table(study.console, aggregate(points), title=title)
+    print_overview(study.console, aggregate(points), title)
     with locked(study.output_dir):
         points = study.table()
         drawn = draw(study, points)

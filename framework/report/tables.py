@@ -1,4 +1,4 @@
-"""What the operator sees: progress with tokens/s and ETA, one line per point, the final table, one line per failure."""
+"""Tables as the console and the page show them: numbers in their units, over their intervals."""
 
 from collections.abc import Mapping
 from math import inf
@@ -10,49 +10,21 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from framework.measure.metrics import METRIC_OF, MILLISECONDS
 from framework.measure.rates import aggregate
 
-COLUMNS = {  # of the page's table: metric → header, and what its seconds are multiplied with
-    "request_throughput": ("request throughput (1/s)", 1),
-    "output_throughput": ("output throughput (tok/s)", 1),
-    "ttft_p50": ("TTFT P50 (ms)", 1e3),
-    "ttft_p99": ("TTFT P99 (ms)", 1e3),
-    "tpot_p50": ("TPOT P50 (ms)", 1e3),
-    "tpot_p99": ("TPOT P99 (ms)", 1e3),
-    "normalized_latency_mean": ("normalized latency, mean (ms)", 1e3),
-    "slo_attainment": ("SLO met (%)", 100),
-    "mean_batch_size": ("mean batch", 1),
-}
-
-
-def print_table(console: Console, summary: pd.DataFrame, title: str) -> None:
-    """`summary` has one row per (arm, rate) as `metrics.aggregate` makes it."""
-    table = Table(
-        title=title,
-        caption=r"\[low, high]: 95% interval, over seeds if there are several, else bootstrap within the one run",
-    )
-    table.add_column("arm", no_wrap=True)
-    rates = ("rate\nreq/s", "done\nreq/s", "output\ntok/s")
-    times = ("TTFT P50\nms", "TTFT P99\nms", "TPOT P50\nms", "TPOT P99\nms", "norm. latency\nmean, ms/token")
-    for header in (*rates, *times, "SLO\nmet", "mean\nbatch"):
-        table.add_column(header, justify="right", overflow="fold")
-    for _, row in summary.iterrows():
-        latencies = ("ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99", "normalized_latency_mean")
-        table.add_row(
-            row["arm"],
-            f"{row['rate']:.4g}" if row["rate"] < inf else "at once",
-            f"{row['request_throughput']:.4g}",
-            f"{row['output_throughput']:,.0f}",
-            *(milliseconds(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in latencies),
-            f"{row['slo_attainment']:.1%}",
-            f"{row['mean_batch_size']:.1f}",
-        )
-    console.print(table)
-
-
-def milliseconds(value: float, low: float, high: float) -> str:
-    """`value` in ms over its interval; NaN bounds: too few values for one."""
-    return short(1e3 * value) + ("" if low != low else f"\n\\[{short(1e3 * low)}, {short(1e3 * high)}]")
+SHOWN = (  # of METRICS, on the page and the console
+    "request_throughput",
+    "output_throughput",
+    "ttft_p50",
+    "ttft_p99",
+    "tpot_p50",
+    "tpot_p99",
+    "normalized_latency_mean",
+    "slo_attainment",
+    "mean_batch_size",
+)
+INTERVALS = "[low, high]: 95% interval, over seeds if there are several, else bootstrap within the one run"
 
 
 def short(value: float) -> str:
@@ -88,10 +60,11 @@ def with_intervals(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
 
 def print_frame(console: Console, frame: pd.DataFrame, title: str, caption: str | None = None) -> None:
     """A table as it is, numbers to the right and over their intervals; where room is short, arms keep their names."""
-    table = Table(title=escape(title), caption=caption)
+    table = Table(title=escape(title), caption=caption and escape(caption))
     names, rows = with_intervals(frame)
     for name in names:
-        justify: JustifyMethod = "right" if pd.api.types.is_numeric_dtype(frame[name]) else "left"
+        is_text = frame[name].map(lambda value: isinstance(value, str)).all()
+        justify: JustifyMethod = "left" if is_text else "right"
         table.add_column(Text(name), justify=justify, no_wrap=name == "arm", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell(value)) for value in row))
@@ -112,9 +85,20 @@ def cell(value: Any) -> str:
 
 def overview(points: pd.DataFrame) -> pd.DataFrame:
     """One row per arm and rate, as the page shows it: means over seeds with their intervals."""
-    summary = aggregate(points)
-    shown = pd.DataFrame({"arm": summary["arm"], "rate (1/s)": shown_rates(summary["rate"])})
-    return shown.join(in_units(summary, COLUMNS))
+    return shown_metrics(aggregate(points), is_narrow=False)
+
+
+def print_overview(console: Console, summary: pd.DataFrame, title: str) -> None:
+    """The same of what `aggregate` made, with short headers and the intervals of times alone: it fits on a terminal."""
+    print_frame(console, shown_metrics(summary, is_narrow=True), title, INTERVALS)
+
+
+def shown_metrics(summary: pd.DataFrame, is_narrow: bool) -> pd.DataFrame:
+    metrics = {column: METRIC_OF[column] for column in SHOWN}
+    columns = {column: (metric.header(column, is_narrow), metric.unit.scale) for column, metric in metrics.items()}
+    bare = [column for column in SHOWN if is_narrow and metrics[column].unit is not MILLISECONDS]
+    shown = in_units(summary.drop(columns=[f"{column}{end}" for column in bare for end in ("_low", "_high")]), columns)
+    return pd.DataFrame({"arm": summary["arm"], "rate (req/s)": shown_rates(summary["rate"])}).join(shown)
 
 
 def shown_rates(rates: "pd.Series[float]") -> "pd.Series[Any]":

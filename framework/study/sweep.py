@@ -16,7 +16,8 @@ from rich.console import Console
 from framework.build import make_scheduler, resolve_device
 from framework.config import describe, with_keywords
 from framework.core import StudyError, Trace
-from framework.measure.metrics import check_slo, request_table, step_table, summarize
+from framework.measure.metrics import check_slo, summarize
+from framework.measure.replay_tables import request_table, step_table
 from framework.replay import replay
 from framework.study.arms import Arms, point_order, resolve_arms
 from framework.study.engine_cache import EngineCache

@@ -10,7 +10,8 @@ import torch
 
 from framework.core import Batch, Request, Sequence, StepResult
 from framework.engine.torch_engine import TorchEngine
-from framework.measure.metrics import request_table, step_table, summarize
+from framework.measure.metrics import summarize
+from framework.measure.replay_tables import request_table, step_table
 from framework.models.loading import load_model
 from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler

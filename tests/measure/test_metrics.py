@@ -1,17 +1,24 @@
 """Every metric on three requests worked out by hand, then what many of them say over rates and seeds."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
 from framework.core import Request, Sequence, Step
+from framework.measure.definitions import DEFINITIONS
 from framework.measure.metrics import (
+    METRIC_OF,
+    METRICS,
+    Window,
     meets_slo,
     metric_names,
-    request_table,
-    step_table,
     summarize,
 )
+from framework.measure.replay_tables import request_table, step_table
+from framework.paths import ROOT
+from tests.measure.replayed import SLO, replayed_tables
 
 
 def sequence(request_id, arrival_time, num_prompt_tokens, token_times, num_preemptions=0, scheduled_time=None):
@@ -86,6 +93,39 @@ def test_all_at_once_has_no_steady_window():
     assert numbers["output_throughput"] == 1.0
     assert numbers["slo_attainment"] == 1.0
     assert math.isnan(numbers["tpot_mean"])
+
+
+def test_every_number_is_what_it_was_before_metrics_were_one_table():
+    """The file has what summarize() made of these tables at commit c73f109."""
+    expected = json.loads(Path(__file__).with_name("replayed_metrics.json").read_text())
+    assert summarize(*replayed_tables(), SLO) == expected
+
+
+def test_a_metric_is_named_shown_and_defined_by_its_entry():
+    columns = [column for metric in METRICS for column in metric.columns]
+    assert len(columns) == len(set(columns)) == len(METRIC_OF)
+    [normalized] = [metric for metric in METRICS if metric.name == "normalized_latency"]
+    assert normalized.columns == ["normalized_latency_mean", "normalized_latency_p50"]
+    assert normalized.header("normalized_latency_mean") == "normalized latency, mean (ms)"
+    assert normalized.header("normalized_latency_p50", is_narrow=True) == "norm.\nlatency P50\n(ms)"
+    assert METRIC_OF["mean_batch_size"].header("mean_batch_size") == "mean batch"
+    assert DEFINITIONS["Normalized latency"] == normalized.definition
+
+
+def test_the_docs_list_every_metric_with_its_definition():
+    lines = (ROOT / "docs/files.md").read_text().splitlines()
+    for metric in METRICS:
+        columns = ", ".join(f"`{column}`" for column in metric.columns)
+        assert f"| {columns} | {metric.label} | {metric.definition} |" in lines
+
+
+def test_a_window_without_a_request_has_no_interval_and_no_share():
+    window = Window(*replayed_tables(), SLO, 1e3, 2e3)
+    for metric in METRICS:
+        assert set(metric.values(window)) == set(metric.columns)
+        assert all(math.isnan(bound) for bound in metric.interval(window).values())
+    assert math.isnan(METRIC_OF["slo_attainment"].values(window)["slo_attainment"])
+    assert METRIC_OF["goodput"].values(window) == {"goodput": 0.0}
 
 
 def test_summary_has_every_column():

@@ -76,7 +76,7 @@ def test_the_terms_that_occur_are_defined(tmp_path):
     for term in ("TTFT", "P50", "MBU", "[low, high]"):
         assert DEFINITIONS[term] in page.text
     assert DEFINITIONS["ITL"] not in page.text
-    assert list(defined_in(["the slo met", "steps"])) == ["SLO"]
+    assert list(defined_in(["the slo met", "steps"])) == ["SLO met"]
 
 
 def test_figures_take_the_colours_of_the_page(tmp_path):

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from framework.core import Step
 from framework.measure.metrics import metric_names
-from framework.report.tables import in_units, print_frame, print_table, short
+from framework.report.tables import in_units, overview, print_frame, print_overview, short
 from framework.study.progress import SweepProgress
 
 STEP = Step(0.0, 0.1, "decode", 8, 0, 8, 5, 0, 0, 0, 0.1, num_output_tokens=8)
@@ -50,10 +50,21 @@ def test_the_table_has_units_and_intervals():
     names = [*metric_names(), *(f"{name}{end}" for name in metric_names() for end in ("_low", "_high"))]
     row = dict.fromkeys(names, 0.25) | {"arm": "a", "rate": 2.0, "ttft_p50_low": float("nan")}
     console = Console(file=io.StringIO(), width=140)
-    print_table(console, pd.DataFrame([row]), title="study")
+    print_overview(console, pd.DataFrame([row]), title="study")
     output = console.file.getvalue()
-    for text in ("TTFT P50", "req/s", "tok/s", "ms/token", "[250, 250]", "[low, high]: 95% interval", "25.0%"):
+    for text in ("TTFT P50", "req/s", "tok/s", "(ms)", "[250, 250]", "[low, high]: 95% interval", "(%)", " 25 "):
         assert text in output
+
+
+def test_a_page_shows_metrics_in_their_units_with_their_intervals():
+    columns = [*metric_names(), *(f"steady_{name}" for name in metric_names())]
+    key = {"arm": "a", "seed": 0, "offered_rate": 2.0, "num_requests": 48, "waiting_growth": 0.0}
+    points = pd.DataFrame([dict.fromkeys(columns, 0.25) | key | {"rate": rate} for rate in (2.0, float("inf"))])
+    table = overview(points.assign(sustained_throughput=1.0, ttft_p50_low=0.125, ttft_p50_high=0.5))
+    assert table["rate (req/s)"].tolist() == [2.0, "at once"]
+    ttft = table[["TTFT P50 (ms)", "TTFT P50 (ms)_low", "TTFT P50 (ms)_high"]]
+    assert ttft.iloc[0].tolist() == [250.0, 125.0, 500.0]
+    assert table[["SLO met (%)", "mean batch", "output throughput (tok/s)"]].iloc[0].tolist() == [25.0, 0.25, 0.25]
 
 
 @pytest.mark.parametrize("width", [80, 140])
@@ -61,7 +72,7 @@ def test_an_arm_has_its_name_on_one_line(width):
     arm = "continuous+float+segmented"
     names = [*metric_names(), *(f"{name}{end}" for name in metric_names() for end in ("_low", "_high"))]
     console = Console(file=io.StringIO(), width=width)
-    print_table(console, pd.DataFrame([dict.fromkeys(names, 12.345) | {"arm": arm, "rate": 2.0}]), title="study")
+    print_overview(console, pd.DataFrame([dict.fromkeys(names, 12.345) | {"arm": arm, "rate": 2.0}]), title="study")
     numbers = {f"column {index} has a long name": [1234567.0] for index in range(8)}
     print_frame(console, pd.DataFrame({"arm": [arm], **numbers}), "table")
     output = console.file.getvalue()

@@ -8,7 +8,7 @@ import pytest
 from framework.build import make_scheduler
 from framework.core import Request, Sequence
 from framework.measure.fairness import adapter_table
-from framework.measure.metrics import request_table
+from framework.measure.replay_tables import request_table
 from framework.replay import replay
 from framework.scheduler.adapter_turns import AdapterTurns
 from framework.scheduler.continuous import ContinuousScheduler

@@ -17,7 +17,7 @@ from framework.lora.loop import Loop
 from framework.lora.merged import merge_adapter
 from framework.lora.pool import serve_adapters
 from framework.lora.segmented import Segmented
-from framework.measure.metrics import request_table, step_table
+from framework.measure.replay_tables import request_table, step_table
 from framework.models.footprint import footprint
 from framework.quantization import fp8, int8_dynamic, int8_weight_only, zero_point
 from framework.scheduler.continuous import ContinuousScheduler

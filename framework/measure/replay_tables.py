@@ -1,0 +1,46 @@
+"""What a replay leaves, as the tables that Parquet keeps: `requests.parquet` and `steps.parquet`.
+
+A point depends on this file: what it writes is not computed again when a metric changes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+
+from framework.core import Sequence, Step
+
+
+def request_table(sequences: Iterable[Sequence]) -> pd.DataFrame:
+    """One row per request: the trace's facts, its timestamps (s) and the latencies (s) that follow from them."""
+    rows = [
+        {
+            "request_id": sequence.request.request_id,
+            "adapter_id": sequence.request.adapter_id,
+            "session_id": sequence.request.session_id,
+            "priority": sequence.request.priority,
+            "arrival_time": sequence.request.arrival_time,
+            "num_prompt_tokens": sequence.request.num_prompt_tokens,
+            "num_output_tokens": len(sequence.output_token_ids),
+            "scheduled_time": sequence.scheduled_time,
+            "first_token_time": sequence.token_times[0] if sequence.token_times else np.nan,
+            "finish_time": sequence.token_times[-1] if sequence.is_finished else np.nan,
+            "num_preemptions": sequence.num_preemptions,
+            "adapter_load_wait": sequence.adapter_load_wait,
+            "token_times": np.asarray(sequence.token_times),
+        }
+        for sequence in sequences
+    ]
+    table = pd.DataFrame(rows).astype({"scheduled_time": float})
+    table["ttft"] = table["first_token_time"] - table["arrival_time"]
+    table["e2e"] = table["finish_time"] - table["arrival_time"]
+    later_tokens = (table["num_output_tokens"] - 1).where(table["num_output_tokens"] > 1)
+    table["tpot"] = (table["finish_time"] - table["first_token_time"]) / later_tokens
+    table["normalized_latency"] = table["e2e"] / table["num_output_tokens"]
+    return table
+
+
+def step_table(steps: Iterable[Step]) -> pd.DataFrame:
+    """One row per step, with the fields of `Step`."""
+    return pd.DataFrame([asdict(step) for step in steps])
