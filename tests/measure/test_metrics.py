@@ -113,7 +113,7 @@ def test_a_metric_is_named_shown_and_defined_by_its_entry():
 
 
 def test_the_docs_list_every_metric_with_its_definition():
-    lines = (ROOT / "docs/files.md").read_text().splitlines()
+    lines = (ROOT / "docs/method.md").read_text().splitlines()
     for metric in METRICS:
         columns = ", ".join(f"`{column}`" for column in metric.columns)
         assert f"| {columns} | {metric.label} | {metric.definition} |" in lines
