@@ -43,14 +43,23 @@ def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 900
 
 
-def test_every_study_and_every_room_has_its_place_in_the_docs():
-    studies, architecture = ((ROOT / "docs" / page).read_text() for page in ("studies.md", "architecture.md"))
-    for study in groups()["experiment"]:
-        name, _, preset = study.partition("/")
-        assert re.search(rf"\b{name}\b", studies), study
-        assert not preset or preset in studies, study
-    for room in (ROOT / "framework").glob("*/*.py"):
-        assert f"{room.parent.name}/" in architecture, room
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [("experiment", "studies"), ("quantization", "precision"), ("lora", "adapters"), ("popularity", "adapters")],
+)
+def test_every_option_has_its_place_in_the_docs(group, name):
+    words = set(re.findall(r"\w+", page(name)))
+    options = {word for option in groups()[group] for word in option.split("/")}
+    assert options <= words
+
+
+def test_every_room_has_its_place_in_the_docs():
+    rooms = {path.parent.name for path in (ROOT / "framework").glob("*/*.py")}
+    assert {room for room in rooms if f"{room}/" not in page("architecture")} == set()
 
 
 def run(requests, **options):
