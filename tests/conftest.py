@@ -18,6 +18,8 @@ elif "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 import run as run_module
 from framework.command_line import prepare
+from framework.study.sweep import run_study
+from tests.study.fake_study import DEFAULTS, LOADED
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,3 +65,15 @@ def cli(monkeypatch, tmp_path, capsys):
         return code, captured.out + captured.err + message
 
     return call
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Runs a study of fake engines, in whose folder its points stay."""
+    LOADED.clear()
+
+    def run(arms, rates, seeds=(0,), slo=None, defaults=DEFAULTS):
+        options = {"slo": slo or {}, "device": "cpu", "output_dir": str(tmp_path), "fresh": False}
+        return run_study(arms=arms, defaults=defaults, rates=list(rates), seeds=list(seeds), **options)
+
+    return run

@@ -1,0 +1,49 @@
+"""Figures of a sweep: what is drawn, and where."""
+
+from functools import partial
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from framework.measure.rates import aggregate, saturation
+from framework.report.plots import save
+from framework.report.sweep_plots import latency_rate, throughput_latency
+from framework.trace.arrivals import poisson
+from framework.trace.lengths import fixed, independent
+from framework.trace.synthetic import synthetic
+
+
+def test_figures_take_any_number_of_arms(study):
+    arms = {f"arm{index}": {"scheduler": {"max_num_seqs": index + 1}} for index in range(12)}
+    result = study(arms, [1.0, 100.0])
+    summary, rates = aggregate(result.table()), saturation(result.table())
+    figure = throughput_latency(summary)
+    FigureCanvasAgg(figure).draw()
+    [axes], [legend] = figure.axes, figure.legends
+    assert legend.get_window_extent().y0 > axes.get_window_extent().y1  # no curve runs through it
+    assert axes.get_window_extent().height > figure.bbox.height / 3
+    curves = latency_rate(summary, rates).axes[0].containers
+    assert len(curves) == 12
+    line = curves[0].lines[0]
+    assert line.get_xdata().tolist() == [1.0, 100.0]
+    shown = summary[summary["arm"] == "arm0"]["normalized_latency_mean"] * 1e3
+    assert line.get_ydata().tolist() == pytest.approx(shown.tolist())
+
+
+def test_a_ring_marks_the_last_rate_below_saturation(study):
+    arms = {"quick": {}, "slow": {"engine": {"step_time": 0.2}, "scheduler": {"max_num_seqs": 1}}}
+    summary = aggregate(study(arms, [0.125, 0.25, 20.0]).table())
+    axes = throughput_latency(summary).axes[0]
+    rings = [line.get_xydata().tolist() for line in axes.lines if line.get_markerfacecolor() == "none"]
+    slow = summary[(summary["arm"] == "slow") & (summary["rate"] == 0.25)].iloc[0]
+    assert rings == [[[slow["output_throughput"], 1e3 * slow["normalized_latency_mean"]]], []]  # and the legend's
+
+
+def test_outputs_of_one_token_have_figures_too(study):
+    lengths = partial(independent, prompt=partial(fixed, length=8), output=partial(fixed, length=1))
+    trace = partial(synthetic, arrivals=partial(poisson), lengths=lengths, num_requests=20)
+    for _ in ("computed", "reused"):
+        result = study({"only": {"trace": trace}}, [1.0, 5.0], seeds=[0, 1])
+    summary, rates = aggregate(result.table()), saturation(result.table())
+    for figure in (latency_rate(summary, rates), throughput_latency(summary)):
+        save({"figure": figure}, result.output_dir)

@@ -1,0 +1,41 @@
+"""What an arm is made of, what it may not be, and in which order points run."""
+
+from functools import partial
+
+import pytest
+
+from framework.study.arms import point_order, resolve_arms
+from tests.study.fake_study import DEFAULTS, load_fake_model
+
+
+def test_a_seed_is_served_by_all_arms_before_the_next_which_begins_with_the_model_at_hand():
+    other = partial(load_fake_model, name="b")
+    arms = {"first": {}, "second": {"model": other}, "third": {"scheduler": {"max_num_seqs": 2}}}
+    assert point_order(resolve_arms(arms, DEFAULTS), [1.0, 2.0], [0, 1]) == [
+        *(("first", 1.0, 0), ("third", 1.0, 0), ("third", 2.0, 0), ("first", 2.0, 0)),
+        *(("second", 1.0, 0), ("second", 2.0, 0)),
+        *(("second", 1.0, 1), ("second", 2.0, 1)),
+        *(("first", 1.0, 1), ("third", 1.0, 1), ("third", 2.0, 1), ("first", 2.0, 1)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ({"a": 5}, "arms.a is 5"),
+        ({"a": {"engin": {}}}, "unknown component 'engin' in arms.a; did you mean 'engine'"),
+        ({"a": {"engine": {"steptime": 1.0}}}, "unknown key 'steptime' in arms.a.engine"),
+        ({"a": {"engine": {"num_blocks": "many"}}}, "arms.a.engine.num_blocks is 'many'"),
+        ({"a": {"clock": "atomic"}}, "arms.a.clock is 'atomic': input should be 'virtual' or 'wall'"),
+        ({"a": {"scheduler": "fifo"}}, "arms.a.scheduler is 'fifo': give another scheduler"),
+        ({"a/b": {}}, "arm name 'a/b'"),
+    ],
+)
+def test_bad_arms_are_named(arms, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_arms(arms, DEFAULTS)
+
+
+def test_an_arm_without_a_scheduler_is_named():
+    with pytest.raises(ValueError, match=r"arms.a has no scheduler"):
+        resolve_arms({"a": {}}, {name: value for name, value in DEFAULTS.items() if name != "scheduler"})

@@ -1,0 +1,98 @@
+"""Points on disk: whole or not at all, found again, and computed again where they are damaged."""
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+from threading import Thread
+
+import pandas as pd
+import pytest
+
+from framework.study.points import Point, arm_digest, write_point
+from framework.trace.files import read_table
+from framework.trace.recorded import recorded
+
+
+def test_a_rate_is_the_same_point_however_it_is_written(study):
+    study({"only": {}}, [50])
+    table = study({"only": {}}, [50.0]).table()
+    assert table[["rate", "seed"]].to_numpy().tolist() == [[50.0, 0.0]]
+
+
+def test_a_dataset_that_is_downloaded_on_the_way_keeps_its_points(study, tmp_path, capsys):
+    source = tmp_path / "source.csv"
+    source.write_text("arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2\n")
+    trace = partial(recorded, reader=partial(read_table), path=str(tmp_path / "copy.csv"), url=source.as_uri())
+    for is_reused in (False, True):
+        result = study({"only": {"trace": trace}}, [None])
+        assert ("1 of 1 points reused" in capsys.readouterr().out) == is_reused
+    [point] = result.table()["point"]
+    record = json.loads((result.folder(point) / "point.json").read_text())
+    assert record["files"] == {str(tmp_path / "copy.csv"): hashlib.sha256(source.read_bytes()).hexdigest()}
+    (tmp_path / "copy.csv").write_text(source.read_text() + "2.0,4,2\n")
+    assert study({"only": {"trace": trace}}, [None]).table()["num_requests"].tolist() == [3]
+
+
+def test_jobs_that_write_the_same_point_leave_one_whole(tmp_path):
+    point = Point("a", 1.0, 0, "digest")
+    folder = tmp_path / "points" / point.name
+    errors = []
+
+    def write():
+        try:
+            for _ in range(20):
+                write_point(folder, point, pd.DataFrame({"x": [1]}), pd.DataFrame({"y": [2]}), {"slo": {}})
+        except OSError as error:
+            errors.append(error)
+
+    threads = [Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert sorted(path.name for path in folder.iterdir()) == ["point.json", "requests.parquet", "steps.parquet"]
+    assert [path.name for path in folder.parent.iterdir()] == [point.name]
+
+
+def test_a_path_is_a_file_only_where_the_config_names_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    environment = {"code_version": "1", "device": "cpu", "packages": {"torch": "2"}}
+    before = arm_digest({"trace": {"path": None}}, environment)
+    Path("None").write_text("a file of that name")
+    assert arm_digest({"trace": {"path": None}}, environment) == before
+
+
+MISSHAPEN = {
+    "no metrics": {"metrics": {}},
+    "null metrics": {"metrics": None},
+    "null trace": {"trace": None},
+    "empty trace": {"trace": {}},
+    "null engine": {"engine": None},
+    "a seed that is text": {"seed": "0"},
+    "an arm that is a list": {"arm": ["only"]},
+}
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "foreign", "list", "without requests", "empty steps", "cut requests", *MISSHAPEN]
+)
+def test_a_damaged_point_is_computed_again(study, damage):
+    result = study({"only": {}}, [1.0])
+    folder = result.folder(result.table()["point"][0])
+    if damage == "without requests":
+        (folder / "requests.parquet").unlink()
+    elif damage == "empty steps":
+        (folder / "steps.parquet").write_bytes(b"")
+    elif damage == "cut requests":
+        (folder / "requests.parquet").write_bytes((folder / "requests.parquet").read_bytes()[:-100])
+    elif damage in MISSHAPEN:
+        record = json.loads((folder / "point.json").read_text())
+        (folder / "point.json").write_text(json.dumps(record | MISSHAPEN[damage]))
+    else:
+        (folder / "point.json").write_text({"truncated": "{", "foreign": "{}", "list": "[]"}[damage])
+    with pytest.warns(UserWarning, match=f"{folder.name} is no finished point"):
+        assert study({"only": {}}, [2.0]).table()["rate"].tolist() == [2.0]  # it stops no other
+    with pytest.warns(UserWarning, match="is no finished point"):
+        assert len(study({"only": {}}, [1.0]).table()) == 2
