@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from framework.config import describe, with_keywords
-from framework.core import Engine, Request, Scheduler, Sequence
+from framework.core import Engine, Request, Scheduler, Sequence, Step
+from framework.replay import Clock, Server, replay
 from framework.scheduler.adapter_slots import AdapterSlots
+from framework.trace.source import TraceSource
 
 
 def free(device: torch.device) -> None:
@@ -65,3 +67,16 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
+
+
+def replay_trace(
+    requests: list[Request],
+    scheduler: Scheduler,
+    engine: Engine,
+    clock: Clock = "virtual",
+    on_step: Callable[[Step], None] | None = None,
+) -> tuple[list[Sequence], list[Step]]:
+    """Serve `requests`, sorted by arrival time, on one server; one Sequence per request and one Step per batch."""
+    server = Server(scheduler, engine, on_step=on_step)
+    sequences = replay(TraceSource(requests), [server], lambda sequence: server, clock)
+    return sequences, server.steps

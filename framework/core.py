@@ -1,4 +1,4 @@
-"""The words of the framework as types: Request, Sequence, Batch, StepResult, and the Scheduler and Engine protocols.
+"""The words of the framework as types: Request, Sequence, Batch, StepResult; Scheduler, Engine, Router and Source.
 
 Standard library only; every other module imports from here and nothing here imports back.
 """
@@ -6,7 +6,7 @@ Standard library only; every other module imports from here and nothing here imp
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -50,7 +50,10 @@ class Trace:
 
 
 class Sequence:
-    """The mutable serving state of one Request.
+    """The mutable serving state of one Request, from its arrival on.
+
+    It arrives at `arrival_time` (s), which is the request's own unless its source says otherwise. Its engine takes
+    `prompt_token_ids`, (num_prompt_tokens,), when it arrives.
 
     The KV cache holds a sequence at slots 0, 1, 2, … of its block table: first `num_padding` pad tokens (only under
     static batching), then the prompt, then the output. `num_computed_tokens` of these slots are computed, or will be
@@ -115,8 +118,9 @@ class Sequence:
 class Batch:
     """The sequences of one step; `num_tokens[i]` slots of `sequences[i]` are computed in it, from `starts[i]` on.
 
-    A sequence whose computed slots reach its last token samples one new token. Under static batching `sequences` holds
-    finished sequences too: their seats are computed and the tokens thrown away. `adapter_loads`, slot → adapter id, are
+    A sequence whose computed slots reach its last token samples one new token. In a mixed step the sequences that
+    decode, `num_decode_tokens` of them, stand first. Under static batching `sequences` holds finished sequences too:
+    their seats are computed and the tokens thrown away. `adapter_loads`, slot → adapter id, are
     to be brought to the device; those in a slot that none of the sequences uses are for later and may take their time.
     """
 
@@ -132,6 +136,23 @@ class Batch:
         if self.num_decode_tokens == 0:
             return "prefill"
         return "decode" if self.num_prefill_tokens == 0 else "mixed"
+
+    @property
+    def num_context_tokens(self) -> int:
+        """KV tokens that the sequences' new slots attend to, these slots included, summed over the sequences."""
+        num_padding = sum([sequence.num_padding for sequence in self.sequences])
+        return sum(self.starts) + sum(self.num_tokens) - num_padding
+
+    @property
+    def num_prefill_pairs(self) -> int:
+        """Pairs of a query and a key that the prompts' new slots compute; padding is no query and no key."""
+        num_pairs = 0
+        for index in range(self.num_decode_tokens, len(self.sequences)):
+            start, num_padding = self.starts[index], self.sequences[index].num_padding
+            end = start + self.num_tokens[index] - num_padding
+            start = max(start - num_padding, 0)
+            num_pairs += (end * (end + 1) - start * (start + 1)) // 2
+        return num_pairs
 
 
 @dataclass(slots=True)
@@ -152,7 +173,7 @@ class StepResult:
 
 @dataclass(slots=True)
 class Step:
-    """What one step was and took; all times in seconds."""
+    """What one step was and took; all times in seconds. The counts of tokens are those of its Batch."""
 
     start_time: float
     elapsed: float  # until the tokens were on the host, as measured; of a step launched ahead, since the one before
@@ -160,6 +181,8 @@ class Step:
     num_seqs: int
     num_prefill_tokens: int
     num_decode_tokens: int
+    num_context_tokens: int  # KV tokens that its rows attend to
+    num_prefill_pairs: int  # query-key pairs of its prompt rows
     num_used_blocks: int
     num_waiting: int
     schedule: float
@@ -169,13 +192,15 @@ class Step:
     num_output_tokens: int = 0  # delivered to requests: dead seats and unfinished prompts deliver none
     num_adapter_loads: int = 0
     adapter_wait: float = 0.0  # for adapters that were not on the device yet
+    server: int = 0  # which of the replay's servers took it
 
 
 class Scheduler(Protocol):
-    """Picks the next Batch; owns the waiting and the running sequences.
+    """Picks the next Batch; owns the waiting and the running sequences, their blocks and their adapters' slots.
 
-    A batch counts as computed once it is scheduled: with an engine that runs a step ahead, the next `schedule` comes
-    before its `postprocess`.
+    It is made as `make(num_blocks=…, block_size=…)`, with `num_adapter_slots=…` where the engine serves adapters. A
+    batch counts as computed once it is scheduled: with an engine that runs a step ahead, the next `schedule` comes
+    before its `postprocess`. A sequence that is preempted goes back to the front of `waiting`.
     """
 
     max_num_seqs: int
@@ -193,7 +218,8 @@ class Scheduler(Protocol):
 
     def add(self, sequence: Sequence) -> None: ...
 
-    def schedule(self, now: float) -> Batch | None: ...
+    def schedule(self, now: float) -> Batch | None:
+        """The next batch at `now` (s); None: nothing can run before the next arrival or `wake_time`."""
 
     def postprocess(self, batch: Batch, token_ids: list[int | None], now: float) -> int:
         """Append the tokens, stamped `now`, retire what is finished, and return how many tokens were delivered."""
@@ -202,8 +228,8 @@ class Scheduler(Protocol):
 class Engine(Protocol):
     """Executes batches; owns the model and the KV cache of `num_blocks` blocks of `block_size` tokens.
 
-    So many adapters as `num_adapter_slots` can be on the device at once; 0: adapters are not served. Their slots take
-    `num_adapter_bytes` of its memory, the cache `num_cache_bytes`.
+    At most `num_adapter_slots` adapters fit on the device at once; 0 means that the engine serves none. Their slots
+    take `num_adapter_bytes` of its memory, the cache `num_cache_bytes`.
     """
 
     num_blocks: int
@@ -213,8 +239,11 @@ class Engine(Protocol):
     num_cache_bytes: int
     max_model_len: int
     num_steps_ahead: int  # batches that may be launched before the tokens of an earlier one are collected
-    timer: Callable[[], float]  # clock of the host's own work in seconds; constant 0.0 where time is modelled
     on_progress: Callable[[str], None]  # told what takes long in `begin`
+
+    @property
+    def timer(self) -> Callable[[], float] | None:
+        """The host's clock (s); None: nothing is measured, and a step takes its result's `elapsed`."""
 
     def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
         """Which adapters that these requests name cannot be served: id → the reason, a sentence that has the id."""
@@ -230,6 +259,34 @@ class Engine(Protocol):
 
     def collect(self) -> StepResult:
         """Wait for the oldest step in flight."""
+
+
+class Server(Protocol):
+    """What a router sees of a server."""
+
+    index: int
+    scheduler: Scheduler
+
+
+class Router(Protocol):
+    """Names the server that takes a sequence, or none yet: then it is asked again after every step of a server.
+
+    It is made for the servers of one replay, as `make(servers)`.
+    """
+
+    def __call__(self, sequence: Sequence) -> Server | None: ...
+
+
+class Source(Protocol):
+    """Where sequences come from. `requests` are all that may come."""
+
+    requests: list[Request]
+
+    def begin(self) -> Iterable[Sequence]:
+        """Those whose arrival time is known from the start, in the order of their arrival."""
+
+    def follow(self, finished: Sequence, now: float) -> Iterable[Sequence]:
+        """Those that follow from a sequence that finished at `now` (s), none of them earlier; a trace has none."""
 
 
 class StudyError(RuntimeError):

@@ -1,14 +1,13 @@
-"""The discrete-event simulation: requests arrive, the server steps, the clock moves by what each step took.
+"""The discrete-event simulation: sequences arrive, servers step, the clock moves by what each step took.
 
 `clock="virtual"` advances simulated time by measured durations, so idle time costs nothing; `clock="wall"` runs the
-same two processes in real time. Host work is timed with the engine's own timer, so a modelled engine is deterministic.
-While a step launched ahead is in flight every moment counts, so that only an overlap that really happened is free.
+same processes in real time. `charge` is the only bridge between the host's clock and simulated time.
 """
 
 import gc
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from math import inf
 from typing import Any, Literal
@@ -16,126 +15,240 @@ from typing import Any, Literal
 import simpy
 from simpy.rt import RealtimeEnvironment
 
-from framework.core import Batch, Engine, Request, Scheduler, Sequence, Step, StepResult
+from framework.core import Batch, Engine, Router, Scheduler, Sequence, Source, Step, StepResult
+from framework.stopwatch import make_watch
 
 MAX_STEPS_WITHOUT_TOKEN = 100_000  # far above any prompt's number of chunks; beyond it a scheduler is going in circles
+MAX_ALARMS_WITHOUT_STEP = 100_000  # likewise for a scheduler that sets one alarm after the other
 
 Clock = Literal["virtual", "wall"]
+Charge = Callable[[float], float]  # measured seconds → seconds of simulated time
 Process = Generator[simpy.Event, Any, None]
 
 
-class Bell:
-    """Lets the arrivals wake a sleeping server."""
+class Server:
+    """A scheduler, an engine, the batches in flight, and a stopwatch of its own; `steps` are what it did."""
 
-    def __init__(self, env: simpy.Environment) -> None:
-        self.env = env
-        self.event = env.event()
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        engine: Engine,
+        index: int = 0,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> None:
+        self.scheduler, self.engine, self.index, self.on_step = scheduler, engine, index, on_step
+        self.watch = make_watch(engine)
+        self.in_flight: deque[tuple[Batch, float]] = deque()  # with the seconds each took to schedule
+        self.steps: list[Step] = []
+        self.num_steps_without_token = self.num_alarms = 0
+        self.is_asleep = False  # and no alarm is set
 
-    def ring(self) -> None:
-        self.event.succeed()
-        self.event = self.env.event()
+    def open(self, world: "World", charge: Charge) -> None:
+        """Begin to serve in a world, at its time 0."""
+        self.world, self.charge = world, charge
+        self.bell = world.env.event()
+        world.env.process(self.serve(world.env))
 
+    def add(self, sequence: Sequence) -> None:
+        self.engine.add(sequence)
+        self.scheduler.add(sequence)
+        self.is_asleep = False
+        self.bell.succeed()
+        self.bell = self.world.env.event()
 
-def replay(
-    requests: list[Request],
-    scheduler: Scheduler,
-    engine: Engine,
-    clock: Clock = "virtual",
-    on_step: Callable[[Step], None] | None = None,
-) -> tuple[list[Sequence], list[Step]]:
-    """Serve `requests` (sorted by arrival time) to the end; one Sequence per request and one Step per batch.
+    def serve(self, env: simpy.Environment) -> Process:
+        """Launch steps, at most so many ahead as the engine may be; sleep while there is nothing to do."""
+        while True:
+            batch = self.launch(env.now)
+            if len(self.in_flight) > (self.engine.num_steps_ahead if batch else 0):
+                yield from self.finish(env)
+            elif batch is None:
+                yield self.bell_or_alarm(env)
 
-    Raises ValueError for a request that could never be scheduled and RuntimeError if the scheduler stalls.
-    """
-    for request in requests:
-        scheduler.check(request)
-    engine.begin(requests, scheduler.max_num_seqs)
-    sequences = [Sequence(request) for request in requests]
-    steps: list[Step] = []
-    with garbage_collector_paused():
-        env, charge = make_clock(clock)
-        bell = Bell(env)
-        arriving = env.process(arrivals(env, sequences, scheduler, engine, bell))
-        env.run(until=env.process(serve(env, scheduler, engine, charge, arriving, bell, recorder(steps, on_step))))
-    for sequence in sequences:
-        if not sequence.is_finished:
-            raise RuntimeError(f"the scheduler lost request {sequence.request.request_id}: it was never finished")
-    return sequences, steps
-
-
-def arrivals(
-    env: simpy.Environment, sequences: list[Sequence], scheduler: Scheduler, engine: Engine, bell: Bell
-) -> Process:
-    for sequence in sequences:
-        delay = sequence.request.arrival_time - env.now
-        if delay > 0:
-            yield env.timeout(delay)
-        engine.add(sequence)
-        scheduler.add(sequence)
-        bell.ring()
-
-
-def serve(
-    env: simpy.Environment,
-    scheduler: Scheduler,
-    engine: Engine,
-    charge: Callable[[float], float],
-    arriving: simpy.Process,
-    bell: Bell,
-    record: Callable[[Step, int], None],
-) -> Process:
-    timer = engine.timer
-    in_flight: deque[tuple[Batch, float]] = deque()  # with the seconds each took to schedule
-    charged_until = timer()
-    while arriving.is_alive or scheduler.num_unfinished or in_flight:
-        started = timer()
-        if not in_flight:
-            charged_until = started
-        batch = scheduler.schedule(env.now)
-        schedule = timer() - started
+    def launch(self, now: float) -> Batch | None:
+        self.watch.start(self.in_flight)
+        batch = self.scheduler.schedule(now)
+        schedule = self.watch.lap()
         if batch is not None:
             if not batch.sequences:
-                raise RuntimeError(f"the scheduler makes no progress: an empty batch at {env.now:.6f} s")
-            engine.launch(batch)
-            in_flight.append((batch, schedule))
-            if len(in_flight) <= engine.num_steps_ahead:
-                continue
-        if not in_flight:
-            yield sleep(env, scheduler, arriving, bell)
-            continue
-        batch, schedule = in_flight.popleft()
-        result = engine.collect()
-        elapsed = (timer() - charged_until) or result.elapsed  # a modelled engine's timer stands still
-        charged_until = timer()
-        step = describe_step(env.now, elapsed, batch, scheduler, schedule, result)
+                raise RuntimeError(f"server {self.index} makes no progress: its batch at {now:.6f} s is empty")
+            self.engine.launch(batch)
+            self.in_flight.append((batch, schedule))
+        return batch
+
+    def finish(self, env: simpy.Environment) -> Process:
+        """Wait for the tokens of the oldest step, let its time pass, and hand the tokens out."""
+        batch, schedule = self.in_flight.popleft()
+        result = self.engine.collect()
+        step = self.describe(env.now, self.watch.charge(result), batch, schedule, result)
         charge_adapter_waits(batch, result)
-        yield env.timeout(charge(step.elapsed))
-        started = timer()
-        step.num_output_tokens = scheduler.postprocess(batch, result.token_ids, env.now)
-        step.update = timer() - started
-        record(step, batch.sequences[0].request.request_id)
-        if step.update and not in_flight:
-            yield env.timeout(charge(step.update))
+        yield env.timeout(self.charge(step.elapsed))
+        self.watch.start(self.in_flight)
+        step.num_output_tokens = self.scheduler.postprocess(batch, result.token_ids, env.now)
+        step.update = self.watch.lap()
+        self.record(step, batch)
+        self.world.step_ended(batch)
+        if step.update and not self.in_flight:
+            yield env.timeout(self.charge(step.update))
+
+    def describe(self, start_time: float, elapsed: float, batch: Batch, schedule: float, result: StepResult) -> Step:
+        return Step(
+            start_time=start_time,
+            elapsed=elapsed,
+            phase=batch.phase,
+            num_seqs=len(batch.sequences),
+            num_prefill_tokens=batch.num_prefill_tokens,
+            num_decode_tokens=batch.num_decode_tokens,
+            num_context_tokens=batch.num_context_tokens,
+            num_prefill_pairs=batch.num_prefill_pairs,
+            num_used_blocks=self.scheduler.num_used_blocks,
+            num_waiting=len(self.scheduler.waiting),
+            schedule=schedule,
+            prepare=result.prepare,
+            device=result.device,
+            num_adapter_loads=len(batch.adapter_loads),
+            adapter_wait=max(result.adapter_waits.values(), default=0.0),
+            server=self.index,
+        )
+
+    def record(self, step: Step, batch: Batch) -> None:
+        """Keep the step; a scheduler that goes in circles is an error rather than an endless replay."""
+        self.steps.append(step)
+        self.num_alarms = 0
+        self.num_steps_without_token = 0 if step.num_output_tokens else self.num_steps_without_token + 1
+        is_empty = not step.num_prefill_tokens + step.num_decode_tokens
+        if self.num_steps_without_token > MAX_STEPS_WITHOUT_TOKEN or is_empty:
+            raise RuntimeError(
+                f"server {self.index} makes no progress on request {batch.sequences[0].request.request_id}: "
+                f"{self.num_steps_without_token} steps without a token, the last of {step.num_prefill_tokens} prompt "
+                f"and {step.num_decode_tokens} decode tokens"
+            )
+        if self.on_step is not None:
+            self.on_step(step)
+
+    def bell_or_alarm(self, env: simpy.Environment) -> simpy.Event:
+        """What wakes an idle server: a sequence that arrives, or the alarm that its scheduler has set."""
+        wake_time = self.scheduler.wake_time
+        if wake_time == inf:
+            self.is_asleep = True
+            self.world.check_progress()
+            return self.bell
+        self.num_alarms += 1
+        if wake_time <= env.now or self.num_alarms > MAX_ALARMS_WITHOUT_STEP:
+            raise RuntimeError(
+                f"server {self.index} stalled at {env.now:.6f} s, after {self.num_alarms} alarms without a step its "
+                f"wake_time is {wake_time:.6f} s: {self.world.describe_unfinished()}"
+            )
+        return env.any_of([self.bell, env.timeout(wake_time - env.now)])
 
 
-def describe_step(
-    start_time: float, elapsed: float, batch: Batch, scheduler: Scheduler, schedule: float, result: StepResult
-) -> Step:
-    return Step(
-        start_time=start_time,
-        elapsed=elapsed,
-        phase=batch.phase,
-        num_seqs=len(batch.sequences),
-        num_prefill_tokens=batch.num_prefill_tokens,
-        num_decode_tokens=batch.num_decode_tokens,
-        num_used_blocks=scheduler.num_used_blocks,
-        num_waiting=len(scheduler.waiting),
-        schedule=schedule,
-        prepare=result.prepare,
-        device=result.device,
-        num_adapter_loads=len(batch.adapter_loads),
-        adapter_wait=max(result.adapter_waits.values(), default=0.0),
-    )
+class World:
+    """The sequences of a replay, from their source to a router, to a server, to their last token.
+
+    It is over when all sequences are finished and no step is in flight.
+    """
+
+    def __init__(self, env: simpy.Environment, source: Source, servers: list[Server], route: Router) -> None:
+        self.env, self.source, self.servers, self.route = env, source, servers, route
+        self.sequences: list[Sequence] = []
+        self.at_router: list[Sequence] = []
+        self.unfinished: dict[Sequence, Server | None] = {}  # in the order of arrival, with the server of each
+        self.num_arriving = 0  # processes that will bring more
+        self.over = env.event()
+
+    def expect(self, sequences: Iterable[Sequence]) -> None:
+        """Let `sequences` arrive at their times; they are in the order of these."""
+        self.num_arriving += 1
+        self.env.process(self.arrivals(sequences))
+
+    def arrivals(self, sequences: Iterable[Sequence]) -> Process:
+        for sequence in sequences:
+            delay = sequence.arrival_time - self.env.now
+            if delay > 0:
+                yield self.env.timeout(delay)
+            self.sequences.append(sequence)
+            self.offer(sequence)
+        self.num_arriving -= 1
+        self.check_progress()
+
+    def offer(self, sequence: Sequence) -> None:
+        """To the server that the router names; it waits while the router names none."""
+        named = self.route(sequence)
+        server = self.unfinished[sequence] = None if named is None else self.servers[named.index]
+        if server is None:
+            self.at_router.append(sequence)
+        else:
+            server.add(sequence)
+
+    def step_ended(self, batch: Batch) -> None:
+        """Tell the source which sequences of `batch` have finished, and ask the router again for those that wait."""
+        for sequence in [sequence for sequence in batch.sequences if sequence.is_finished]:
+            if sequence in self.unfinished:  # a static batch computes the seats of finished sequences on
+                del self.unfinished[sequence]
+                following = list(self.source.follow(sequence, self.env.now))
+                if following:
+                    self.expect(following)
+        waiting, self.at_router = self.at_router, []
+        for sequence in waiting:
+            self.offer(sequence)
+        self.check_progress()
+
+    def check_progress(self) -> None:
+        """End the world, or raise RuntimeError naming a request that nothing will ever serve."""
+        if self.num_arriving or any(server.in_flight for server in self.servers):
+            return
+        if not self.unfinished and not self.over.triggered:
+            self.over.succeed()
+        if self.unfinished and all(server.is_asleep for server in self.servers):
+            raise RuntimeError(
+                f"stalled at {self.env.now:.6f} s, nothing will wake a server: {self.describe_unfinished()}"
+            )
+
+    def describe_unfinished(self) -> str:
+        """How many requests are unfinished, and where the oldest is."""
+        if not self.unfinished:
+            return "no request is unfinished"
+        sequence, server = next(iter(self.unfinished.items()))
+        if server is None:
+            place = "waits at the router"
+        elif server.scheduler.num_unfinished:
+            place = f"is at server {server.index}"
+        else:
+            place = f"is lost: the scheduler of server {server.index} does not have it"
+        return f"unfinished requests: {len(self.unfinished)}; request {sequence.request.request_id} {place}"
+
+
+def replay(source: Source, servers: list[Server], route: Router, clock: Clock = "virtual") -> list[Sequence]:
+    """Serve what comes from `source` to the end; its sequences, in the order of arrival. The steps are the servers'.
+
+    Raises ValueError for a request that could never be scheduled, and for several servers that are measured or on the
+    wall clock; RuntimeError, naming the request and the server, if nothing goes on.
+    """
+    check_servers(servers, clock)
+    for server in servers:
+        for request in source.requests:
+            server.scheduler.check(request)
+        server.engine.begin(source.requests, server.scheduler.max_num_seqs)
+    with garbage_collector_paused():
+        env, charge = make_clock(clock)
+        world = World(env, source, servers, route)
+        world.expect(source.begin())
+        for server in servers:
+            server.open(world, charge)
+        env.run(until=world.over)
+    return world.sequences
+
+
+def check_servers(servers: list[Server], clock: Clock) -> None:
+    """Raise ValueError for what several servers on one device cannot do yet."""
+    if len(servers) > 1 and clock == "wall":
+        raise ValueError(f"clock=wall serves one server, not {len(servers)}: on one device they would share real time")
+    measured = [server for server in servers if server.engine.timer is not None]
+    if len(servers) > 1 and measured:
+        raise ValueError(
+            f"{len(servers)} servers need engines that measure nothing; {type(measured[0].engine).__name__} measures "
+            "its steps, and several measured servers on one device are not supported yet"
+        )
 
 
 def charge_adapter_waits(batch: Batch, result: StepResult) -> None:
@@ -143,38 +256,6 @@ def charge_adapter_waits(batch: Batch, result: StepResult) -> None:
     if result.adapter_waits:
         for sequence in batch.sequences:
             sequence.adapter_load_wait += result.adapter_waits.get(sequence.adapter_slot, 0.0)
-
-
-def recorder(steps: list[Step], on_step: Callable[[Step], None] | None) -> Callable[[Step, int], None]:
-    """Appends each step to `steps`; a scheduler that goes in circles is an error rather than an endless replay."""
-    num_fruitless = 0
-
-    def record(step: Step, request_id: int) -> None:
-        nonlocal num_fruitless
-        steps.append(step)
-        num_fruitless = 0 if step.num_output_tokens else num_fruitless + 1
-        if num_fruitless > MAX_STEPS_WITHOUT_TOKEN or not step.num_prefill_tokens + step.num_decode_tokens:
-            raise RuntimeError(
-                f"the scheduler makes no progress on request {request_id}: {num_fruitless} steps without a token, "
-                f"the last of {step.num_prefill_tokens} prompt and {step.num_decode_tokens} decode tokens"
-            )
-        if on_step is not None:
-            on_step(step)
-
-    return record
-
-
-def sleep(env: simpy.Environment, scheduler: Scheduler, arriving: simpy.Process, bell: Bell) -> simpy.Event:
-    """The event an idle server waits for: the next arrival or the scheduler's wake time."""
-    if env.now < scheduler.wake_time < inf:
-        return env.any_of([bell.event, env.timeout(scheduler.wake_time - env.now)])
-    if not arriving.is_alive or scheduler.wake_time <= env.now:
-        stuck = f"request {scheduler.waiting[0].request.request_id} waits" if scheduler.waiting else "none waits"
-        raise RuntimeError(
-            f"the scheduler stalled at {env.now:.6f} s: it schedules nothing and nothing will wake it, "
-            f"{scheduler.num_unfinished} requests are unfinished and {stuck}"
-        )
-    return bell.event
 
 
 class PollingEnvironment(RealtimeEnvironment):
@@ -187,7 +268,7 @@ class PollingEnvironment(RealtimeEnvironment):
         super().step()
 
 
-def make_clock(clock: Clock) -> tuple[simpy.Environment, Callable[[float], float]]:
+def make_clock(clock: Clock) -> tuple[simpy.Environment, Charge]:
     """An environment, and how many seconds of its time a measured duration is charged as.
 
     On the wall clock the simulation has to catch up with real time, whatever was measured.

@@ -25,7 +25,7 @@ class FakeEngine:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_steps_ahead = num_steps_ahead
-        self.timer = lambda: 0.0
+        self.timer: Callable[[], float] | None = None
         self.on_progress = lambda message: None
         self.num_tokens: dict[Sequence, int] = {}  # sampled so far
         self.in_flight: deque[StepResult] = deque()

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from framework.build import replay_trace
 from framework.catalog import groups
 from framework.paths import ROOT
-from framework.replay import replay
 from tests.contracts.implementations import readme_classes
 from tests.fake_engine import FakeEngine, requests_at
 
@@ -68,7 +68,7 @@ def run(requests, **options):
     )
     (scheduler_type,) = readme_classes("schedule")
     scheduler = scheduler_type(engine.num_blocks, engine.block_size, **options)
-    sequences, steps = replay(requests, scheduler, engine)
+    sequences, steps = replay_trace(requests, scheduler, engine)
     assert scheduler.num_used_blocks == 0
     return sequences, [(step.start_time, *batch) for step, batch in zip(steps, engine.batches, strict=True)]
 

@@ -2,14 +2,21 @@
 
 import time
 from collections import deque
+from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
-from framework.core import Request, StepResult
-from framework.replay import replay
+from framework.build import replay_trace
+from framework.core import Request, Sequence, StepResult
+from framework.replay import Server, make_clock, replay
+from framework.router.round_robin import round_robin
 from framework.scheduler.continuous import ContinuousScheduler
+from framework.scheduler.static import StaticScheduler
+from framework.trace.source import TraceSource
+from tests.clusters import make_servers, serve
 from tests.fake_engine import FakeEngine, requests_at
 
 SERVICE_TIME = 1.0
@@ -21,7 +28,9 @@ def mean_wait(utilization: float, service_time, num_requests: int, seed: int) ->
     arrival_times = np.cumsum(rng.exponential(SERVICE_TIME / utilization, num_requests))
     requests = [Request(index, time, 1, 1) for index, time in enumerate(arrival_times.tolist())]
     engine = FakeEngine(lambda batch: service_time(rng))
-    sequences, _ = replay(requests, ContinuousScheduler(engine.num_blocks, engine.block_size, max_num_seqs=1), engine)
+    sequences, _ = replay_trace(
+        requests, ContinuousScheduler(engine.num_blocks, engine.block_size, max_num_seqs=1), engine
+    )
     waits = [sequence.scheduled_time - sequence.request.arrival_time for sequence in sequences]
     return float(np.mean(waits[num_requests // 10 :]))
 
@@ -43,7 +52,7 @@ def test_waiting_time_agrees_with_pollaczek_khinchine(utilization, service_time,
 def test_simultaneous_arrivals_are_all_seen_by_the_next_step():
     engine = FakeEngine()
     requests = requests_at((1.0, 4, 1), (1.0, 4, 1), (1.0, 4, 1))
-    _, steps = replay(requests, ContinuousScheduler(engine.num_blocks, engine.block_size), engine)
+    _, steps = replay_trace(requests, ContinuousScheduler(engine.num_blocks, engine.block_size), engine)
     assert [(step.start_time, step.num_seqs) for step in steps] == [(1.0, 3)]
 
 
@@ -67,7 +76,7 @@ def test_both_clocks_charge_what_a_step_takes(clock):
     requests = requests_at((0.0, 4, 3), (0.3, 4, 2))
     engine = SleepingEngine()
     started = time.perf_counter()
-    sequences, steps = replay(requests, ContinuousScheduler(engine.num_blocks, engine.block_size), engine, clock)
+    sequences, steps = replay_trace(requests, ContinuousScheduler(engine.num_blocks, engine.block_size), engine, clock)
     took = time.perf_counter() - started
     assert len(steps) == 5
     assert all(step.elapsed >= 0.01 and step.schedule > 0 and step.update > 0 for step in steps)
@@ -120,7 +129,7 @@ def test_only_an_overlap_that_happened_is_free():
     for num_steps_ahead in (0, 1):
         started = time.perf_counter()
         engine = BusyDevice(num_steps_ahead)
-        (sequence,), steps = replay(requests_at((0.0, 4, 20)), SlowScheduler(1000, 4), engine)
+        (sequence,), steps = replay_trace(requests_at((0.0, 4, 20)), SlowScheduler(1000, 4), engine)
         took = time.perf_counter() - started
         durations[num_steps_ahead] = sequence.token_times[-1]
         assert 0.7 * took < sequence.token_times[-1] <= took
@@ -132,6 +141,147 @@ def test_only_an_overlap_that_happened_is_free():
 def test_on_step_sees_every_step_after_it_happened():
     engine = FakeEngine()
     seen = []
-    _, steps = replay(requests_at((0.0, 4, 3)), ContinuousScheduler(1000, 4), engine, on_step=seen.append)
+    _, steps = replay_trace(requests_at((0.0, 4, 3)), ContinuousScheduler(1000, 4), engine, on_step=seen.append)
     assert seen == steps
     assert [step.num_output_tokens for step in steps] == [1, 1, 1]
+
+
+def log_of(servers):
+    """(start, server, phase, number of sequences) of every step, by start."""
+    steps = sorted((step for server in servers for step in server.steps), key=lambda step: step.start_time)
+    return [(round(step.start_time, 9), step.server, step.phase, step.num_seqs) for step in steps]
+
+
+def test_servers_keep_their_own_time():
+    servers = make_servers(2, step_times=[0.1, 0.25])
+    sequences = serve(requests_at((0.0, 4, 3), (0.0, 4, 2), (0.4, 4, 1)), servers, round_robin(servers))
+    assert log_of(servers) == [
+        (0.0, 0, "prefill", 1),
+        (0.0, 1, "prefill", 1),
+        (0.1, 0, "decode", 1),
+        (0.2, 0, "decode", 1),
+        (0.25, 1, "decode", 1),
+        (0.4, 0, "prefill", 1),
+    ]
+    assert [sequence.token_times[-1] for sequence in sequences] == pytest.approx([0.3, 0.5, 0.5])
+
+
+def test_a_sequence_that_the_router_holds_back_is_offered_again_after_every_step():
+    servers = make_servers(2, step_times=[0.1, 0.25], max_num_seqs=1)
+    offers = []
+
+    def one_at_a_time(sequence):
+        free = [server for server in servers if not server.scheduler.num_unfinished]
+        offers.append((sequence.request.request_id, len(free)))
+        return free[0] if free else None
+
+    sequences = serve(requests_at((0.0, 4, 1), (0.0, 4, 1), (0.0, 4, 1), (0.05, 4, 1)), servers, one_at_a_time)
+    assert offers == [(0, 2), (1, 1), (2, 0), (3, 0), (2, 1), (3, 0), (3, 1)]
+    assert [sequence.token_times for sequence in sequences] == [[0.1], [0.25], [0.2], [pytest.approx(0.3)]]
+
+
+def test_a_sequence_that_no_server_ever_takes_is_a_stall_that_names_it():
+    servers = make_servers(2)
+
+    def only_the_first(sequence):
+        return servers[0] if sequence.request.request_id == 0 else None
+
+    with pytest.raises(RuntimeError, match=r"stalled at 0\.1.*unfinished requests: 1; request 1 waits at the router"):
+        serve(
+            requests_at((0.0, 4, 1), (0.0, 4, 1)), servers, lambda one: None if one.request.request_id else servers[0]
+        )
+
+
+class Deaf(ContinuousScheduler):
+    """Never schedules."""
+
+    def schedule(self, now):
+        return None
+
+
+def test_a_process_that_only_ticks_keeps_no_stalled_world_alive(monkeypatch):
+    def ticking_clock(clock):
+        env, charge = make_clock(clock)
+
+        def tick():
+            while True:
+                yield env.timeout(1.0)
+
+        env.process(tick())
+        return env, charge
+
+    monkeypatch.setattr("framework.replay.make_clock", ticking_clock)
+    with pytest.raises(RuntimeError, match=r"stalled at 2\.0.*request 0 is at server 0"):
+        replay_trace(requests_at((0.0, 4, 1), (2.0, 4, 1)), Deaf(1000, 4), FakeEngine())
+
+
+class Snoozing(Deaf):
+    """Sets one alarm after the other."""
+
+    @property
+    def wake_time(self):
+        return next(self.alarms)
+
+    alarms = count(1.0)
+
+
+def test_a_scheduler_that_only_sets_alarms_is_a_stall(monkeypatch):
+    monkeypatch.setattr("framework.replay.MAX_ALARMS_WITHOUT_STEP", 7)
+    with pytest.raises(RuntimeError, match=r"server 0 stalled at 7\.0.*after 8 alarms .*request 0 is at server 0"):
+        replay_trace(requests_at((0.0, 4, 1)), Snoozing(1000, 4), FakeEngine())
+
+
+class Echo(TraceSource):
+    """Every finished sequence is followed by another, half a second later, up to a number of turns."""
+
+    def __init__(self, requests, num_turns):
+        super().__init__(requests)
+        self.num_turns = num_turns
+
+    def follow(self, finished, now):
+        turn = finished.request.request_id // 10 + 1
+        if turn == self.num_turns:
+            return ()
+        request = replace(finished.request, request_id=finished.request.request_id + 10)
+        return [Sequence(request, arrival_time=now + 0.5)]
+
+
+def test_a_source_is_told_of_finished_sequences_and_may_let_others_follow():
+    (server,) = make_servers(1)
+    sequences = replay(Echo(requests_at((0.0, 4, 2), (0.25, 4, 1)), 2), [server], lambda sequence: server)
+    assert [(one.request.request_id, one.arrival_time, one.token_times[-1]) for one in sequences] == [
+        (0, 0.0, pytest.approx(0.2)),
+        (1, 0.25, pytest.approx(0.35)),
+        (10, pytest.approx(0.7), pytest.approx(0.9)),
+        (11, pytest.approx(0.85), pytest.approx(1.0)),
+    ]
+
+
+def test_several_measured_servers_and_a_wall_clock_of_several_are_refused():
+    servers = make_servers(2)
+    with pytest.raises(ValueError, match="clock=wall serves one server, not 2"):
+        replay(TraceSource([]), servers, round_robin(servers), clock="wall")
+    measured = [Server(ContinuousScheduler(1000, 4), SleepingEngine(), index) for index in range(2)]
+    with pytest.raises(ValueError, match="2 servers need engines that measure nothing; SleepingEngine measures"):
+        replay(TraceSource([]), measured, round_robin(measured))
+
+
+def test_steps_count_what_their_rows_attend_to():
+    engine = FakeEngine()
+    scheduler = ContinuousScheduler(1000, 4, max_num_batched_tokens=6)
+    _, steps = replay_trace(requests_at((0.0, 10, 2), (0.0, 3, 2)), scheduler, engine)
+    assert [(step.phase, step.num_context_tokens, step.num_prefill_pairs) for step in steps] == [
+        ("prefill", 6, 21),  # 1 + 2 + … + 6
+        ("prefill", 10, 34),  # 7 + 8 + 9 + 10
+        ("prefill", 3, 6),
+        ("decode", 11 + 4, 0),
+    ]
+
+
+def test_padding_is_no_context():
+    engine = FakeEngine()
+    _, steps = replay_trace(requests_at((0.0, 5, 2), (0.0, 2, 2)), StaticScheduler(1000, 4, max_num_seqs=2), engine)
+    assert [(step.num_prefill_tokens, step.num_context_tokens, step.num_prefill_pairs) for step in steps] == [
+        (10, 5 + 2, 15 + 3),
+        (0, 6 + 3, 0),
+    ]

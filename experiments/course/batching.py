@@ -10,14 +10,13 @@ from typing import Any
 import pandas as pd
 
 from experiments.course.figures import batch_tradeoff
-from framework.build import make_engine_for, resolve_device
+from framework.build import make_engine_for, replay_trace, resolve_device
 from framework.config import describe, with_keywords
 from framework.core import Batch, Engine, Request, Sequence
 from framework.measure.ceilings import Ceilings, limits
 from framework.measure.floors import Costs, Work, model_costs, step_work
 from framework.measure.steps import ceilings_for
 from framework.models.tokenizer import load_tokenizer
-from framework.replay import replay
 from framework.report.finish import conclude
 from framework.report.tables import in_units
 from framework.scheduler.static import StaticScheduler
@@ -144,7 +143,7 @@ def measure(
 def generate(engine: Engine, requests: list[Request]) -> list[Sequence]:
     """All requests in one padded batch; without a wait, since all are there."""
     scheduler = StaticScheduler(engine.num_blocks, engine.block_size, max_num_seqs=len(requests), max_wait=0.0)
-    sequences, _ = replay(requests, scheduler, engine)
+    sequences, _ = replay_trace(requests, scheduler, engine)
     return sequences
 
 

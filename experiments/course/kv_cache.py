@@ -9,14 +9,13 @@ import pandas as pd
 import torch
 
 from experiments.course.figures import token_times
-from framework.build import make_engine_for, resolve_device
+from framework.build import make_engine_for, replay_trace, resolve_device
 from framework.config import check_keywords, describe, with_keywords
 from framework.core import Request
 from framework.measure.perplexity import window_logits
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 from framework.models.tokenizer import Tokenizer, load_tokenizer
-from framework.replay import replay
 from framework.report.finish import conclude
 from framework.study.files import GrowingTable
 from framework.study.progress import make_console
@@ -134,7 +133,7 @@ def measure(
         for repeat, ((sampling, cache), engine) in product(range(num_repeats), engines.items()):
             on_progress(f"{sampling}, {cache} a cache, {repeat + 1} of {num_repeats}")
             served = scheduler(num_blocks=engine.num_blocks, block_size=engine.block_size)
-            [sequence], _ = replay([request], served, engine)
+            [sequence], _ = replay_trace([request], served, engine)
             texts[sampling, cache] = sequence.output_token_ids
             key = {"sampling": sampling, "cache": cache, "repeat": repeat}
             times = enumerate(np.diff(sequence.token_times, prepend=0.0), start=1)

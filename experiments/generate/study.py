@@ -9,13 +9,12 @@ from typing import Any
 import pandas as pd
 
 from experiments.generate.figures import output_times
-from framework.build import make_scheduler, resolve_device
+from framework.build import make_scheduler, replay_trace, resolve_device
 from framework.core import Request, Sequence
 from framework.lora.adapters import RandomAdapters
 from framework.measure.replay_tables import step_table
 from framework.models.tokenizer import Tokenizer, load_tokenizer
 from framework.paths import locate
-from framework.replay import replay
 from framework.report.finish import conclude
 from framework.study.progress import make_console
 from framework.study.provenance import environment
@@ -83,7 +82,7 @@ def run(
             "those of the built-in model, lora=segmented adapters@lora.adapters=saved lora.adapters.path=DIR any others"
         )
     requests = [replace(request, json_schema=schema) for request in with_adapters(requests, adapter_ids)]
-    sequences, _ = replay(requests, make_scheduler(scheduler, torch_engine), torch_engine)
+    sequences, _ = replay_trace(requests, make_scheduler(scheduler, torch_engine), torch_engine)
     path, console = Path(output_dir) / "generations.jsonl", make_console()
     notes = random_notes(lora, adapter_ids)
     tables = {"Generations": write_generations(path, sequences, tokenizer)}
@@ -207,7 +206,7 @@ def schema_cost(sequences: list[Sequence], scheduler: Any, engine: Any) -> pd.Da
     parts = []
     for repeat in range(NUM_REPEATS):
         for name, requests in list(runs.items())[:: -1 if repeat % 2 else 1]:
-            _, steps = replay(requests, make_scheduler(scheduler, engine), engine)
+            _, steps = replay_trace(requests, make_scheduler(scheduler, engine), engine)
             parts.append(step_table(steps).assign(schema=name, repeat=repeat))
     steps = pd.concat(parts)
     decode = steps[steps["phase"] == "decode"]

@@ -6,10 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from framework.build import make_scheduler
+from framework.build import make_scheduler, replay_trace
 from framework.config import with_keywords
 from framework.core import Request
-from framework.replay import replay
 
 ALONE, AT_ONCE, IN_TURN = "alone", "at once", "one after the other"
 STREAMS = "Each stream, medians over the repeats"
@@ -44,7 +43,7 @@ def measure_streams(
             seats = with_keywords(scheduler, max_num_seqs=len(streams) if order == AT_ONCE else 1)
             chosen = streams[:1] if order == ALONE else streams
             requests = make_requests(chosen, num_prompt_tokens, adapter_ids[:num_adapters])
-            sequences, _ = replay(requests, make_scheduler(seats, engine), engine)
+            sequences, _ = replay_trace(requests, make_scheduler(seats, engine), engine)
             key = {"order": order, "num_adapters": num_adapters, "repeat": repeat}
             rows += [
                 key | {"stream": sequence.request.request_id, "token": token, "time": time}

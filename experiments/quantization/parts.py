@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from framework.build import free, make_model, make_scheduler
+from framework.build import free, make_model, make_scheduler, replay_trace
 from framework.config import describe, with_keywords
 from framework.core import StudyError
 from framework.engine.torch_engine import TorchEngine
@@ -21,7 +21,6 @@ from framework.measure.quality import block_error, compare, read_tokens, weight_
 from framework.measure.steps import get_ready, max_num_seqs_of, measure_cases
 from framework.models.footprint import cache_footprint, footprint
 from framework.models.tokenizer import load_tokenizer
-from framework.replay import replay
 from framework.study.arms import Arms
 from framework.study.files import GrowingTable, digest_of, write_json
 from framework.study.sweep import Study
@@ -212,7 +211,7 @@ def continue_text(engine: TorchEngine, components: dict[str, Any], prompt: Promp
     tokenizer = load_tokenizer(engine.model.config)
     encoded = [list(tokenizer.encode(prompt.text))]
     requests = make_requests(encoded, prompt.num_output_tokens, engine.max_model_len, frozenset())
-    sequences, _ = replay(requests, make_scheduler(components["scheduler"], engine), engine)
+    sequences, _ = replay_trace(requests, make_scheduler(components["scheduler"], engine), engine)
     return tokenizer.decode(sequences[0].output_token_ids)
 
 

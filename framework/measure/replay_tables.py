@@ -20,7 +20,7 @@ def request_table(sequences: Iterable[Sequence]) -> pd.DataFrame:
             "adapter_id": sequence.request.adapter_id,
             "session_id": sequence.request.session_id,
             "priority": sequence.request.priority,
-            "arrival_time": sequence.request.arrival_time,
+            "arrival_time": sequence.arrival_time,
             "num_prompt_tokens": sequence.request.num_prompt_tokens,
             "num_output_tokens": len(sequence.output_token_ids),
             "scheduled_time": sequence.scheduled_time,

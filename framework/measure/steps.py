@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from framework.build import make_scheduler, seat_adapters, warm_up_requests
+from framework.build import make_scheduler, replay_trace, seat_adapters, warm_up_requests
 from framework.config import describe
 from framework.core import Batch, Request, Scheduler, Sequence
 from framework.engine.torch_engine import TorchEngine
@@ -27,7 +27,6 @@ from framework.measure.ceilings import Ceilings, measure_ceilings, median_time
 from framework.measure.floors import Work, attention_work, model_costs, step_work
 from framework.measure.replay_tables import step_table
 from framework.models.llama import Llama
-from framework.replay import replay
 from framework.scheduler.block_manager import BlockManager
 
 NUM_WARM_UP_STEPS = 5
@@ -262,7 +261,7 @@ def measure_serving(engine: TorchEngine, scheduler_type: MakeScheduler, requests
 
     def serve(some: list[Request]) -> tuple[list[Sequence], pd.DataFrame]:
         scheduler = make_scheduler(scheduler_type, engine)
-        sequences, steps = replay(some, scheduler, engine, clock="wall")  # as the peers are timed
+        sequences, steps = replay_trace(some, scheduler, engine, clock="wall")  # as the peers are timed
         return sequences, step_table(steps)
 
     serve(warm_up_requests(requests, max_num_seqs_of(scheduler_type)))

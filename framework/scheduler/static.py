@@ -59,7 +59,7 @@ class StaticScheduler:
         self.wake_time = inf
         if not self.waiting:
             return None
-        deadline = self.waiting[0].request.arrival_time + self.max_wait
+        deadline = self.waiting[0].arrival_time + self.max_wait
         if len(self.waiting) < self.max_num_seqs and now < deadline:
             self.wake_time = deadline
             return None

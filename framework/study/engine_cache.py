@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 
-from framework.build import free, make_model, make_scheduler, warm_up_requests
+from framework.build import free, make_model, make_scheduler, replay_trace, warm_up_requests
 from framework.config import describe
 from framework.core import Engine, Request
-from framework.replay import replay
 from framework.study.arms import engine_digest, model_digest
 from framework.study.files import digest_of
 
@@ -43,5 +42,5 @@ class EngineCache:
         key = digest_of(describe([arm["scheduler"], arm["trace"]]))
         if key in self.warmed:
             return
-        replay(warm_up_requests(requests, scheduler.max_num_seqs), scheduler, engine)
+        replay_trace(warm_up_requests(requests, scheduler.max_num_seqs), scheduler, engine)
         self.warmed.add(key)

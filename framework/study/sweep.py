@@ -13,12 +13,11 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from framework.build import make_scheduler, resolve_device
+from framework.build import make_scheduler, replay_trace, resolve_device
 from framework.config import describe, with_keywords
 from framework.core import StudyError, Trace
 from framework.measure.metrics import check_slo, summarize
 from framework.measure.replay_tables import request_table, step_table
-from framework.replay import replay
 from framework.study.arms import Arms, point_order, resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.files import locked
@@ -176,7 +175,8 @@ def compute_point(study: Study, point: Point, engines: EngineCache, progress: Sw
     engines.warm_up(arm, engine, trace.requests)
     progress.begin_point(str(point), sum(request.num_output_tokens for request in trace.requests))
     on_step = progress.advance if arm["clock"] == "virtual" else None  # drawing takes real time
-    sequences, steps = replay(trace.requests, make_scheduler(arm["scheduler"], engine), engine, arm["clock"], on_step)
+    scheduler = make_scheduler(arm["scheduler"], engine)
+    sequences, steps = replay_trace(trace.requests, scheduler, engine, arm["clock"], on_step)
     requests, step_rows = request_table(sequences), step_table(steps)
     config = describe(arm | {"trace": with_keywords(arm["trace"], rate=point.rate, seed=point.seed)})
     record = {

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
+from framework.build import replay_trace
 from framework.core import Batch, Request, Sequence, StepResult
 from framework.engine.torch_engine import TorchEngine
 from framework.measure.metrics import summarize
 from framework.measure.replay_tables import request_table, step_table
 from framework.models.loading import load_model
-from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.trace.files import read_azure, read_table
 from tests.fake_engine import FakeEngine
@@ -46,7 +46,7 @@ def test_replay_of_the_azure_conversation_hour(benchmark):
 
     def run():
         scheduler = ContinuousScheduler(engine.num_blocks, 16, max_num_seqs=256, max_num_batched_tokens=16384)
-        return replay(requests, scheduler, engine)
+        return replay_trace(requests, scheduler, engine)
 
     sequences, steps = benchmark.pedantic(run, rounds=3)
     assert all(sequence.is_finished for sequence in sequences)
@@ -117,7 +117,7 @@ def test_metrics_of_a_million_requests(benchmark):
 def test_tables_of_ten_thousand_requests(benchmark):
     engine = ConstantEngine(num_blocks=100_000, block_size=16)
     requests = [Request(index, 0.01 * index, 100, 50) for index in range(10_000)]
-    sequences, steps = replay(requests, ContinuousScheduler(engine.num_blocks, 16), engine)
+    sequences, steps = replay_trace(requests, ContinuousScheduler(engine.num_blocks, 16), engine)
     table, step_rows = benchmark.pedantic(lambda: (request_table(sequences), step_table(steps)), rounds=1)
     assert len(table) == 10_000
     assert len(step_rows) == len(steps)

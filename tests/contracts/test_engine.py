@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 
 import framework.engine
+from framework.build import replay_trace
 from framework.core import Request
 from framework.engine.torch_engine import TorchEngine
-from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.contracts.implementations import implementations
@@ -50,7 +50,7 @@ def make(engine_type: type, num_blocks: int = ROOMY):
 
 def outputs(engine, make_scheduler, requests=REQUESTS, **options):
     scheduler = make_scheduler(engine.num_blocks, engine.block_size, **options)
-    sequences, steps = replay(requests, scheduler, engine)
+    sequences, steps = replay_trace(requests, scheduler, engine)
     assert all(step.elapsed > 0 for step in steps)
     return [sequence.output_token_ids for sequence in sequences], sum(one.num_preemptions for one in sequences)
 

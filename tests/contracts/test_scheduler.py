@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import framework.scheduler
-from framework.build import make_scheduler
+from framework.build import make_scheduler, replay_trace
 from framework.core import Request, Sequence
-from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.contracts.implementations import implementations, readme_classes
@@ -104,7 +103,7 @@ def test_every_request_ends_once_with_exactly_its_tokens(scheduler_type, data, w
     engine.num_adapter_slots = data.draw(st.integers(0, 3))
     options = {"max_num_seqs": data.draw(st.integers(1, 6))} | draw_options(data.draw, scheduler_type)
     scheduler = make_scheduler(partial(watched(scheduler_type), **options), engine)
-    sequences, steps = replay(requests, scheduler, engine)
+    sequences, steps = replay_trace(requests, scheduler, engine)
     assert [sequence.request for sequence in sequences] == requests
     for sequence in sequences:
         assert sequence.output_token_ids == list(range(min(sequence.request.num_output_tokens, stop + 1)))
@@ -125,7 +124,7 @@ def test_a_cache_too_small_for_what_comes_together(scheduler_type, num_steps_ahe
     """Each request fits, and no two of them do to their end: they run one after the other, or are preempted."""
     requests = requests_at(*[(0.1 * index, 4 + index % 3, 9) for index in range(7)])
     engine = FakeEngine(num_blocks=5, block_size=BLOCK_SIZE, num_steps_ahead=num_steps_ahead)
-    sequences, _ = replay(requests, watched(scheduler_type)(5, BLOCK_SIZE, max_num_seqs=4), engine)
+    sequences, _ = replay_trace(requests, watched(scheduler_type)(5, BLOCK_SIZE, max_num_seqs=4), engine)
     assert [sequence.output_token_ids for sequence in sequences] == [list(range(9))] * 7
     spans = sorted((sequence.scheduled_time, sequence.token_times[-1]) for sequence in sequences)
     run_alone = all(start >= end for (_, end), (start, _) in pairwise(spans))
@@ -144,7 +143,7 @@ def test_the_readmes_example_admits_the_shortest_after_a_preemption_too(schedule
 
     requests = requests_at((0.0, 6, 9), (0.0, 4, 9), (0.0, 5, 9), (0.55, 12, 1), (0.95, 7, 2), (0.95, 3, 2))
     engine = FakeEngine(num_blocks=5, block_size=BLOCK_SIZE)
-    sequences, _ = replay(requests, Checked(5, BLOCK_SIZE, max_num_seqs=4), engine)
+    sequences, _ = replay_trace(requests, Checked(5, BLOCK_SIZE, max_num_seqs=4), engine)
     assert sum(sequence.num_preemptions for sequence in sequences) > 0
     assert [len(sequence.output_token_ids) for sequence in sequences] == [9, 9, 9, 1, 2, 2]
 
@@ -176,7 +175,7 @@ def test_first_come_is_first_served(scheduler_type, data, workload, num_steps_ah
     requests, num_blocks = workload
     engine = FakeEngine(lambda batch: 0.01 * sum(batch.num_tokens), num_blocks, BLOCK_SIZE, num_steps_ahead)
     scheduler = scheduler_type(num_blocks, BLOCK_SIZE, max_num_seqs=data.draw(st.integers(1, 6)))
-    sequences, _ = replay(requests, scheduler, engine)
+    sequences, _ = replay_trace(requests, scheduler, engine)
     starts = [sequence.scheduled_time for sequence in sequences]
     assert starts == sorted(starts)
     if not any(sequence.num_preemptions for sequence in sequences):

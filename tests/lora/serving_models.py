@@ -2,12 +2,11 @@
 
 from functools import partial
 
-from framework.build import make_scheduler
+from framework.build import make_scheduler, replay_trace
 from framework.engine.torch_engine import TorchEngine
 from framework.lora.adapters import RandomAdapters
 from framework.lora.loop import Loop
 from framework.lora.pool import serve_adapters
-from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from tests.quantization.small_models import make_model
 
@@ -30,5 +29,5 @@ class LargeAdapters(RandomAdapters):
 
 
 def outputs(engine, requests, scheduler=CONTINUOUS):
-    sequences, steps = replay(requests, make_scheduler(scheduler, engine), engine)
+    sequences, steps = replay_trace(requests, make_scheduler(scheduler, engine), engine)
     return [sequence.output_token_ids for sequence in sequences], sequences, steps

@@ -5,14 +5,13 @@ from functools import partial
 
 import pytest
 
-from framework.build import make_scheduler
+from framework.build import make_scheduler, replay_trace
 from framework.engine.torch_engine import TorchEngine
 from framework.lora.gathered import Gathered
 from framework.lora.loop import Loop
 from framework.lora.pool import serve_adapters
 from framework.lora.segmented import Segmented
 from framework.quantization import int8_weight_only
-from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from tests.engine.torch_engine.hand_schedules import make_requests
 from tests.engine.torch_engine.test_decode import EAGER, MODELS, OUTPUT_LENS, PROMPT_LENS, SCHEDULERS, make_model
@@ -35,7 +34,7 @@ def serve(name, strategy, scheduler=ContinuousScheduler, *, dtype="float32", num
     adapters = partial(LargeAdapters, ranks=[8, 16, 64])
     serve_adapters(model, strategy=strategy, adapters=adapters, num_slots=num_slots, max_rank=64)
     engine = TorchEngine(model, block_size=16, num_blocks=64, **options)
-    sequences, steps = replay(REQUESTS, make_scheduler(scheduler, engine), engine)
+    sequences, steps = replay_trace(REQUESTS, make_scheduler(scheduler, engine), engine)
     return [sequence.output_token_ids for sequence in sequences], steps
 
 

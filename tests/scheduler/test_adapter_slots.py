@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework.build import make_scheduler
+from framework.build import make_scheduler, replay_trace
 from framework.core import Request, Sequence
-from framework.replay import replay
 from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
@@ -77,7 +76,7 @@ def test_a_slot_in_use_is_never_given_away(rows, num_slots, data):
         return batch
 
     scheduler.schedule = counted
-    sequences, _ = replay(requests, scheduler, engine)
+    sequences, _ = replay_trace(requests, scheduler, engine)
     assert all(sequence.is_finished and sequence.adapter_slot == 0 for sequence in sequences)
     assert most <= options.get("max_loras", num_slots)
     assert not scheduler.adapters.num_users
@@ -142,7 +141,9 @@ class LoggingEngine(WatchfulEngine):
 def test_the_adapter_of_a_waiting_request_comes_in_a_step_before_its_first(prefetch):
     engine = LoggingEngine(2)
     requests = [Request(0, 0.0, 4, 3, adapter_id="a"), Request(1, 0.0, 4, 1, adapter_id="b")]
-    replay(requests, make_scheduler(partial(ContinuousScheduler, max_num_seqs=1, prefetch=prefetch), engine), engine)
+    replay_trace(
+        requests, make_scheduler(partial(ContinuousScheduler, max_num_seqs=1, prefetch=prefetch), engine), engine
+    )
     ahead, needed = ({2: "b"}, {}) if prefetch else ({}, {2: "b"})
     assert engine.log == [
         ("prefill", [0], {1: "a"} | ahead),
@@ -155,7 +156,7 @@ def test_the_adapter_of_a_waiting_request_comes_in_a_step_before_its_first(prefe
 def test_an_adapter_too_many_waits_and_so_do_those_behind_it():
     engine = WatchfulEngine(2, 0)
     requests = [Request(index, 0.0, 4, 3, adapter_id=name) for index, name in enumerate(["a", "b", "c", "a"])]
-    replay(requests, make_scheduler(partial(ContinuousScheduler, max_num_seqs=8), engine), engine)
+    replay_trace(requests, make_scheduler(partial(ContinuousScheduler, max_num_seqs=8), engine), engine)
     assert engine.batches[:4] == [("prefill", [0, 1]), *[("decode", [0, 1])] * 2, ("prefill", [2, 3])]
 
 

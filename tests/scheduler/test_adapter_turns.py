@@ -5,11 +5,10 @@ from functools import partial
 
 import pytest
 
-from framework.build import make_scheduler
+from framework.build import make_scheduler, replay_trace
 from framework.core import Request, Sequence
 from framework.measure.fairness import adapter_table
 from framework.measure.replay_tables import request_table
-from framework.replay import replay
 from framework.scheduler.adapter_turns import AdapterTurns
 from framework.scheduler.continuous import ContinuousScheduler
 from tests.fake_engine import FakeEngine
@@ -21,7 +20,7 @@ def serve(rows, num_slots, **options):
     engine.num_adapter_slots = num_slots
     requests = [Request(index, row[0], 4, row[1], adapter_id=row[2]) for index, row in enumerate(rows)]
     scheduler = make_scheduler(partial(ContinuousScheduler, **options), engine)
-    sequences, steps = replay(requests, scheduler, engine)
+    sequences, steps = replay_trace(requests, scheduler, engine)
     return sequences, [(step.start_time, *batch) for step, batch in zip(steps, engine.batches, strict=True)]
 
 

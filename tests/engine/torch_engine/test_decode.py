@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from framework.build import replay_trace
 from framework.core import Batch
 from framework.engine.torch_engine import TorchEngine
 from framework.engine.torch_engine.compilation import compilation_refused
 from framework.engine.torch_engine.inputs import step_inputs
 from framework.kernels.decode_step import begin_rows
 from framework.models.loading import load_model
-from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.engine.torch_engine.hand_schedules import generate, make_requests, record_logits, relative_error, seat
@@ -45,7 +45,7 @@ def make_model(name, dtype="bfloat16", seed=0):
 def tokens(model, scheduler=ContinuousScheduler, **options):
     engine = TorchEngine(model, block_size=16, num_blocks=64, **options)
     requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
-    sequences, steps = replay(requests, scheduler(engine.num_blocks, engine.block_size), engine)
+    sequences, steps = replay_trace(requests, scheduler(engine.num_blocks, engine.block_size), engine)
     assert all(step.device > 0 for step in steps)
     return [sequence.output_token_ids for sequence in sequences]
 
@@ -108,7 +108,7 @@ def test_engines_with_graphs_take_turns_on_one_model(dtype):
     for max_num_seqs in (2, 6):
         for engine in (*engines, *engines):
             scheduler = ContinuousScheduler(engine.num_blocks, engine.block_size, max_num_seqs=max_num_seqs)
-            outputs.append([one.output_token_ids for one in replay(requests, scheduler, engine)[0]])
+            outputs.append([one.output_token_ids for one in replay_trace(requests, scheduler, engine)[0]])
     assert all(output == outputs[0] for output in outputs[: 8 if dtype == "float32" else 4])
     assert all(output == outputs[4] for output in outputs[4:])
 
@@ -159,7 +159,7 @@ def test_every_eager_decode_batch_is_warm(kv_dtype):
     given = {"path": None, "weights": "random", "config": config, "max_model_len": 64, "device": "cuda", "seed": 0}
     engine = TorchEngine(load_model(**given, dtype="bfloat16"), num_blocks=700, cuda_graphs=False, kv_dtype=kv_dtype)
     requests = make_requests([3] * 140, [2 + index % 40 for index in range(140)])
-    sequences, _ = replay(requests, ContinuousScheduler(700, 16, max_num_seqs=140), engine)
+    sequences, _ = replay_trace(requests, ContinuousScheduler(700, 16, max_num_seqs=140), engine)
     assert all(sequence.is_finished for sequence in sequences)
 
 
@@ -198,7 +198,7 @@ def test_seats_of_many_requests_are_reused():
     for max_num_seqs in (3, 17):
         engine = TorchEngine(model, num_blocks=200)
         scheduler = ContinuousScheduler(engine.num_blocks, engine.block_size, max_num_seqs=max_num_seqs)
-        outputs.append([one.output_token_ids for one in replay(requests, scheduler, engine)[0]])
+        outputs.append([one.output_token_ids for one in replay_trace(requests, scheduler, engine)[0]])
     assert outputs[0] == outputs[1]
 
 

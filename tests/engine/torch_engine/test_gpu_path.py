@@ -6,12 +6,12 @@ from functools import partial
 import pytest
 import torch
 
+from framework.build import replay_trace
 from framework.core import Batch
 from framework.engine.torch_engine import TorchEngine, decode, in_flight, warm_up
 from framework.engine.torch_engine import engine as engine_module
 from framework.engine.torch_engine.compilation import configure_model
 from framework.engine.torch_engine.decode import batch_sizes
-from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.engine.torch_engine.hand_schedules import generate, make_requests, seat
@@ -92,7 +92,7 @@ def test_replayed_tokens_equal_the_plain_way(pretend, name, num_steps_ahead):
     scheduler = SCHEDULERS[name](engine.num_blocks, engine.block_size)
     engine.begin(requests, scheduler.max_num_seqs)
     started = time.perf_counter()
-    sequences, steps = replay(requests, scheduler, engine)
+    sequences, steps = replay_trace(requests, scheduler, engine)
     assert sum(step.elapsed for step in steps) <= time.perf_counter() - started  # nothing is charged twice
     assert [sequence.output_token_ids for sequence in sequences] == expected(requests)
     assert any(sequence.num_preemptions for sequence in sequences) == (name == "preemptions")
@@ -128,7 +128,7 @@ def test_rows_that_are_nobodys_change_no_token(pretend, monkeypatch, name, sizes
         steps.sizes = [16, 32, 64]
 
     monkeypatch.setattr(engine, "_warm_up", warm_up)
-    sequences, _ = replay(requests, SCHEDULERS[name](engine.num_blocks, engine.block_size), engine)
+    sequences, _ = replay_trace(requests, SCHEDULERS[name](engine.num_blocks, engine.block_size), engine)
     assert [sequence.output_token_ids for sequence in sequences] == expected(requests)
     assert replayed == sizes
 

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from framework.build import replay_trace
 from framework.core import Request, Sequence
 from framework.engine.torch_engine import TorchEngine
 from framework.engine.torch_engine.grammar import Grammars
 from framework.models.config import parse_config
 from framework.models.loading import load_model
-from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.models.checkpoints import GPT2_SHAPE
@@ -62,7 +62,7 @@ def make_requests(num_requests, json_schema=SCHEMA):
 
 def outputs(model, requests, scheduler=CONTINUOUS, **options):
     engine = TorchEngine(model, num_blocks=500, **options)
-    sequences, _ = replay(requests, scheduler(num_blocks=engine.num_blocks, block_size=engine.block_size), engine)
+    sequences, _ = replay_trace(requests, scheduler(num_blocks=engine.num_blocks, block_size=engine.block_size), engine)
     return [sequence.output_token_ids for sequence in sequences]
 
 
@@ -97,7 +97,7 @@ def test_requests_without_a_schema_are_as_they_were(model):
 def test_a_preempted_sequence_goes_on_with_its_document(model):
     engine = TorchEngine(model, num_blocks=14)
     scheduler = ContinuousScheduler(engine.num_blocks, engine.block_size, watermark=0.0, max_num_batched_tokens=20)
-    sequences, _ = replay(make_requests(6), scheduler, engine)
+    sequences, _ = replay_trace(make_requests(6), scheduler, engine)
     assert sum(sequence.num_preemptions for sequence in sequences) > 0
     assert [sequence.output_token_ids for sequence in sequences] == outputs(model, make_requests(6))
 
@@ -109,7 +109,7 @@ def test_graphs_give_the_documents_of_eager_steps(model):
     assert all(is_valid(output) for output in eager)
     engine = TorchEngine(model, num_blocks=500)
     for requests in (make_requests(4), make_requests(4, None), make_requests(4)):
-        replay(requests, CONTINUOUS(num_blocks=500, block_size=engine.block_size), engine)
+        replay_trace(requests, CONTINUOUS(num_blocks=500, block_size=engine.block_size), engine)
         is_captured_with_sampling = engine._decoder.sample is None
         assert is_captured_with_sampling == (requests[0].json_schema is None)
     with pytest.raises(ValueError, match=r"engine\.overlap=false"):

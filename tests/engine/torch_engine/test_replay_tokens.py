@@ -4,10 +4,10 @@ from functools import partial
 
 import pytest
 
+from framework.build import replay_trace
 from framework.core import Request
 from framework.engine.torch_engine import TorchEngine
 from framework.engine.torch_engine.prompt_tokens import prompt_token_ids
-from framework.replay import replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.engine.torch_engine.hand_schedules import generate_alone
@@ -59,6 +59,6 @@ def num_blocks(name):
 
 
 def check(engine, name, requests, expected):
-    sequences, _ = replay(requests, SCHEDULERS[name](engine.num_blocks, engine.block_size), engine)
+    sequences, _ = replay_trace(requests, SCHEDULERS[name](engine.num_blocks, engine.block_size), engine)
     assert [sequence.output_token_ids for sequence in sequences] == expected
     assert any(sequence.num_preemptions for sequence in sequences) == ("preemptions" in name)
