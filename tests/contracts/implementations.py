@@ -5,7 +5,7 @@ import inspect
 import pkgutil
 import re
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 from framework.paths import ROOT
 
@@ -17,6 +17,18 @@ def implementations(package: ModuleType, *methods: str) -> list[type]:
     names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
     modules = [importlib.import_module(name) for name in names]
     return [one for module in modules for one in classes_of(vars(module), module.__name__, *methods)]
+
+
+def factories(package: ModuleType, made: type) -> list[Any]:
+    """The functions of the package's modules that say they return a `made`, and the classes that can be called."""
+    names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    found: list[Any] = implementations(package, "__call__")
+    for module in map(importlib.import_module, names):
+        functions = [
+            one for _, one in inspect.getmembers(module, inspect.isfunction) if one.__module__ == module.__name__
+        ]
+        found += [one for one in functions if get_type_hints(one).get("return") is made]
+    return found
 
 
 def readme_classes(*methods: str) -> list[type]:

@@ -109,5 +109,6 @@ def test_limits_and_clock(engine_type):
     assert engine.max_model_len >= max(one.num_prompt_tokens + one.num_output_tokens for one in REQUESTS)
     assert engine.num_steps_ahead >= 0
     assert engine.num_cache_bytes >= 0
-    times = [engine.timer() for _ in range(3)]
-    assert all(later >= earlier for earlier, later in pairwise(times))
+    if engine.timer is not None:  # else it measures nothing
+        times = [engine.timer() for _ in range(3)]
+        assert all(later >= earlier for earlier, later in pairwise(times))
