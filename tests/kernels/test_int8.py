@@ -18,7 +18,7 @@ from framework.kernels.int8 import (
     quantize_int8,
 )
 from framework.kernels.linear import fused_quantize, plain_linear
-from framework.kernels.tiles import Tiles, choose_int8_tiles
+from framework.kernels.tiles import Tiles
 from tests.kernels.test_linear import DEVICE, REAL, TOLERANCE, make_case
 
 VECTOR = Tiles(block_m=1, block_n=16, block_k=64, split_k=1, num_warps=4, num_stages=1)
@@ -108,17 +108,6 @@ def test_ragged_rows(triton, rows, tiles):
 @pytest.mark.parametrize(("rows", "group_size"), [*product([1, 3, 40], [None, 128]), (80, None)])
 def test_chosen_tiles(triton, rows, group_size):
     check(rows, 70, 250, ("rms", True, "silu_gate", True), None, group_size)
-
-
-@pytest.mark.parametrize("group_size", [None, 128])
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize(("out_features", "in_features"), [(4096, 4096), (128256, 2048), (50257, 768), (768, 3072)])
-@pytest.mark.parametrize("rows", [1, 2, 16, 17, 64, 128, 256])
-def test_tiles_fit_the_shape(rows, out_features, in_features, gated, group_size):
-    tiles = choose_int8_tiles(rows, out_features, in_features, 132, gated, False, group_size)
-    assert in_features % tiles.block_k == 0  # these shapes need no mask
-    assert tiles.split_k * tiles.block_k <= in_features
-    assert group_size is None or group_size % tiles.block_k == 0
 
 
 @pytest.mark.parametrize("rows", [1, 16, 33])

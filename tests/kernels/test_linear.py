@@ -1,6 +1,5 @@
 """fused_linear equals plain_linear in float64, whatever the tiles, and gives the same bits every time."""
 
-import sys
 from itertools import product
 
 import pytest
@@ -91,15 +90,6 @@ def test_unknown_activation_is_an_error(function):
         function(torch.zeros(1, 2), torch.zeros(2, 2), activation="relu")
 
 
-def test_without_triton_says_what_to_do(monkeypatch):
-    """As on macOS, where there is none."""
-    monkeypatch.delitem(sys.modules, "framework.kernels.linear_triton", raising=False)
-    monkeypatch.delattr("framework.kernels.linear_triton", raising=False)
-    monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.raises(ImportError, match="plain_linear"):
-        fused_linear(torch.zeros(1, 2), torch.zeros(2, 2))
-
-
 @pytest.mark.parametrize("tiles", [VECTOR, MATRIX, SPLIT_VECTOR, SPLIT_MATRIX])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("norm", NORMS)
@@ -138,26 +128,6 @@ def test_what_adapters_add_comes_before_the_activation(triton, activation, tiles
 def test_more_splits_than_tiles_of_input_features(triton):
     check(1, 9, 70, (None, False, None, False), SPLIT_VECTOR)
     check(2, 9, 40, (None, False, "gelu", False), SPLIT_MATRIX)
-
-
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize(("out_features", "in_features"), [(4096, 4096), (128256, 2048), (50257, 768), (768, 3072)])
-@pytest.mark.parametrize("rows", [1, 2, 16, 17, 64, 128, 256])
-def test_tiles_are_powers_of_two_and_splits_have_work(rows, out_features, in_features, gated):
-    tiles = choose_tiles(rows, out_features, in_features, 132, gated)
-    assert all(size & (size - 1) == 0 for size in (tiles.block_m, tiles.block_n, tiles.block_k))
-    assert in_features % tiles.block_k == 0  # these shapes need no mask
-    assert tiles.split_k * tiles.block_k <= in_features
-    assert tiles.block_m == 1 or min(rows, 16) <= tiles.block_m <= 128
-
-
-@pytest.mark.parametrize("name", REAL)
-@pytest.mark.parametrize("rows", [1, 16, 32, 64, 128])
-def test_tiles_fit_into_shared_memory(rows, name):
-    weight_rows, in_features, (norm, _, activation, _) = REAL[name]
-    gated = activation == "silu_gate"
-    tiles = choose_tiles(rows, weight_rows // (1 + gated), in_features, 132, gated, norm is not None)
-    assert 2 * (tiles.block_m + tiles.block_n) * tiles.block_k * tiles.num_stages <= 227 * 2**10  # bytes of an SM
 
 
 @pytest.mark.gpu
