@@ -59,8 +59,6 @@ class Sequence:
     static batching), then the prompt, then the output. `num_computed_tokens` of these slots are computed, or will be
     when the steps in flight end. `num_unscheduled_tokens` output tokens are in no step yet. Its adapter is on the
     device in slot `adapter_slot` (0: it has none, or is not running), and made it wait for `adapter_load_wait` seconds.
-    It arrives at `arrival_time` (s), its request's unless another is given; its engine's `add` sets
-    `prompt_token_ids`, (num_prompt_tokens,), where the engine reads them.
     """
 
     __slots__ = (

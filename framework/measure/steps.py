@@ -150,7 +150,7 @@ def measure_cases(
 
 def why_not(kind: str, engine: TorchEngine, num_seqs: int, num_tokens: int) -> str:
     """Why the engine cannot hold `num_seqs` sequences of `num_tokens`; empty if it can."""
-    if kind == "attention" and not engine.is_on_gpu:
+    if kind == "attention" and engine.device.type != "cuda":
         return "the kernel needs a GPU"
     if num_tokens > engine.max_model_len:
         return f"{num_tokens} tokens are more than the model's context of {engine.max_model_len}"

@@ -19,7 +19,7 @@ from framework.lora.pool import MAX_STATIC_ROWS, pool_of, serve_adapters
 from framework.lora.segmented import Segmented
 from framework.models.loading import load_model
 from framework.scheduler.continuous import ContinuousScheduler
-from tests.engine.torch_engine.test_gpu_path import Event, pretend  # noqa: F401
+from tests.engine.torch_engine.test_gpu_path import Event, options_of_a_gpu, pretend  # noqa: F401
 from tests.lora.serving_models import LargeAdapters, make_engine, outputs
 from tests.models.loaded_models import logits
 from tests.quantization.small_models import GPT2
@@ -55,9 +55,8 @@ def test_tokens_equal_the_plain_way(monkeypatch, strategy, scheduler, num_steps_
     expected, *_ = outputs(make_small(Loop), REQUESTS)
     if kernels:
         monkeypatch.setattr(segmented, "plain_lora_delta", lora_delta)
-    engine = make_small(strategy, num_blocks=3 if scheduler is TIGHT else 40)
-    engine.is_on_gpu = engine.has_decoder = True
-    engine.num_steps_ahead, engine.fused = num_steps_ahead, kernels
+    with options_of_a_gpu(num_steps_ahead=num_steps_ahead, fused=kernels):
+        engine = make_small(strategy, num_blocks=3 if scheduler is TIGHT else 40)
     tokens, sequences, _ = outputs(engine, REQUESTS, scheduler)
     assert tokens == expected
     assert any(sequence.num_preemptions for sequence in sequences) == (scheduler is TIGHT)

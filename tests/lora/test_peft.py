@@ -76,8 +76,8 @@ def engine_logits(model, adapter_ids, num_prompt_tokens):
         if sequence.request.adapter_id is not None and engine.num_adapter_slots:
             sequence.adapter_slot = 1 + list(ADAPTERS).index(sequence.request.adapter_id)
             loads[sequence.adapter_slot] = sequence.request.adapter_id
-    sample = engine._sample
-    engine._sample = lambda logits: seen.append(logits) or sample(logits)
+    choose = engine._sampler.choose
+    engine._sampler.choose = lambda logits: seen.append(logits) or choose(logits)
     rows = len(requests)
     engine.step(Batch(sequences, [0] * rows, [num_prompt_tokens] * rows, rows * num_prompt_tokens, 0, loads))
     for end in range(num_prompt_tokens, PROMPT.shape[1]):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 
 from framework.core import StepResult
 from framework.engine.torch_engine import TorchEngine
@@ -81,7 +82,7 @@ def test_sequences_share_no_block_and_are_scattered():
 
 
 def test_what_does_not_fit_says_why():
-    engine = SimpleNamespace(is_on_gpu=False, max_model_len=100, num_blocks=10, block_size=8)
+    engine = SimpleNamespace(device=torch.device("cpu"), max_model_len=100, num_blocks=10, block_size=8)
     assert why_not("decode", engine, 2, 40) == ""
     assert "101 tokens are more than the model's context of 100" in why_not("prefill", engine, 1, 101)
     assert "14 KV blocks of 8 tokens are more than the cache's 10" in why_not("decode", engine, 2, 50)

@@ -31,6 +31,9 @@ class Done:
         return self.token_ids, self.device
 
 
+Started = tuple[OnDevice | Done, list[bool], float]  # what runs, who samples, and when the device could begin (s)
+
+
 @dataclass(frozen=True, slots=True)
 class Loading:
     """What a step waited for: the adapters in `slots`, `host` seconds and then those between two device events."""

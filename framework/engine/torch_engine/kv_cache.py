@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
+from framework.engine.torch_engine.options import EngineOptions
 from framework.kernels.layer_cache import SCALE_DTYPE, LayerCache
 from framework.models.config import ModelConfig
 from framework.models.footprint import footprint
@@ -31,18 +34,48 @@ def default_cache_bytes(device: torch.device) -> int:
     return int(CUDA_CACHE_SHARE * (free_bytes - CUDA_HEADROOM_BYTES))
 
 
-def bytes_beside_weights(
-    model: Llama | GPT2, memory_bytes: int, num_blocks: int | None, kv_cache_bytes: int | None
-) -> int:
-    """What of `memory_bytes` is left for the KV cache once the model has what its storages take, tables included.
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    num_blocks: int
+    num_bytes: int  # of all layers' keys, values and scales; 0 if none are kept
 
-    Raises ValueError if nothing is left, or if the cache's size is given in another way too.
+
+def size_cache(
+    model: Llama | GPT2,
+    options: EngineOptions,
+    adapter_bytes: int,
+    *,
+    num_blocks: int | None,
+    kv_cache_bytes: int | None,
+    memory_bytes: int | None,
+) -> CacheSize:
+    """The cache of `num_blocks` blocks, or of the most that its share of the memory holds.
+
+    That is `kv_cache_bytes` less the `adapter_bytes` that slots have taken already; or what `memory_bytes` leave beside
+    the weights, less the same; or the default of the device. Raises ValueError if more than one of the three is given,
+    or if not even one block fits.
     """
-    if num_blocks is not None or kv_cache_bytes is not None:
-        raise ValueError(
-            f"engine.memory_bytes={memory_bytes} sets the cache's size: leave num_blocks ({num_blocks}) and "
-            f"kv_cache_bytes ({kv_cache_bytes}) null"
-        )
+    if memory_bytes is not None:
+        if num_blocks is not None or kv_cache_bytes is not None:
+            raise ValueError(
+                f"engine.memory_bytes={memory_bytes} sets the cache's size: leave num_blocks ({num_blocks}) and "
+                f"kv_cache_bytes ({kv_cache_bytes}) null"
+            )
+        kv_cache_bytes = bytes_beside_weights(model, memory_bytes)
+    if num_blocks is not None and kv_cache_bytes is not None:
+        raise ValueError(f"give num_blocks ({num_blocks}) or kv_cache_bytes ({kv_cache_bytes}), not both")
+    if kv_cache_bytes is not None and kv_cache_bytes < 1:
+        raise ValueError(f"engine.kv_cache_bytes {kv_cache_bytes} must be at least 1")
+    block_bytes = bytes_per_block(model.config, options.block_size, options.kv_dtype)
+    if num_blocks is None:
+        num_blocks = _blocks_that_fit(model.norm.weight.device, block_bytes, options, kv_cache_bytes, adapter_bytes)
+    if num_blocks < 1:
+        raise ValueError(f"num_blocks {num_blocks} must be at least 1")
+    return CacheSize(num_blocks, num_blocks * block_bytes if options.use_cache else 0)
+
+
+def bytes_beside_weights(model: Llama | GPT2, memory_bytes: int) -> int:
+    """What of `memory_bytes` is left once the model has what its storages take; ValueError if that is nothing."""
     weight_bytes = footprint(model)["total"]
     if weight_bytes >= memory_bytes:
         raise ValueError(
@@ -52,42 +85,20 @@ def bytes_beside_weights(
     return memory_bytes - weight_bytes
 
 
-def count_blocks(
-    config: ModelConfig,
-    block_size: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    num_blocks: int | None,
-    kv_cache_bytes: int | None,
-    adapter_bytes: int = 0,
+def _blocks_that_fit(
+    device: torch.device, block_bytes: int, options: EngineOptions, kv_cache_bytes: int | None, adapter_bytes: int
 ) -> int:
-    """The number of blocks: as given, what `kv_cache_bytes` hold, or what the device's default size holds.
-
-    Adapter slots of `adapter_bytes` are there already and share that memory; only a given number of blocks has its own.
-    Raises ValueError if both are given, or if not even one block fits.
-    """
-    if num_blocks is not None and kv_cache_bytes is not None:
-        raise ValueError(f"give num_blocks ({num_blocks}) or kv_cache_bytes ({kv_cache_bytes}), not both")
-    if kv_cache_bytes is not None and kv_cache_bytes < 1:
-        raise ValueError(f"engine.kv_cache_bytes {kv_cache_bytes} must be at least 1")
-    if num_blocks is None:
-        cache_bytes = default_cache_bytes(device) if kv_cache_bytes is None else kv_cache_bytes
-        if kv_cache_bytes is not None or device.type != "cuda":  # what is free on a GPU is so beside the slots
-            cache_bytes -= adapter_bytes
-        block_bytes = bytes_per_block(config, block_size, dtype)
-        num_blocks = cache_bytes // block_bytes
-        if num_blocks < 1:
-            adapters = f" (adapter slots take {adapter_bytes / 2**20:.1f} MiB)" if adapter_bytes else ""
-            memory = (
-                f"free memory on {device}" if kv_cache_bytes is None else "raise engine.kv_cache_bytes or memory_bytes"
-            )
-            raise ValueError(
-                f"a KV cache of {cache_bytes / 2**20:.1f} MiB holds no block of {block_bytes / 2**20:.1f} MiB "
-                f"({block_size} tokens){adapters}; {memory}, or use a smaller model or block_size"
-            )
-    if num_blocks < 1:
-        raise ValueError(f"num_blocks {num_blocks} must be at least 1")
-    return num_blocks
+    cache_bytes = default_cache_bytes(device) if kv_cache_bytes is None else kv_cache_bytes
+    if kv_cache_bytes is not None or device.type != "cuda":  # what is free on a GPU is so beside the slots
+        cache_bytes -= adapter_bytes
+    if cache_bytes < block_bytes:
+        adapters = f" (adapter slots take {adapter_bytes / 2**20:.1f} MiB)" if adapter_bytes else ""
+        memory = f"free memory on {device}" if kv_cache_bytes is None else "raise engine.kv_cache_bytes or memory_bytes"
+        raise ValueError(
+            f"a KV cache of {cache_bytes / 2**20:.1f} MiB holds no block of {block_bytes / 2**20:.1f} MiB "
+            f"({options.block_size} tokens){adapters}; {memory}, or use a smaller model or block_size"
+        )
+    return cache_bytes // block_bytes
 
 
 def attention_modules(model: Llama | GPT2) -> list[PagedAttention]:

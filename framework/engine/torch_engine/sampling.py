@@ -2,8 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from framework.core import Sequence
+from framework.engine.torch_engine.grammar import Grammars
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen (see `sample`), drawn from `seed`; ValueError where a setting is out of range."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_sampling(self.temperature, self.top_k, self.top_p)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed {self.seed} must be at least 0 and below 2**63")
+
+
+class Sampler:
+    """Chooses a step's tokens: what its grammars allow, then as `sampling` says."""
+
+    def __init__(self, sampling: Sampling, grammars: Grammars, device: torch.device) -> None:
+        self.sampling, self.grammars = sampling, grammars
+        self._generator = torch.Generator(device)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the largest logit is taken whatever the host knows, so that a graph may take it."""
+        return self.sampling.temperature == 0.0 and not self.grammars.is_needed
+
+    def reseed(self) -> None:
+        self._generator.manual_seed(self.sampling.seed)
+
+    def set_step(self, sequences: Iterable[Sequence]) -> None:
+        """The sequences that sample in the step that comes, one per row of its logits."""
+        self.grammars.set_step(sequences)
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """(rows, vocab_size) → (rows,), int64."""
+        chosen = self.sampling
+        return sample(self.grammars.mask(logits), chosen.temperature, chosen.top_k, chosen.top_p, self._generator)
 
 
 def check_sampling(temperature: float, top_k: int, top_p: float) -> None:

@@ -3,6 +3,8 @@
 Also records logits, and compares them.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from framework.core import Batch, Request, Sequence
@@ -56,8 +58,9 @@ def record_logits(engine):
     """Of a prefill of 40 + 7 tokens and a decode step with given tokens; sampling sees them outside the graph."""
     requests = make_requests([40, 7], [2, 2])
     seen = []
-    engine.temperature = 1.0
-    engine._sample = lambda logits: seen.append(logits.clone()) or logits.argmax(-1)
+    sampler = engine._sampler
+    sampler.sampling = replace(sampler.sampling, temperature=1.0)
+    sampler.choose = lambda logits: seen.append(logits.clone()) or logits.argmax(-1)
     engine.begin(requests, 2)
     sequences = seat(engine, requests)
     engine.step(Batch(sequences, [0, 0], [40, 7], 47, 0))

@@ -121,7 +121,7 @@ def test_prompts_from_graphs_are_close_to_eager_ones(name):
     hidden = {}
     for is_replayed in (True, False):
         engine.begin(make_requests([1], [2]), 8)
-        steps = engine._prompt_steps
+        steps = engine._steps.prompts
         assert steps.is_replayed
         steps.is_replayed = is_replayed
         for lens in ([1], [16], [17, 3], [70, 70, 70], [5, 130, 1, 300], [508, 508], [9] * 8):

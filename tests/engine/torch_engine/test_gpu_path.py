@@ -1,6 +1,8 @@
 """The GPU's way through the engine, on a CPU: the interpreter, host memory that is not pinned, a fake event."""
 
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,10 +10,10 @@ import torch
 
 from framework.build import replay_trace
 from framework.core import Batch
-from framework.engine.torch_engine import TorchEngine, decode, in_flight, warm_up
-from framework.engine.torch_engine import engine as engine_module
+from framework.engine.torch_engine import TorchEngine, decode, gpu_steps, in_flight, warm_up
 from framework.engine.torch_engine.compilation import configure_model
 from framework.engine.torch_engine.decode import batch_sizes
+from framework.engine.torch_engine.options import EngineOptions
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.engine.torch_engine.hand_schedules import generate, make_requests, seat
@@ -45,19 +47,30 @@ class Event:
 @pytest.fixture
 def pretend(monkeypatch):
     """An engine that takes the GPU's way with the interpreter's kernels."""
-    for module in (in_flight, decode, engine_module):
+    for module in (in_flight, decode, gpu_steps):
         monkeypatch.setattr(module, "record_event", Event)
     monkeypatch.setattr(warm_up, "LENGTHS", (3,))
     monkeypatch.setattr(warm_up, "BATCHES", ())
     monkeypatch.setattr(decode, "batch_sizes", lambda max_num_seqs: [max_num_seqs])
 
     def make(num_steps_ahead: int = 0, **keywords) -> TorchEngine:
-        engine = make_engine(**keywords)
-        engine.is_on_gpu = engine.has_decoder = True
-        engine.num_steps_ahead = num_steps_ahead
-        return engine
+        with options_of_a_gpu(num_steps_ahead=num_steps_ahead):
+            return make_engine(**keywords)
 
     return make
+
+
+@contextmanager
+def options_of_a_gpu(**changes):
+    """Engines that are built inside take the GPU's way, with `changes` in their options."""
+    resolve = EngineOptions.resolve
+
+    def resolve_as_on_a_gpu(*others, **options):
+        return replace(resolve(*others, **options), is_on_gpu=True, has_decoder=True, **changes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EngineOptions, "resolve", resolve_as_on_a_gpu)
+        yield
 
 
 def expected(requests, **keywords):
@@ -118,7 +131,7 @@ def test_rows_that_are_nobodys_change_no_token(pretend, monkeypatch, name, sizes
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
     requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
     engine = pretend()
-    steps = engine._prompt_steps
+    steps = engine._steps.prompts
     monkeypatch.setattr(steps, "_replay", replay_graph)
     warm_up_engine = engine._warm_up
 
@@ -137,7 +150,7 @@ def test_a_capture_that_fails_is_tried_again(pretend, monkeypatch):
     def forward(size):
         raise torch.OutOfMemoryError
 
-    steps = pretend()._prompt_steps
+    steps = pretend()._steps.prompts
     steps.has_flash = True
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(steps, "_forward", forward)
@@ -177,7 +190,7 @@ def test_decode_steps_take_a_json_schemas_mask_and_are_sampled_in_the_graph_with
     engine = pretend(config=shape)
     for requests in (bound, free, bound):
         engine.begin(requests, 2)
-        assert (engine._decoder.sample is None) == (requests is free)
+        assert (engine._steps.decoder.sample is None) == (requests is free)
         tokens = generate(engine, requests)
         assert tokens == expected(requests, config=shape)
         is_document = [bytes(output) in (b'"ab"\0', b"12\0", b"null\0") for output in tokens]

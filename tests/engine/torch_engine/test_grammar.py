@@ -110,7 +110,7 @@ def test_graphs_give_the_documents_of_eager_steps(model):
     engine = TorchEngine(model, num_blocks=500)
     for requests in (make_requests(4), make_requests(4, None), make_requests(4)):
         replay_trace(requests, CONTINUOUS(num_blocks=500, block_size=engine.block_size), engine)
-        is_captured_with_sampling = engine._decoder.sample is None
+        is_captured_with_sampling = engine._steps.decoder.sample is None
         assert is_captured_with_sampling == (requests[0].json_schema is None)
     with pytest.raises(ValueError, match=r"engine\.overlap=false"):
         outputs(model, make_requests(1), overlap=True)

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from experiments.course.batching import compute_bound_from, decode_work, powers_of_two
 from experiments.course.figures import batch_tradeoff
-from framework.engine.torch_engine import engine as torch_engine
+from framework.engine.torch_engine import cpu_steps
 from framework.measure.ceilings import Ceilings
 from framework.measure.floors import Costs
 from tests.report.html_page import Page, check_page
@@ -48,14 +48,14 @@ def test_on_a_gpu(cli, smallest, tmp_path):
 
 def test_the_prompts_of_a_batch_are_padded_to_the_longest(cli, smallest, monkeypatch):
     batches = []
-    step_inputs = torch_engine.step_inputs
+    step_inputs = cpu_steps.step_inputs
 
     def watched(batch, **options):
         inputs = step_inputs(batch, **options)
         batches.append((inputs.query_lens.tolist(), inputs.padding.tolist()))
         return inputs
 
-    monkeypatch.setattr(torch_engine, "step_inputs", watched)
+    monkeypatch.setattr(cpu_steps, "step_inputs", watched)
     code, output = cli(*QUICK, *smallest[:2], "prompts=[abc,defgh]", "batch_sizes=[3]", "num_repeats=1")
     assert code == 0, output
     assert ([5, 5, 5], [2, 0, 2]) in batches

@@ -9,7 +9,7 @@ import pytest
 from experiments.course import kv_cache
 from experiments.course.figures import token_times
 from experiments.course.kv_cache import NUM_EDGE, faster_from, growth
-from framework.engine.torch_engine import engine as torch_engine
+from framework.engine.torch_engine import cpu_steps
 from tests.report.html_page import Page, check_page
 
 QUICK = ["experiment=kv_cache", "num_output_tokens=48", "num_repeats=2", "device=cpu"]
@@ -40,14 +40,14 @@ def test_every_token_is_timed_and_the_text_is_the_same(cli, smallest, tmp_path):
 
 def test_without_a_cache_every_token_is_computed_anew(cli, smallest, monkeypatch):
     num_tokens = []
-    step_inputs = torch_engine.step_inputs
+    step_inputs = cpu_steps.step_inputs
 
     def watched(batch, **options):
         inputs = step_inputs(batch, **options)
         num_tokens.append(len(inputs.token_ids))
         return inputs
 
-    monkeypatch.setattr(torch_engine, "step_inputs", watched)
+    monkeypatch.setattr(cpu_steps, "step_inputs", watched)
     code, output = cli(*QUICK, *smallest[:2], "num_repeats=1", "prompt=abcd", "num_output_tokens=4", "reference=null")
     assert code == 0, output
     steps = ",".join(map(str, num_tokens))

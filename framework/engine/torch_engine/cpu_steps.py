@@ -1,0 +1,49 @@
+"""Steps on a CPU: the host lays out each of them anew, and its tokens are there when it is launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import compress
+
+import torch
+
+from framework.core import Batch
+from framework.engine.torch_engine.adapters import Placement
+from framework.engine.torch_engine.in_flight import Done, Started
+from framework.engine.torch_engine.inputs import step_inputs
+from framework.engine.torch_engine.options import EngineOptions
+from framework.engine.torch_engine.prefill import plain
+from framework.engine.torch_engine.sampling import Sampler
+from framework.models.gpt2 import GPT2
+from framework.models.llama import Llama
+
+
+class CpuSteps:
+    """Forward passes of `model`, whose linear layers read `adapters`."""
+
+    def __init__(self, model: Llama | GPT2, adapters: Placement, sampler: Sampler, options: EngineOptions) -> None:
+        self.model, self.adapters, self.sampler, self.options = model, adapters, sampler, options
+
+    def begin(self, max_num_seqs: int) -> None:
+        """Nothing is kept from step to step."""
+
+    def capture(self, on_progress: Callable[[str], None]) -> None:
+        """Nothing is captured."""
+
+    def launch(self, batch: Batch, timer: Callable[[], float]) -> Started:
+        options = self.options
+        inputs = step_inputs(
+            batch,
+            max_model_len=self.model.config.max_model_len,
+            block_size=options.block_size,
+            use_cache=options.use_cache,
+        )
+        self.sampler.set_step(compress(batch.sequences, inputs.samples))
+        token_ids, positions = torch.from_numpy(inputs.token_ids), torch.from_numpy(inputs.positions)
+        attention, rows = plain(self.model, inputs, options.block_size), torch.from_numpy(inputs.sampled_rows)
+        tables = self.adapters.tables(inputs.adapter_slots)
+        self.adapters.set_step({name: torch.from_numpy(table) for name, table in tables.items()}, tables)
+        prepared_time = timer()
+        hidden = self.model(token_ids, positions, attention).index_select(0, rows)
+        sampled = self.sampler.choose(self.model.logits(hidden)).tolist()
+        return Done(sampled, device=timer() - prepared_time), inputs.samples.tolist(), prepared_time

@@ -1,0 +1,83 @@
+"""What an engine is asked for, decided for one model on its device: a null is answered, what cannot be is refused."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from framework.checks import check_threads
+from framework.kernels.gpu_attention import is_supported
+from framework.models.gpt2 import GPT2
+from framework.models.llama import Llama
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How steps are computed; `TorchEngine` says what each option is."""
+
+    block_size: int
+    kv_dtype: torch.dtype
+    use_cache: bool
+    fused: bool
+    compile: bool
+    cuda_graphs: bool
+    num_steps_ahead: int
+    num_threads: int
+    is_on_gpu: bool
+    has_decoder: bool  # decode steps may keep the sequences' state on the GPU
+
+    @classmethod
+    def resolve(
+        cls,
+        model: Llama | GPT2,
+        has_static_adapters: bool,
+        *,
+        block_size: int,
+        kv_dtype: str | None,
+        use_cache: bool,
+        fused: bool | None,
+        compile: bool | None,
+        cuda_graphs: bool | None,
+        overlap: bool | None,
+        num_threads: int | None,
+    ) -> EngineOptions:
+        """Every option of an engine for `model`, with the value that its null stands for; ValueError for a bad one."""
+        if block_size < 1:
+            raise ValueError(f"block_size {block_size} must be at least 1")
+        check_threads("engine.num_threads", num_threads)
+        kept = _kv_dtype(kv_dtype, use_cache, model.norm.weight.dtype)
+        is_on_gpu = model.norm.weight.device.type == "cuda"
+        has_decoder = is_on_gpu and use_cache and is_supported(model.config.head_dim, kept)
+        no_loop = "and another lora than loop"
+        needs_decoder = "needs a GPU, a KV cache, and a head_dim of 16 (not with kv_dtype=int8), 32, 64 or 128"
+        return cls(
+            block_size=block_size,
+            kv_dtype=kept,
+            use_cache=use_cache,
+            fused=_decide("fused", fused, is_on_gpu, "needs a GPU"),
+            compile=_decide("compile", compile, is_on_gpu and has_static_adapters, f"needs a GPU, {no_loop}"),
+            cuda_graphs=_decide(
+                "cuda_graphs", cuda_graphs, has_decoder and has_static_adapters, f"{needs_decoder}, {no_loop}"
+            ),
+            num_steps_ahead=int(_decide("overlap", overlap, has_decoder, needs_decoder)),
+            num_threads=(os.cpu_count() or 1) if num_threads is None else num_threads,
+            is_on_gpu=is_on_gpu,
+            has_decoder=has_decoder,
+        )
+
+
+def _kv_dtype(name: str | None, use_cache: bool, model_dtype: torch.dtype) -> torch.dtype:
+    if name not in (None, "int8"):
+        raise ValueError(f"kv_dtype {name!r} must be null or int8")
+    if name is not None and not use_cache:
+        raise ValueError(f"engine.kv_dtype={name} needs a KV cache, and use_cache=false keeps none")
+    return model_dtype if name is None else torch.int8
+
+
+def _decide(name: str, value: bool | None, is_possible: bool, needs: str) -> bool:
+    """`value`, or whether it is possible; ValueError if it asks for what is not."""
+    if value and not is_possible:
+        raise ValueError(f"engine.{name}=true {needs} (null: on wherever it can be)")
+    return is_possible if value is None else value

@@ -1,0 +1,62 @@
+"""What the nulls of an engine's options become, by device, dtype, head_dim and adapters."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from framework.engine.torch_engine.options import EngineOptions
+
+NULLS = {
+    "block_size": 16, "kv_dtype": None, "use_cache": True, "fused": None, "compile": None, "cuda_graphs": None,
+    "overlap": None, "num_threads": 1,
+}  # fmt: skip
+
+
+def resolve(device="cuda", head_dim=64, has_static_adapters=True, **options):
+    weight = SimpleNamespace(device=torch.device(device), dtype=torch.bfloat16)
+    model = SimpleNamespace(norm=SimpleNamespace(weight=weight), config=SimpleNamespace(head_dim=head_dim))
+    return EngineOptions.resolve(model, has_static_adapters, **NULLS | options)
+
+
+def switches(options):
+    return options.fused, options.compile, options.cuda_graphs, options.num_steps_ahead, options.has_decoder
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (True, True, True, 1, True)),
+        ({"device": "cpu"}, (False, False, False, 0, False)),
+        ({"head_dim": 80}, (True, True, False, 0, False)),
+        ({"use_cache": False}, (True, True, False, 0, False)),
+        ({"has_static_adapters": False}, (True, False, False, 1, True)),
+        ({"head_dim": 16}, (True, True, True, 1, True)),
+        ({"head_dim": 16, "kv_dtype": "int8"}, (True, True, False, 0, False)),
+        ({"fused": False, "compile": False, "cuda_graphs": False, "overlap": False}, (False, False, False, 0, True)),
+    ],
+)
+def test_null_is_on_wherever_it_can_be(given, expected):
+    assert switches(resolve(**given)) == expected
+
+
+def test_keys_and_values_have_the_models_dtype_or_int8():
+    assert [resolve(kv_dtype=kv_dtype).kv_dtype for kv_dtype in (None, "int8")] == [torch.bfloat16, torch.int8]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"device": "cpu", "fused": True}, "engine.fused=true needs a GPU"),
+        ({"has_static_adapters": False, "compile": True}, "engine.compile=true needs a GPU, and another lora"),
+        ({"use_cache": False, "cuda_graphs": True}, "engine.cuda_graphs=true needs a GPU, a KV cache"),
+        ({"head_dim": 80, "overlap": True}, "engine.overlap=true .* head_dim of 16"),
+        ({"block_size": 0}, "block_size 0 must be at least 1"),
+        ({"kv_dtype": "int4"}, "kv_dtype 'int4' must be null or int8"),
+        ({"use_cache": False, "kv_dtype": "int8"}, "kv_dtype=int8 needs a KV cache"),
+        ({"num_threads": 5000}, "engine.num_threads 5000 must be from 1 to"),
+    ],
+)
+def test_what_cannot_be_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(**given)
