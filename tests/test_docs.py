@@ -1,12 +1,14 @@
 """Links lead somewhere, README is short, and the scheduler in it survives a preemption."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from framework.build import replay_trace
 from framework.catalog import groups
+from framework.core import Step
 from framework.paths import ROOT
 from tests.contracts.implementations import readme_classes
 from tests.fake_engine import FakeEngine, requests_at
@@ -60,6 +62,11 @@ def test_every_option_has_its_place_in_the_docs(group, name):
 def test_every_room_has_its_place_in_the_docs():
     rooms = {path.parent.name for path in (ROOT / "framework").glob("*/*.py")}
     assert {room for room in rooms if f"{room}/" not in page("architecture")} == set()
+
+
+def test_every_column_of_a_step_has_its_place_in_the_docs():
+    words = set(re.findall(r"\w+", page("files")))
+    assert {field.name for field in fields(Step)} <= words
 
 
 def run(requests, **options):
