@@ -1,7 +1,7 @@
 """Finished points on disk: `points/<arm>-rate<rate>-seed<seed>-<digest>/{requests.parquet, steps.parquet, point.json}`.
 
-The digest covers config, code, torch and device, so that a point is reused exactly when it would come out the same; a
-folder appears under its name only when it is complete.
+The digest covers config, files, the source that a replay runs through, torch and device, so that a point is reused
+exactly when it would come out the same. A folder appears under its name only when it is complete.
 """
 
 import hashlib
@@ -16,9 +16,10 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from framework.measure.metrics import metric_names, summarize
+from framework.measure.metrics import METRIC_OF, metric_names, summarize
 from framework.paths import locate
 from framework.study.files import digest_of, locked, write_atomically, write_json
+from framework.study.provenance import metrics_version
 from framework.study.records import POINT_RECORD, check_record
 from framework.trace.recorded import available
 
@@ -105,18 +106,25 @@ def write_point(
 
 
 def read_point(folder: Path, slo: dict[str, float]) -> dict[str, Any] | None:
-    """The record of a finished point, its metrics recomputed if they were for other SLOs; None if there is none."""
-    path = folder / "point.json"
+    """The record of a finished point; None if there is none."""
     record = load_record(folder)
-    if record is None:
-        return None
+    return None if record is None else with_current_metrics(folder, record, slo)
+
+
+def with_current_metrics(folder: Path, record: dict[str, Any], slo: dict[str, float]) -> dict[str, Any]:
+    """The record of a point, its metrics computed again from its tables if they are for other SLOs or by other code."""
     record["metrics"] = {name: math.nan if value is None else value for name, value in record["metrics"].items()}
-    if record["slo"] != slo:
+    if record["slo"] != slo or not has_current_metrics(record):
         requests = pd.read_parquet(folder / "requests.parquet")
         steps = pd.read_parquet(folder / "steps.parquet")
-        record |= {"slo": slo, "metrics": summarize(requests, steps, slo)}
-        write_json(path, record)
+        record |= {"slo": slo, "metrics_version": metrics_version(), "metrics": summarize(requests, steps, slo)}
+        write_json(folder / "point.json", record)
     return record
+
+
+def has_current_metrics(record: dict[str, Any]) -> bool:
+    """A point from before, which has no version, has not."""
+    return bool(record.get("metrics_version") == metrics_version())
 
 
 def load_record(folder: Path) -> dict[str, Any] | None:
@@ -128,7 +136,7 @@ def load_record(folder: Path) -> dict[str, Any] | None:
         record = json.loads((folder / file).read_text())
         check_record(POINT_RECORD, record)
         lacking = sorted(set(metric_names()) - set(record["metrics"]))
-        if lacking:
+        if lacking and has_current_metrics(record):
             raise ValueError(f"no metrics.{lacking[0]}")
         for file in TABLES:
             pq.read_metadata(folder / file)  # stands at the end: not there if the file was emptied or cut
@@ -142,17 +150,16 @@ def point_table(output_dir: Path, arm_digests: dict[str, str], slo: dict[str, fl
     """Every finished point of these arms in the folder, whichever run or job computed it, one row each."""
     rows = []
     for path in sorted((output_dir / "points").glob("*/point.json")):
-        identity = load_record(path.parent)
-        if identity is None or arm_digests.get(identity["arm"]) != identity["arm_digest"]:
+        record = load_record(path.parent)
+        if record is None or arm_digests.get(record["arm"]) != record["arm_digest"]:
             continue
-        record = read_point(path.parent, slo)
-        assert record is not None
+        record = with_current_metrics(path.parent, record, slo)
         offered_rate = record["trace"]["offered_rate"] or math.inf  # null: all at once
         rate = offered_rate if record["rate"] is None else record["rate"]
         key = {"arm": record["arm"], "rate": rate, "seed": record["seed"]}
         rows.append(key | record["metrics"] | {"offered_rate": offered_rate, "point": path.parent.name})
     if not rows:
-        return pd.DataFrame(columns=["arm", "rate", "seed", "num_requests", "num_completed", *metric_names(), "point"])
+        return pd.DataFrame(columns=["arm", "rate", "seed", *METRIC_OF, "point"])
     table = pd.DataFrame(rows)
     undefined = table.columns[table.isna().all()]  # null in every record: not a column of numbers yet
     table[undefined] = table[undefined].astype(float)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,13 @@ import torch
 from framework.paths import ROOT
 
 PACKAGES = ("torch", "transformers", "simpy", "hydra-core", "wandb", "numpy", "scipy", "pandas", "triton")
+
+FRAMEWORK = ROOT / "framework"
+# A replay runs through every room below measure/ in the import order, new ones included, and through what begins it.
+# catalog.py is below too, but only has help texts.
+NOT_MEASURING = ("catalog.py", "command_line.py", "measure/", "report/", "study/")
+MEASURING = ("measure/replay_tables.py", "study/arms.py", "study/engine_cache.py")
+METRICS_SOURCES = ("measure/intervals.py", "measure/metrics.py")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -34,10 +42,22 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 @cache
 def code_version() -> str:
-    """Hash of the framework's source, so that an edit of a README or a test redoes nothing."""
+    """Hash of the source that a replay runs through: neither captions nor help texts nor metrics are in it."""
+    sources = [path.relative_to(FRAMEWORK).as_posix() for path in FRAMEWORK.rglob("*.py")]
+    return hash_of(source for source in sources if source in MEASURING or not source.startswith(NOT_MEASURING))
+
+
+@cache
+def metrics_version() -> str:
+    """Hash of the source that makes a point's metrics of its tables."""
+    return hash_of(METRICS_SOURCES)
+
+
+def hash_of(sources: Iterable[str]) -> str:
+    """Of these files of the framework, names and content."""
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "framework").rglob("*.py")):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for source in sorted(sources):
+        digest.update(source.encode() + b"\0" + (FRAMEWORK / source).read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -1,6 +1,6 @@
 """What the JSON files of a study hold where they are read again: others are damaged, or something else's."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -29,6 +29,7 @@ class PointRecord(TypedDict):
     seed: int
     arm_digest: str
     slo: dict[str, float]
+    metrics_version: NotRequired[str]  # points from before it lack it
     metrics: dict[str, Number]
     trace: Replayed
     engine: Served

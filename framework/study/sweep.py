@@ -31,7 +31,7 @@ from framework.study.points import (
     write_table,
 )
 from framework.study.progress import SweepProgress, make_console
-from framework.study.provenance import environment
+from framework.study.provenance import environment, metrics_version
 from framework.trace.transforms import drop_adapters
 
 MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
@@ -186,6 +186,7 @@ def compute_point(study: Study, point: Point, engines: EngineCache, progress: Sw
         "engine": {name: getattr(engine, name) for name in ENGINE_FACTS},
         "trace": describe_trace(trace),
         "slo": study.slo,
+        "metrics_version": metrics_version(),
         "metrics": summarize(requests, step_rows, study.slo),
     }
     write_point(study.folder(point.name), point, requests, step_rows, record)

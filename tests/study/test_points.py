@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+import warnings
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -62,6 +64,31 @@ def test_a_path_is_a_file_only_where_the_config_names_one(tmp_path, monkeypatch)
     before = arm_digest({"trace": {"path": None}}, environment)
     Path("None").write_text("a file of that name")
     assert arm_digest({"trace": {"path": None}}, environment) == before
+
+
+def test_a_point_of_earlier_code_is_left_alone_and_not_mixed_in(study):
+    """Its record has no version of its metrics, and lacks one that came later."""
+    result = study({"only": {}}, [1.0])
+    folder = result.folder(result.table()["point"][0])
+    earlier = folder.with_name("only-rate1-seed0-01234567")
+    shutil.copytree(folder, earlier)
+    record = json.loads((earlier / "point.json").read_text()) | {"arm_digest": "of earlier code"}
+    del record["metrics_version"], record["metrics"]["goodput"]
+    (earlier / "point.json").write_text(json.dumps(record))
+    with warnings.catch_warnings(action="error"):
+        assert study({"only": {}}, [1.0]).table()["point"].tolist() == [folder.name]
+    assert json.loads((earlier / "point.json").read_text()) == record
+
+
+def test_metrics_of_other_code_are_computed_again_from_the_tables(study, capsys):
+    before = study({"only": {}}, [1.0])
+    path = before.folder(before.table()["point"][0]) / "point.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"metrics_version": "other", "metrics": {"ttft_p50": 9.0}}))
+    after = study({"only": {}}, [1.0])
+    assert "1 of 1 points reused" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(after.table(), before.table())
+    assert json.loads(path.read_text()) == record
 
 
 MISSHAPEN = {
