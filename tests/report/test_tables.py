@@ -11,7 +11,7 @@ from framework.measure.metrics import metric_names
 from framework.report.tables import in_units, overview, print_frame, print_overview, short
 from framework.study.progress import SweepProgress
 
-STEP = Step(0.0, 0.1, "decode", 8, 0, 8, 5, 0, 0, 0, 0.1, num_output_tokens=8)
+STEP = Step(0.0, 0.1, "decode", 8, 0, 8, 80, 0, 5, 0, 0, 0, 0.1, num_output_tokens=8)
 METRICS = {"output_throughput": 1234.5, "ttft_p50": 0.0123, "tpot_p50": 0.00456}
 
 
