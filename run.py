@@ -1,6 +1,5 @@
 """Compose the config, check it, call it: `python run.py experiment=NAME key=value …`."""
 
-import inspect
 import os
 import shlex
 import signal
@@ -21,7 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from framework.catalog import CONF, about
 from framework.command_line import prepare
-from framework.config import check
+from framework.config import check, import_target, parameters_of
 from framework.core import StudyError
 from framework.report.pages import write_page
 
@@ -71,7 +70,7 @@ def run(config: DictConfig) -> None:
 
 def check_groups(config: DictConfig) -> None:
     """Raise ValueError for a chosen group that the study has no use for, such as tracking=wandb for kv_cache."""
-    keywords = inspect.signature(hydra.utils.get_method(config._target_)).parameters
+    keywords = parameters_of(import_target(config._target_, ""))
     choices = HydraConfig.get().runtime.choices
     for group, option in choices.items():
         if group in config and group not in keywords:

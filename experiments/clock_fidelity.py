@@ -1,14 +1,14 @@
 """Virtual against wall clock: a trace replayed with measured steps and in real time must give the same numbers."""
 
-from typing import Any
-
 import pandas as pd
+from typing_extensions import Unpack
 
+from framework.build import MakeScheduler
 from framework.report.finish import report
 from framework.report.plots import Figure
 from framework.report.sweep_plots import latency_cdf
-from framework.study.arms import Arms
-from framework.study.sweep import Study, read_tables, representative_points, run_study
+from framework.study.arms import parts_of, resolve_arms
+from framework.study.sweep import Study, Sweep, read_tables, representative_points, run_study
 
 CAPTION = (
     "Virtual relative to wall clock (median over seeds); expected: throughput within 2%, median TTFT and TPOT within 5%"
@@ -16,42 +16,11 @@ CAPTION = (
 COMPARED = ("output_throughput", "ttft_p50", "tpot_p50", "ttft_p99", "tpot_p99", "e2e_mean")
 
 
-def run(
-    *,
-    arms: Arms,
-    rates: list[float | None],
-    seeds: list[int],
-    trace: Any,
-    model: Any,
-    quantization: Any,
-    lora: Any,
-    engine: Any,
-    scheduler: Any,
-    slo: dict[str, float],
-    device: str,
-    tracking: Any = None,
-    output_dir: str,
-    fresh: bool,
-) -> None:
+def run(*, scheduler: MakeScheduler, **sweep: Unpack[Sweep]) -> None:
     """Replay the trace under both clocks (`arms`) in turns and print by how much the numbers differ."""
-    study = run_study(
-        arms=arms,
-        defaults={
-            "model": model,
-            "quantization": quantization,
-            "lora": lora,
-            "engine": engine,
-            "trace": trace,
-            "scheduler": scheduler,
-            "clock": "virtual",
-        },
-        rates=rates,
-        seeds=seeds,
-        slo=slo,
-        device=device,
-        output_dir=output_dir,
-        fresh=fresh,
-    )
+    arms = resolve_arms(sweep["arms"], parts_of(sweep) | {"scheduler": scheduler, "clock": "virtual"})
+    study = run_study(arms, sweep)
+    tracking = sweep.get("tracking")
     report(study, "clock_fidelity", draw, tracking, tables=lambda points: {CAPTION: differences(points)})
     study.raise_failures()
 

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
+from typing_extensions import Unpack
 
 from framework.measure.rates import TARGET_ATTAINMENT, aggregate, capacity, saturation
 from framework.replay import Clock
@@ -11,52 +12,20 @@ from framework.report import sweep_plots
 from framework.report.finish import report
 from framework.report.plots import Figure
 from framework.report.tables import rate_title
-from framework.study.arms import Arms
-from framework.study.sweep import Study, read_tables, representative_points, run_study
+from framework.study.arms import parts_of, resolve_arms
+from framework.study.sweep import Study, Sweep, read_tables, representative_points, run_study
 
 
-def run(
-    *,
-    arms: Arms,
-    rates: list[float | None],
-    seeds: list[int],
-    trace: Any,
-    model: Any,
-    quantization: Any,
-    lora: Any,
-    engine: Any,
-    slo: dict[str, float],
-    clock: Clock,
-    device: str,
-    tracking: Any = None,
-    output_dir: str,
-    fresh: bool,
-    reference: dict[str, Any] | None = None,
-) -> None:
+def run(*, clock: Clock, reference: dict[str, Any] | None = None, **sweep: Unpack[Sweep]) -> None:
     """Replay every arm at every rate (requests/s; null: as recorded) and draw latency against throughput and rate.
 
     `slo`: seconds per metric. `reference`: `{arms: [slow, fast], ratio, source}`, a source's ratio of the two arms'
     durations, printed beside the measured one.
     """
-    study = run_study(
-        arms=arms,
-        defaults={
-            "model": model,
-            "quantization": quantization,
-            "lora": lora,
-            "engine": engine,
-            "trace": trace,
-            "clock": clock,
-        },
-        rates=rates,
-        seeds=seeds,
-        slo=slo,
-        device=device,
-        output_dir=output_dir,
-        fresh=fresh,
-    )
+    arms = resolve_arms(sweep["arms"], parts_of(sweep) | {"clock": clock})
+    study = run_study(arms, sweep)
     notes = None if reference is None else partial(compare_durations, **reference)
-    report(study, "continuous_batching", draw, tracking, notes=notes)
+    report(study, "continuous_batching", draw, sweep.get("tracking"), notes=notes)
     study.raise_failures()
 
 

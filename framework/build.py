@@ -9,10 +9,19 @@ from typing import Any
 import torch
 
 from framework.config import describe, with_keywords
-from framework.core import Engine, Request, Scheduler, Sequence, Step
+from framework.core import Engine, Request, Scheduler, Sequence, Step, Trace
+from framework.models.gpt2 import GPT2
+from framework.models.llama import Llama
 from framework.replay import Clock, Server, replay
 from framework.scheduler.adapter_slots import AdapterSlots
 from framework.trace.source import TraceSource
+
+Decoder = Llama | GPT2
+MakeModel = partial[Decoder]  # called with device=
+ChangeModel = partial[Decoder]  # called with a model: a quantization, or a way of serving adapters
+MakeEngine = partial[Engine]  # called with model=
+MakeScheduler = partial[Scheduler]  # called with num_blocks=, block_size= and, of an engine with adapters, their slots
+MakeTrace = partial[Trace]  # called with rate=, seed= and max_model_len=
 
 
 def free(device: torch.device) -> None:

@@ -5,14 +5,45 @@ Knows the `_target_` convention of Hydra's instantiate, but not Hydra.
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import Unpack, get_type_hints, is_typeddict
 
 SPECIAL_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+MOVED = {  # what a config may have named by its path → where it is now
+    "experiments.adapter_mixes.run": "experiments.lora.adapter_mixes.run",
+    "experiments.batching.run": "experiments.course.batching.run",
+    "experiments.engine_ablation.run": "experiments.speed.engine_ablation.run",
+    "experiments.engine_speed.run": "experiments.speed.engine_speed.run",
+    "experiments.generate.run": "experiments.generate.study.run",
+    "experiments.kv_cache.run": "experiments.course.kv_cache.run",
+    "experiments.lora.run": "experiments.lora.ranks.run",
+    "experiments.lorax.run": "experiments.lorax.study.run",
+    "experiments.multi_lora.run": "experiments.lora.multi_lora.run",
+    "experiments.quantization.run": "experiments.quantization.study.run",
+    "experiments.train_adapters.run": "experiments.training.train_adapters.run",
+    "experiments.train_tiny.run": "experiments.training.train_tiny.run",
+    "framework.corpus.read_corpus": "experiments.training.corpus.read_corpus",
+    "framework.renderings.bytecode": "experiments.training.renderings.bytecode",
+    "framework.renderings.html_page": "experiments.training.renderings.html_page",
+    "framework.renderings.json_outline": "experiments.training.renderings.json_outline",
+    "framework.renderings.python": "experiments.training.renderings.python",
+    "framework.renderings.syntax_tree": "experiments.training.renderings.syntax_tree",
+    "framework.tracking.wandb_tracker": "framework.report.tracking.wandb_tracker",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A keyword that a call takes; `hint` is Any where the signature says nothing."""
+
+    hint: Any
+    is_required: bool
 
 
 def check(config: Any, path: str = "") -> None:
@@ -28,28 +59,46 @@ def check(config: Any, path: str = "") -> None:
 
 
 def check_call(config: dict[str, Any], path: str) -> None:
-    target = locate(config["_target_"], path)
+    target = import_target(config["_target_"], path)
     given = {key: value for key, value in config.items() if key not in SPECIAL_KEYS}
     check_keywords(target, given, path)
-    parameters = inspect.signature(target).parameters
-    place = f"{path} ({config['_target_']})" if path else config["_target_"]
-    required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
-    missing = [name for name in required if name not in given]
+    missing = [name for name, parameter in parameters_of(target).items() if parameter.is_required and name not in given]
     if missing and not config.get("_partial_"):
+        place = f"{path} ({config['_target_']})" if path else config["_target_"]
         raise ValueError(f"missing {', '.join(missing)} in {place}")
 
 
 def check_keywords(target: Callable[..., Any], given: dict[str, Any], path: str) -> None:
     """Raise ValueError for a keyword that `target` does not have, or a simple value that is not of its type."""
-    parameters = inspect.signature(target).parameters
+    parameters = parameters_of(target)
     place = f"{path} ({target.__module__}.{target.__qualname__})" if path else target.__qualname__
-    for key in given:
+    for key, value in given.items():
         if key not in parameters:
             raise ValueError(f"unknown key {key!r} in {place}{suggest(key, parameters)}")
+        if not holds_call(value):
+            check_type(parameters[key].hint, value, f"{path}.{key}" if path else key)
+
+
+def parameters_of(target: Callable[..., Any]) -> dict[str, Parameter]:
+    """The keywords that `target` takes, in order; of `**keywords: Unpack[SomeTypedDict]`, each of the dict's keys."""
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    for key, value in given.items():
-        if key in hints and not holds_call(value):
-            check_type(hints[key], value, f"{path}.{key}" if path else key)
+    parameters: dict[str, Parameter] = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        hint = hints.get(name, Any)
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            parameters |= parameters_in(hint)
+        elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
+            parameters[name] = Parameter(hint, parameter.default is inspect.Parameter.empty)
+    return parameters
+
+
+def parameters_in(hint: Any) -> dict[str, Parameter]:
+    """The keys of an unpacked TypedDict; none of keywords that are only passed on, since a config has to name its."""
+    if get_origin(hint) is not Unpack or not is_typeddict(get_args(hint)[0]):
+        return {}
+    [keywords] = get_args(hint)
+    hints = get_type_hints(keywords)
+    return {name: Parameter(hints[name], name in keywords.__required_keys__) for name in hints}
 
 
 def check_type(hint: Any, value: Any, path: str) -> None:
@@ -80,15 +129,19 @@ def holds_call(value: Any) -> bool:
     return isinstance(value, list) and any(holds_call(item) for item in value)
 
 
-def locate(dotted_path: str, path: str) -> Callable[..., Any]:
+def import_target(dotted_path: str, path: str) -> Callable[..., Any]:
+    """What `dotted_path` names; ValueError with its new path for what has moved. `path` is its place in the config."""
+    place = path or "the config"
+    if dotted_path in MOVED:
+        raise ValueError(f"{place}: {dotted_path} has moved to {MOVED[dotted_path]}")
     module_name, _, name = dotted_path.rpartition(".")
     try:
         return getattr(import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path or 'the config'}: cannot import {dotted_path!r}: {error}") from error
+        raise ValueError(f"{place}: cannot import {dotted_path!r}: {error}") from error
 
 
-def suggest(word: str, allowed: Any) -> str:
+def suggest(word: str, allowed: Collection[str]) -> str:
     """'; did you mean …' for a typo or a part of a name, with everything that is allowed."""
     parts = [name for name in allowed if word in name and len(word) > 2]
     close = difflib.get_close_matches(word, list(allowed), n=1) or parts

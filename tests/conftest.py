@@ -18,6 +18,7 @@ elif "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 import run as run_module
 from framework.command_line import prepare
+from framework.study.arms import resolve_arms
 from framework.study.sweep import run_study
 from tests.study.fake_study import DEFAULTS, LOADED
 
@@ -74,6 +75,6 @@ def study(tmp_path):
 
     def run(arms, rates, seeds=(0,), slo=None, defaults=DEFAULTS):
         options = {"slo": slo or {}, "device": "cpu", "output_dir": str(tmp_path), "fresh": False}
-        return run_study(arms=arms, defaults=defaults, rates=list(rates), seeds=list(seeds), **options)
+        return run_study(resolve_arms(arms, defaults), {"rates": list(rates), "seeds": list(seeds), **options})
 
     return run

@@ -2,15 +2,16 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NotRequired
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from typing_extensions import TypedDict, Unpack
 
-from framework.config import check, describe
+from framework.config import MOVED, check, describe, import_target, parameters_of
 from framework.scheduler.continuous import ContinuousScheduler
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -40,7 +41,7 @@ def composed(*overrides: str) -> dict:
 @pytest.mark.parametrize("option", options())
 def test_every_yaml_fits_what_it_calls(option):
     group, _, name = option.partition("=")
-    if group in ("scheduler", "adapters", "popularity"):  # parts of other components
+    if group in ("scheduler", "adapters", "popularity", "router"):  # parts of other components
         check(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")))
     else:
         check(composed(option, *NEEDED.get(option, [])))
@@ -87,6 +88,59 @@ TARGET = {"_target_": f"{__name__}.target"}
 def test_a_wrong_key_or_type_is_named(config, message):
     with pytest.raises(ValueError, match=message):
         check(config)
+
+
+class Sweep(TypedDict):
+    rates: list[float | None]
+    tracking: NotRequired[str | None]
+
+
+def study(*, size: int = 1, **sweep: Unpack[Sweep]):
+    return size, sweep
+
+
+STUDY = {"_target_": f"{__name__}.study"}
+
+
+def test_unpacked_keywords_are_those_of_the_typed_dict():
+    parameters = parameters_of(study)
+    assert list(parameters) == ["size", "rates", "tracking"]
+    assert [name for name, parameter in parameters.items() if parameter.is_required] == ["rates"]
+    assert parameters["tracking"].hint == str | None
+    check({**STUDY, "rates": [1, None]})
+    check({**STUDY, "rates": [1.5], "tracking": "there", "size": 2})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {**STUDY, "rates": [], "rate": 1},
+            r"unknown key 'rate' in .*study; did you mean 'rates'\?; allowed: size, ra",
+        ),
+        ({**STUDY, "size": 2}, "missing rates in"),
+        ({**STUDY, "rates": ["fast"]}, r"rates\[0\] is 'fast': input should be a valid number"),
+        ({**STUDY, "rates": [], "tracking": 3}, "tracking is 3: input should be a valid string"),
+    ],
+)
+def test_unpacked_keywords_are_checked_like_others(config, message):
+    with pytest.raises(ValueError, match=message):
+        check(config)
+
+
+@pytest.mark.parametrize("key", ["rates", "model"])
+def test_a_key_of_a_sweep_is_missed_before_the_study_runs(key):
+    config = composed("experiment=continuous_batching")
+    del config[key]
+    with pytest.raises(ValueError, match=f"missing {key} in"):
+        check(config)
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_what_has_moved_is_named_and_is_there(old, new):
+    import_target(new, "")
+    with pytest.raises(ValueError, match=rf"text: {old} has moved to {new}$"):
+        check({"text": {"_target_": old}})
 
 
 def test_partials_may_lack_arguments_and_whole_numbers_are_floats():

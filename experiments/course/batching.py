@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from typing_extensions import Unpack
 
 from experiments.course.figures import batch_tradeoff
-from framework.build import make_engine_for, replay_trace, resolve_device
+from framework.build import ChangeModel, make_engine_for, replay_trace, resolve_device
 from framework.config import describe, with_keywords
 from framework.core import Batch, Engine, Request, Sequence
 from framework.measure.ceilings import Ceilings, limits
@@ -22,6 +23,7 @@ from framework.report.tables import in_units
 from framework.scheduler.static import StaticScheduler
 from framework.study.progress import make_console
 from framework.study.provenance import environment
+from framework.study.sweep import Setup
 from framework.trace.prompts import make_requests
 
 LARGEST = {"cpu": 128, "cuda": 512}
@@ -53,11 +55,8 @@ def run(
     batch_sizes: list[int] | None,
     num_output_tokens: int,
     num_repeats: int,
-    model: Any,
-    quantization: Any,
-    engine: Any,
-    device: str,
-    output_dir: str,
+    quantization: ChangeModel,
+    **setup: Unpack[Setup],
 ) -> None:
     """Write `batching.csv`, `batching.json`, the figure and the page.
 
@@ -65,7 +64,8 @@ def run(
     per token after the first, as is throughput. `batch_sizes` null: powers of two up to 128, or 512 on a GPU. Raises
     ValueError for sizes out of range.
     """
-    console, resolved = make_console(), resolve_device(device)
+    console, resolved = make_console(), resolve_device(setup["device"])
+    model, engine = setup["model"], setup["engine"]
     sizes = powers_of_two(LARGEST[resolved.type]) if batch_sizes is None else sorted(set(batch_sizes))
     check_counts(sizes, num_output_tokens, num_repeats)
     surroundings, ceilings = environment(resolved), ceilings_for(model, engine, resolved)
@@ -88,7 +88,7 @@ def run(
     record |= {"compute_bound_from": border, "sizes": table.to_dict("records")}
     conclude(
         console,
-        Path(output_dir),
+        Path(setup["output_dir"]),
         title=title,
         environment=surroundings,
         files={"batching.json": record, "batching.csv": runs},

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from typing_extensions import Unpack
 
 from experiments.course.figures import token_times
-from framework.build import make_engine_for, replay_trace, resolve_device
+from framework.build import ChangeModel, MakeScheduler, make_engine_for, replay_trace, resolve_device
 from framework.config import check_keywords, describe, with_keywords
 from framework.core import Request
 from framework.measure.perplexity import window_logits
@@ -20,6 +21,7 @@ from framework.report.finish import conclude
 from framework.study.files import GrowingTable
 from framework.study.progress import make_console
 from framework.study.provenance import environment
+from framework.study.sweep import Setup
 from framework.trace.prompts import make_requests
 
 CACHES = {"without": False, "with": True}  # a cache
@@ -47,12 +49,9 @@ def run(
     num_repeats: int,
     samplings: dict[str, dict[str, Any]],
     reference: dict[str, Any] | None,
-    model: Any,
-    quantization: Any,
-    engine: Any,
-    scheduler: Any,
-    device: str,
-    output_dir: str,
+    quantization: ChangeModel,
+    scheduler: MakeScheduler,
+    **setup: Unpack[Setup],
 ) -> None:
     """Write `tokens.csv` (seconds of every token), `kv_cache.json` with the texts, the figure and the page.
 
@@ -65,9 +64,10 @@ def run(
         raise ValueError(f"num_output_tokens {num_output_tokens} must be at least 2: a cache pays after the first one")
     if reference is not None and reference["sampling"] not in samplings:
         raise ValueError(f"reference.sampling is {reference['sampling']!r}; samplings: {', '.join(samplings)}")
+    model, engine = setup["model"], setup["engine"]
     for name, keywords in samplings.items():
         check_keywords(engine.func, keywords, f"samplings.{name}")
-    console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
+    console, resolved, folder = make_console(), resolve_device(setup["device"]), Path(setup["output_dir"])
     loaded = quantization(model(device=resolved))
     tokenizer = load_tokenizer(loaded.config)
     prompt_ids = list(tokenizer.encode(prompt))

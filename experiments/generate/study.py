@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from typing_extensions import Unpack
 
 from experiments.generate.figures import output_times
-from framework.build import make_scheduler, replay_trace, resolve_device
+from framework.build import ChangeModel, MakeScheduler, make_scheduler, replay_trace, resolve_device
 from framework.core import Request, Sequence
 from framework.lora.adapters import RandomAdapters
 from framework.measure.replay_tables import step_table
@@ -18,6 +19,7 @@ from framework.paths import locate
 from framework.report.finish import conclude
 from framework.study.progress import make_console
 from framework.study.provenance import environment
+from framework.study.sweep import Setup
 from framework.trace.prompts import make_requests
 
 EXAMPLE = "The quick brown fox"
@@ -46,13 +48,10 @@ def run(
     ignore_eos: bool,
     adapter: str | list[str | None] | None,
     json_schema: dict[str, Any] | str | None,
-    model: Any,
-    quantization: Any,
-    lora: Any,
-    engine: Any,
-    scheduler: Any,
-    device: str,
-    output_dir: str,
+    quantization: ChangeModel,
+    lora: ChangeModel,
+    scheduler: MakeScheduler,
+    **setup: Unpack[Setup],
 ) -> None:
     """Write `generations.jsonl`: token ids, text and per-token times (s, on the virtual clock) of every prompt.
 
@@ -67,14 +66,15 @@ def run(
     if num_output_tokens < 1:
         raise ValueError(f"num_output_tokens must be at least 1, not {num_output_tokens}")
     schema = None if json_schema is None else read_schema(json_schema)
-    loaded = lora(quantization(model(device=resolve_device(device))))
+    resolved = resolve_device(setup["device"])
+    loaded = lora(quantization(setup["model"](device=resolved)))
     tokenizer = load_tokenizer(loaded.config) if prompts else None
     encoded = list(prompt_token_ids)
     if tokenizer is not None:
         encoded += [list(tokenizer.encode(prompt)) for prompt in prompts]
     stop_token_ids = frozenset() if ignore_eos and schema is None else frozenset(loaded.config.eos_token_ids)
     requests = make_requests(encoded, num_output_tokens, loaded.config.max_model_len, stop_token_ids)
-    torch_engine = engine(model=loaded)
+    torch_engine = setup["engine"](model=loaded)
     adapter_ids = adapter if isinstance(adapter, list) else [adapter]
     if any(adapter_ids) and not torch_engine.num_adapter_slots:
         raise ValueError(
@@ -83,7 +83,7 @@ def run(
         )
     requests = [replace(request, json_schema=schema) for request in with_adapters(requests, adapter_ids)]
     sequences, _ = replay_trace(requests, make_scheduler(scheduler, torch_engine), torch_engine)
-    path, console = Path(output_dir) / "generations.jsonl", make_console()
+    path, console = Path(setup["output_dir"]) / "generations.jsonl", make_console()
     notes = random_notes(lora, adapter_ids)
     tables = {"Generations": write_generations(path, sequences, tokenizer)}
     if notes:
@@ -93,7 +93,7 @@ def run(
         tables[COST] = cost_table(schema_cost(sequences, scheduler, torch_engine))
         notes.append(describe_documents(sequences, tokenizer or load_tokenizer(loaded.config)))
         notes.append(describe_cost(tables[COST]))
-    surroundings, times = environment(torch_engine.device), time_table(sequences)
+    surroundings, times = environment(resolved), time_table(sequences)
     title = f"generations on {surroundings['device']}"
     conclude(
         console,

@@ -8,17 +8,19 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
+from typing_extensions import Unpack
 
 from experiments.lora.figures import lines_by_arm
 from experiments.lora.tables import FAIRNESS, fairness_table, reference_notes, write_adapters
+from framework.build import MakeScheduler
 from framework.config import suggest, with_keywords
 from framework.measure.fairness import DEFINITIONS
 from framework.replay import Clock
 from framework.report.finish import report
 from framework.report.plots import Figure
 from framework.report.tables import rate_title
-from framework.study.arms import Arms, resolve_arms
-from framework.study.sweep import run_study
+from framework.study.arms import parts_of, resolve_arms
+from framework.study.sweep import Sweep, run_study
 
 LABELS = {  # metrics that a source reports, as axes and captions name them
     "request_throughput": "throughput (requests/s)",
@@ -31,27 +33,15 @@ Reported = dict[str, dict[str, dict[str, float]]]  # metric → whose → mix or
 
 def run(
     *,
-    arms: Arms,
     only: list[str] | None,
     mixes: dict[str, Any],
     mix_over_rates: str | int,
-    rates: list[float | None],
-    seeds: list[int],
-    trace: Any,
-    model: Any,
-    quantization: Any,
-    lora: Any,
-    engine: Any,
-    scheduler: Any,
-    slo: dict[str, float],
+    scheduler: MakeScheduler,
     clock: Clock,
-    device: str,
-    tracking: Any = None,
-    output_dir: str,
-    fresh: bool,
     source: str,
     reported_over_mixes: Reported,
     reported_over_rates: Reported,
+    **sweep: Unpack[Sweep],
 ) -> None:
     """Replay the arms in `only` (None: all) under every law of `mixes` (framework.trace.popularity) at every rate.
 
@@ -64,27 +54,25 @@ def run(
     for metric in [*reported_over_mixes, *reported_over_rates]:
         if metric not in LABELS:
             raise ValueError(f"a reported metric is {metric!r}{suggest(metric, LABELS)}")
-    defaults = {"model": model, "quantization": quantization, "lora": lora, "engine": engine, "scheduler": scheduler}
+    arms = sweep["arms"]
     for arm in only or []:
         if arm not in arms:
             raise ValueError(f"only has {arm!r}, which is no arm{suggest(arm, arms)}")
     chosen = {arm: arms[arm] for arm in arms if only is None or arm in only}
-    variants = resolve_arms(chosen, defaults | {"trace": trace, "clock": clock})
+    variants = resolve_arms(chosen, parts_of(sweep) | {"scheduler": scheduler, "clock": clock})
     names = {f"{arm}-{mix}": (arm, mix) for arm in variants for mix in mixes}
     mixed = {
         name: variants[arm] | {"trace": with_keywords(variants[arm]["trace"], adapters=mixes[mix])}
         for name, (arm, mix) in names.items()
     }
-    study = run_study(
-        arms=mixed, defaults={}, rates=rates, seeds=seeds, slo=slo, device=device, output_dir=output_dir, fresh=fresh
-    )
+    study = run_study(mixed, sweep)
     shown = partial(compare, names=names, mix=mix_over_rates, over=(reported_over_mixes, reported_over_rates))
     beside = f"one line per arm. Dotted: as reported by {source}."
     report(
         study,
         "adapter_mixes",
         lambda study, points: draw(shown(points), points["rate"].max(), mix_over_rates, study.environment["device"]),
-        tracking,
+        sweep.get("tracking"),
         captions={
             "mixes": f"Over the number or the popularity of the adapters, at the highest rate, {beside}",
             "rates": f"Over the arrival rate, {beside}",

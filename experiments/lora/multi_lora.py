@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd
 import torch
 from rich.console import Console
+from typing_extensions import Unpack
 
 from experiments.continuous_batching import draw
 from experiments.lora.figures import steps_by_arm
 from experiments.lora.tables import adapter_tables, reference_notes
 from experiments.peers import PeerRun, mixed_adapters, run_peer
-from framework.build import free, resolve_device
+from framework.build import MakeScheduler, free, resolve_device
 from framework.core import Request
 from framework.measure.fairness import DEFINITIONS
 from framework.measure.metrics import check_slo
@@ -23,12 +24,12 @@ from framework.measure.steps import check_sizes, get_ready, measure_decode, why_
 from framework.replay import Clock
 from framework.report.finish import conclude, report
 from framework.report.tables import short
-from framework.study.arms import Arms, resolve_arms
+from framework.study.arms import Arms, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.files import GrowingTable
 from framework.study.progress import make_console
 from framework.study.provenance import environment
-from framework.study.sweep import check_points, run_study
+from framework.study.sweep import Sweep, check_points, run_study
 
 PEFT = "PEFT"  # the peer, in tables and figures
 NUM_PEFT_STEPS = 4
@@ -61,7 +62,6 @@ class Sizes:
 
 def run(
     *,
-    arms: Arms,
     batch_sizes: list[int],
     num_adapters: int,
     identical: bool,
@@ -69,20 +69,9 @@ def run(
     num_steps: int,
     num_rounds: int,
     peft_batch_sizes: list[int],
-    rates: list[float | None],
-    seeds: list[int],
-    trace: Any,
-    model: Any,
-    quantization: Any,
-    lora: Any,
-    engine: Any,
-    scheduler: Any,
-    slo: dict[str, float],
+    scheduler: MakeScheduler,
     clock: Clock,
-    device: str,
-    tracking: Any = None,
-    output_dir: str,
-    fresh: bool,
+    **sweep: Unpack[Sweep],
 ) -> None:
     """Time decode steps of every arm at `batch_sizes` ([]: skip), then replay the trace at `rates` ([]: skip).
 
@@ -93,10 +82,10 @@ def run(
     """
     mixes = {"": num_adapters} | ({", one adapter": 1} if identical else {})
     sizes = Sizes(batch_sizes, mixes, context, num_steps, num_rounds)
-    defaults = {"model": model, "quantization": quantization, "lora": lora, "engine": engine, "scheduler": scheduler}
-    variants = resolve_arms(arms, defaults | {"trace": trace, "clock": clock})
-    check_parts(variants, sizes, peft_batch_sizes, rates, seeds, slo)
-    console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
+    variants = resolve_arms(sweep["arms"], parts_of(sweep) | {"scheduler": scheduler, "clock": clock})
+    rates, seeds = sweep["rates"], sweep["seeds"]
+    check_parts(variants, sizes, peft_batch_sizes, rates, seeds, sweep["slo"])
+    console, resolved, folder = make_console(), resolve_device(sweep["device"]), Path(sweep["output_dir"])
     surroundings = environment(resolved)
     figures, tables, notes, medians = {}, {}, [], pd.DataFrame()
     if batch_sizes:
@@ -116,14 +105,12 @@ def run(
             figures=drawn, tables=tables, notes=notes, definitions=STEP_DEFINITIONS,
         )  # fmt: skip
         return
-    study = run_study(
-        arms=variants, defaults={}, rates=rates, seeds=seeds, slo=slo, device=device, output_dir=output_dir, fresh=fresh
-    )
+    study = run_study(variants, sweep)
     report(
         study,
         "multi_lora",
         lambda study, points: figures | draw(study, points),
-        tracking,
+        sweep.get("tracking"),
         captions=captions,
         tables=lambda points: tables | adapter_tables(study, points),
         notes=lambda points: notes,

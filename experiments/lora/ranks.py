@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from experiments.lora.figures import lora_ranks
 from experiments.lora.tables import reference_notes
-from framework.build import resolve_device
+from framework.build import ChangeModel, resolve_device
 from framework.config import describe, with_keywords
 from framework.lora.merged import merge_adapter
 from framework.lora.none import serve_base
@@ -26,6 +27,7 @@ from framework.study.engine_cache import EngineCache
 from framework.study.files import GrowingTable
 from framework.study.progress import make_console
 from framework.study.provenance import environment
+from framework.study.sweep import Setup
 
 ADAPTER = "adapter-0"
 LESSON = (
@@ -73,12 +75,9 @@ def run(
     num_steps: int,
     prompt_len: int,
     seed: int,
-    model: Any,
-    quantization: Any,
-    lora: Any,
-    engine: Any,
-    device: str,
-    output_dir: str,
+    quantization: ChangeModel,
+    lora: ChangeModel,
+    **setup: Unpack[Setup],
 ) -> None:
     """Leave a page with one row per rank: the adapter served beside the weights, and merged into them.
 
@@ -92,9 +91,9 @@ def run(
         raise ValueError("experiment=lora draws an adapter of each rank: it needs adapters@lora.adapters=random")
     if min(ranks, default=0) < 1:
         raise ValueError(f"ranks must be one or more numbers from 1 on, not {ranks}")
-    console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
+    console, resolved, folder = make_console(), resolve_device(setup["device"]), Path(setup["output_dir"])
     engines = EngineCache(resolved, lambda message: None)
-    arm = {"model": model, "quantization": quantization, "engine": engine}
+    arm = {"model": setup["model"], "quantization": quantization, "engine": setup["engine"]}
     measure = partial(measure_adapter, sizes=(batch_size, context, num_steps), prompt_len=prompt_len, seed=seed)
     with console.status("") as status, GrowingTable(folder / "ranks.csv") as rows:
         for rank in ranks:

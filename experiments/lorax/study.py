@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from typing_extensions import Unpack
 
 from experiments.lora.tables import reference_notes
 from experiments.lorax.ablation import (
@@ -27,11 +28,11 @@ from framework.measure.rates import aggregate
 from framework.replay import Clock
 from framework.report.finish import report
 from framework.report.plots import Figure
-from framework.study.arms import resolve_arms
+from framework.study.arms import parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.files import write_atomically
 from framework.study.progress import make_console
-from framework.study.sweep import Study, run_study
+from framework.study.sweep import Replays, Study, run_study
 
 CAPTIONS = {
     "streams": "Left: time of every token of one stream alone. Right: every token of all streams, each with an "
@@ -64,17 +65,8 @@ def run(
     naive: list[str],
     full: list[str],
     ceiling: list[str],
-    rates: list[float | None],
-    seeds: list[int],
-    trace: Any,
-    model: Any,
-    engine: Any,
-    slo: dict[str, float],
     clock: Clock,
-    device: str,
-    tracking: Any = None,
-    output_dir: str,
-    fresh: bool,
+    **sweep: Unpack[Replays],
 ) -> None:
     """Time the `streams` (output tokens of each) on the full stack, then replay the trace with every combination.
 
@@ -84,17 +76,13 @@ def run(
     corners = Corners(naive, full, ceiling)
     check_corners(corners, axes)
     check_streams(streams, num_prompt_tokens, num_repeats)
-    arms, defaults = combine(axes), {"model": model, "engine": engine, "trace": trace, "clock": clock}
-    components = resolve_arms({"full": arms[name_of(full)]}, defaults)["full"]
-    tokens = time_streams(components, streams, num_prompt_tokens, num_repeats, device)
-    folder = Path(output_dir)
+    arms = resolve_arms(combine(axes), parts_of(sweep) | {"clock": clock})
+    tokens = time_streams(arms[name_of(full)], streams, num_prompt_tokens, num_repeats, sweep["device"])
+    folder = Path(sweep["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "streams.csv", tokens.to_csv(index=False))
     timed = stream_tables(tokens)
-    study = run_study(
-        arms=arms, defaults=defaults, rates=rates, seeds=seeds, slo=slo, device=device, output_dir=output_dir,
-        fresh=fresh,
-    )  # fmt: skip
+    study = run_study(arms, sweep)
 
     def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
         techniques = contributions(points, corners)
@@ -111,7 +99,7 @@ def run(
         study,
         "lorax",
         draw,
-        tracking,
+        sweep.get("tracking"),
         captions=CAPTIONS,
         tables=lambda points: ablation_tables(points, axes, corners) | timed,
         notes=lambda points: [

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from typing_extensions import Unpack
 
 from experiments.quantization.figures import decode_steps, quality_bytes
 from experiments.quantization.parts import Prompt, Session, Steps, Text, measure_engines, measure_models, within
 from experiments.quantization.tables import CAPTIONS, capacity_table, footprint_notes, memory, part_tables
-from framework.build import resolve_device
+from framework.build import MakeScheduler, resolve_device
 from framework.config import describe, suggest
 from framework.core import StudyError
 from framework.measure.metrics import check_slo
@@ -25,15 +26,14 @@ from framework.replay import Clock
 from framework.report import sweep_plots
 from framework.report.finish import conclude, report
 from framework.report.plots import Figure
-from framework.study.arms import Arms, resolve_arms
+from framework.study.arms import Arms, parts_of, resolve_arms
 from framework.study.progress import make_console
 from framework.study.provenance import environment
-from framework.study.sweep import Study, check_points, read_tables, representative_points, run_study
+from framework.study.sweep import Replays, Study, Sweep, check_points, read_tables, representative_points, run_study
 
 
 def run(
     *,
-    arms: Arms,
     only: list[str] | None,
     text: str | None,
     text_window: int,
@@ -45,21 +45,10 @@ def run(
     num_steps: int,
     serving: list[str],
     memory_bytes: int | None,
-    rates: list[float | None],
-    seeds: list[int],
-    slo: dict[str, float],
-    trace: Any,
-    model: Any,
-    quantization: Any,
-    lora: Any,
-    engine: Any,
-    scheduler: Any,
+    scheduler: MakeScheduler,
     clock: Clock,
-    device: str,
-    tracking: Any = None,
-    output_dir: str,
-    fresh: bool,
     reference: dict[str, Any] | None = None,
+    **sweep: Unpack[Sweep],
 ) -> None:
     """Measure the model and the engine of the arms in `only` (None: all), then serve the trace with those of `serving`.
 
@@ -70,16 +59,16 @@ def run(
     `reference`. An arm that fails does not stop the others; StudyError names it at the end.
     """
     check_sizes({"decode": [[batch_size, context] for batch_size in batch_sizes]}, num_steps)
+    arms = sweep["arms"]
     check_names("only", [] if only is None else only, arms)
     chosen = arms if only is None else {arm: arms[arm] for arm in only}
-    defaults = {"model": model, "quantization": quantization, "lora": lora, "engine": engine, "scheduler": scheduler}
-    variants = resolve_arms(chosen, defaults | {"trace": trace, "clock": clock})
+    variants = resolve_arms(chosen, parts_of(sweep) | {"scheduler": scheduler, "clock": clock})
     check_names("reference.arms", [] if reference is None else reference["arms"], variants)
-    check_serving(serving, variants, rates, seeds, slo)
+    check_serving(serving, variants, sweep["rates"], sweep["seeds"], sweep["slo"])
     held_out = None if text is None else Text(existing(text), text_window, num_text_tokens)
     start = None if prompt is None else Prompt(prompt, num_output_tokens)
-    session = Session(variants, resolve_device(device), Path(output_dir), make_console())
-    ceilings = ceilings_for(model, engine, session.device) if batch_sizes else None
+    session = Session(variants, resolve_device(sweep["device"]), Path(sweep["output_dir"]), make_console())
+    ceilings = ceilings_for(sweep["model"], sweep["engine"], session.device) if batch_sizes else None
     steps = None if ceilings is None else Steps(batch_sizes, context, num_steps, ceilings)
     where = environment(session.device)
     settings = {"text": text, "text_window": text_window, "prompt": prompt, "memory_bytes": memory_bytes}
@@ -90,13 +79,18 @@ def run(
     engines, cases = measure_engines(session, memory_bytes, steps, start)
     figures = draw_parts(models, cases, where["device"])
     tables = part_tables(models, engines, cases, settings)
-    points_of = {"rates": rates, "seeds": seeds, "slo": slo, "device": device, "output_dir": output_dir, "fresh": fresh}
-    study = serve(session, {arm: within(variants[arm], memory_bytes) for arm in serving}, points_of)
+    study = serve(session, {arm: within(variants[arm], memory_bytes) for arm in serving}, sweep)
     notes = [] if reference is None else footprint_notes(models, **reference)
     notes += [f"Failed: {line}" for line in session.failures]
     caption = f"Capacity: {memory(memory_bytes)}"
     leave_page(
-        session, study, lambda points: {caption: capacity_table(engines, points)}, figures, tables, notes, tracking
+        session,
+        study,
+        lambda points: {caption: capacity_table(engines, points)},
+        figures,
+        tables,
+        notes,
+        sweep.get("tracking"),
     )
     session.finish()
 
@@ -136,12 +130,12 @@ def leave_page(
     )
 
 
-def serve(session: Session, arms: Arms, points: dict[str, Any]) -> Study | None:
+def serve(session: Session, arms: Arms, sweep: Replays) -> Study | None:
     """Every point of the arms that serve; None if there is none."""
     if not arms:
         return None
     try:
-        return run_study(arms=arms, defaults={}, **points)
+        return run_study(arms, sweep)
     except StudyError as error:
         session.fail("serving", f"{error}")
         return None

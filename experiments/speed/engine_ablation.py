@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from typing_extensions import Unpack
 
 from experiments.speed.figures import ablation
-from framework.build import resolve_device
+from framework.build import ChangeModel, MakeScheduler, MakeTrace, resolve_device
 from framework.config import describe
 from framework.measure.ceilings import limits
 from framework.measure.steps import (
@@ -21,10 +22,11 @@ from framework.measure.steps import (
 )
 from framework.report.finish import conclude, write_files
 from framework.report.tables import short
-from framework.study.arms import Arms, resolve_arms
+from framework.study.arms import Arms, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.progress import make_console
 from framework.study.provenance import environment
+from framework.study.sweep import Setup
 
 FIGURE_CAPTION = "Left, decode steps per arm; right, the output throughput of the queue."
 CAPTION = "decode: device / step to step, ms; ×: faster than the arm before"
@@ -37,14 +39,11 @@ def run(
     context: int,
     num_steps: int,
     seed: int,
-    trace: Any,
-    model: Any,
-    quantization: Any,
-    lora: Any,
-    engine: Any,
-    scheduler: Any,
-    device: str,
-    output_dir: str,
+    trace: MakeTrace,
+    quantization: ChangeModel,
+    lora: ChangeModel,
+    scheduler: MakeScheduler,
+    **setup: Unpack[Setup],
 ) -> None:
     """Decode steps and the served requests of `trace` for every arm, each with its factor over the arm before.
 
@@ -52,19 +51,11 @@ def run(
     """
     sizes = {"decode": [[batch_size, context] for batch_size in batch_sizes]}
     check_sizes(sizes, num_steps)
-    console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
+    console, resolved, folder = make_console(), resolve_device(setup["device"]), Path(setup["output_dir"])
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    defaults = {
-        "model": model,
-        "quantization": quantization,
-        "lora": lora,
-        "engine": engine,
-        "scheduler": scheduler,
-        "trace": trace,
-        "clock": "virtual",
-    }
-    variants = resolve_arms(arms, defaults)
-    ceilings = ceilings_for(model, engine, resolved)
+    parts = {"quantization": quantization, "lora": lora, "scheduler": scheduler, "trace": trace, "clock": "virtual"}
+    variants = resolve_arms(arms, parts_of(setup) | parts)
+    ceilings = ceilings_for(setup["model"], setup["engine"], resolved)
     record = {"config": describe(variants), "environment": environment(resolved), "ceilings": asdict(ceilings)}
     title = f"{record['environment']['device']}: {limits(ceilings)}"
     say(title)

@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 import torch
 from rich.console import Console
+from typing_extensions import Unpack
 
 from experiments.peers import PeerRun, continuous, run_peer, static
 from experiments.speed.figures import decode_step, roofline
-from framework.build import free, resolve_device
+from framework.build import ChangeModel, MakeScheduler, MakeTrace, free, resolve_device
 from framework.config import describe
 from framework.core import Request
 from framework.engine.torch_engine import TorchEngine
@@ -31,9 +32,11 @@ from framework.measure.steps import (
 from framework.report.pages import write_record
 from framework.report.plots import Figure, save
 from framework.report.tables import print_frame
+from framework.study.arms import parts_of
 from framework.study.files import write_atomically, write_json
 from framework.study.progress import make_console
 from framework.study.provenance import environment
+from framework.study.sweep import Setup
 
 Peers = dict[str, Callable[[PeerRun], dict[str, Any]]]
 PEER_COLUMNS = {"output_throughput": "output throughput (tok/s)", "ratio": "engine ÷ peer", "error": "error"}
@@ -58,14 +61,11 @@ def run(
     peer_seats: list[int],
     peer_static_requests: int | None,
     seed: int,
-    trace: Any,
-    model: Any,
-    quantization: Any,
-    lora: Any,
-    engine: Any,
-    scheduler: Any,
-    device: str,
-    output_dir: str,
+    trace: MakeTrace,
+    quantization: ChangeModel,
+    lora: ChangeModel,
+    scheduler: MakeScheduler,
+    **setup: Unpack[Setup],
 ) -> None:
     """Print and write ceilings, start, steps and attention against their floors, and the requests of `trace` served.
 
@@ -75,17 +75,10 @@ def run(
     """
     sizes = {"decode": [[size, context] for size in batch_sizes], "prefill": prefills, "attention": attention}
     check_sizes(sizes, num_steps)
-    console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
+    console, resolved, folder = make_console(), resolve_device(setup["device"]), Path(setup["output_dir"])
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    parts = {
-        "model": model,
-        "quantization": quantization,
-        "lora": lora,
-        "engine": engine,
-        "scheduler": scheduler,
-        "trace": trace,
-    }
-    ceilings = ceilings_for(model, engine, resolved)
+    parts = parts_of(setup) | {"quantization": quantization, "lora": lora, "scheduler": scheduler, "trace": trace}
+    ceilings = ceilings_for(setup["model"], setup["engine"], resolved)
     record = {"config": describe(parts), "environment": environment(resolved), "ceilings": asdict(ceilings)}
     title = f"{record['environment']['device']}: {limits(ceilings)}"
     say(f"{title} (copy {1e-9 * ceilings.copy_bandwidth:,.0f} GB/s)")

@@ -5,6 +5,7 @@ keywords, changes only these.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from framework.config import check_keywords, check_type, describe, suggest, with_keywords
@@ -37,6 +38,11 @@ def resolve_arms(arms: Arms, defaults: dict[str, Any]) -> Arms:
         if missing:
             raise ValueError(f"arms.{arm} has no {', '.join(missing)}, and the study gives none")
     return resolved
+
+
+def parts_of(keywords: Mapping[str, object]) -> dict[str, Any]:
+    """The components among a study's keywords: what its arms have, unless they change it."""
+    return {name: keywords[name] for name in COMPONENTS if name in keywords}
 
 
 def resolve_component(arm: str, name: str, value: Any, defaults: dict[str, Any]) -> Any:

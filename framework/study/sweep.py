@@ -3,22 +3,23 @@
 import errno
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import pandas as pd
 import torch
 from rich.console import Console
+from typing_extensions import TypedDict
 
-from framework.build import make_scheduler, replay_trace, resolve_device
+from framework.build import ChangeModel, MakeEngine, MakeModel, MakeTrace, make_scheduler, replay_trace, resolve_device
 from framework.config import describe, with_keywords
 from framework.core import StudyError, Trace
 from framework.measure.metrics import check_slo, summarize
 from framework.measure.replay_tables import request_table, step_table
-from framework.study.arms import Arms, point_order, resolve_arms
+from framework.study.arms import Arms, point_order
 from framework.study.engine_cache import EngineCache
 from framework.study.files import locked
 from framework.study.points import (
@@ -44,6 +45,34 @@ ENGINE_FACTS = (
     "num_adapter_bytes",
     "num_cache_bytes",
 )
+
+
+class Setup(TypedDict):
+    """What a study takes that runs an engine."""
+
+    model: MakeModel
+    engine: MakeEngine
+    device: str  # auto, cpu or cuda
+    output_dir: str
+
+
+class Replays(Setup):
+    """What every sweep takes: a trace that is replayed at every rate with every seed."""
+
+    trace: MakeTrace
+    rates: list[float | None]  # requests/s; None: as recorded
+    seeds: list[int]
+    slo: dict[str, float]  # metric → seconds
+    tracking: NotRequired[Callable[..., None] | None]
+    fresh: bool  # redo the points that are on disk
+
+
+class Sweep(Replays):
+    """What a sweep takes whose arms are given, each with what it changes of the study's own parts."""
+
+    arms: Arms
+    quantization: ChangeModel
+    lora: ChangeModel
 
 
 @dataclass
@@ -72,24 +101,16 @@ class Study:
         raise StudyError("\n".join(f"{message} ({name_points(points)})" for message, points in self.failures.items()))
 
 
-def run_study(
-    *,
-    arms: Arms,
-    defaults: dict[str, Any],
-    rates: list[float | None],
-    seeds: list[int],
-    slo: dict[str, float],
-    device: str,
-    output_dir: str,
-    fresh: bool,
-) -> Study:
+def run_study(arms: Arms, sweep: Replays) -> Study:
     """Replay every point that is not on disk yet, writing each as it ends; a point that fails does not stop the others.
 
-    Raises ValueError for arguments out of range and StudyError if not a single point could be computed.
+    `arms` have all their parts, as resolve_arms makes them. Raises ValueError for arguments out of range and StudyError
+    if not a single point could be computed.
     """
+    rates, seeds, fresh = sweep["rates"], sweep["seeds"], sweep["fresh"]
     check_points(arms, rates, seeds)
-    check_slo(slo)
-    study = open_study(resolve_arms(arms, defaults), slo, device, output_dir)
+    check_slo(sweep["slo"])
+    study = open_study(arms, sweep["slo"], sweep["device"], sweep["output_dir"])
     points = [
         Point(arm, None if rate is None else float(rate), seed, study.arm_digests[arm])
         for arm, rate, seed in point_order(study.arms, rates, seeds)

@@ -17,7 +17,7 @@ from framework.quantization import zero_point
 from framework.report.sweep_plots import attainment_rate
 from tests.report.html_page import Page, check_page
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 ARMS = ["none", "bfloat16", "int8", "int8_kv"]
 MEMORY_BYTES = 400_000
 QUICK = [
