@@ -18,6 +18,7 @@ from experiments.lora.tables import adapter_tables, reference_notes
 from experiments.peers import PeerRun, mixed_adapters, run_peer
 from framework.build import MakeScheduler, free, resolve_device
 from framework.core import Request
+from framework.engine.measured import MeasuredEngine, measured
 from framework.measure.fairness import DEFINITIONS
 from framework.measure.metrics import check_slo
 from framework.measure.steps import check_sizes, get_ready, measure_decode, why_not
@@ -192,13 +193,16 @@ def measure_rounds(arms: Arms, engines: EngineCache, sizes: Sizes, console: Cons
             for arm, components in arms.items():
                 engines.on_progress = status.update
                 status.update(f"{arm}, round {index + 1} of {sizes.num_rounds}")
-                measured = measure_steps(arm, engines.get(components), sizes, say)  # keeps no engine
-                steps.add({"round": index} | row for row in measured)
-    engine: Any = engines.engine
+                rows = measure_steps(arm, measured(engines.get(components)), sizes, say)  # keeps no engine
+                steps.add({"round": index} | row for row in rows)
+    assert engines.engine is not None
+    engine = measured(engines.engine)
     return PeerRun(engine.model.config, engine.dtype, engines.device.type, [([1] * sizes.context, 1)])
 
 
-def measure_steps(arm: str, engine: Any, sizes: Sizes, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def measure_steps(
+    arm: str, engine: MeasuredEngine, sizes: Sizes, say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     """The rows of one arm; adapters and sizes that its engine cannot hold are told and left out."""
     get_ready(engine, max(sizes.batch_sizes))
     for suffix, num_adapters in sizes.mixes.items() if engine.num_adapter_slots else [("", 0)]:
@@ -217,9 +221,9 @@ def measure_steps(arm: str, engine: Any, sizes: Sizes, say: Callable[[str], None
             yield {"arm": arm + suffix, "num_adapters": min(num_adapters, batch_size)} | times
 
 
-def adapters_to_time(engine: Any, num_adapters: int) -> list[str]:
+def adapters_to_time(engine: MeasuredEngine, num_adapters: int) -> list[str]:
     """The ids of so many adapters; ValueError if there are fewer, or one of them cannot be served."""
-    adapter_ids: list[str] = engine.adapters.names(num_adapters)
+    adapter_ids = engine.adapter_names(num_adapters)
     refused = engine.refused_adapters([Request(0, 0.0, 1, 1, adapter_id=adapter_id) for adapter_id in adapter_ids])
     if refused:
         raise ValueError(f"{len(refused)} adapters fail: {next(iter(refused.values()))}")

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from experiments.lora.figures import lora_ranks
 from experiments.lora.tables import reference_notes
 from framework.build import ChangeModel, resolve_device
 from framework.config import describe, with_keywords
+from framework.engine.measured import MeasuredEngine, measured
 from framework.lora.merged import merge_adapter
 from framework.lora.none import serve_base
 from framework.measure.perplexity import window_logits
@@ -94,17 +94,19 @@ def run(
     console, resolved, folder = make_console(), resolve_device(setup["device"]), Path(setup["output_dir"])
     engines = EngineCache(resolved, lambda message: None)
     arm = {"model": setup["model"], "quantization": quantization, "engine": setup["engine"]}
-    measure = partial(measure_adapter, sizes=(batch_size, context, num_steps), prompt_len=prompt_len, seed=seed)
+
+    def measure(lora: ChangeModel) -> Measured:
+        engine = measured(engines.get(arm | {"lora": lora}))
+        return measure_adapter(engine, sizes=(batch_size, context, num_steps), prompt_len=prompt_len, seed=seed)
+
     with console.status("") as status, GrowingTable(folder / "ranks.csv") as rows:
         for rank in ranks:
             status.update(f"rank {rank}")
-            base = measure(engines.get(arm | {"lora": partial(serve_base)}))  # each time: a machine's speed drifts
+            base = measure(partial(serve_base))  # each time: a machine's speed drifts
             adapters = with_keywords(lora.keywords["adapters"], ranks=[rank])
-            served = measure(
-                engines.get(arm | {"lora": with_keywords(lora, adapters=adapters, num_slots=1, max_rank=rank)})
-            )
+            served = measure(with_keywords(lora, adapters=adapters, num_slots=1, max_rank=rank))
             fold = partial(merge_adapter, adapters=adapters, adapter_id=ADAPTER, targets=lora.keywords.get("targets"))
-            rows.add([compare(rank, base, served, measure(engines.get(arm | {"lora": fold})))])
+            rows.add([compare(rank, base, served, measure(fold))])
     table = rows.table()
     surroundings = environment(resolved)
     title = f"{surroundings['device']}, decode steps of {batch_size}"
@@ -127,22 +129,16 @@ def run(
 
 
 @torch.inference_mode()
-def measure_adapter(engine: Any, *, sizes: tuple[int, int, int], prompt_len: int, seed: int) -> Measured:
+def measure_adapter(engine: MeasuredEngine, *, sizes: tuple[int, int, int], prompt_len: int, seed: int) -> Measured:
     """With ADAPTER for all tokens, where the engine serves adapters."""
-    model, pool = engine.model, engine.adapters.pool
-    num_adapter_parameters = num_adapter_bytes = 0
-    if pool is not None:
-        rows = pool.load(ADAPTER)
-        pool.put(1, rows)
-        num_adapter_parameters = sum(a.numel() + b.numel() for a, b in pool.layout.parts(rows).values())
-        num_adapter_bytes = num_adapter_parameters * rows.itemsize
-        tables = pool.strategy.tables(np.ones(prompt_len, dtype=np.int64))
-        pool.set_step(torch.from_numpy(tables).to(engine.device), tables)
+    model = engine.model
+    num_adapter_parameters = engine.use_adapter(ADAPTER, prompt_len)
     prompt = torch.randint(model.config.vocab_size, (1, prompt_len), generator=torch.Generator().manual_seed(seed))
     logits = window_logits(model, prompt.to(engine.device))[0].float()
     get_ready(engine, sizes[0])
     elapsed = measure_decode(engine, *sizes, adapter_ids=[ADAPTER]).elapsed
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    num_adapter_bytes = num_adapter_parameters * engine.dtype.itemsize
     return Measured(num_parameters, num_adapter_parameters, num_adapter_bytes, elapsed, logits)
 
 

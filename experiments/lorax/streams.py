@@ -9,6 +9,7 @@ import pandas as pd
 from framework.build import make_scheduler, replay_trace
 from framework.config import with_keywords
 from framework.core import Request
+from framework.engine.measured import MeasuredEngine
 
 ALONE, AT_ONCE, IN_TURN = "alone", "at once", "one after the other"
 STREAMS = "Each stream, medians over the repeats"
@@ -16,7 +17,7 @@ DURATIONS = "All streams: until the last token, medians over the repeats"
 
 
 def measure_streams(
-    engine: Any,
+    engine: MeasuredEngine,
     scheduler: Any,
     streams: list[int],
     num_prompt_tokens: int,
@@ -33,7 +34,7 @@ def measure_streams(
         raise ValueError(
             f"{len(streams)} streams need as many adapter slots: full names a lora with {engine.num_adapter_slots}"
         )
-    adapter_ids = engine.adapters.names(len(streams))
+    adapter_ids = engine.adapter_names(len(streams))
     counts = sorted({0, 1, len(streams)})
     cases = [(ALONE, 1), *((order, count) for count in counts for order in (AT_ONCE, IN_TURN))]
     rows: list[dict[str, Any]] = []

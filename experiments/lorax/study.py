@@ -24,6 +24,7 @@ from experiments.lorax.ablation import (
 from experiments.lorax.figures import FACTORS, combination_curves, contribution_bars, stream_times
 from experiments.lorax.streams import describe_streams, measure_streams, stream_tables
 from framework.build import resolve_device
+from framework.engine.measured import measured
 from framework.measure.rates import aggregate
 from framework.replay import Clock
 from framework.report.finish import report
@@ -127,5 +128,5 @@ def time_streams(
     console = make_console()
     with console.status("streams") as status:
         engines = EngineCache(resolve_device(device), status.update)
-        engine = engines.get(components)
+        engine = measured(engines.get(components))
         return measure_streams(engine, components["scheduler"], streams, num_prompt_tokens, num_repeats, status.update)

@@ -14,11 +14,12 @@ from rich.console import Console
 from framework.build import free, make_model, make_scheduler, replay_trace
 from framework.config import describe, with_keywords
 from framework.core import StudyError
-from framework.engine.torch_engine import TorchEngine
+from framework.engine.measured import MeasuredEngine
 from framework.engine.torch_engine.kv_cache import attach_cache
 from framework.measure.ceilings import Ceilings
 from framework.measure.quality import block_error, compare, read_tokens, weight_errors
-from framework.measure.steps import get_ready, max_num_seqs_of, measure_cases
+from framework.measure.serving import max_num_seqs_of
+from framework.measure.steps import get_ready, measure_cases
 from framework.models.footprint import cache_footprint, footprint
 from framework.models.tokenizer import load_tokenizer
 from framework.study.arms import Arms
@@ -194,7 +195,7 @@ def measure_steps(
     """Decode steps against their floors, and how the prompt goes on, by the arm's own engine."""
     components = session.arms[arm]
     rows: list[dict[str, Any]] = []
-    engine: TorchEngine = components["engine"](model=loaded)
+    engine: MeasuredEngine = components["engine"](model=loaded)
     if steps is not None:
         with session.console.status(f"{arm}: engine") as status:
             engine.on_progress = status.update
@@ -207,7 +208,7 @@ def measure_steps(
     return rows, text
 
 
-def continue_text(engine: TorchEngine, components: dict[str, Any], prompt: Prompt) -> str:
+def continue_text(engine: MeasuredEngine, components: dict[str, Any], prompt: Prompt) -> str:
     tokenizer = load_tokenizer(engine.model.config)
     encoded = [list(tokenizer.encode(prompt.text))]
     requests = make_requests(encoded, prompt.num_output_tokens, engine.max_model_len, frozenset())

@@ -11,15 +11,10 @@ from typing_extensions import Unpack
 from experiments.speed.figures import ablation
 from framework.build import ChangeModel, MakeScheduler, MakeTrace, resolve_device
 from framework.config import describe
+from framework.engine.measured import measured
 from framework.measure.ceilings import limits
-from framework.measure.steps import (
-    ceilings_for,
-    check_sizes,
-    get_ready,
-    max_num_seqs_of,
-    measure_cases,
-    measure_serving,
-)
+from framework.measure.serving import max_num_seqs_of, measure_serving
+from framework.measure.steps import ceilings_for, check_sizes, get_ready, measure_cases
 from framework.report.finish import conclude, write_files
 from framework.report.tables import short
 from framework.study.arms import Arms, parts_of, resolve_arms
@@ -64,20 +59,20 @@ def run(
     engines = EngineCache(resolved, say)
     for arm, components in variants.items():
         with console.status(arm) as status:
-            ready: Any = engines.get(components)
-            ready.on_progress = status.update
-            get_ready(ready, max([*batch_sizes, max_num_seqs_of(components["scheduler"])]))
+            timed = measured(engines.get(components))
+            timed.on_progress = status.update
+            get_ready(timed, max([*batch_sizes, max_num_seqs_of(components["scheduler"])]))
         say(f"{arm}:")
-        rows += [{"arm": arm} | case.row(ceilings) for case in measure_cases(sizes, ready, num_steps, ceilings, say)]
-        requests = components["trace"](rate=None, seed=seed, max_model_len=ready.max_model_len).requests
-        serving[arm] = measure_serving(ready, components["scheduler"], requests)
+        rows += [{"arm": arm} | case.row(ceilings) for case in measure_cases(sizes, timed, num_steps, ceilings, say)]
+        requests = components["trace"](rate=None, seed=seed, max_model_len=timed.max_model_len).requests
+        serving[arm] = measure_serving(timed, components["scheduler"], requests)
         say(f"{serving[arm]['output_throughput']:,.0f} output tok/s")
         files = {
             "ablation.json": record | {"serving": serving, "cases": rows},
             "ablation.csv": pd.DataFrame(rows),  # one row per arm and decode step
         }
         write_files(folder, files)
-        del ready  # else the next arm's KV cache would have to fit beside this one's
+        del timed  # else the next arm's KV cache would have to fit beside this one's
     figures = {"ablation": ablation(pd.DataFrame(rows), output_throughputs(serving), title)} if rows else {}
     conclude(
         console,

@@ -13,22 +13,13 @@ from typing_extensions import Unpack
 
 from experiments.peers import PeerRun, continuous, run_peer, static
 from experiments.speed.figures import decode_step, roofline
-from framework.build import ChangeModel, MakeScheduler, MakeTrace, free, resolve_device
+from framework.build import ChangeModel, MakeScheduler, MakeTrace, free, make_model, resolve_device
 from framework.config import describe
-from framework.core import Request
-from framework.engine.torch_engine import TorchEngine
-from framework.engine.torch_engine.prompt_tokens import prompt_token_ids
+from framework.core import Request, Sequence
+from framework.engine.measured import MeasuredEngine
 from framework.measure.ceilings import Ceilings, limits
-from framework.measure.steps import (
-    Say,
-    cases_table,
-    ceilings_for,
-    check_sizes,
-    max_num_seqs_of,
-    measure_cases,
-    measure_serving,
-    start_engine,
-)
+from framework.measure.serving import max_num_seqs_of, measure_serving
+from framework.measure.steps import Say, cases_table, ceilings_for, check_sizes, measure_cases, start_engine
 from framework.report.pages import write_record
 from framework.report.plots import Figure, save
 from framework.report.tables import print_frame
@@ -115,14 +106,12 @@ def measure(
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     with console.status("") as status:
         max_num_seqs = max([*(num_seqs for num_seqs, _ in sizes["decode"]), max_num_seqs_of(parts["scheduler"])])
-        ready, start = start_engine(
-            parts["model"], parts["quantization"], parts["lora"], parts["engine"], device, max_num_seqs, status.update
-        )
+        engine, start = start_engine(partial(make_model, parts, device), parts["engine"], max_num_seqs, status.update)
     say(describe_start(start))
-    cases = [case.row(ceilings) for case in measure_cases(sizes, ready, num_steps, ceilings, say)]
-    requests = parts["trace"](rate=None, seed=seed, max_model_len=ready.max_model_len).requests
-    serving = measure_serving(ready, parts["scheduler"], requests)
-    return {"start": start, "cases": cases, "serving": serving}, make_peer_run(ready, requests)
+    cases = [case.row(ceilings) for case in measure_cases(sizes, engine, num_steps, ceilings, say)]
+    requests = parts["trace"](rate=None, seed=seed, max_model_len=engine.max_model_len).requests
+    serving = measure_serving(engine, parts["scheduler"], requests)
+    return {"start": start, "cases": cases, "serving": serving}, make_peer_run(engine, requests)
 
 
 def describe_start(start: dict[str, float]) -> str:
@@ -164,12 +153,18 @@ def write(folder: Path, record: dict[str, Any], table: pd.DataFrame, ceilings: C
     return figures
 
 
-def make_peer_run(engine: TorchEngine, requests: list[Request]) -> PeerRun:
+def make_peer_run(engine: MeasuredEngine, requests: list[Request]) -> PeerRun:
     """What the peers need to serve the same prompts with the same shape."""
-    config = engine.model.config
-    tokens = [prompt_token_ids(request, config.vocab_size, engine.seed).tolist() for request in requests]
-    prompts = list(zip(tokens, (request.num_output_tokens for request in requests), strict=True))
-    return PeerRun(config, engine.dtype, engine.device.type, prompts)
+    prompts = [(prompt_of(engine, request), request.num_output_tokens) for request in requests]
+    return PeerRun(engine.model.config, engine.dtype, engine.device.type, prompts)
+
+
+def prompt_of(engine: MeasuredEngine, request: Request) -> list[int]:
+    sequence = Sequence(request)
+    engine.add(sequence)
+    assert sequence.prompt_token_ids is not None
+    tokens: list[int] = sequence.prompt_token_ids.tolist()
+    return tokens
 
 
 def make_peers(seats: list[int], num_static_requests: int | None) -> Peers:

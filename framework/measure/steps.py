@@ -1,4 +1,4 @@
-"""How fast an engine is: its start, single steps against their floors, attention alone, and a queue served to the end.
+"""How fast an engine is: its start, single steps against their floors, and attention alone.
 
 Steps are timed over a KV cache of random numbers in shuffled blocks, launched ahead where the engine does so.
 """
@@ -9,30 +9,26 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from framework.build import make_scheduler, replay_trace, seat_adapters, warm_up_requests
+from framework.build import Decoder, MakeEngine, MakeModel, seat_adapters
 from framework.config import describe
-from framework.core import Batch, Request, Scheduler, Sequence
-from framework.engine.torch_engine import TorchEngine
+from framework.core import Batch, Request, Sequence
+from framework.engine.measured import MeasuredEngine
 from framework.engine.torch_engine.kv_cache import attention_modules
 from framework.kernels.gpu_attention import DecodeAttention
 from framework.measure.ceilings import Ceilings, measure_ceilings, median_time
 from framework.measure.floors import Work, attention_work, model_costs, step_work
-from framework.measure.replay_tables import step_table
 from framework.models.llama import Llama
 from framework.scheduler.block_manager import BlockManager
 
 NUM_WARM_UP_STEPS = 5
-FULL = 0.9  # share of the seats from which on a decode step counts as one of a full batch
 
-MakeScheduler = Callable[..., Scheduler]
 Say = Callable[[str], None]
 
 
@@ -47,20 +43,28 @@ class Case:
     device: float
     elapsed: float  # from one step's tokens to the next one's, by the host's clock; NaN for a kernel alone
 
+    @property
+    def name(self) -> str:
+        return case_name(self.kind, self.num_seqs, self.num_tokens)
+
     def line(self, ceilings: Ceilings) -> str:
-        row = self.row(ceilings)
+        floor, bound = self.floor(ceilings)
         elapsed = "" if math.isnan(self.elapsed) else f", from step to step {1e3 * self.elapsed:.3f} ms"
         return (
-            f"{row['case']}: floor {1e3 * row['floor']:.3f} ms, device {1e3 * self.device:.3f} ms{elapsed}, "
-            f"{row['bound']} {row['utilisation']:.1%}"
+            f"{self.name}: floor {1e3 * floor:.3f} ms, device {1e3 * self.device:.3f} ms{elapsed}, "
+            f"{bound} {floor / self.device:.1%}"
         )
 
-    def row(self, ceilings: Ceilings) -> dict[str, Any]:
-        """Everything of the case as one row of a table; `utilisation` is of the ceiling that binds (`bound`)."""
+    def floor(self, ceilings: Ceilings) -> tuple[float, str]:
+        """The least seconds that the case can take, and which ceiling binds: of reading (MBU) or of computing (MFU)."""
         limits = ceilings.read_bandwidth, ceilings.matmul_rate
-        floor = self.work.floor(*limits)
+        return self.work.floor(*limits), "MBU" if self.work.is_bandwidth_bound(*limits) else "MFU"
+
+    def row(self, ceilings: Ceilings) -> dict[str, str | float]:
+        """Everything of the case as one row of a table; `utilisation` is of the ceiling that binds (`bound`)."""
+        floor, bound = self.floor(ceilings)
         return {
-            "case": case_name(self.kind, self.num_seqs, self.num_tokens),
+            "case": self.name,
             "kind": self.kind,
             "num_seqs": self.num_seqs,
             "num_tokens": self.num_tokens,
@@ -69,7 +73,7 @@ class Case:
             "floor": floor,
             "device": self.device,
             "elapsed": self.elapsed,
-            "bound": "MBU" if self.work.is_bandwidth_bound(*limits) else "MFU",
+            "bound": bound,
             "utilisation": floor / self.device,
         }
 
@@ -78,27 +82,30 @@ def case_name(kind: str, num_seqs: int, num_tokens: int) -> str:
     return f"{kind} {num_seqs} × {num_tokens}"
 
 
-def ceilings_for(model: Any, engine: Any, device: torch.device) -> Ceilings:
+def ceilings_for(model: MakeModel, engine: MakeEngine, device: torch.device) -> Ceilings:
     """What `device` can do in the model's dtype with the engine's number of CPU threads."""
     return measure_ceilings(device, getattr(torch, describe(model)["dtype"]), describe(engine)["num_threads"])
 
 
 def start_engine(
-    model: Any, quantization: Any, lora: Any, engine: Any, device: torch.device, max_num_seqs: int, on_progress: Say
-) -> tuple[TorchEngine, dict[str, float]]:
+    make_model: Callable[[], Decoder],
+    make_engine: Callable[..., MeasuredEngine],
+    max_num_seqs: int,
+    on_progress: Say,
+) -> tuple[MeasuredEngine, dict[str, float]]:
     """An engine that is ready for batches of `max_num_seqs`, and the seconds that its model and the rest took."""
     started = time.perf_counter()
     on_progress("building the model")
-    loaded = lora(quantization(model(device=device)))
-    synchronize(device)
+    model = make_model()
+    synchronize(model.norm.weight.device)
     built = time.perf_counter()
-    ready = engine(model=loaded)
-    ready.on_progress = on_progress
-    get_ready(ready, max_num_seqs)
-    return ready, {"model": built - started, "engine": time.perf_counter() - built}
+    engine = make_engine(model=model)
+    engine.on_progress = on_progress
+    get_ready(engine, max_num_seqs)
+    return engine, {"model": built - started, "engine": time.perf_counter() - built}
 
 
-def get_ready(engine: TorchEngine, max_num_seqs: int) -> None:
+def get_ready(engine: MeasuredEngine, max_num_seqs: int) -> None:
     """Compile and capture everything up to `max_num_seqs`; later, smaller batches take what is there.
 
     The cache is filled with random numbers: zeros would take less power, and so less time.
@@ -129,26 +136,27 @@ def check_sizes(sizes: Mapping[str, list[list[int]]], num_steps: int) -> None:
 
 
 def measure_cases(
-    sizes: Mapping[str, list[list[int]]], engine: TorchEngine, num_steps: int, ceilings: Ceilings, say: Say
+    sizes: Mapping[str, list[list[int]]], engine: MeasuredEngine, num_steps: int, ceilings: Ceilings, say: Say
 ) -> list[Case]:
     """Measure what fits of `sizes`, kind → [num_seqs, num_tokens] each; tell every result, or why there is none."""
-    measures: dict[str, Callable[[TorchEngine, int, int, int], Case]] = {
+    measures: dict[str, Callable[[MeasuredEngine, int, int, int], Case]] = {
         "decode": measure_decode,
         "prefill": measure_prefill,
         "attention": measure_attention,
     }
     cases = []
-    for kind, num_seqs, num_tokens in [(kind, one, other) for kind, pairs in sizes.items() for one, other in pairs]:
-        reason = why_not(kind, engine, num_seqs, num_tokens + (num_steps if kind == "decode" else 0))
-        if reason:
-            say(f"{case_name(kind, num_seqs, num_tokens)}: skipped, {reason}")
-            continue
-        cases.append(measures[kind](engine, num_seqs, num_tokens, num_steps))
-        say(cases[-1].line(ceilings))
+    for kind, pairs in sizes.items():
+        for num_seqs, num_tokens in pairs:
+            reason = why_not(kind, engine, num_seqs, num_tokens + (num_steps if kind == "decode" else 0))
+            if reason:
+                say(f"{case_name(kind, num_seqs, num_tokens)}: skipped, {reason}")
+                continue
+            cases.append(measures[kind](engine, num_seqs, num_tokens, num_steps))
+            say(cases[-1].line(ceilings))
     return cases
 
 
-def why_not(kind: str, engine: TorchEngine, num_seqs: int, num_tokens: int) -> str:
+def why_not(kind: str, engine: MeasuredEngine, num_seqs: int, num_tokens: int) -> str:
     """Why the engine cannot hold `num_seqs` sequences of `num_tokens`; empty if it can."""
     if kind == "attention" and engine.device.type != "cuda":
         return "the kernel needs a GPU"
@@ -160,7 +168,7 @@ def why_not(kind: str, engine: TorchEngine, num_seqs: int, num_tokens: int) -> s
     return ""
 
 
-def make_sequences(engine: TorchEngine, requests: list[Request]) -> list[Sequence]:
+def make_sequences(engine: MeasuredEngine, requests: list[Request]) -> list[Sequence]:
     """Sequences with prompts, and blocks for all their tokens, scattered as on a server that has run for a while."""
     blocks = BlockManager(engine.num_blocks, engine.block_size)
     random.Random(0).shuffle(blocks.free)
@@ -172,7 +180,7 @@ def make_sequences(engine: TorchEngine, requests: list[Request]) -> list[Sequenc
 
 
 def measure_decode(
-    engine: TorchEngine, num_seqs: int, context: int, num_steps: int, adapter_ids: list[str] | None = None
+    engine: MeasuredEngine, num_seqs: int, context: int, num_steps: int, adapter_ids: list[str] | None = None
 ) -> Case:
     """Decode steps of `num_seqs` sequences, of `context` tokens each in the middle one of the `num_steps` timed.
 
@@ -198,7 +206,7 @@ def measure_decode(
     )
 
 
-def measure_prefill(engine: TorchEngine, num_prompts: int, num_tokens: int, num_steps: int) -> Case:
+def measure_prefill(engine: MeasuredEngine, num_prompts: int, num_tokens: int, num_steps: int) -> Case:
     """Steps that compute `num_prompts` prompts of `num_tokens` each, the same ones every time."""
     requests = [Request(index, 0.0, num_tokens, 1) for index in range(num_prompts)]
     engine.begin(requests, num_prompts)
@@ -215,7 +223,7 @@ def measure_prefill(engine: TorchEngine, num_prompts: int, num_tokens: int, num_
     )
 
 
-def time_steps(engine: TorchEngine, batches: list[Batch]) -> tuple[float, float]:
+def time_steps(engine: MeasuredEngine, batches: list[Batch]) -> tuple[float, float]:
     """Median seconds on the device, and from one step's tokens to the next one's, after the warm-up."""
     device, ends = [], []
     for index in range(len(batches) + engine.num_steps_ahead):
@@ -229,11 +237,11 @@ def time_steps(engine: TorchEngine, batches: list[Batch]) -> tuple[float, float]
 
 
 @torch.inference_mode()
-def measure_attention(engine: TorchEngine, num_seqs: int, context: int, num_steps: int) -> Case:
+def measure_attention(engine: MeasuredEngine, num_seqs: int, context: int, num_steps: int) -> Case:
     """The decode kernel over the caches of all layers in turn, replayed from one CUDA graph; per launch."""
     model, config = engine.model, engine.model.config
     sequences = make_sequences(engine, [Request(index, 0.0, context, 0) for index in range(num_seqs)])
-    tables = torch.tensor([one.block_table for one in sequences], dtype=torch.int32, device=engine.device)
+    tables = torch.tensor([sequence.block_table for sequence in sequences], dtype=torch.int32, device=engine.device)
     seats = torch.arange(num_seqs, dtype=torch.int32, device=engine.device)
     lens = torch.full_like(seats, context)
     attention = DecodeAttention(tables, seats, lens, torch.zeros_like(seats), engine.block_size)
@@ -253,48 +261,6 @@ def measure_attention(engine: TorchEngine, num_seqs: int, context: int, num_step
     device = median_time(graph.replay, engine.device, num_steps) / len(modules)
     work = attention_work(model, num_seqs, context, engine.kv_dtype)
     return Case("attention", num_seqs, context, work, device, float("nan"))
-
-
-def measure_serving(engine: TorchEngine, scheduler_type: MakeScheduler, requests: list[Request]) -> dict[str, float]:
-    """Serve `requests`, all there at once, in real time, warm: output tokens/s, and the host's work per full step."""
-    requests = [replace(request, arrival_time=0.0) for request in requests]
-
-    def serve(some: list[Request]) -> tuple[list[Sequence], pd.DataFrame]:
-        scheduler = make_scheduler(scheduler_type, engine)
-        sequences, steps = replay_trace(some, scheduler, engine, clock="wall")  # as the peers are timed
-        return sequences, step_table(steps)
-
-    serve(warm_up_requests(requests, max_num_seqs_of(scheduler_type)))
-    sequences, steps = serve(requests)
-    num_output_tokens = sum(len(sequence.output_token_ids) for sequence in sequences)
-    duration = max(sequence.token_times[-1] for sequence in sequences)
-    return {
-        "num_requests": len(requests),
-        "num_prompt_tokens": sum(request.num_prompt_tokens for request in requests),
-        "num_output_tokens": num_output_tokens,
-        "duration": duration,
-        "output_throughput": num_output_tokens / duration,
-        "num_steps": len(steps),
-    } | host_times(steps, min(max_num_seqs_of(scheduler_type), len(requests)))
-
-
-def max_num_seqs_of(make_scheduler: MakeScheduler) -> int:
-    return make_scheduler(num_blocks=1, block_size=1).max_num_seqs
-
-
-def host_times(steps: pd.DataFrame, num_seats: int) -> dict[str, float]:
-    """Medians (s) over the decode steps of at least 90% of `num_seats` sequences that another such step follows.
-
-    `exposed` is what the device waited for: from one step to the next, less the device's time. Of a step that is not
-    launched ahead, the device's time has the launch of its graph in it.
-    """
-    is_full = (steps["phase"] == "decode") & (steps["num_seqs"] >= FULL * num_seats)
-    full = steps[is_full & is_full.shift(-1, fill_value=False)]
-    period = steps["start_time"].diff().shift(-1)[full.index]
-    host = full["schedule"] + full["prepare"] + full["update"]
-    parts = {name: full[name].median() for name in ("schedule", "prepare", "device", "update")}
-    exposed = (period - full["device"]).median()
-    return {"num_full_steps": len(full), **parts, "host": host.median(), "exposed": exposed}
 
 
 def cases_table(cases: pd.DataFrame) -> pd.DataFrame:

@@ -59,7 +59,7 @@ def test_windows_attend_to_what_an_int8_cache_keeps():
     """As a decode step after a prompt does, which reads the cache."""
     model = make_model("llama")
     engine = TorchEngine(model, num_blocks=16, block_size=8, kv_dtype="int8")
-    tokens = [*prompt_token_ids(Request(0, 0.0, 40, 2), model.config.vocab_size, engine.seed).tolist(), 3]
+    tokens = [*prompt_token_ids(Request(0, 0.0, 40, 2), model.config.vocab_size, seed=0).tolist(), 3]
     _, (expected, _) = record_logits(engine)
     found, exact = (window_logits(model, torch.tensor([tokens]), dtype)[0, -1] for dtype in (torch.int8, None))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

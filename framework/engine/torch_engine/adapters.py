@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,13 +39,26 @@ class Placement:
         """Ids of so many adapters that there are; ValueError for fewer, and none at all without a pool."""
         return [] if self.pool is None else self.pool.source.names(num_adapters)
 
+    def use(self, adapter_id: str, num_rows: int) -> int:
+        """Let the next `num_rows` rows of the model take this adapter, in slot 1; its number of parameters.
+
+        Without a pool, 0.
+        """
+        if self.pool is None:
+            return 0
+        rows = self.pool.load(adapter_id)
+        self.pool.put(1, rows)
+        arrays = self.tables(np.ones(num_rows, dtype=np.int64))
+        device = self.pool.slab.device
+        self.set_step({name: torch.from_numpy(array).to(device) for name, array in arrays.items()}, arrays)
+        return sum(a.numel() + b.numel() for a, b in self.pool.layout.parts(rows).values())
+
     def refused(self, requests: Iterable[Request]) -> dict[str, str]:
         """Adapter id → why it cannot be served, of those that the requests name; each is looked at once."""
         if self.pool is None:
             return {}
-        named = [
-            adapter_id for adapter_id in dict.fromkeys(one.adapter_id for one in requests) if adapter_id is not None
-        ]
+        asked = dict.fromkeys(request.adapter_id for request in requests)
+        named = [adapter_id for adapter_id in asked if adapter_id is not None]
         for adapter_id in named:
             if adapter_id not in self._reasons:
                 self._reasons[adapter_id] = self._why_not(adapter_id)

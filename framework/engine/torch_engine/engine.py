@@ -88,7 +88,7 @@ class TorchEngine:
     ) -> None:
         norm = model.norm.weight  # of the activations' dtype, whatever the quantization
         self.model, self.adapters, self.options = model, adapters, options
-        self.device, self.dtype, self.kv_dtype, self.seed = norm.device, norm.dtype, options.kv_dtype, sampling.seed
+        self.device, self.dtype, self.kv_dtype = norm.device, norm.dtype, options.kv_dtype
         self.num_blocks, self.block_size, self.num_cache_bytes = size.num_blocks, options.block_size, size.num_bytes
         self.num_adapter_slots, self.num_adapter_bytes = adapters.num_slots, adapters.num_bytes
         self.max_model_len, self.num_steps_ahead = model.config.max_model_len, options.num_steps_ahead
@@ -110,6 +110,12 @@ class TorchEngine:
 
     def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
         return self.adapters.refused(requests)
+
+    def adapter_names(self, num_adapters: int) -> list[str]:
+        return self.adapters.names(num_adapters)
+
+    def use_adapter(self, adapter_id: str, num_tokens: int) -> int:
+        return self.adapters.use(adapter_id, num_tokens)
 
     def begin(self, requests: list[Request], max_num_seqs: int) -> None:
         """Check the requests, attach the cache, warm up, and reseed the sampling: equal batches give equal tokens.
@@ -140,7 +146,8 @@ class TorchEngine:
 
     def add(self, sequence: Sequence) -> None:
         """Set the prompt's tokens."""
-        sequence.prompt_token_ids = prompt_token_ids(sequence.request, self.model.config.vocab_size, self.seed)
+        vocab_size = self.model.config.vocab_size
+        sequence.prompt_token_ids = prompt_token_ids(sequence.request, vocab_size, self._sampler.sampling.seed)
 
     def _check(self, requests: list[Request]) -> None:
         request_ids: set[int] = set()

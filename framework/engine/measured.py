@@ -1,0 +1,39 @@
+"""What a study that times steps needs of an engine, beyond what a replay needs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from framework.core import Engine
+from framework.models.gpt2 import GPT2
+from framework.models.llama import Llama
+
+
+@runtime_checkable
+class MeasuredEngine(Engine, Protocol):
+    """An engine that really computes its steps with `model`, on `device`, and times them."""
+
+    model: Llama | GPT2
+    device: torch.device
+    dtype: torch.dtype  # of the activations
+    kv_dtype: torch.dtype
+    timer: Callable[[], float]
+
+    def adapter_names(self, num_adapters: int) -> list[str]:
+        """Ids of so many adapters that can be asked for; none where it serves none. ValueError if there are fewer."""
+
+    def use_adapter(self, adapter_id: str, num_tokens: int) -> int:
+        """Let `model` itself compute its next `num_tokens` tokens with this adapter; its number of parameters.
+
+        0, and nothing happens, where it serves none.
+        """
+
+
+def measured(engine: Engine) -> MeasuredEngine:
+    """The same engine; ValueError if it does not compute its steps."""
+    if not isinstance(engine, MeasuredEngine):
+        raise ValueError(f"only an engine that computes its steps can be timed, as engine=torch: not {type(engine)}")
+    return engine
