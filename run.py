@@ -22,7 +22,6 @@ from framework.catalog import CONF, about
 from framework.command_line import prepare
 from framework.config import check, import_target, parameters_of
 from framework.core import StudyError
-from framework.report.pages import write_page
 
 
 def main() -> None:
@@ -60,6 +59,8 @@ def run(config: DictConfig) -> None:
         raise ValueError("output_dir is empty: name a folder (. is this one)")
     check_groups(config)
     check(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    from framework.report.pages import write_page  # here, so that help and typos need not wait for pandas
+
     try:
         hydra.utils.call(config, _convert_="all")
     finally:  # an arm that failed leaves the others' results

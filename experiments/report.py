@@ -1,4 +1,4 @@
-"""All studies on disk on one page, with what each drew first."""
+"""All studies on disk on one page, outputs/index.html, with what each drew first."""
 
 from pathlib import Path
 

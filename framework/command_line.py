@@ -1,4 +1,4 @@
-"""The command line before Hydra takes it: presets, help, and one line for what cannot be read or composed."""
+"""The command line before Hydra takes it: presets, help, names for the Tab key, a line for what cannot be composed."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from framework.catalog import CONF, check_choices, groups, help_text
+from framework.catalog import CONF, check_choices, groups, help_text, presets_of
 from framework.config import suggest
 
 DEFAULT_EXPERIMENT = "multi_lora"  # as in conf/config.yaml
@@ -24,8 +24,10 @@ UNUSED_GROUP = re.compile(  # in Hydra's words
 
 
 def prepare(arguments: list[str]) -> list[str]:
-    """The command line as Hydra takes it; ends the process for --help and for what cannot be composed."""
+    """The command line as Hydra takes it; ends the process after an answer, and for what cannot be composed."""
     if {"-sc", "--shell-completion"} & set(arguments):
+        if any(argument.startswith("query=") for argument in arguments):
+            answer_shell(os.environ["COMP_LINE"])
         return arguments
     if "--help" in arguments or "-h" in arguments:
         print(help_text(DEFAULT_EXPERIMENT))
@@ -40,6 +42,20 @@ def prepare(arguments: list[str]) -> list[str]:
             raise
         sys.exit(f"error: {error}")
     return arguments
+
+
+def answer_shell(line: str) -> None:
+    """Print what the last word of `line` may become and end the process, if it chooses an option or a preset.
+
+    The rest is Hydra's. Of these, it does not know presets or options in folders.
+    """
+    *words, last = line.split(" ")
+    key, is_pair, value = last.partition("=")
+    group = key.lstrip("+").partition("@")[0]
+    if is_pair and (key == "preset" or group in groups()):
+        options = presets_of(study_of(words)) if key == "preset" else groups()[group]
+        print("\n".join(f"{key}={option}" for option in options if option.startswith(value)))
+        sys.exit()
 
 
 def check_overrides(arguments: list[str]) -> None:

@@ -143,8 +143,9 @@ def import_target(dotted_path: str, path: str) -> Callable[..., Any]:
 
 def suggest(word: str, allowed: Collection[str]) -> str:
     """'; did you mean …' for a typo or a part of a name, with everything that is allowed."""
+    in_folders = [name for name in allowed if name.endswith(f"/{word}")]
     parts = [name for name in allowed if word in name and len(word) > 2]
-    close = difflib.get_close_matches(word, list(allowed), n=1) or parts
+    close = in_folders or difflib.get_close_matches(word, list(allowed), n=1) or parts
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{hint}; allowed: {', '.join(allowed)}"
 

@@ -1,7 +1,6 @@
 """check() over hand-made configs and over every YAML of the project; describe() there and back."""
 
 from functools import partial
-from pathlib import Path
 from typing import Literal, NotRequired
 
 import pytest
@@ -11,10 +10,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from typing_extensions import TypedDict, Unpack
 
+from framework.catalog import CONF, groups
 from framework.config import MOVED, check, describe, import_target, parameters_of
 from framework.scheduler.continuous import ContinuousScheduler
 
-CONF = Path(__file__).parents[1] / "conf"
 NEEDED = {
     "trace=csv": ["trace.path=x.csv"],
     "trace=vidur": ["trace.path=x.csv"],
@@ -25,8 +24,7 @@ NEEDED = {
 
 def options() -> list[str]:
     """Every `group=option` there is; the presets of a study count as its options."""
-    paths = [path.relative_to(CONF) for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF]
-    return [f"{path.parts[0]}={path.relative_to(path.parts[0]).with_suffix('').as_posix()}" for path in paths]
+    return [f"{group}={option}" for group, options in groups().items() for option in options]
 
 
 def composed(*overrides: str) -> dict:

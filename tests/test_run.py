@@ -44,7 +44,9 @@ def test_the_default_study_is_multi_lora(cli):
 def test_a_sweep_takes_the_presets_of_each_study():
     sweep = ["-m", "experiment=kv_cache,batching", "preset=course"]
     assert expand_preset(sweep) == ["experiment=kv_cache/course,batching/course", "-m"]
-    assert expand_preset(["preset=slora,punica"]) == ["experiment=multi_lora/slora,multi_lora/punica"]
+    assert expand_preset(["preset=turns,llama_8b"]) == ["experiment=multi_lora/turns,multi_lora/llama_8b"]
+    sweep = ["experiment=papers/slora,papers/punica", "preset=llama_8b"]
+    assert expand_preset(sweep) == ["experiment=papers/slora/llama_8b,papers/punica/llama_8b"]
 
 
 def test_a_study_writes_points_tables_and_figures(cli, smallest, tmp_path):
@@ -230,7 +232,12 @@ def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, overrides, trac
             "experiment=lorax has no use for lora=loop: leave it out, or name the place",
         ),
         (["-m", "experiment=multi_lora,kv_cache", "lora=loop,merged"], "experiment=kv_cache has no use for lora=loop"),
-        (["preset=slora", "preset=punica"], "preset=slora preset=punica: a study takes one preset"),
+        (["preset=turns", "preset=llama_8b"], "preset=turns preset=llama_8b: a study takes one preset"),
+        (["preset=slora"], "experiment=multi_lora preset=slora has moved: experiment=papers/slora"),
+        (
+            ["experiment=multi_lora", "preset=punica_8b"],
+            "multi_lora preset=punica_8b has moved: experiment=papers/punica preset=llama_8b",
+        ),
         (["model=null"], "model=null: there is no such model"),
     ],
 )
@@ -365,10 +372,30 @@ def test_jobs_share_a_folder_and_the_last_draws_the_whole_figure(smallest, tmp_p
     assert len(Page(folder / "report.html").rows) == 1 + 2 * 3
 
 
-def test_shell_completion_reaches_hydra(cli):
+def test_shell_completion_reaches_hydra(cli, monkeypatch):
     code, output = cli("-sc", "install=bash")
     assert code == 0
     assert "complete" in output
+    monkeypatch.setenv("COMP_LINE", "python run.py engine.num_b")
+    assert cli("-sc", "query=bash") == (0, "engine.num_blocks=\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("experiment=papers/s", ["experiment=papers/slora", "experiment=papers/slora/llama_8b"]),
+        ("preset=t", ["preset=turns"]),
+        ("experiment=papers/slora preset=", ["preset=llama_8b"]),
+        ("experiment=lorax +scheduler@arms.x.scheduler=s", ["+scheduler@arms.x.scheduler=static"]),
+        ("trace=_", []),
+        ("trace=azure_code", ["trace=azure_code", "trace=azure_code_2024"]),
+    ],
+)
+def test_the_tab_key_completes_options_and_presets(cli, monkeypatch, line, words):
+    monkeypatch.setenv("COMP_LINE", f"python run.py {line}")
+    code, output = cli("-sc", "query=bash")
+    assert code == 0
+    assert output.split() == words
 
 
 def test_online_tracking_without_a_key_fails_before_anything_runs(cli, smallest, tmp_path, monkeypatch):

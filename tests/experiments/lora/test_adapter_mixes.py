@@ -1,19 +1,20 @@
-"""S-LoRA's and Punica's presets as a user calls them, on the smallest model."""
+"""S-LoRA's and Punica's studies as a user calls them, on the smallest model."""
 
 import pandas as pd
 import pytest
 import yaml
 
+from framework.catalog import about
 from tests.report.html_page import Page, check_page
 
-SLORA = ["preset=slora", "experiment=multi_lora", "only=[gathered]", "rates=[50,500]", "arms.gathered.lora.max_rank=8"]
+SLORA = ["experiment=papers/slora", "only=[gathered]", "rates=[50,500]", "arms.gathered.lora.max_rank=8"]
 SLORA += ["arms.gathered.lora.adapters.ranks=[4,8]", "arms.gathered.lora.num_slots=4", "scheduler.max_num_seqs=4"]
 
 
 def test_every_mix_is_replayed_and_stands_beside_what_is_reported(cli, smallest, tmp_path):
     code, output = cli(*smallest, *SLORA, "~mixes.20", "trace.num_requests=40")
     assert code == 0, output
-    folder = tmp_path / "outputs/multi_lora/slora"
+    folder = tmp_path / "outputs/papers/slora"
     points = pd.read_csv(folder / "points.csv").set_index(["arm", "rate"])
     assert points.index.tolist() == [(f"gathered-{mix}", rate) for mix in (1, 200) for rate in (50.0, 500.0)]
     num_adapters = pd.read_csv(folder / "adapters.csv").groupby("arm")["adapter_id"].nunique()
@@ -38,11 +39,9 @@ def test_every_mix_is_replayed_and_stands_beside_what_is_reported(cli, smallest,
 
 def test_a_queue_under_every_popularity(cli, smallest, tmp_path):
     slots = [f"arms.{arm}.lora.num_slots=2" for arm in ("loop", "gathered", "segmented")]
-    code, output = cli(
-        "preset=punica", "experiment=multi_lora", *smallest, *slots, "~arms.none", "trace.num_requests=5"
-    )
+    code, output = cli("experiment=papers/punica", *smallest, *slots, "~arms.none", "trace.num_requests=5")
     assert code == 0, output
-    folder = tmp_path / "outputs/multi_lora/punica"
+    folder = tmp_path / "outputs/papers/punica"
     adapters = pd.read_csv(folder / "adapters.csv")
     num_adapters = adapters.groupby("arm", sort=False)["adapter_id"].nunique()
     assert num_adapters["loop-distinct"] == 5
@@ -57,6 +56,12 @@ def test_a_queue_under_every_popularity(cli, smallest, tmp_path):
     assert [row[0] for row in table] == ["loop", "gathered", "segmented", "Punica (reported)"]
     assert "segmented: on a CPU the kernels' plain reference runs" in page.text
     assert table[-1][1:] == ["1,044"] * 4 + ["1"]
+    code, output = cli("experiment=report")
+    assert code == 0, output
+    index = Page(tmp_path / "outputs/index.html")
+    check_page(index, tmp_path / "outputs")
+    assert "papers/punica" in index.text
+    assert about("papers/punica") in index.text
 
 
 @pytest.mark.parametrize(
@@ -80,7 +85,7 @@ def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, override, messa
 
 
 def test_a_gpu_serves_every_number_of_adapters_that_the_source_reports_and_long_enough_to_ask_for_them(cli):
-    code, output = cli("experiment=multi_lora", "preset=slora_8b", "--cfg", "job")
+    code, output = cli("experiment=papers/slora", "preset=llama_8b", "--cfg", "job")
     assert code == 0, output
     config = yaml.safe_load(output)
     reported = {
