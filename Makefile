@@ -35,7 +35,7 @@ lint: .venv/installed-dev
 
 bench: .venv/installed-dev
 	mkdir -p outputs
-	$(BIN)/python -m pytest tests/bench --benchmark-only --benchmark-json=outputs/benchmark.json
+	$(BIN)/python -m pytest tests/bench -m "" --benchmark-only --benchmark-json=outputs/benchmark.json
 
 clean:
 	rm -rf .venv outputs

@@ -1,12 +1,15 @@
 """What all tests share: the marks, the command line, and a model so small that a whole study takes seconds."""
 
+import gc
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers would fight for two cores
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is decorated: before anything imports one
@@ -18,6 +21,7 @@ elif "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 import run as run_module
 from framework.command_line import prepare
+from framework.measure import ceilings
 from framework.study.arms import resolve_arms
 from framework.study.sweep import run_study
 from tests.study.fake_study import DEFAULTS, LOADED
@@ -30,6 +34,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """Studies collect garbage before every engine: not among all that was imported."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -49,8 +62,21 @@ def smallest() -> list[str]:
 
 
 @pytest.fixture
-def cli(monkeypatch, tmp_path, capsys):
+def drawn() -> None:
+    """With `cli`: figures are really drawn. Elsewhere a placeholder is written for each, in a fiftieth of the time."""
+
+
+def write_placeholder(figure: Figure, path: Path, **options: object) -> None:
+    path.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9pt" height="9pt" viewBox="0 0 9 9"></svg>')
+
+
+@pytest.fixture
+def cli(request, monkeypatch, tmp_path, capsys):
     """Runs a command line in this process; (exit code, everything it printed)."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(Figure, "savefig", write_placeholder)
+    monkeypatch.setattr(ceilings, "_bandwidths", lambda *_: (2e10, 1e10))  # measuring them takes seconds
+    monkeypatch.setattr(ceilings, "_matmul_rate", lambda *_: 1e11)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 

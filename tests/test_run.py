@@ -49,6 +49,7 @@ def test_a_sweep_takes_the_presets_of_each_study():
     assert expand_preset(sweep) == ["experiment=papers/slora/llama_8b,papers/punica/llama_8b"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_study_writes_points_tables_and_figures(cli, smallest, tmp_path):
     code, output = cli(*smallest, "rates=[50,2000]", "seeds=[0,1]")
     assert code == 0, output

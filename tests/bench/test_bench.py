@@ -18,6 +18,7 @@ from framework.scheduler.continuous import ContinuousScheduler
 from framework.trace.files import read_azure, read_table
 from tests.fake_engine import FakeEngine
 
+pytestmark = pytest.mark.slow
 AZURE = Path(__file__).parents[3] / "shared" / "traces" / "AzureLLMInferenceTrace_conv.csv"
 
 
@@ -88,12 +89,14 @@ def million_rows(tmp_path_factory):
     return path
 
 
+@pytest.mark.nightly
 def test_read_a_million_rows(benchmark, million_rows):
     trace = benchmark.pedantic(read_table, args=(million_rows,), rounds=1)
     assert len(trace.requests) == 1_000_000
     benchmark.extra_info |= {"num_rows": 1_000_000, "num_bytes": million_rows.stat().st_size}
 
 
+@pytest.mark.nightly
 def test_metrics_of_a_million_requests(benchmark):
     rng = np.random.default_rng(0)
     num_requests, num_tokens = 1_000_000, 4

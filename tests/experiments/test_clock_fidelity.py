@@ -1,11 +1,13 @@
 """experiment=clock_fidelity as a user calls it."""
 
 import pandas as pd
+import pytest
 
 from experiments.clock_fidelity import COMPARED, differences
 from tests.report.html_page import Page, check_page
 
 
+@pytest.mark.usefixtures("drawn")
 def test_both_clocks_are_compared_on_the_page(cli, smallest, tmp_path):
     code, output = cli("experiment=clock_fidelity", *smallest, "rates=[50]", "seeds=[0]")
     assert code == 0, output

@@ -20,6 +20,7 @@ from framework.kernels.int8 import (
 from framework.kernels.linear import fused_quantize, plain_linear
 from framework.kernels.tiles import Tiles
 from tests.kernels.test_linear import DEVICE, REAL, TOLERANCE, make_case
+from tests.thinning import mostly_nightly
 
 VECTOR = Tiles(block_m=1, block_n=16, block_k=64, split_k=1, num_warps=4, num_stages=1)
 SPLIT_VECTOR = Tiles(block_m=1, block_n=16, block_k=64, split_k=3, num_warps=4, num_stages=1)
@@ -84,16 +85,17 @@ def test_an_outlier_costs_only_its_own_group():
     assert errors[1].max() < 0.005
 
 
-@pytest.mark.parametrize("group_size", [None, 64])
-@pytest.mark.parametrize("tiles", [VECTOR, MATRIX, SPLIT_VECTOR, SPLIT_MATRIX])
+EPILOGUES = [
+    (None, False, None, False),
+    ("rms", False, "silu_gate", True),
+    ("layer", True, "gelu", False),
+    ("layer", True, "silu_gate", False),
+]
+
+
 @pytest.mark.parametrize(
-    "fused",
-    [
-        (None, False, None, False),
-        ("rms", False, "silu_gate", True),
-        ("layer", True, "gelu", False),
-        ("layer", True, "silu_gate", False),
-    ],
+    ("fused", "tiles", "group_size"),
+    mostly_nightly(EPILOGUES, [VECTOR, MATRIX, SPLIT_VECTOR, SPLIT_MATRIX], [None, 64]),
 )
 def test_epilogues(triton, fused, tiles, group_size):
     check(1, 2 * 19, 130, fused, tiles, group_size)
@@ -135,17 +137,17 @@ def test_dynamic_linear_equals_its_quantized_numbers(fused):
     assert (output.double() - expected).norm() / expected.norm() < 2e-2
 
 
-@pytest.mark.parametrize("tiles", [MATRIX, SPLIT_MATRIX, None])
+DYNAMIC_EPILOGUES = [
+    (None, False, None, True),
+    ("rms", True, "silu_gate", True),
+    ("layer", True, "gelu", False),
+    ("layer", False, "silu_gate", False),
+]
+
+
 @pytest.mark.parametrize(
-    "fused",
-    [
-        (None, False, None, True),
-        ("rms", True, "silu_gate", True),
-        ("layer", True, "gelu", False),
-        ("layer", False, "silu_gate", False),
-    ],
+    ("rows", "fused", "tiles"), mostly_nightly([1, 33], DYNAMIC_EPILOGUES, [MATRIX, SPLIT_MATRIX, None])
 )
-@pytest.mark.parametrize("rows", [1, 33])
 def test_fused_dynamic_linear(triton, rows, fused, tiles):
     check_dynamic(rows, 2 * 19, 130, fused, tiles, torch.float32)
 

@@ -7,6 +7,7 @@ import torch
 
 from framework.kernels.linear import fused_linear, plain_linear
 from framework.kernels.tiles import Tiles, choose_tiles
+from tests.thinning import mostly_nightly
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NORMS = (None, "rms", "layer")
@@ -90,9 +91,10 @@ def test_unknown_activation_is_an_error(function):
         function(torch.zeros(1, 2), torch.zeros(2, 2), activation="relu")
 
 
-@pytest.mark.parametrize("tiles", [VECTOR, MATRIX, SPLIT_VECTOR, SPLIT_MATRIX])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("norm", "activation", "tiles"),
+    mostly_nightly(NORMS, ACTIVATIONS, [VECTOR, MATRIX, SPLIT_VECTOR, SPLIT_MATRIX]),
+)
 def test_every_combination(triton, norm, activation, tiles):
     for has_bias, has_residual in product([False, True], repeat=2):
         check(1, 2 * 19, 130, (norm, has_bias, activation, has_residual), tiles)
@@ -100,7 +102,7 @@ def test_every_combination(triton, norm, activation, tiles):
 
 @pytest.mark.parametrize(
     ("rows", "tiles"),
-    [*product([1, 3], [VECTOR, SPLIT_VECTOR]), *product([1, 3, 16, 33], [MATRIX, SPLIT_MATRIX])],
+    [*mostly_nightly([1, 3], [VECTOR, SPLIT_VECTOR]), *mostly_nightly([1, 3, 16, 33], [SPLIT_MATRIX, MATRIX])],
 )
 def test_rows_and_whole_tiles(triton, rows, tiles):
     check(rows, 32, 64, ("layer", True, "silu_gate", True), tiles)
@@ -113,8 +115,7 @@ def test_chosen_tiles(triton, rows):
     check(rows, 16, 768, ("layer", True, "gelu", True), None)
 
 
-@pytest.mark.parametrize("tiles", [None, VECTOR, SPLIT_MATRIX])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("activation", "tiles"), mostly_nightly(ACTIVATIONS, [None, VECTOR, SPLIT_MATRIX]))
 def test_what_adapters_add_comes_before_the_activation(triton, activation, tiles):
     rows = 1 if tiles is VECTOR else 3
     x, weight, keywords = make_case(rows, 2 * 19, 130, ("rms", True, activation, True))

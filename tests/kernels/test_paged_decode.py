@@ -9,6 +9,7 @@ import torch
 from framework.kernels.layer_cache import LayerCache
 from framework.kernels.paged_decode import DecodeTiles, choose_splits, choose_tiles, paged_decode, plain_paged_decode
 from tests.kernels.caches import assert_close, contents, copy_cache, make_cache, step_of
+from tests.thinning import mostly_nightly
 
 pytest.importorskip("triton")
 needs_interpreter = pytest.mark.skipif(torch.cuda.is_available(), reason="runs in Triton's interpreter without CUDA")
@@ -87,20 +88,21 @@ def check(case, device="cpu", dtype=torch.float32, tolerance=2e-5, **options):
 
 
 @needs_interpreter
-@pytest.mark.parametrize("num_splits", [1, 4, 16, None])
-@pytest.mark.parametrize(("block_size", "is_int8"), [(7, False), (16, False), (256, False), (16, True)])
+@pytest.mark.parametrize(
+    ("block_size", "is_int8", "num_splits"), mostly_nightly([7, 16, 256], [False, True], [4, 1, 16, None])
+)
 def test_lengths(block_size, is_int8, num_splits):
     case = make_case([1, 2, 15, 16, 17, 33, 0, 65], head_dim=32, block_size=block_size, is_int8=is_int8)
     check(case, num_splits=num_splits, tiles=SMALL)
 
 
 @needs_interpreter
-@pytest.mark.parametrize(
-    ("num_kv_heads", "group", "head_dim"), [(3, 1, 64), (1, 2, 128), (2, 3, 32), (1, 4, 64), (1, 8, 32)]
+@pytest.mark.parametrize(  # key and value heads, queries of each, channels
+    ("heads", "is_int8"),
+    mostly_nightly([(3, 1, 64), (1, 2, 128), (2, 3, 32), (1, 4, 64), (1, 8, 32)], [False, True]),
 )
-@pytest.mark.parametrize("is_int8", [False, True])
-def test_heads(num_kv_heads, group, head_dim, is_int8):
-    check(make_case([5, 40, 0], num_kv_heads, group, head_dim, is_int8=is_int8), num_splits=4, tiles=SMALL)
+def test_heads(heads, is_int8):
+    check(make_case([5, 40, 0], *heads, is_int8=is_int8), num_splits=4, tiles=SMALL)
 
 
 @needs_interpreter

@@ -46,6 +46,7 @@ def make_small(strategy, num_blocks=40):
     return TorchEngine(model, block_size=4, num_blocks=num_blocks)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pretend")
 @pytest.mark.parametrize(
     ("strategy", "scheduler", "num_steps_ahead", "kernels"),
@@ -62,6 +63,7 @@ def test_tokens_equal_the_plain_way(monkeypatch, strategy, scheduler, num_steps_
     assert any(sequence.num_preemptions for sequence in sequences) == (scheduler is TIGHT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "strategy"), [("llama", Segmented), ("gpt2", Gathered)])
 def test_compiled_blocks_hold_for_any_adapters(monkeypatch, family, strategy):
     """One compilation for all layers, numbers of rows and adapters: a second one would be refused."""

@@ -6,44 +6,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from framework.core import Step
 from framework.measure.metrics import metric_names
 from framework.report.tables import in_units, overview, print_frame, print_overview, short
-from framework.study.progress import SweepProgress
-
-STEP = Step(0.0, 0.1, "decode", 8, 0, 8, 80, 0, 5, 0, 0, 0, 0.1, num_output_tokens=8)
-METRICS = {"output_throughput": 1234.5, "ttft_p50": 0.0123, "tpot_p50": 0.00456}
-
-
-def sweep(is_terminal: bool) -> str:
-    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=100)
-    with SweepProgress(console, num_points=4) as progress:
-        progress.begin_point("a, 1 req/s", 16)
-        progress.refreshed = -1.0  # long ago
-        progress.advance(STEP)
-        progress.end_point("a, 1 req/s", METRICS, reused=False)
-        progress.end_point("a, 2 req/s", METRICS, reused=True)
-        progress.fail_point("a, 4 req/s", "no [room] left")
-        progress.fail_point("a, 8 req/s", None)
-    return console.file.getvalue()
-
-
-@pytest.mark.parametrize("is_terminal", [True, False])
-def test_every_point_has_its_line(is_terminal):
-    output = sweep(is_terminal)
-    assert "a, 1 req/s: 1,234 tok/s, TTFT P50 12.3 ms, TPOT P50 4.56 ms" in output
-    assert "s left)" in output
-    assert "(reused)" in output
-    assert "no [room] left" in output
-    assert "8 req/s" not in output
-
-
-def test_a_terminal_has_a_bar_with_speed_and_point():
-    output = sweep(is_terminal=True)
-    assert "[1/4] a, 1 req/s" in output
-    assert "tok/s" in output
-    assert "━" in output
-    assert "━" not in sweep(is_terminal=False)
 
 
 def test_the_table_has_units_and_intervals():

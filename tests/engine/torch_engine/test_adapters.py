@@ -24,6 +24,7 @@ from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.lora.serving_models import LargeAdapters, make_engine, outputs
 from tests.quantization.small_models import CONFIGS, make_model
+from tests.thinning import mostly_nightly
 
 NAMES = [None, "a", "b", "c", "d", "e"]
 QUANTIZED = {
@@ -88,9 +89,9 @@ def test_tokens_do_not_depend_on_the_schedule(scheduler):
     assert all(sequence.adapter_slot == 0 for sequence in sequences)
 
 
-@pytest.mark.parametrize("kv_dtype", [None, "int8"])
-@pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("quantization", QUANTIZED)
+@pytest.mark.parametrize(
+    ("quantization", "family", "kv_dtype"), mostly_nightly([*QUANTIZED], [*CONFIGS], [None, "int8"])
+)
 def test_on_quantized_weights_as_the_loop(quantization, family, kv_dtype):
     requests, unquantized = alone(family)
     loop, *others = (

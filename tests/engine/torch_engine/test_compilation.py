@@ -21,6 +21,7 @@ SCHEMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("quantize", SCHEMES)
 def test_blocks_compile_without_graph_breaks_or_a_graph_per_size(monkeypatch, quantize, family):

@@ -79,6 +79,7 @@ def expected(requests, **keywords):
     return generate(engine, requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_dtype", [None, "int8"])
 @pytest.mark.parametrize("mode", ["ragged", "chunked", "static"])
 def test_tokens_equal_the_plain_way(pretend, mode, kv_dtype):
@@ -97,6 +98,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps_ahead", [0, 1])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_replayed_tokens_equal_the_plain_way(pretend, name, num_steps_ahead):
@@ -112,6 +114,7 @@ def test_replayed_tokens_equal_the_plain_way(pretend, name, num_steps_ahead):
     assert all(step.elapsed > 0 and step.prepare > 0 and step.device > 0 for step in steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sizes"), {"continuous": [32], "split prompts": [16, 16, 16], "static": [32, 16]}.items()
 )

@@ -17,6 +17,7 @@ from tests.report.html_page import Page, check_page
 QUICK = ["experiment=batching", "batch_sizes=[8,1,4]", "num_output_tokens=6", "num_repeats=2", "device=cpu"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_batches_are_timed_and_give_each_prompts_own_text(cli, smallest, tmp_path):
     code, output = cli(*QUICK, *smallest[:2])
     assert code == 0, output

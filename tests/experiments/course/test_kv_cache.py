@@ -15,6 +15,7 @@ from tests.report.html_page import Page, check_page
 QUICK = ["experiment=kv_cache", "num_output_tokens=48", "num_repeats=2", "device=cpu"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_every_token_is_timed_and_the_text_is_the_same(cli, smallest, tmp_path):
     code, output = cli(*QUICK, *smallest[:2])
     assert code == 0, output

@@ -18,6 +18,7 @@ def generations(folder):
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_text_in_text_out(cli, tmp_path):
     code, output = cli("experiment=generate", 'prompts=["The quick","b"]', "num_output_tokens=5")
     assert code == 0, output

@@ -19,6 +19,7 @@ from tests.report.html_page import Page, check_page
 SMALL = ["num_adapters=2", "batch_sizes=[1,4]", "context=16", "num_steps=2", "num_rounds=2", "rates=[50]"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path):
     code, output = cli("experiment=multi_lora", *smallest, *SMALL, "identical=true", "trace.num_requests=4")
     assert code == 0, output

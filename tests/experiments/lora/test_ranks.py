@@ -17,6 +17,7 @@ def small(smallest):
     return [*(one for one in smallest if not one.startswith("trace.")), *SIZES, "device=cpu"]
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("options", [[], ["lora=gathered", "lora.targets=[q_proj,down_proj]"]])
 def test_merged_is_served(cli, small, tmp_path, options):
     code, output = cli("experiment=lora", *small, *options)

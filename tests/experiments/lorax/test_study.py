@@ -14,6 +14,7 @@ LORAS = ("none", "loop", "gathered", "segmented")
 ARMS = [f"{one}+{other}+{lora}" for one in ("static", "continuous") for other in ("float", "int8") for lora in LORAS]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_streams_and_every_combination(cli, smallest, tmp_path):
     code, output = cli(*smallest, *QUICK, "rates=[2000]", "seeds=[0,1]", "trace.num_requests=4")
     assert code == 0, output

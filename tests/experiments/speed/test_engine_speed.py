@@ -22,6 +22,7 @@ def small(smallest):
     return [*smallest, *SMALL]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_speed_with_peers(cli, small, tmp_path):
     sizes = ["prefills=[[1,64],[1,8192]]", "attention=[[2,64]]", "trace.num_requests=4"]
     code, output = cli("experiment=engine_speed", *small, *sizes, "peers=true", "peer_seats=[3]")

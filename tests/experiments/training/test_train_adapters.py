@@ -42,6 +42,7 @@ def text(tmp_path):
     return f"text.folder={folder}"
 
 
+@pytest.mark.usefixtures("drawn")
 def test_writes_adapters_and_what_they_are_good_for(cli, text, tmp_path):
     code, output = cli("experiment=train_adapters", *SMALL, text, "num_steps=20", "eval_interval=8")
     assert code == 0, output

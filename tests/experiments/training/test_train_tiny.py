@@ -34,6 +34,7 @@ def load(path):
     return load_model(path=str(path), dtype="float32", device="cpu", **options)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_writes_a_checkpoint_that_everything_reads(cli, text, tmp_path):
     code, output = cli("experiment=train_tiny", *TINY, text, "num_steps=20", "eval_interval=8")
     assert code == 0, output

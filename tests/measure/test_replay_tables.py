@@ -1,0 +1,43 @@
+"""The tables that a replay leaves, by hand: one row per request and per step."""
+
+from dataclasses import fields
+
+import numpy as np
+
+from framework.core import Request, Sequence, Step
+from framework.measure.replay_tables import request_table, step_table
+
+
+def served(request, times, scheduled_time, num_preemptions=0):
+    sequence = Sequence(request)
+    sequence.scheduled_time, sequence.num_preemptions = scheduled_time, num_preemptions
+    for index, time in enumerate(times):
+        sequence.append(index, time)
+    return sequence
+
+
+def test_latencies_follow_from_the_timestamps():
+    one = served(Request(0, 1.0, 8, 3, adapter_id="a", session_id="s", priority=2), [2.0, 2.5, 4.0], 1.5, 1)
+    row = request_table([one]).iloc[0]
+    assert (row["adapter_id"], row["session_id"], row["priority"], row["num_preemptions"]) == ("a", "s", 2, 1)
+    assert (row["arrival_time"], row["scheduled_time"], row["first_token_time"], row["finish_time"]) == (1, 1.5, 2, 4)
+    assert (row["ttft"], row["e2e"], row["tpot"], row["normalized_latency"]) == (1.0, 3.0, 1.0, 1.0)
+    assert row["token_times"].tolist() == [2.0, 2.5, 4.0]
+
+
+def test_what_is_not_defined_is_nan():
+    """The time per token of a single one; all that an unfinished request has no time for."""
+    single = served(Request(0, 1.0, 8, 1), [2.0], 1.5)
+    unfinished, unscheduled = served(Request(1, 1.0, 8, 3), [2.0], 1.5), Sequence(Request(2, 1.0, 8, 3))
+    table = request_table([single, unfinished, unscheduled])
+    assert table["tpot"].isna().all()
+    assert table["e2e"].fillna(-1).tolist() == [1.0, -1, -1]
+    assert table["ttft"].fillna(-1).tolist() == [1.0, 1.0, -1]
+    assert np.isnan(table["scheduled_time"][2])
+
+
+def test_a_step_has_a_column_per_field():
+    step = Step(*range(len(fields(Step))))
+    table = step_table([step, step])
+    assert list(table.columns) == [field.name for field in fields(Step)]
+    assert table.iloc[1].tolist() == list(range(len(fields(Step))))

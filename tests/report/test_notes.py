@@ -1,0 +1,51 @@
+"""Notes on requests that were dropped or served without their adapter, and on memory: numbers, and which arms."""
+
+from functools import partial
+
+import pandas as pd
+
+from framework.report.notes import dropped_notes, memory_notes, service_notes, unserved_notes
+from framework.trace.files import read_table
+from framework.trace.recorded import recorded
+
+
+def records(folder, *dropped, slots=0):
+    engine = {"num_adapter_slots": slots, "num_adapter_bytes": 2_500_000, "num_cache_bytes": 64_000_000}
+    return {folder / str(index): {"trace": {"dropped": one}, "engine": engine} for index, one in enumerate(dropped)}
+
+
+def test_dropped_requests_are_counted_over_the_points_by_reason(tmp_path):
+    first, second = dropped_notes(records(tmp_path, {"too long": 3}, {"too long": 5, "broken": 1}))
+    assert first.startswith("3 to 5 requests")
+    assert first.endswith("too long")
+    assert second.startswith("0 to 1 requests")
+    assert list(dropped_notes(records(tmp_path, {}, {}))) == []
+
+
+def test_requests_whose_adapter_is_not_served_are_counted(tmp_path):
+    points = records(tmp_path, {}, {})
+    for folder, names in zip(points, (["a", None], ["b", "b"]), strict=True):
+        folder.mkdir()
+        pd.DataFrame({"adapter_id": names}).to_parquet(folder / "requests.parquet")
+    (note,) = unserved_notes(points, merged=None)
+    assert note.startswith("3 of 4 requests")
+    (note,) = unserved_notes(points, merged="b")
+    assert note.startswith("1 of 4 requests")
+    assert list(unserved_notes(records(tmp_path, {}, slots=2), merged=None)) == []
+
+
+def test_memory_is_told_where_there_are_slots(tmp_path):
+    (note,) = memory_notes(records(tmp_path, {}, slots=2))
+    assert "2.5 MB" in note
+    assert "64.0 MB" in note
+    assert list(memory_notes(records(tmp_path, {}))) == []
+
+
+def test_arms_share_a_note_that_is_true_of_both(study, tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("arrival_time,num_prompt_tokens,num_output_tokens,adapter_id\n0.0,4,2,a\n0.5,4,2,\n")
+    trace = partial(recorded, reader=partial(read_table), path=str(path))
+    arms = {"one": {"trace": trace}, "other": {"trace": trace, "scheduler": {"max_num_seqs": 2}}}
+    result = study(arms, [None])
+    (note,) = service_notes(result, result.table())
+    assert note.startswith("one, other: 1 of 2 requests")

@@ -1,0 +1,63 @@
+"""The tests' tree is the framework's: every module with functions or classes has a test file of its own name."""
+
+import ast
+from pathlib import Path
+
+from framework.paths import ROOT
+
+TESTS = ROOT / "tests"
+TESTED_ELSEWHERE = {  # module → why it has no test file of its own name
+    "engine/torch_engine/cpu_steps.py": "TorchEngine's steps on a CPU: test_engine.py",
+    "engine/torch_engine/gpu_steps.py": "TorchEngine's steps on a GPU: test_gpu_path.py, and test_decode.py there",
+    "kernels/linear_triton.py": "beside its plain reference: test_linear.py and test_int8.py",
+    "kernels/paged_decode_triton.py": "beside its plain reference: test_paged_decode.py",
+    "lora/none.py": "gives back the model that it is given",
+    "quantization/none.py": "gives back the model that it is given",
+}
+OF_SEVERAL_MODULES = {  # test file → what it tests
+    "engine/torch_engine/test_gpu_path.py": "the GPU's way of a step, on a CPU",
+    "engine/torch_engine/test_replay_tokens.py": "tokens through a whole replay",
+    "lora/test_cuda.py": "adapters on a real GPU",
+    "lora/test_gpu_path.py": "adapters on the GPU's way, on a CPU",
+    "lora/test_peft.py": "every strategy against PEFT",
+    "lora/test_shipped.py": "the adapters in models/adapters",
+    "models/test_conf.py": "the shapes in conf/model",
+    "models/test_tiny.py": "the model in models/tiny",
+    "quantization/test_run.py": "quantization= on the command line",
+    "quantization/test_schemes.py": "what every scheme promises",
+    "report/test_browser.py": "pages in Chromium",
+    "test_docs.py": "README and docs",
+    "test_mirror.py": "this file",
+    "test_modelled_cases.py": "event logs of random replays",
+    "test_run.py": "run.py",
+    "trace/test_samples.py": "the traces in traces/",
+}
+
+
+def modules() -> list[str]:
+    """Those with a function or a class."""
+    paths = sorted((ROOT / "framework").rglob("*.py"))
+    behaving = [path for path in paths if any(map(is_behaviour, ast.parse(path.read_text()).body))]
+    return [path.relative_to(ROOT / "framework").as_posix() for path in behaving]
+
+
+def is_behaviour(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.ClassDef)
+
+
+def file_of(module: str) -> str:
+    path = Path(module)
+    return path.with_name(f"test_{path.name}").as_posix()
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    lacking = [module for module in modules() if not (TESTS / file_of(module)).exists()]
+    assert lacking == sorted(TESTED_ELSEWHERE)
+
+
+def test_every_test_file_has_a_module_of_its_name_or_says_what_it_tests():
+    apart = {"bench", "contracts", "experiments"}
+    files = [path.relative_to(TESTS) for path in TESTS.rglob("test_*.py")]
+    files = [path.as_posix() for path in files if path.parts[0] not in apart]
+    known = {file_of(path.relative_to(ROOT / "framework").as_posix()) for path in (ROOT / "framework").rglob("*.py")}
+    assert sorted(set(files) - known) == sorted(OF_SEVERAL_MODULES)
