@@ -1,6 +1,7 @@
 """Links lead somewhere, README is short, and the scheduler in it survives a preemption."""
 
 import re
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
@@ -51,6 +52,12 @@ def page(name: str) -> str:
 def test_every_room_has_its_place_in_the_docs():
     rooms = {path.parent.name for path in (ROOT / "framework").glob("*/*.py")}
     assert {room for room in rooms if f"{room}/" not in page("architecture")} == set()
+
+
+def test_the_docs_order_of_imports_is_the_one_that_is_checked():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = re.sub(r"framework\.|[()]", "", "\n".join(contracts[0]["layers"]))
+    assert f"```\n{layers}\n```" in page("architecture")
 
 
 def test_every_column_of_a_step_has_its_place_in_the_docs():
