@@ -23,12 +23,11 @@ from framework.command_line import prepare
 from framework.config import check, import_target, parameters_of
 from framework.core import StudyError
 
+USER_ERRORS = (ValueError, OSError, StudyError, InstantiationException, OmegaConfBaseException)
+
 
 def main() -> None:
-    """Run the config, or with -m one after the other. User errors are a line each, and exit code 1 at the end.
-
-    HYDRA_FULL_ERROR=1 shows where they come from.
-    """
+    """Run the config, or with -m each; user errors are a line, and exit code 1 (HYDRA_FULL_ERROR=1: where from)."""
     failed: list[str] = []
     process = os.getpid()
 
@@ -36,12 +35,11 @@ def main() -> None:
     def job(config: DictConfig) -> None:
         try:
             run(config)
-        except (ValueError, OSError, StudyError, InstantiationException, OmegaConfBaseException) as error:
+        except USER_ERRORS as error:
             if os.environ.get("HYDRA_FULL_ERROR"):
                 raise
-            message = f"error: {describe_error(error)}"
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                message += f" ({command()})"
+            in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+            message = f"error: {describe_error(error)}" + (f" ({command()})" if in_sweep else "")
             if os.getpid() != process:  # a launcher's: only an exception reaches the process that waits for it
                 raise CompactHydraException(message) from None
             failed.append(message)
