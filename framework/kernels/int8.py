@@ -7,17 +7,18 @@ others dequantize, or multiply int8 by int8 with scales per row of x.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from framework.kernels.linear import (
+    ALONE,
+    Scales,
     Surroundings,
     fused_quantize,
     launch_linear,
-    problem_size,
+    shape_of,
     surrounded,
 )
 from framework.kernels.tiles import Tiles, choose_dynamic_tiles, choose_int8_tiles
@@ -54,9 +55,9 @@ def plain_int8_linear(
     weight: Tensor,
     scale: Tensor,
     bias: Tensor | None = None,
+    around: Surroundings = ALONE,
     *,
     group_size: int | None = None,
-    **surroundings: Unpack[Surroundings],
 ) -> Tensor:
     """plain_linear with the weight that int8 `weight` (out_features, in_features) and `scale` stand for.
 
@@ -70,7 +71,7 @@ def plain_int8_linear(
         y = F.linear(normed, weight.to(x.dtype)) * scale.T
         return (y if bias is None else y + bias).to(x.dtype)
 
-    return surrounded(product, x, **surroundings)
+    return surrounded(product, x, around)
 
 
 def fused_int8_linear(
@@ -78,34 +79,22 @@ def fused_int8_linear(
     weight: Tensor,
     scale: Tensor,
     bias: Tensor | None = None,
+    around: Surroundings = ALONE,
     *,
     group_size: int | None = None,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    norm_eps: float = 0.0,
-    delta: Tensor | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
     tiles: Tiles | None = None,
 ) -> Tensor:
     """What plain_int8_linear computes, under the conditions of fused_linear; weights are not rounded to x's dtype."""
-    rows, out_features, in_features, gated = problem_size(x, weight, activation)
+    shape = shape_of(x, weight, around)
     if tiles is None:
-        sms, normed = device_facts(x.device)[0], norm_weight is not None
-        tiles = choose_int8_tiles(rows, out_features, in_features, sms, gated, normed, group_size)
+        tiles = choose_int8_tiles(shape, device_facts(x.device)[0], group_size)
         if x.element_size() == 4:
             tiles = replace(tiles, block_k=tiles.block_k // 2)
-    return launch_linear(
-        x, weight, bias, norm_weight, norm_bias, norm_eps, delta, activation, residual, tiles, scale, group_size
-    )
+    return launch_linear(x, weight, bias, around, shape, tiles, Scales(scale, group_size))
 
 
 def dynamic_int8_linear(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor | None = None,
-    **surroundings: Unpack[Surroundings],
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, around: Surroundings = ALONE
 ) -> Tensor:
     """As plain_int8_linear, with the normed x rounded to int8 too, one scale per row; sums are exact in int32.
 
@@ -117,7 +106,7 @@ def dynamic_int8_linear(
         y = int_matmul(quantized, weight) * x_scale * scale.T
         return (y if bias is None else y + bias).to(x.dtype)
 
-    return surrounded(product, x, **surroundings)
+    return surrounded(product, x, around)
 
 
 def fused_dynamic_int8_linear(
@@ -125,19 +114,17 @@ def fused_dynamic_int8_linear(
     weight: Tensor,
     scale: Tensor,
     bias: Tensor | None = None,
+    around: Surroundings = ALONE,
     *,
     tiles: Tiles | None = None,
-    **around: Unpack[Surroundings],
 ) -> Tensor:
     """dynamic_int8_linear in two Triton launches, under the conditions of fused_linear."""
-    activation = around.get("activation")
-    rows, out_features, in_features, gated = problem_size(x, weight, activation)
-    norm = (around.get("norm_weight"), around.get("norm_bias"), around.get("norm_eps", 0.0))
-    quantized, x_scale = fused_quantize(x, *norm)
+    shape = shape_of(x, weight, around)
+    quantized, x_scale = fused_quantize(x, around.norm_weight, around.norm_bias, around.norm_eps)
     if tiles is None:
-        tiles = choose_dynamic_tiles(rows, out_features, in_features, device_facts(x.device)[0], gated)
-    ends = (around.get("delta"), activation, around.get("residual"))
-    return launch_linear(quantized, weight, bias, None, None, 0.0, *ends, tiles, scale, None, x_scale, x.dtype)
+        tiles = choose_dynamic_tiles(shape, device_facts(x.device)[0])
+    after = Surroundings(delta=around.delta, activation=around.activation, residual=around.residual)
+    return launch_linear(quantized, weight, bias, after, shape, tiles, Scales(scale, None, x_scale, x.dtype))
 
 
 def int_matmul(x: Tensor, weight: Tensor) -> Tensor:

@@ -9,57 +9,58 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
-from typing import TypedDict, Unpack
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework.kernels.tiles import Tiles, ceil_div, choose_tiles, power_of_two
+from framework.kernels.tiles import Shape, Tiles, ceil_div, choose_tiles, power_of_two
 from framework.kernels.triton_support import MAX_COUNTERS, device_facts
 from framework.kernels.triton_support import counters as counters_of
 
 ACTIVATIONS = (None, "silu_gate", "gelu")
 
 
-class Surroundings(TypedDict, total=False):
+class Surroundings(NamedTuple):
     """What every linear function here may have around its product; see plain_linear."""
 
-    norm_weight: Tensor | None
-    norm_bias: Tensor | None
-    norm_eps: float
-    delta: Tensor | None
-    activation: str | None
-    residual: Tensor | None
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+    norm_eps: float = 0.0
+    delta: Tensor | None = None
+    activation: str | None = None
+    residual: Tensor | None = None
 
 
-def plain_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    **surroundings: Unpack[Surroundings],
-) -> Tensor:
+class Scales(NamedTuple):
+    """What int8 numbers are multiples of, float32; `weight` has a column per `group_size` features (None: one column).
+
+    If x is int8 too, `x` (rows,) is its scale and `dtype` that of the result.
+    """
+
+    weight: Tensor | None = None
+    group_size: int | None = None
+    x: Tensor | None = None
+    dtype: torch.dtype | None = None
+
+
+ALONE, UNSCALED = Surroundings(), Scales()
+
+
+def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, around: Surroundings = ALONE) -> Tensor:
     """residual + activation(norm(x) @ weight.T + bias + delta) for x (rows, in_features).
 
     weight is (out_features, in_features), delta (rows, out_features), what adapters add. The norm is RMSNorm if only
     norm_weight (in_features,) is given, LayerNorm if norm_bias is too. "gelu" is the tanh approximation; "silu_gate" is
     silu(first half of the columns) * second half, so that the result, like the residual, is (rows, out_features / 2).
     """
-    return surrounded(lambda normed: F.linear(normed, weight, bias), x, **surroundings)
+    return surrounded(lambda normed: F.linear(normed, weight, bias), x, around)
 
 
-def surrounded(
-    product: Callable[[Tensor], Tensor],
-    x: Tensor,
-    *,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    norm_eps: float = 0.0,
-    delta: Tensor | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
+def surrounded(product: Callable[[Tensor], Tensor], x: Tensor, around: Surroundings) -> Tensor:
     """residual + activation(product(norm(x)) + delta), each part where it is given, as plain_linear has them."""
+    norm_weight, norm_bias, norm_eps, delta, activation, residual = around
     _check_activation(activation)
     if norm_weight is not None:
         x = plain_norm(x, norm_weight, norm_bias, norm_eps)
@@ -85,13 +86,8 @@ def fused_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
+    around: Surroundings = ALONE,
     *,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    norm_eps: float = 0.0,
-    delta: Tensor | None = None,
-    activation: str | None = None,
-    residual: Tensor | None = None,
     tiles: Tiles | None = None,
 ) -> Tensor:
     """What plain_linear computes, to the last bits of x's dtype and the same bits every run; sums are float32.
@@ -100,77 +96,72 @@ def fused_linear(
     and norm vectors are read before the previous kernel is done, so they must not be results of fused_linear. More than
     one row with a norm are two kernels. Tensors are contiguous, but rows of x and residual may be apart.
     """
-    rows, out_features, in_features, gated = problem_size(x, weight, activation)
+    shape = shape_of(x, weight, around)
     if tiles is None:
-        tiles = choose_tiles(rows, out_features, in_features, device_facts(x.device)[0], gated, norm_weight is not None)
+        tiles = choose_tiles(shape, device_facts(x.device)[0])
         if x.element_size() == 4:  # same bytes per tile
             tiles = replace(tiles, block_k=tiles.block_k // 2)
-    return launch_linear(x, weight, bias, norm_weight, norm_bias, norm_eps, delta, activation, residual, tiles)
+    return launch_linear(x, weight, bias, around, shape, tiles)
 
 
-def problem_size(x: Tensor, weight: Tensor, activation: str | None) -> tuple[int, int, int, bool]:
-    """Rows, output features of the result, input features, and whether the columns are halved."""
-    _check_activation(activation)
-    gated = activation == "silu_gate"
+def shape_of(x: Tensor, weight: Tensor, around: Surroundings) -> Shape:
+    _check_activation(around.activation)
     assert weight.shape[1] == x.shape[1], (x.shape, weight.shape)
-    return x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0], x.shape[1], gated
+    gated = around.activation == "silu_gate"
+    out_features = weight.shape[0] // 2 if gated else weight.shape[0]
+    return Shape(x.shape[0], out_features, x.shape[1], gated, around.norm_weight is not None)
 
 
 def launch_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    norm_eps: float,
-    delta: Tensor | None,
-    activation: str | None,
-    residual: Tensor | None,
+    around: Surroundings,
+    shape: Shape,
     tiles: Tiles,
-    scale: Tensor | None = None,
-    group_size: int | None = None,
-    x_scale: Tensor | None = None,
-    dtype: torch.dtype | None = None,
+    scales: Scales = UNSCALED,
 ) -> Tensor:
-    """fused_linear with given tiles. `scale`, float32, is that of an int8 weight, a column per `group_size` features.
-
-    Without a group_size it has one column. With one, it is a multiple of block_k. If x is int8 too, x_scale (rows,)
-    float32 is its scale, `dtype` that of the result, and there is no norm and no group_size.
-    """
-    kernels = _kernels()
-    rows, out_features, in_features, gated = problem_size(x, weight, activation)
-    assert weight.is_contiguous()
-    assert x.stride(1) == 1
-    assert residual is None or (residual.shape == (rows, out_features) and residual.stride(1) == 1), residual.shape
-    assert delta is None or (delta.shape == (rows, weight.shape[0]) and delta.is_contiguous()), delta.shape
-    assert (scale is None) == weight.is_floating_point()
-    assert scale is None or (scale.is_contiguous() and scale.dtype == torch.float32)
-    assert group_size is None or group_size % tiles.block_k == 0, (group_size, tiles)
-    assert (x_scale is None) == x.is_floating_point()
-    _, has_pdl = device_facts(x.device)
-    pdl = tiles.pdl and has_pdl
+    """fused_linear with given tiles; a group_size is a multiple of block_k. An int8 x has no norm and no group_size."""
+    _check_operands(x, weight, around, shape, tiles, scales)
+    norm_weight, norm_bias, norm_eps, delta, activation, residual = around
+    rows, out_features, in_features, gated, _ = shape
+    pdl = tiles.pdl and device_facts(x.device)[1]
     if norm_weight is not None and tiles.block_m > 1:
         x = fused_norm(x, norm_weight, norm_bias, norm_eps, pdl)
         norm_weight = norm_bias = None
-    out = torch.empty(rows, out_features, dtype=dtype or x.dtype, device=x.device)
+    out = torch.empty(rows, out_features, dtype=scales.dtype or x.dtype, device=x.device)
     num_tiles = ceil_div(rows, tiles.block_m) * ceil_div(out_features, tiles.block_n // 2 if gated else tiles.block_n)
     partials = counters = None
     if tiles.split_k > 1:
         assert num_tiles <= MAX_COUNTERS, num_tiles
-        shape = (num_tiles, tiles.split_k, tiles.block_n, tiles.block_m)
-        partials, counters = torch.empty(shape, dtype=torch.float32, device=x.device), counters_of(x.device)
+        parts = (num_tiles, tiles.split_k, tiles.block_n, tiles.block_m)
+        partials, counters = torch.empty(parts, dtype=torch.float32, device=x.device), counters_of(x.device)
     even_k = in_features % tiles.block_k == 0
-    kernels.linear_kernel[(num_tiles * tiles.split_k,)](
-        x, x_scale, weight, scale, bias, norm_weight, norm_bias, delta, residual, out, partials, counters,
+    _kernels().linear_kernel[(num_tiles * tiles.split_k,)](
+        x, scales.x, weight, scales.weight, bias, norm_weight, norm_bias, delta, residual, out, partials, counters,
         rows, out_features, in_features, x.stride(0), 0 if residual is None else residual.stride(0), norm_eps,
         ACTIVATION=activation, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         SPLIT_K=tiles.split_k, NUM_STAGES=tiles.num_stages, EVEN_K=even_k,
         NORM_BLOCK=1 if norm_weight is None else power_of_two(in_features),
         PREFETCH=tiles.prefetch if pdl and even_k and weight.data_ptr() % 16 == 0 else 0, PDL=pdl,
-        GROUP_SIZE=group_size or 0, BY_BITS=weight.dtype == torch.int8 and x.is_cuda,
+        GROUP_SIZE=scales.group_size or 0, BY_BITS=weight.dtype == torch.int8 and x.is_cuda,
         num_warps=tiles.num_warps, num_stages=tiles.num_stages, launch_pdl=pdl,
     )  # fmt: skip
     return out
+
+
+def _check_operands(
+    x: Tensor, weight: Tensor, around: Surroundings, shape: Shape, tiles: Tiles, scales: Scales
+) -> None:
+    delta, residual, scale, group_size = around.delta, around.residual, scales.weight, scales.group_size
+    assert weight.is_contiguous()
+    assert x.stride(1) == 1
+    assert residual is None or (residual.shape == shape[:2] and residual.stride(1) == 1), residual.shape
+    assert delta is None or (delta.shape == (shape.rows, weight.shape[0]) and delta.is_contiguous()), delta.shape
+    assert (scale is None) == weight.is_floating_point()
+    assert scale is None or (scale.is_contiguous() and scale.dtype == torch.float32)
+    assert group_size is None or group_size % tiles.block_k == 0, (group_size, tiles)
+    assert (scales.x is None) == x.is_floating_point()
 
 
 def fused_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, pdl: bool | None = None) -> Tensor:

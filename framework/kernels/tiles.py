@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 MAX_VECTOR_WEIGHTS = 2**25  # beyond, tensor cores are faster for one row too
 MAX_VECTOR_FEATURES = 3072
@@ -28,14 +29,23 @@ class Tiles:
     pdl: bool = True
 
 
-def choose_tiles(
-    rows: int, out_features: int, in_features: int, num_sms: int, gated: bool = False, normed: bool = False
-) -> Tiles:
-    """Tiles for a shape, chosen by what was fastest on an H200; out_features are those of the result.
+class Shape(NamedTuple):
+    """Of a launch: rows of x, features of the result and of x, and what surrounds the product."""
+
+    rows: int
+    out_features: int
+    in_features: int
+    gated: bool = False  # the weight has two rows per output feature
+    normed: bool = False
+
+
+def choose_tiles(shape: Shape, num_sms: int) -> Tiles:
+    """Tiles for a shape, chosen by what was fastest on an H200.
 
     One row is a matrix-vector product where the matrix is small or a norm comes with it. Else a program has 64 rows of
     the weight, the tensor core's M, or twice as many where rows are many and no sums are shared.
     """
+    rows, out_features, in_features, gated, normed = shape
     num_weights = out_features * in_features * (2 if gated else 1)
     if rows == 1 and not gated and num_weights < MAX_VECTOR_WEIGHTS and (normed or in_features <= MAX_VECTOR_FEATURES):
         return _vector_tiles(out_features, in_features, num_sms, normed)
@@ -81,20 +91,13 @@ def _sharing_tiles(rows: int, block_m: int, num_tiles: int, in_features: int, nu
     return Tiles(block_m, 64, block_k, _power_within(split_k), num_warps=4, num_stages=num_stages, prefetch=2)
 
 
-def choose_int8_tiles(
-    rows: int,
-    out_features: int,
-    in_features: int,
-    num_sms: int,
-    gated: bool = False,
-    normed: bool = False,
-    group_size: int | None = None,
-) -> Tiles:
-    """Tiles for a shape, chosen by what was fastest on an H200; out_features are those of the result.
+def choose_int8_tiles(shape: Shape, num_sms: int, group_size: int | None = None) -> Tiles:
+    """Tiles for a shape, chosen by what was fastest on an H200.
 
     Up to 32 rows two warps have 64 rows of the weight: too few for wgmma, whose layout would read the int8 weights two
     bytes at a time. mma.sync takes them four at a time. More rows need wgmma's rate.
     """
+    rows, out_features, in_features, gated, normed = shape
     weight_rows = out_features * (2 if gated else 1)
     block_m = min(128, max(16, power_of_two(rows)))
     num_row_blocks, num_tiles = ceil_div(rows, block_m), ceil_div(weight_rows, 64)
@@ -103,7 +106,7 @@ def choose_int8_tiles(
         block_k, prefetch = 512 if weight_rows >= 6144 else 1024, 0 if normed else 1
         tiles = Tiles(1, 8, block_k, 1, num_warps=4, num_stages=1, prefetch=prefetch)
         if in_features < 4096:
-            tiles = choose_tiles(rows, out_features, in_features, num_sms, gated, normed)
+            tiles = choose_tiles(shape, num_sms)
     elif block_m <= 32 and num_tiles >= num_sms:
         block_k, num_stages = (256, 3) if block_m == 16 else (128, 4)
         tiles = Tiles(block_m, 64, block_k, 1, num_warps=2, num_stages=num_stages, prefetch=1)
@@ -126,8 +129,9 @@ def choose_int8_tiles(
     return tiles
 
 
-def choose_dynamic_tiles(rows: int, out_features: int, in_features: int, num_sms: int, gated: bool = False) -> Tiles:
-    """Tiles for int8 products, chosen by what was fastest on an H200; out_features are those of the result."""
+def choose_dynamic_tiles(shape: Shape, num_sms: int) -> Tiles:
+    """Tiles for int8 products, chosen by what was fastest on an H200."""
+    rows, out_features, in_features, gated, _ = shape
     if rows > 256:
         return Tiles(256, 128, 128, 1, num_warps=8, num_stages=3, prefetch=2)
     block_m = 64 if rows <= 64 else 128

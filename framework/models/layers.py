@@ -51,17 +51,10 @@ class SurroundedLinear(nn.Module):
                 x = (fused_norm if is_fused else plain_norm)(x, norm_weight, norm_bias, norm_eps)
                 norm_weight = norm_bias = None
             delta = self.lora(x)
-        surroundings: Surroundings = {  # a literal: torch.compile cannot follow the call of a TypedDict
-            "norm_weight": norm_weight,
-            "norm_bias": norm_bias,
-            "norm_eps": norm_eps,
-            "delta": delta,
-            "activation": activation,
-            "residual": residual,
-        }
-        return self.compute(x, is_fused, surroundings)
+        around = Surroundings(norm_weight, norm_bias, norm_eps, delta, activation, residual)
+        return self.compute(x, is_fused, around)
 
-    def compute(self, x: Tensor, is_fused: bool, surroundings: Surroundings) -> Tensor:
+    def compute(self, x: Tensor, is_fused: bool, around: Surroundings) -> Tensor:
         raise NotImplementedError
 
 
@@ -71,9 +64,9 @@ class Linear(SurroundedLinear, nn.Linear):
     fused_rows = 64  # beyond, cuBLAS with compiled surroundings is faster (H200, bfloat16)
     fused_head_rows = 128
 
-    def compute(self, x: Tensor, is_fused: bool, surroundings: Surroundings) -> Tensor:
+    def compute(self, x: Tensor, is_fused: bool, around: Surroundings) -> Tensor:
         linear = fused_linear if is_fused else plain_linear
-        return linear(x, self.weight, self.bias, **surroundings)
+        return linear(x, self.weight, self.bias, around)
 
 
 class PagedAttention(nn.Module):

@@ -26,12 +26,12 @@ class FP8Linear(SurroundedLinear):
         self.weight, self.scale = map(frozen, quantize_fp8(linear.weight))
         self.bias = linear.bias
 
-    def compute(self, x: Tensor, is_fused: bool, surroundings: Surroundings) -> Tensor:
+    def compute(self, x: Tensor, is_fused: bool, around: Surroundings) -> Tensor:
         def product(normed: Tensor) -> Tensor:
             y = fp8_matmul(*quantize_fp8(normed), self.weight, self.scale, x.dtype)
             return y if self.bias is None else y + self.bias
 
-        return surrounded(product, x, **surroundings)
+        return surrounded(product, x, around)
 
 
 def quantize(model: Llama | GPT2) -> Llama | GPT2:

@@ -23,11 +23,11 @@ class DynamicInt8Linear(Int8Linear):
         super().__init__(weight, scale, linear.bias, group_size=None)
         self.weight_only_rows = weight_only_rows
 
-    def compute(self, x: Tensor, is_fused: bool, surroundings: Surroundings) -> Tensor:
+    def compute(self, x: Tensor, is_fused: bool, around: Surroundings) -> Tensor:
         if x.shape[0] <= self.weight_only_rows:
-            return super().compute(x, is_fused, surroundings)
+            return super().compute(x, is_fused, around)
         linear = fused_dynamic_int8_linear if is_fused else dynamic_int8_linear
-        return linear(x, self.weight, self.scale, self.bias, **surroundings)
+        return linear(x, self.weight, self.scale, self.bias, around)
 
 
 def quantize(model: Llama | GPT2, *, weight_only_rows: int = 16) -> Llama | GPT2:

@@ -28,9 +28,9 @@ class Int8Linear(SurroundedLinear):
         self.out_features, self.in_features = weight.shape
         self.weight, self.scale, self.bias, self.group_size = weight, scale, bias, group_size
 
-    def compute(self, x: Tensor, is_fused: bool, surroundings: Surroundings) -> Tensor:
+    def compute(self, x: Tensor, is_fused: bool, around: Surroundings) -> Tensor:
         linear = fused_int8_linear if is_fused else plain_int8_linear
-        return linear(x, self.weight, self.scale, self.bias, group_size=self.group_size, **surroundings)
+        return linear(x, self.weight, self.scale, self.bias, around, group_size=self.group_size)
 
 
 class Int8Embedding(nn.Embedding):

@@ -17,9 +17,9 @@ from framework.kernels.int8 import (
     plain_int8_linear,
     quantize_int8,
 )
-from framework.kernels.linear import fused_quantize, plain_linear
+from framework.kernels.linear import Surroundings, fused_quantize, plain_linear
 from framework.kernels.tiles import Tiles
-from tests.kernels.test_linear import DEVICE, REAL, TOLERANCE, make_case
+from tests.kernels.test_linear import DEVICE, REAL, TOLERANCE, doubled, make_case
 from tests.thinning import mostly_nightly
 
 VECTOR = Tiles(block_m=1, block_n=16, block_k=64, split_k=1, num_warps=4, num_stages=1)
@@ -30,23 +30,23 @@ MATRICES = arrays("float32", (3, 10), elements=st.floats(-(2.0**100), 2.0**100, 
 
 
 def make_int8_case(rows, weight_rows, in_features, fused, group_size, dtype=torch.float32):
-    x, weight, keywords = make_case(rows, weight_rows, in_features, fused, dtype)
-    return x, *quantize_int8(weight, group_size), {**keywords, "group_size": group_size}
+    """(x, weight, scale, bias, surroundings)."""
+    x, weight, *others = make_case(rows, weight_rows, in_features, fused, dtype)
+    return x, *quantize_int8(weight, group_size), *others
 
 
-def in_float64(x, weight, scale, keywords):
-    doubles = {name: value.double() if torch.is_tensor(value) else value for name, value in keywords.items()}
-    dequantized = dequantize_int8(weight, scale.double(), doubles.pop("group_size"), torch.float64)
-    return plain_linear(x.double(), dequantized, **doubles)
+def in_float64(x, weight, scale, bias, around, group_size=None):
+    dequantized = dequantize_int8(weight, scale.double(), group_size, torch.float64)
+    return plain_linear(x.double(), dequantized, doubled(bias), Surroundings(*map(doubled, around)))
 
 
 def check(rows, weight_rows, in_features, fused, tiles, group_size=None, dtype=torch.float32):
-    x, weight, scale, keywords = make_int8_case(rows, weight_rows, in_features, fused, group_size, dtype)
-    outputs = [fused_int8_linear(x, weight, scale, **keywords, tiles=tiles) for _ in range(2)]
-    expected = in_float64(x, weight, scale, keywords)
+    case = make_int8_case(rows, weight_rows, in_features, fused, group_size, dtype)
+    outputs = [fused_int8_linear(*case, group_size=group_size, tiles=tiles) for _ in range(2)]
+    expected = in_float64(*case, group_size)
     assert outputs[0].dtype == dtype
     assert torch.equal(*outputs)
-    for output in (outputs[0], plain_int8_linear(x, weight, scale, **keywords)):
+    for output in (outputs[0], plain_int8_linear(*case, group_size=group_size)):
         error = (output.double() - expected).norm() / expected.norm()
         assert error < TOLERANCE[dtype], (error, tiles)  # also fails on NaN
 
@@ -124,16 +124,14 @@ def test_int_matmul_is_exact(rows, out_features, in_features):
 
 @pytest.mark.parametrize("fused", [("rms", True, "silu_gate", True), ("layer", True, "gelu", False)])
 def test_dynamic_linear_equals_its_quantized_numbers(fused):
-    x, weight, scale, keywords = make_int8_case(5, 48, 64, (None, *fused[1:]), None)
+    x, *others = make_int8_case(5, 48, 64, (None, *fused[1:]), None)
     rounded = dequantize_int8(*quantize_int8(x), None, torch.float32)
-    expected = in_float64(rounded, weight, scale, keywords)
-    keywords.pop("group_size")
-    output = dynamic_int8_linear(x, weight, scale, **keywords)
+    expected = in_float64(rounded, *others)
+    output = dynamic_int8_linear(x, *others)
     assert (output.double() - expected).norm() / expected.norm() < 1e-5
-    x, weight, scale, keywords = make_int8_case(5, 48, 64, fused, None)
-    expected = in_float64(x, weight, scale, keywords)
-    keywords.pop("group_size")
-    output = dynamic_int8_linear(x, weight, scale, **keywords)
+    case = make_int8_case(5, 48, 64, fused, None)
+    expected = in_float64(*case)
+    output = dynamic_int8_linear(*case)
     assert (output.double() - expected).norm() / expected.norm() < 2e-2
 
 
@@ -153,13 +151,11 @@ def test_fused_dynamic_linear(triton, rows, fused, tiles):
 
 
 def check_dynamic(rows, weight_rows, in_features, fused, tiles, dtype):
-    x, weight, scale, keywords = make_int8_case(rows, weight_rows, in_features, fused, None, dtype)
-    keywords.pop("group_size")
-    outputs = [fused_dynamic_int8_linear(x, weight, scale, **keywords, tiles=tiles) for _ in range(2)]
+    x, weight, scale, bias, around = make_int8_case(rows, weight_rows, in_features, fused, None, dtype)
+    outputs = [fused_dynamic_int8_linear(x, weight, scale, bias, around, tiles=tiles) for _ in range(2)]
     assert outputs[0].dtype == dtype
     assert torch.equal(*outputs)
-    doubles = {name: value.double() if torch.is_tensor(value) else value for name, value in keywords.items()}
-    expected = dynamic_int8_linear(x.double(), weight, scale, **doubles)
+    expected = dynamic_int8_linear(x.double(), weight, scale, doubled(bias), Surroundings(*map(doubled, around)))
     error = (outputs[0].double() - expected).norm() / expected.norm()
     assert error < max(TOLERANCE[dtype], 2e-3), error  # a tie may round the other way
 
@@ -196,12 +192,12 @@ class TestOnGPU:
 
     @pytest.mark.parametrize("rows", [1, 16, 64])
     def test_overlapping_launches_in_a_graph(self, triton, rows):
-        x, weight, scale, keywords = make_int8_case(rows, 2048, 2048, ("rms", False, None, True), None, torch.bfloat16)
+        x, *others = make_int8_case(rows, 2048, 2048, ("rms", False, None, True), None, torch.bfloat16)
 
         def chain():
             y = x
             for _ in range(20):
-                y = fused_int8_linear(y, weight, scale, **keywords)
+                y = fused_int8_linear(y, *others)
             return y
 
         eager = chain()

@@ -5,8 +5,8 @@ from itertools import product
 import pytest
 import torch
 
-from framework.kernels.linear import fused_linear, plain_linear
-from framework.kernels.tiles import Tiles, choose_tiles
+from framework.kernels.linear import Surroundings, fused_linear, plain_linear
+from framework.kernels.tiles import Shape, Tiles, choose_tiles
 from tests.thinning import mostly_nightly
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,7 +33,7 @@ REAL = {
 
 
 def make_case(rows, weight_rows, in_features, fused, dtype=torch.float32, device=DEVICE):
-    """Tensors and keywords of one call; x has a mean far from 0, and rows that are slices of wider ones."""
+    """(x, weight, bias, surroundings); x has a mean far from 0, and rows that are slices of wider ones."""
     norm, has_bias, activation, has_residual = fused
     generator = torch.Generator(device).manual_seed(rows * weight_rows + in_features)
 
@@ -42,26 +42,30 @@ def make_case(rows, weight_rows, in_features, fused, dtype=torch.float32, device
 
     out_features = weight_rows // 2 if activation == "silu_gate" else weight_rows
     x = normal(rows, in_features + 16, mean=0.5)[:, :in_features]
-    keywords = {
-        "bias": normal(weight_rows) if has_bias else None,
-        "norm_weight": normal(in_features, scale=0.2, mean=1.0) if norm else None,
-        "norm_bias": normal(in_features, scale=0.2) if norm == "layer" else None,
-        "residual": normal(rows, out_features) if has_residual else None,
-        "norm_eps": 1e-5,
-        "activation": activation,
-    }
-    return x, normal(weight_rows, in_features, scale=in_features**-0.5), keywords
+    bias = normal(weight_rows) if has_bias else None
+    around = Surroundings(
+        norm_weight=normal(in_features, scale=0.2, mean=1.0) if norm else None,
+        norm_bias=normal(in_features, scale=0.2) if norm == "layer" else None,
+        residual=normal(rows, out_features) if has_residual else None,
+        norm_eps=1e-5,
+        activation=activation,
+    )
+    return x, normal(weight_rows, in_features, scale=in_features**-0.5), bias, around
 
 
-def reference(x, weight, keywords):
-    doubles = {name: value.double() if torch.is_tensor(value) else value for name, value in keywords.items()}
-    return plain_linear(x.double(), weight.double(), **doubles)
+def doubled(value):
+    """Tensors in float64, others as they are."""
+    return value.double() if torch.is_tensor(value) else value
+
+
+def reference(x, weight, bias, around):
+    return plain_linear(x.double(), weight.double(), doubled(bias), Surroundings(*map(doubled, around)))
 
 
 def check(rows, weight_rows, in_features, fused, tiles, dtype=torch.float32):
-    x, weight, keywords = make_case(rows, weight_rows, in_features, fused, dtype)
-    outputs = [fused_linear(x, weight, **keywords, tiles=tiles) for _ in range(2)]
-    expected = reference(x, weight, keywords)
+    case = make_case(rows, weight_rows, in_features, fused, dtype)
+    outputs = [fused_linear(*case, tiles=tiles) for _ in range(2)]
+    expected = reference(*case)
     assert outputs[0].dtype == dtype
     assert outputs[0].shape == expected.shape
     assert torch.equal(*outputs)
@@ -76,19 +80,20 @@ def triton():
 
 def test_plain_linear_by_hand():
     x, weight = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    normed = plain_linear(x, weight, norm_weight=torch.tensor([1.0, 2.0]), residual=torch.tensor([[1.0, 1.0]]))
+    around = Surroundings(norm_weight=torch.tensor([1.0, 2.0]), residual=torch.tensor([[1.0, 1.0]]))
+    normed = plain_linear(x, weight, around=around)
     rms = 12.5**0.5
     torch.testing.assert_close(normed, torch.tensor([[1 + 3 / rms, 1 + 8 / rms]]))
-    layer = plain_linear(x, weight, norm_weight=torch.ones(2), norm_bias=torch.tensor([0.0, 1.0]))
+    layer = plain_linear(x, weight, around=Surroundings(torch.ones(2), torch.tensor([0.0, 1.0])))
     torch.testing.assert_close(layer, torch.tensor([[-1.0, 2.0]]))
-    gated = plain_linear(x, weight, activation="silu_gate")
+    gated = plain_linear(x, weight, around=Surroundings(activation="silu_gate"))
     torch.testing.assert_close(gated, torch.tensor([[4 * 3 / (1 + torch.tensor(-3.0).exp())]]))
 
 
 @pytest.mark.parametrize("function", [plain_linear, fused_linear])
 def test_unknown_activation_is_an_error(function):
     with pytest.raises(ValueError, match="'relu'"):
-        function(torch.zeros(1, 2), torch.zeros(2, 2), activation="relu")
+        function(torch.zeros(1, 2), torch.zeros(2, 2), around=Surroundings(activation="relu"))
 
 
 @pytest.mark.parametrize(
@@ -118,11 +123,11 @@ def test_chosen_tiles(triton, rows):
 @pytest.mark.parametrize(("activation", "tiles"), mostly_nightly(ACTIVATIONS, [None, VECTOR, SPLIT_MATRIX]))
 def test_what_adapters_add_comes_before_the_activation(triton, activation, tiles):
     rows = 1 if tiles is VECTOR else 3
-    x, weight, keywords = make_case(rows, 2 * 19, 130, ("rms", True, activation, True))
-    without = fused_linear(x, weight, **keywords, tiles=tiles)
-    keywords["delta"] = torch.randn(rows, 2 * 19, generator=torch.Generator().manual_seed(0)).to(x)
-    output = fused_linear(x, weight, **keywords, tiles=tiles)
-    torch.testing.assert_close(output.double(), reference(x, weight, keywords), rtol=1e-5, atol=1e-4)
+    x, weight, bias, around = make_case(rows, 2 * 19, 130, ("rms", True, activation, True))
+    without = fused_linear(x, weight, bias, around, tiles=tiles)
+    around = around._replace(delta=torch.randn(rows, 2 * 19, generator=torch.Generator().manual_seed(0)).to(x))
+    output = fused_linear(x, weight, bias, around, tiles=tiles)
+    torch.testing.assert_close(output.double(), reference(x, weight, bias, around), rtol=1e-5, atol=1e-4)
     assert (output - without).abs().max() > 0.1
 
 
@@ -153,18 +158,18 @@ class TestOnGPU:
     @pytest.mark.parametrize("rows", [1, 4, 32])
     def test_overlapping_launches_in_a_graph(self, triton, rows):
         """A chain in which every kernel reads what the one before wrote, with split sums and shared counters."""
-        x, weight, keywords = make_case(rows, 2048, 2048, ("rms", False, None, True), torch.bfloat16)
-        tiles = [choose_tiles(rows, 2048, 2048, 132, False), SPLIT_VECTOR if rows == 1 else SPLIT_MATRIX]
+        x, *others = make_case(rows, 2048, 2048, ("rms", False, None, True), torch.bfloat16)
+        tiles = [choose_tiles(Shape(rows, 2048, 2048), 132), SPLIT_VECTOR if rows == 1 else SPLIT_MATRIX]
 
         def chain():
             y = x
             for step in range(20):
-                y = fused_linear(y, weight, **keywords, tiles=tiles[step % 2])
+                y = fused_linear(y, *others, tiles=tiles[step % 2])
             return y
 
         y = x
         for _ in range(20):
-            y = plain_linear(y, weight, **keywords)
+            y = plain_linear(y, *others)
         eager = chain()
         assert (eager - y).float().norm() / y.float().norm() < 5e-2
         graph = torch.cuda.CUDAGraph()

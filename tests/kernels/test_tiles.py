@@ -2,7 +2,7 @@
 
 import pytest
 
-from framework.kernels.tiles import choose_int8_tiles, choose_tiles
+from framework.kernels.tiles import Shape, choose_int8_tiles, choose_tiles
 from tests.kernels.test_linear import REAL
 
 
@@ -10,7 +10,7 @@ from tests.kernels.test_linear import REAL
 @pytest.mark.parametrize(("out_features", "in_features"), [(4096, 4096), (128256, 2048), (50257, 768), (768, 3072)])
 @pytest.mark.parametrize("rows", [1, 2, 16, 17, 64, 128, 256])
 def test_tiles_are_powers_of_two_and_splits_have_work(rows, out_features, in_features, gated):
-    tiles = choose_tiles(rows, out_features, in_features, 132, gated)
+    tiles = choose_tiles(Shape(rows, out_features, in_features, gated), 132)
     assert all(size & (size - 1) == 0 for size in (tiles.block_m, tiles.block_n, tiles.block_k))
     assert in_features % tiles.block_k == 0  # these shapes need no mask
     assert tiles.split_k * tiles.block_k <= in_features
@@ -22,7 +22,7 @@ def test_tiles_are_powers_of_two_and_splits_have_work(rows, out_features, in_fea
 def test_tiles_fit_into_shared_memory(rows, name):
     weight_rows, in_features, (norm, _, activation, _) = REAL[name]
     gated = activation == "silu_gate"
-    tiles = choose_tiles(rows, weight_rows // (1 + gated), in_features, 132, gated, norm is not None)
+    tiles = choose_tiles(Shape(rows, weight_rows // (1 + gated), in_features, gated, norm is not None), 132)
     assert 2 * (tiles.block_m + tiles.block_n) * tiles.block_k * tiles.num_stages <= 227 * 2**10  # bytes of an SM
 
 
@@ -31,7 +31,7 @@ def test_tiles_fit_into_shared_memory(rows, name):
 @pytest.mark.parametrize(("out_features", "in_features"), [(4096, 4096), (128256, 2048), (50257, 768), (768, 3072)])
 @pytest.mark.parametrize("rows", [1, 2, 16, 17, 64, 128, 256])
 def test_int8_tiles_fit_the_shape(rows, out_features, in_features, gated, group_size):
-    tiles = choose_int8_tiles(rows, out_features, in_features, 132, gated, False, group_size)
+    tiles = choose_int8_tiles(Shape(rows, out_features, in_features, gated), 132, group_size)
     assert in_features % tiles.block_k == 0  # these shapes need no mask
     assert tiles.split_k * tiles.block_k <= in_features
     assert group_size is None or group_size % tiles.block_k == 0
