@@ -1,4 +1,4 @@
-"""From an arm's parts to a model, an engine and a scheduler."""
+"""From an arm's parts to an engine, a scheduler and a server that replays requests."""
 
 import gc
 from collections.abc import Callable
@@ -29,11 +29,6 @@ def free(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def make_model(arm: dict[str, Any], device: torch.device) -> Any:
-    """The arm's model on `device`, quantized and with room for adapters as the arm says."""
-    return arm["lora"](arm["quantization"](arm["model"](device=device)))
 
 
 def make_scheduler(make: Callable[..., Scheduler], engine: Engine) -> Scheduler:

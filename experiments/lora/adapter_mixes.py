@@ -4,6 +4,7 @@ S-LoRA's Fig. 5 and 6 (MLSys 2024) over the number of adapters, Punica's Fig. 11
 """
 
 import re
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -62,7 +63,7 @@ def run(
     variants = resolve_arms(chosen, parts_of(sweep) | {"scheduler": scheduler, "clock": clock})
     names = {f"{arm}-{mix}": (arm, mix) for arm in variants for mix in mixes}
     mixed = {
-        name: variants[arm] | {"trace": with_keywords(variants[arm]["trace"], adapters=mixes[mix])}
+        name: replace(variants[arm], trace=with_keywords(variants[arm].trace, adapters=mixes[mix]))
         for name, (arm, mix) in names.items()
     }
     study = run_study(mixed, sweep)
@@ -81,7 +82,7 @@ def run(
             tables(shown(points), points["rate"].max(), mix_over_rates)
             | {FAIRNESS: fairness_table(write_adapters(study, points))}
         ),
-        notes=lambda points: reference_notes({arm: variants[arm]["lora"] for arm in variants}, study.device),
+        notes=lambda points: reference_notes({name: arm.lora for name, arm in variants.items()}, study.device),
         definitions=DEFINITIONS,
     )
     study.raise_failures()

@@ -25,7 +25,7 @@ from framework.measure.steps import check_sizes, get_ready, measure_decode, why_
 from framework.replay import Clock
 from framework.report.finish import conclude, report
 from framework.report.tables import short
-from framework.study.arms import Arms, parts_of, resolve_arms
+from framework.study.arms import Arm, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.files import GrowingTable
 from framework.study.progress import make_console
@@ -98,7 +98,7 @@ def run(
     elif not rates:
         raise ValueError(f"no decode step could be measured of batch_sizes={batch_sizes} with context={context}")
     captions = {FIGURE: CAPTION.format(num_adapters)}
-    notes += reference_notes({arm: components["lora"] for arm, components in variants.items()}, resolved)
+    notes += reference_notes({name: arm.lora for name, arm in variants.items()}, resolved)
     if not rates:
         drawn = {name: (figure, captions[name]) for name, figure in figures.items()}
         conclude(
@@ -121,7 +121,7 @@ def run(
 
 
 def check_parts(
-    arms: Arms,
+    arms: dict[str, Arm],
     sizes: Sizes,
     peft_batch_sizes: list[int],
     rates: list[float | None],
@@ -133,7 +133,7 @@ def check_parts(
         check_slo(slo)
         check_points(arms, rates, seeds)
         for arm in arms.values():
-            arm["trace"](rate=rates[0], seed=seeds[0])
+            arm.trace(rate=rates[0], seed=seeds[0])
     elif not sizes.batch_sizes:
         raise ValueError("rates and batch_sizes are both empty: nothing is left to measure")
     if peft_batch_sizes:
@@ -141,7 +141,7 @@ def check_parts(
 
 
 def measure_batches(
-    arms: Arms,
+    arms: dict[str, Arm],
     device: torch.device,
     sizes: Sizes,
     traces: Traces,
@@ -167,22 +167,24 @@ def measure_batches(
     return table.groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
 
 
-def tell_refused(arms: Arms, engines: EngineCache, traces: Traces, console: Console) -> None:
+def tell_refused(arms: dict[str, Arm], engines: EngineCache, traces: Traces, console: Console) -> None:
     """Print which adapters of the traces each arm cannot serve, and why; their requests are dropped."""
     for arm, components in arms.items():
-        if not traces or "num_slots" not in components["lora"].keywords:
+        if not traces or "num_slots" not in components.lora.keywords:
             continue
         engine = engines.get(components)
         refused: dict[str, str] = {}
         for rate, seed in traces:
-            trace = components["trace"](rate=rate, seed=seed, max_model_len=engine.max_model_len)
+            trace = components.trace(rate=rate, seed=seed, max_model_len=engine.max_model_len)
             refused |= engine.refused_adapters(trace.requests)
         for reason in refused.values():
             line = f"{arm}: {reason}; the requests for it are dropped"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def measure_rounds(arms: Arms, engines: EngineCache, sizes: Sizes, console: Console, steps: GrowingTable) -> PeerRun:
+def measure_rounds(
+    arms: dict[str, Arm], engines: EngineCache, sizes: Sizes, console: Console, steps: GrowingTable
+) -> PeerRun:
     """Add one row per round, arm, mix and batch size: `num_adapters`, and seconds `device` and `elapsed`.
 
     What a peer needs to run steps of the same shape.
@@ -230,7 +232,7 @@ def adapters_to_time(engine: MeasuredEngine, num_adapters: int) -> list[str]:
     return adapter_ids
 
 
-def check_peft(arms: Arms, sizes: Sizes, batch_sizes: list[int]) -> None:
+def check_peft(arms: dict[str, Arm], sizes: Sizes, batch_sizes: list[int]) -> None:
     """ValueError for what would end PEFT's steps after the others were measured."""
     if not sizes.batch_sizes:
         raise ValueError("peft_batch_sizes stand beside batch_sizes, which is empty")
@@ -240,9 +242,9 @@ def check_peft(arms: Arms, sizes: Sizes, batch_sizes: list[int]) -> None:
     adapted(arms)
 
 
-def adapted(arms: Arms) -> dict[str, Any]:
+def adapted(arms: dict[str, Arm]) -> dict[str, Any]:
     """The keywords of the first arm's lora that serves adapters; ValueError if none does."""
-    loras = (arm["lora"].keywords for arm in arms.values())
+    loras = (arm.lora.keywords for arm in arms.values())
     lora = next((keywords for keywords in loras if "num_slots" in keywords), None)
     if lora is None:
         raise ValueError("peft_batch_sizes needs an arm that serves adapters")

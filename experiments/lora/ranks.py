@@ -3,7 +3,7 @@
 Lesson 5 of "Efficiently Serving LLMs".
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from framework.lora.none import serve_base
 from framework.measure.perplexity import window_logits
 from framework.measure.steps import check_sizes, get_ready, measure_decode
 from framework.report.finish import conclude
+from framework.study.arms import EngineParts
 from framework.study.engine_cache import EngineCache
 from framework.study.files import GrowingTable
 from framework.study.progress import make_console
@@ -93,10 +94,10 @@ def run(
         raise ValueError(f"ranks must be one or more numbers from 1 on, not {ranks}")
     console, resolved, folder = make_console(), resolve_device(setup["device"]), Path(setup["output_dir"])
     engines = EngineCache(resolved, lambda message: None)
-    arm = {"model": setup["model"], "quantization": quantization, "engine": setup["engine"]}
+    parts = EngineParts(model=setup["model"], quantization=quantization, lora=lora, engine=setup["engine"])
 
     def measure(lora: ChangeModel) -> Measured:
-        engine = measured(engines.get(arm | {"lora": lora}))
+        engine = measured(engines.get(replace(parts, lora=lora)))
         return measure_adapter(engine, sizes=(batch_size, context, num_steps), prompt_len=prompt_len, seed=seed)
 
     with console.status("") as status, GrowingTable(folder / "ranks.csv") as rows:
@@ -110,7 +111,7 @@ def run(
     table = rows.table()
     surroundings = environment(resolved)
     title = f"{surroundings['device']}, decode steps of {batch_size}"
-    record = {"config": describe(arm | {"lora": lora}), "environment": surroundings, "ranks": rows.rows}
+    record = {"config": parts.config, "environment": surroundings, "ranks": rows.rows}
     conclude(
         console,
         folder,

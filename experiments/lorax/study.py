@@ -4,7 +4,6 @@ The ablation serves one trace with every combination of scheduler, precision and
 """
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from typing_extensions import Unpack
@@ -29,7 +28,7 @@ from framework.measure.rates import aggregate
 from framework.replay import Clock
 from framework.report.finish import report
 from framework.report.plots import Figure
-from framework.study.arms import parts_of, resolve_arms
+from framework.study.arms import Arm, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.files import write_atomically
 from framework.study.progress import make_console
@@ -106,7 +105,7 @@ def run(
         notes=lambda points: [
             *describe_streams(timed),
             *describe_ablation(points, corners),
-            *reference_notes({arm: components["lora"] for arm, components in study.arms.items()}, study.device),
+            *reference_notes({name: arm.lora for name, arm in study.arms.items()}, study.device),
         ],
         definitions=DEFINITIONS,
     )
@@ -121,12 +120,10 @@ def check_streams(streams: list[int], num_prompt_tokens: int, num_repeats: int) 
             raise ValueError(f"{name} {value} must be at least 1")
 
 
-def time_streams(
-    components: dict[str, Any], streams: list[int], num_prompt_tokens: int, num_repeats: int, device: str
-) -> pd.DataFrame:
+def time_streams(arm: Arm, streams: list[int], num_prompt_tokens: int, num_repeats: int, device: str) -> pd.DataFrame:
     """As measure_streams, on an engine that is gone when this returns: the study's would have to fit beside it."""
     console = make_console()
     with console.status("streams") as status:
         engines = EngineCache(resolve_device(device), status.update)
-        engine = measured(engines.get(components))
-        return measure_streams(engine, components["scheduler"], streams, num_prompt_tokens, num_repeats, status.update)
+        engine = measured(engines.get(arm))
+        return measure_streams(engine, arm.scheduler, streams, num_prompt_tokens, num_repeats, status.update)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from framework.build import free, make_model, make_scheduler, replay_trace
+from framework.build import free, make_scheduler, replay_trace
 from framework.config import describe, with_keywords
 from framework.core import StudyError
-from framework.engine.measured import MeasuredEngine
+from framework.engine.measured import MeasuredEngine, measured
 from framework.engine.torch_engine.kv_cache import attach_cache
 from framework.measure.ceilings import Ceilings
 from framework.measure.quality import block_error, compare, read_tokens, weight_errors
@@ -22,7 +22,7 @@ from framework.measure.serving import max_num_seqs_of
 from framework.measure.steps import get_ready, measure_cases
 from framework.models.footprint import cache_footprint, footprint
 from framework.models.tokenizer import load_tokenizer
-from framework.study.arms import Arms
+from framework.study.arms import Arm
 from framework.study.files import GrowingTable, digest_of, write_json
 from framework.study.sweep import Study
 from framework.trace.prompts import make_requests
@@ -59,7 +59,7 @@ class Steps:
 class Session:
     """What the parts share: the resolved arms, where they run and write, and who failed."""
 
-    arms: Arms
+    arms: dict[str, Arm]
     device: torch.device
     folder: Path
     console: Console
@@ -105,7 +105,7 @@ class Session:
         self.written[self.folder / name] = None
 
     def load(self, arm: str) -> Any:
-        return make_model(self.arms[arm], self.device)
+        return self.arms[arm].load_model(self.device)
 
     def finish(self) -> None:
         """Name what was written; StudyError with every failure."""
@@ -131,7 +131,7 @@ def measure_models(session: Session, text: Text | None) -> pd.DataFrame:
     with session.table("models.csv") as models, session.table("weights.csv") as weights:
         for arm, components in session.arms.items():
             with session.attempt(arm), session.console.status(f"{arm}: model"):
-                float32 = with_keywords(components["model"], dtype="float32")
+                float32 = with_keywords(components.model, dtype="float32")
                 key = digest_of(describe(float32))
                 if key not in references:
                     references.clear()
@@ -155,19 +155,19 @@ def measure_model(session: Session, arm: str, reference: Any, text: Text | None)
         token_ids = read_tokens(text.path, loaded, text.num_tokens)
         num_tokens = min(MAX_FORWARD_TOKENS, MAX_FORWARD_LOGITS // loaded.config.vocab_size)
         batch_size = max(1, num_tokens // text.window)
-        name = describe(session.arms[arm]["engine"])["kv_dtype"]
+        name = describe(session.arms[arm].engine)["kv_dtype"]
         kv_dtype = None if name is None else getattr(torch, name)
         windows = {"window_len": text.window, "stride": text.window, "batch_size": batch_size}
         row |= compare(loaded, reference, token_ids, kv_dtype=kv_dtype, **windows).summary()
     return row, matrices
 
 
-def within(components: dict[str, Any], memory_bytes: int | None) -> dict[str, Any]:
+def within(arm: Arm, memory_bytes: int | None) -> Arm:
     """The arm with `memory_bytes` for weights and KV cache, if that is not None."""
     if memory_bytes is None:
-        return components
+        return arm
     keywords = {"memory_bytes": memory_bytes, "num_blocks": None, "kv_cache_bytes": None}
-    return components | {"engine": with_keywords(components["engine"], **keywords)}
+    return replace(arm, engine=with_keywords(arm.engine, **keywords))
 
 
 def measure_engines(
@@ -195,11 +195,11 @@ def measure_steps(
     """Decode steps against their floors, and how the prompt goes on, by the arm's own engine."""
     components = session.arms[arm]
     rows: list[dict[str, Any]] = []
-    engine: MeasuredEngine = components["engine"](model=loaded)
+    engine = measured(components.engine(model=loaded))
     if steps is not None:
         with session.console.status(f"{arm}: engine") as status:
             engine.on_progress = status.update
-            get_ready(engine, max([*steps.batch_sizes, max_num_seqs_of(components["scheduler"])]))
+            get_ready(engine, max([*steps.batch_sizes, max_num_seqs_of(components.scheduler)]))
         session.say(f"{arm}:")
         sizes = {"decode": [[batch_size, steps.context] for batch_size in steps.batch_sizes]}
         cases = measure_cases(sizes, engine, steps.num_steps, steps.ceilings, session.say)
@@ -208,17 +208,15 @@ def measure_steps(
     return rows, text
 
 
-def continue_text(engine: MeasuredEngine, components: dict[str, Any], prompt: Prompt) -> str:
+def continue_text(engine: MeasuredEngine, components: Arm, prompt: Prompt) -> str:
     tokenizer = load_tokenizer(engine.model.config)
     encoded = [list(tokenizer.encode(prompt.text))]
     requests = make_requests(encoded, prompt.num_output_tokens, engine.max_model_len, frozenset())
-    sequences, _ = replay_trace(requests, make_scheduler(components["scheduler"], engine), engine)
+    sequences, _ = replay_trace(requests, make_scheduler(components.scheduler, engine), engine)
     return tokenizer.decode(sequences[0].output_token_ids)
 
 
-def measure_cache(
-    session: Session, components: dict[str, Any], memory_bytes: int | None, loaded: Any
-) -> dict[str, Any]:
+def measure_cache(session: Session, components: Arm, memory_bytes: int | None, loaded: Any) -> dict[str, Any]:
     """The blocks and bytes of the KV cache that the engine makes beside the weights; none, where these leave no room.
 
     Raises no error then: only an arm that serves needs one.
@@ -231,7 +229,7 @@ def measure_cache(
         }
     attach_cache(loaded, [])  # what an earlier engine left
     before = session.allocated_bytes()
-    engine = within(components, memory_bytes)["engine"](model=loaded)
+    engine = within(components, memory_bytes).engine(model=loaded)
     return {
         "weight_bytes": weight_bytes,
         "num_blocks": engine.num_blocks,

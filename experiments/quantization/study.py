@@ -3,7 +3,7 @@
 Three parts, each on disk as it ends: models (bytes, errors, quality), engines (KV cache, decode steps, text), serving.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -16,7 +16,7 @@ from experiments.quantization.figures import decode_steps, quality_bytes
 from experiments.quantization.parts import Prompt, Session, Steps, Text, measure_engines, measure_models, within
 from experiments.quantization.tables import CAPTIONS, capacity_table, footprint_notes, memory, part_tables
 from framework.build import MakeScheduler, resolve_device
-from framework.config import describe, suggest
+from framework.config import suggest
 from framework.core import StudyError
 from framework.measure.metrics import check_slo
 from framework.measure.rates import TARGET_ATTAINMENT, aggregate, capacity, saturation
@@ -26,7 +26,7 @@ from framework.replay import Clock
 from framework.report import sweep_plots
 from framework.report.finish import conclude, report
 from framework.report.plots import Figure
-from framework.study.arms import Arms, parts_of, resolve_arms
+from framework.study.arms import Arm, parts_of, resolve_arms
 from framework.study.progress import make_console
 from framework.study.provenance import environment
 from framework.study.sweep import Replays, Study, Sweep, check_points, read_tables, representative_points, run_study
@@ -72,7 +72,10 @@ def run(
     steps = None if ceilings is None else Steps(batch_sizes, context, num_steps, ceilings)
     where = environment(session.device)
     settings = {"text": text, "text_window": text_window, "prompt": prompt, "memory_bytes": memory_bytes}
-    session.write_json("quantization.json", {"config": describe(variants), "environment": where, **settings})
+    session.write_json(
+        "quantization.json",
+        {"config": {name: arm.config for name, arm in variants.items()}, "environment": where, **settings},
+    )
     models = measure_models(session, held_out)
     if models.empty:
         session.finish()
@@ -130,7 +133,7 @@ def leave_page(
     )
 
 
-def serve(session: Session, arms: Arms, sweep: Replays) -> Study | None:
+def serve(session: Session, arms: dict[str, Arm], sweep: Replays) -> Study | None:
     """Every point of the arms that serve; None if there is none."""
     if not arms:
         return None
@@ -142,7 +145,7 @@ def serve(session: Session, arms: Arms, sweep: Replays) -> Study | None:
 
 
 def check_serving(
-    serving: list[str], arms: Arms, rates: list[float | None], seeds: list[int], slo: dict[str, float]
+    serving: list[str], arms: dict[str, Arm], rates: list[float | None], seeds: list[int], slo: dict[str, float]
 ) -> None:
     """What the last part would refuse, before the first one begins."""
     check_names("serving", serving, arms)
@@ -150,7 +153,7 @@ def check_serving(
     if serving:
         check_points(arms, rates, seeds)
     for arm in serving:
-        arms[arm]["trace"](rate=rates[0], seed=seeds[0])
+        arms[arm].trace(rate=rates[0], seed=seeds[0])
 
 
 def draw_parts(models: pd.DataFrame, cases: pd.DataFrame, title: str) -> dict[str, Figure]:
@@ -173,7 +176,7 @@ def draw(study: Study, points: pd.DataFrame, *, figures: dict[str, Figure]) -> d
     return figures | drawn
 
 
-def check_names(name: str, chosen: list[str], arms: Arms) -> None:
+def check_names(name: str, chosen: list[str], arms: Mapping[str, object]) -> None:
     for arm in chosen:
         if arm not in arms:
             raise ValueError(f"{name} has {arm!r}, which is no arm{suggest(arm, arms)}")

@@ -10,7 +10,6 @@ from typing_extensions import Unpack
 
 from experiments.speed.figures import ablation
 from framework.build import ChangeModel, MakeScheduler, MakeTrace, resolve_device
-from framework.config import describe
 from framework.engine.measured import measured
 from framework.measure.ceilings import limits
 from framework.measure.serving import max_num_seqs_of, measure_serving
@@ -51,7 +50,11 @@ def run(
     parts = {"quantization": quantization, "lora": lora, "scheduler": scheduler, "trace": trace, "clock": "virtual"}
     variants = resolve_arms(arms, parts_of(setup) | parts)
     ceilings = ceilings_for(setup["model"], setup["engine"], resolved)
-    record = {"config": describe(variants), "environment": environment(resolved), "ceilings": asdict(ceilings)}
+    record = {
+        "config": {name: arm.config for name, arm in variants.items()},
+        "environment": environment(resolved),
+        "ceilings": asdict(ceilings),
+    }
     title = f"{record['environment']['device']}: {limits(ceilings)}"
     say(title)
     rows: list[dict[str, Any]] = []
@@ -61,11 +64,11 @@ def run(
         with console.status(arm) as status:
             timed = measured(engines.get(components))
             timed.on_progress = status.update
-            get_ready(timed, max([*batch_sizes, max_num_seqs_of(components["scheduler"])]))
+            get_ready(timed, max([*batch_sizes, max_num_seqs_of(components.scheduler)]))
         say(f"{arm}:")
         rows += [{"arm": arm} | case.row(ceilings) for case in measure_cases(sizes, timed, num_steps, ceilings, say)]
-        requests = components["trace"](rate=None, seed=seed, max_model_len=timed.max_model_len).requests
-        serving[arm] = measure_serving(timed, components["scheduler"], requests)
+        requests = components.trace(rate=None, seed=seed, max_model_len=timed.max_model_len).requests
+        serving[arm] = measure_serving(timed, components.scheduler, requests)
         say(f"{serving[arm]['output_throughput']:,.0f} output tok/s")
         files = {
             "ablation.json": record | {"serving": serving, "cases": rows},

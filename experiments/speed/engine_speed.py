@@ -13,8 +13,7 @@ from typing_extensions import Unpack
 
 from experiments.peers import PeerRun, continuous, run_peer, static
 from experiments.speed.figures import decode_step, roofline
-from framework.build import ChangeModel, MakeScheduler, MakeTrace, free, make_model, resolve_device
-from framework.config import describe
+from framework.build import ChangeModel, MakeScheduler, MakeTrace, free, resolve_device
 from framework.core import Request, Sequence
 from framework.engine.measured import MeasuredEngine
 from framework.measure.ceilings import Ceilings, limits
@@ -23,7 +22,7 @@ from framework.measure.steps import Say, cases_table, ceilings_for, check_sizes,
 from framework.report.pages import write_record
 from framework.report.plots import Figure, save
 from framework.report.tables import print_frame
-from framework.study.arms import parts_of
+from framework.study.arms import Arm, parts_of
 from framework.study.files import write_atomically, write_json
 from framework.study.progress import make_console
 from framework.study.provenance import environment
@@ -68,12 +67,14 @@ def run(
     check_sizes(sizes, num_steps)
     console, resolved, folder = make_console(), resolve_device(setup["device"]), Path(setup["output_dir"])
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    parts = parts_of(setup) | {"quantization": quantization, "lora": lora, "scheduler": scheduler, "trace": trace}
+    arm = Arm(
+        **parts_of(setup), quantization=quantization, lora=lora, scheduler=scheduler, trace=trace, clock="virtual"
+    )
     ceilings = ceilings_for(setup["model"], setup["engine"], resolved)
-    record = {"config": describe(parts), "environment": environment(resolved), "ceilings": asdict(ceilings)}
+    record: dict[str, Any] = {"config": arm.config, "environment": environment(resolved), "ceilings": asdict(ceilings)}
     title = f"{record['environment']['device']}: {limits(ceilings)}"
     say(f"{title} (copy {1e-9 * ceilings.copy_bandwidth:,.0f} GB/s)")
-    measured, peer_run = measure(parts, sizes, num_steps, seed, ceilings, resolved, console)
+    measured, peer_run = measure(arm, sizes, num_steps, seed, ceilings, resolved, console)
     record |= measured
     table, notes = pd.DataFrame(record["cases"]), [describe_start(record["start"]), describe_serving(record["serving"])]
     tables = {} if table.empty else {"Steps and kernels against their floors": cases_table(table)}
@@ -94,7 +95,7 @@ def run(
 
 
 def measure(
-    parts: dict[str, Any],
+    arm: Arm,
     sizes: dict[str, list[list[int]]],
     num_steps: int,
     seed: int,
@@ -105,12 +106,12 @@ def measure(
     """`start`, `cases` and `serving` of the engine, which is gone afterwards; and what its peers need."""
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     with console.status("") as status:
-        max_num_seqs = max([*(num_seqs for num_seqs, _ in sizes["decode"]), max_num_seqs_of(parts["scheduler"])])
-        engine, start = start_engine(partial(make_model, parts, device), parts["engine"], max_num_seqs, status.update)
+        max_num_seqs = max([*(num_seqs for num_seqs, _ in sizes["decode"]), max_num_seqs_of(arm.scheduler)])
+        engine, start = start_engine(partial(arm.load_model, device), arm.engine, max_num_seqs, status.update)
     say(describe_start(start))
     cases = [case.row(ceilings) for case in measure_cases(sizes, engine, num_steps, ceilings, say)]
-    requests = parts["trace"](rate=None, seed=seed, max_model_len=engine.max_model_len).requests
-    serving = measure_serving(engine, parts["scheduler"], requests)
+    requests = arm.trace(rate=None, seed=seed, max_model_len=engine.max_model_len).requests
+    serving = measure_serving(engine, arm.scheduler, requests)
     return {"start": start, "cases": cases, "serving": serving}, make_peer_run(engine, requests)
 
 

@@ -19,7 +19,7 @@ import torch
 from framework.build import Decoder, MakeEngine, MakeModel, seat_adapters
 from framework.config import describe
 from framework.core import Batch, Request, Sequence
-from framework.engine.measured import MeasuredEngine
+from framework.engine.measured import MeasuredEngine, measured
 from framework.engine.torch_engine.kv_cache import attention_modules
 from framework.kernels.gpu_attention import DecodeAttention
 from framework.measure.ceilings import Ceilings, measure_ceilings, median_time
@@ -89,7 +89,7 @@ def ceilings_for(model: MakeModel, engine: MakeEngine, device: torch.device) -> 
 
 def start_engine(
     make_model: Callable[[], Decoder],
-    make_engine: Callable[..., MeasuredEngine],
+    make_engine: MakeEngine,
     max_num_seqs: int,
     on_progress: Say,
 ) -> tuple[MeasuredEngine, dict[str, float]]:
@@ -99,7 +99,7 @@ def start_engine(
     model = make_model()
     synchronize(model.norm.weight.device)
     built = time.perf_counter()
-    engine = make_engine(model=model)
+    engine = measured(make_engine(model=model))
     engine.on_progress = on_progress
     get_ready(engine, max_num_seqs)
     return engine, {"model": built - started, "engine": time.perf_counter() - built}

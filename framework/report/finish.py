@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from framework.config import describe
 from framework.measure.rates import (
     MIN_REQUESTS,
     TARGET_ATTAINMENT,
@@ -88,7 +87,7 @@ def report(
             definitions=definitions,
         )
         if tracking is not None:  # may fail: the page is on disk
-            configs = {arm: describe(components) for arm, components in study.arms.items()}
+            configs = {name: arm.config for name, arm in study.arms.items()}
             tracking(points, configs, figures, study=name, output_dir=study.output_dir)
     for caption, table in added.items():
         print_frame(study.console, table, caption)
@@ -102,7 +101,7 @@ def conclude(
     folder: Path,
     *,
     title: str,
-    environment: dict[str, Any],
+    environment: Mapping[str, Any],
     files: Mapping[str, Any],
     figures: Mapping[str, tuple[Figure, str]],
     tables: Mapping[str, pd.DataFrame],

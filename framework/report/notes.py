@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from framework.study.points import load_record
+from framework.study.records import PointRecord
 from framework.study.sweep import Study
 
-Records = dict[Path, dict[str, Any]]  # folder of a point → what its point.json says
+Records = dict[Path, PointRecord]  # by the folder of the point
 
 
 def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
@@ -18,7 +18,7 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
     for arm, rows in points.groupby("arm", sort=False):
         folders = [study.folder(point) for point in rows["point"]]
         records = {folder: record for folder in folders if (record := load_record(folder))}
-        merged = study.arms[str(arm)]["lora"].keywords.get("adapter_id")
+        merged = study.arms[str(arm)].lora.keywords.get("adapter_id")
         for note in (*dropped_notes(records), *unserved_notes(records, merged), *memory_notes(records)):
             arms_of.setdefault(note, []).append(str(arm))
     return [f"{', '.join(arms)}: {note}" for note, arms in arms_of.items()]

@@ -1,30 +1,71 @@
 """Arms: what each variant of a study is made of, and in which order their points run.
 
-An arm is a mapping of components. A component of an arm replaces the study's own, or, where it is a plain mapping of
+A study gives an arm as a mapping of components. A component replaces the study's own or, where it is a plain mapping of
 keywords, changes only these.
 """
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
+import torch
+
+from framework.build import ChangeModel, Decoder, MakeEngine, MakeModel, MakeScheduler, MakeTrace
 from framework.config import check_keywords, check_type, describe, suggest, with_keywords
 from framework.replay import Clock
 from framework.study.files import digest_of
 
-Arms = dict[str, dict[str, Any]]
+Arms = dict[str, dict[str, Any]]  # as Hydra makes them: a component is a call, a mapping of keywords, or the clock
 COMPONENTS = ("scheduler", "engine", "model", "quantization", "lora", "trace", "clock")
 
 
-def model_digest(arm: dict[str, Any]) -> str:
-    return digest_of(describe([arm["model"], arm["quantization"], arm["lora"]]))
+@dataclass(frozen=True, kw_only=True)
+class EngineParts:
+    """What an engine and its model are made of; equal keys stand for equal models, and engines."""
+
+    model: MakeModel
+    quantization: ChangeModel
+    lora: ChangeModel
+    engine: MakeEngine
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Every part as plain data, from which Hydra's instantiate rebuilds it."""
+        return {field.name: describe(getattr(self, field.name)) for field in fields(self)}
+
+    @cached_property
+    def model_key(self) -> str:
+        return self.key("model", "quantization", "lora")
+
+    @cached_property
+    def engine_key(self) -> str:
+        return self.key("model", "quantization", "lora", "engine")
+
+    def key(self, *parts: str) -> str:
+        return digest_of([self.config[part] for part in parts])
+
+    def load_model(self, device: torch.device) -> Decoder:
+        """The model on `device`, quantized and with room for adapters as the parts say."""
+        return self.lora(self.quantization(self.model(device=device)))
 
 
-def engine_digest(arm: dict[str, Any]) -> str:
-    return digest_of(describe([arm["model"], arm["quantization"], arm["lora"], arm["engine"]]))
+@dataclass(frozen=True, kw_only=True)
+class Arm(EngineParts):
+    """One variant: an engine, and what it serves how."""
+
+    scheduler: MakeScheduler
+    trace: MakeTrace
+    clock: Clock
+
+    @cached_property
+    def warm_up_key(self) -> str:
+        """Arms with the same one and the same engine are warm together."""
+        return self.key("scheduler", "trace")
 
 
-def resolve_arms(arms: Arms, defaults: dict[str, Any]) -> Arms:
+def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
     """Every arm with all its components; raises ValueError for an unknown component or keyword."""
     resolved = {}
     for arm, components in arms.items():
@@ -33,10 +74,11 @@ def resolve_arms(arms: Arms, defaults: dict[str, Any]) -> Arms:
         if not isinstance(components, dict):
             raise ValueError(f"arms.{arm} is {components!r}: give a mapping of {', '.join(COMPONENTS)}")
         changed = {name: resolve_component(arm, name, value, defaults) for name, value in components.items()}
-        resolved[arm] = defaults | changed
-        missing = [name for name in COMPONENTS if name not in resolved[arm]]
+        parts = {**defaults, **changed}
+        missing = [name for name in COMPONENTS if name not in parts]
         if missing:
             raise ValueError(f"arms.{arm} has no {', '.join(missing)}, and the study gives none")
+        resolved[arm] = Arm(**parts)
     return resolved
 
 
@@ -45,7 +87,7 @@ def parts_of(keywords: Mapping[str, object]) -> dict[str, Any]:
     return {name: keywords[name] for name in COMPONENTS if name in keywords}
 
 
-def resolve_component(arm: str, name: str, value: Any, defaults: dict[str, Any]) -> Any:
+def resolve_component(arm: str, name: str, value: Any, defaults: Mapping[str, Any]) -> Any:
     if name not in COMPONENTS:
         raise ValueError(f"unknown component {name!r} in arms.{arm}{suggest(name, COMPONENTS)}")
     if name == "clock":
@@ -61,15 +103,16 @@ def resolve_component(arm: str, name: str, value: Any, defaults: dict[str, Any])
     return with_keywords(defaults[name], **value)
 
 
-def point_order(arms: Arms, rates: list[float | None], seeds: list[int]) -> list[tuple[str, float | None, int]]:
+def point_order(
+    arms: Mapping[str, Arm], rates: list[float | None], seeds: list[int]
+) -> list[tuple[str, float | None, int]]:
     """All arms of one seed before the next, in changing order, so that a drift of the machine's speed meets all.
 
     Arms that share a model, and an engine, are neighbours; the next seed begins with the engine at hand.
     """
     models: dict[str, dict[str, list[str]]] = {}  # model → engine → arms
-    for arm, components in arms.items():
-        engines = models.setdefault(model_digest(components), {})
-        engines.setdefault(engine_digest(components), []).append(arm)
+    for name, arm in arms.items():
+        models.setdefault(arm.model_key, {}).setdefault(arm.engine_key, []).append(name)
     neighbours = [names for engines in models.values() for names in engines.values()]
     order: list[tuple[str, float | None, int]] = []
     for seed in seeds:

@@ -9,6 +9,7 @@ import json
 import math
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,10 @@ import pyarrow.parquet as pq
 from framework.measure.metrics import METRIC_OF, metric_names, summarize
 from framework.paths import locate
 from framework.study.files import digest_of, locked, write_atomically, write_json
-from framework.study.provenance import metrics_version
-from framework.study.records import POINT_RECORD, check_record
+from framework.study.provenance import Environment, metrics_version
+from framework.study.records import POINT_RECORD, PointRecord, check_record
 from framework.trace.recorded import available
 
-DISTINGUISHING = ("code_version", "device")  # of the environment; beside the config
 TABLES = ("requests.parquet", "steps.parquet")
 
 
@@ -50,9 +50,10 @@ class Point:
         return f"{self.arm}, {rate}, seed {self.seed}"
 
 
-def arm_digest(config: dict[str, Any], environment: dict[str, Any]) -> str:
-    distinguishing = {key: environment[key] for key in DISTINGUISHING}
-    return digest_of([config, distinguishing, environment["packages"]["torch"], fingerprint_files(config)])
+def arm_digest(config: dict[str, Any], environment: Environment) -> str:
+    """Of all that an arm's points depend on, but their rate and seed."""
+    code, device, torch = environment["code_version"], environment["device"], environment["packages"]["torch"]
+    return digest_of([config, code, device, torch, fingerprint_files(config)])
 
 
 def fingerprint_files(config: Any) -> dict[str, str]:
@@ -88,7 +89,7 @@ def fingerprint(path: str, url: str | None, sha256: str | None) -> dict[str, str
 
 
 def write_point(
-    folder: Path, point: Point, requests: pd.DataFrame, steps: pd.DataFrame, record: dict[str, Any]
+    folder: Path, point: Point, requests: pd.DataFrame, steps: pd.DataFrame, record: Mapping[str, object]
 ) -> None:
     """Write all files beside `folder` and rename them into place together."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -98,42 +99,42 @@ def write_point(
         requests.to_parquet(unfinished / "requests.parquet", compression="zstd")
         steps.to_parquet(unfinished / "steps.parquet", compression="zstd")
         identity = {"arm": point.arm, "rate": point.rate, "seed": point.seed, "arm_digest": point.arm_digest}
-        write_json(unfinished / "point.json", identity | record)
+        write_json(unfinished / "point.json", {**identity, **record})
         with locked(folder.parents[1]):
             if folder.exists():  # a job beside this one was quicker, or `fresh` redoes it
                 folder.rename(Path(parent) / "earlier")
             unfinished.rename(folder)
 
 
-def read_point(folder: Path, slo: dict[str, float]) -> dict[str, Any] | None:
-    """The record of a finished point; None if there is none."""
+def read_metrics(folder: Path, slo: dict[str, float]) -> dict[str, float] | None:
+    """The metrics of a finished point; None if there is none."""
     record = load_record(folder)
-    return None if record is None else with_current_metrics(folder, record, slo)
+    return None if record is None else current_metrics(folder, record, slo)
 
 
-def with_current_metrics(folder: Path, record: dict[str, Any], slo: dict[str, float]) -> dict[str, Any]:
-    """The record of a point, its metrics computed again from its tables if they are for other SLOs or by other code."""
-    record["metrics"] = {name: math.nan if value is None else value for name, value in record["metrics"].items()}
-    if record["slo"] != slo or not has_current_metrics(record):
-        requests = pd.read_parquet(folder / "requests.parquet")
-        steps = pd.read_parquet(folder / "steps.parquet")
-        record |= {"slo": slo, "metrics_version": metrics_version(), "metrics": summarize(requests, steps, slo)}
-        write_json(folder / "point.json", record)
-    return record
+def current_metrics(folder: Path, record: PointRecord, slo: dict[str, float]) -> dict[str, float]:
+    """The metrics of a point's record; computed again from its tables if they are for other SLOs or by other code."""
+    if record["slo"] == slo and has_current_metrics(record):
+        return {name: math.nan if value is None else value for name, value in record["metrics"].items()}
+    requests, steps = (pd.read_parquet(folder / file) for file in TABLES)
+    metrics = summarize(requests, steps, slo)
+    changed = {"slo": slo, "metrics_version": metrics_version(), "metrics": metrics}
+    write_json(folder / "point.json", {**record, **changed})
+    return metrics
 
 
-def has_current_metrics(record: dict[str, Any]) -> bool:
+def has_current_metrics(record: PointRecord) -> bool:
     """A point from before, which has no version, has not."""
-    return bool(record.get("metrics_version") == metrics_version())
+    return record.get("metrics_version") == metrics_version()
 
 
-def load_record(folder: Path) -> dict[str, Any] | None:
+def load_record(folder: Path) -> PointRecord | None:
     """What `point.json` says; None, with a warning, where the folder is damaged or no point's."""
     if not folder.exists():
         return None
     file = "point.json"
     try:
-        record = json.loads((folder / file).read_text())
+        record: PointRecord = json.loads((folder / file).read_text())
         check_record(POINT_RECORD, record)
         lacking = sorted(set(metric_names()) - set(record["metrics"]))
         if lacking and has_current_metrics(record):
@@ -143,7 +144,7 @@ def load_record(folder: Path) -> dict[str, Any] | None:
     except (ValueError, OSError) as error:
         warnings.warn(f"{folder} is no finished point: {file}: {error}; ignored", stacklevel=2)
         return None
-    return dict(record)
+    return record
 
 
 def point_table(output_dir: Path, arm_digests: dict[str, str], slo: dict[str, float]) -> pd.DataFrame:
@@ -153,11 +154,11 @@ def point_table(output_dir: Path, arm_digests: dict[str, str], slo: dict[str, fl
         record = load_record(path.parent)
         if record is None or arm_digests.get(record["arm"]) != record["arm_digest"]:
             continue
-        record = with_current_metrics(path.parent, record, slo)
+        metrics = current_metrics(path.parent, record, slo)
         offered_rate = record["trace"]["offered_rate"] or math.inf  # null: all at once
         rate = offered_rate if record["rate"] is None else record["rate"]
         key = {"arm": record["arm"], "rate": rate, "seed": record["seed"]}
-        rows.append(key | record["metrics"] | {"offered_rate": offered_rate, "point": path.parent.name})
+        rows.append(key | metrics | {"offered_rate": offered_rate, "point": path.parent.name})
     if not rows:
         return pd.DataFrame(columns=["arm", "rate", "seed", *METRIC_OF, "point"])
     table = pd.DataFrame(rows)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from framework.core import Step
 
+NUM_TOLD = 5  # reasons for which a point's requests are dropped
 REFRESH_INTERVAL = 0.5  # seconds of real time; drawn between steps, so never inside a measured window
 
 
@@ -57,6 +58,16 @@ class SweepProgress:
         completed = self.bar.tasks[0].completed
         self.bar.update(self.task, total=completed + remaining)
         self.say(label)
+
+    def tell_dropped(self, dropped: dict[str, int]) -> None:
+        """The most frequent reasons for which requests are dropped; point.json and the page have all."""
+        reasons = sorted(dropped.items(), key=lambda item: -item[1])
+        for reason, count in reasons[:NUM_TOLD]:
+            self.console.print(f"  {count} requests dropped: {reason}", markup=False, highlight=False, soft_wrap=True)
+        if len(reasons) > NUM_TOLD:
+            num_dropped = sum(count for _, count in reasons[NUM_TOLD:])
+            line = f"  {num_dropped} requests dropped for {len(reasons) - NUM_TOLD} other reasons"
+            self.console.print(line, highlight=False)
 
     def advance(self, step: Step) -> None:
         self.bar.advance(self.task, step.num_output_tokens)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -20,12 +20,25 @@ FRAMEWORK = ROOT / "framework"
 # A replay runs through every room below measure/ in the import order, new ones included, and through what begins it.
 # catalog.py is below too, but only has help texts.
 NOT_MEASURING = ("catalog.py", "command_line.py", "measure/", "report/", "study/")
-MEASURING = ("measure/replay_tables.py", "study/arms.py", "study/engine_cache.py")
+MEASURING = ("measure/replay_tables.py", "study/arms.py", "study/engine_cache.py", "study/replay_point.py")
 METRICS_SOURCES = ("measure/intervals.py", "measure/metrics.py")
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Git commit, hash of the source, package versions, device, driver and platform, as JSON-ready data."""
+class Environment(TypedDict):
+    git_commit: str | None
+    git_dirty: bool  # whether code or config had uncommitted changes
+    code_version: str
+    packages: dict[str, str | None]
+    device: str
+    device_type: str
+    num_cores: int | None
+    driver: str | None
+    python: str
+    platform: str
+
+
+def environment(device: torch.device) -> Environment:
+    """What a result on `device` depends on besides its config."""
     return {
         "git_commit": git("rev-parse", "HEAD"),
         "git_dirty": bool(git("status", "--porcelain", "--", "run.py", "conf", "experiments", "framework")),

@@ -9,13 +9,20 @@ Number = float | None
 Interval = Annotated[list[Number], Field(min_length=3, max_length=3)]  # value, low, high
 
 
-class Replayed(TypedDict):
+class TraceRecord(TypedDict):
+    """What was replayed of a trace; `dropped`: reason → requests; `offered_rate` (1/s) null: all came at once."""
+
     num_requests: int
     dropped: dict[str, int]
     offered_rate: Number
 
 
-class Served(TypedDict):
+class EngineRecord(TypedDict):
+    """What an engine made of its options."""
+
+    num_blocks: int
+    block_size: int
+    max_model_len: int
     num_adapter_slots: int
     num_adapter_bytes: int
     num_cache_bytes: int
@@ -31,8 +38,8 @@ class PointRecord(TypedDict):
     slo: dict[str, float]
     metrics_version: NotRequired[str]  # points from before it lack it
     metrics: dict[str, Number]
-    trace: Replayed
-    engine: Served
+    trace: TraceRecord
+    engine: EngineRecord
 
 
 POINT_RECORD = TypeAdapter(PointRecord)

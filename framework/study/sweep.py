@@ -3,7 +3,7 @@
 import errno
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,10 @@ import torch
 from rich.console import Console
 from typing_extensions import TypedDict
 
-from framework.build import ChangeModel, MakeEngine, MakeModel, MakeTrace, make_scheduler, replay_trace, resolve_device
-from framework.config import describe, with_keywords
-from framework.core import StudyError, Trace
+from framework.build import ChangeModel, MakeEngine, MakeModel, MakeTrace, resolve_device
+from framework.core import StudyError
 from framework.measure.metrics import check_slo, summarize
-from framework.measure.replay_tables import request_table, step_table
-from framework.study.arms import Arms, point_order
+from framework.study.arms import Arm, Arms, point_order
 from framework.study.engine_cache import EngineCache
 from framework.study.files import locked
 from framework.study.points import (
@@ -27,24 +25,15 @@ from framework.study.points import (
     arm_digest,
     fingerprint_files,
     point_table,
-    read_point,
+    read_metrics,
     write_point,
     write_table,
 )
 from framework.study.progress import SweepProgress, make_console
-from framework.study.provenance import environment, metrics_version
-from framework.trace.transforms import drop_adapters
+from framework.study.provenance import Environment, environment, metrics_version
+from framework.study.replay_point import replay_point
 
 MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
-NUM_TOLD = 5  # reasons on the console for which a point's requests are dropped
-ENGINE_FACTS = (
-    "num_blocks",
-    "block_size",
-    "max_model_len",
-    "num_adapter_slots",
-    "num_adapter_bytes",
-    "num_cache_bytes",
-)
 
 
 class Setup(TypedDict):
@@ -79,11 +68,11 @@ class Sweep(Replays):
 class Study:
     """Everything that is the same for all points, and the results so far."""
 
-    arms: Arms
+    arms: dict[str, Arm]
     output_dir: Path
     slo: dict[str, float]
     device: torch.device
-    environment: dict[str, Any]
+    environment: Environment
     console: Console
     arm_digests: dict[str, str]
     failures: dict[str, list[Point]]  # message → the points that failed with it
@@ -101,7 +90,7 @@ class Study:
         raise StudyError("\n".join(f"{message} ({name_points(points)})" for message, points in self.failures.items()))
 
 
-def run_study(arms: Arms, sweep: Replays) -> Study:
+def run_study(arms: dict[str, Arm], sweep: Replays) -> Study:
     """Replay every point that is not on disk yet, writing each as it ends; a point that fails does not stop the others.
 
     `arms` have all their parts, as resolve_arms makes them. Raises ValueError for arguments out of range and StudyError
@@ -110,7 +99,7 @@ def run_study(arms: Arms, sweep: Replays) -> Study:
     rates, seeds, fresh = sweep["rates"], sweep["seeds"], sweep["fresh"]
     check_points(arms, rates, seeds)
     check_slo(sweep["slo"])
-    study = open_study(arms, sweep["slo"], sweep["device"], sweep["output_dir"])
+    study = open_study(arms, sweep)
     points = [
         Point(arm, None if rate is None else float(rate), seed, study.arm_digests[arm])
         for arm, rate, seed in point_order(study.arms, rates, seeds)
@@ -129,22 +118,20 @@ def run_study(arms: Arms, sweep: Replays) -> Study:
     return study
 
 
-def open_study(arms: Arms, slo: dict[str, float], device: str, output_dir: str) -> Study:
-    resolved = resolve_device(device)
-    path = Path(output_dir)
-    path.mkdir(parents=True, exist_ok=True)
-    surroundings = environment(resolved)
-    digests = {arm: arm_digest(describe(components), surroundings) for arm, components in arms.items()}
-    return Study(arms, path, slo, resolved, surroundings, make_console(), digests, {})
+def open_study(arms: dict[str, Arm], sweep: Replays) -> Study:
+    device, output_dir = resolve_device(sweep["device"]), Path(sweep["output_dir"])
+    output_dir.mkdir(parents=True, exist_ok=True)
+    measured_with = environment(device)
+    digests = {name: arm_digest(arm.config, measured_with) for name, arm in arms.items()}
+    return Study(arms, output_dir, sweep["slo"], device, measured_with, make_console(), digests, {})
 
 
 def compute_or_reuse(study: Study, point: Point, engines: EngineCache, progress: SweepProgress, fresh: bool) -> None:
-    folder = study.folder(point.name)
-    record = None if fresh else read_point(folder, study.slo)
-    reused = record is not None
-    if record is None:
+    metrics = None if fresh else read_metrics(study.folder(point.name), study.slo)
+    is_reused = metrics is not None
+    if metrics is None:
         try:
-            record = compute_point(study, point, engines, progress)
+            metrics = compute_point(study, point, engines, progress)
         except Exception as error:
             is_disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             if is_disk_full or os.environ.get("HYDRA_FULL_ERROR"):
@@ -154,7 +141,7 @@ def compute_or_reuse(study: Study, point: Point, engines: EngineCache, progress:
             study.failures.setdefault(message, []).append(point)
             return
         save_table(study)
-    progress.end_point(str(point), record["metrics"], reused)
+    progress.end_point(str(point), metrics, is_reused)
 
 
 def name_points(points: list[Point]) -> str:
@@ -184,53 +171,27 @@ def table_saved_at_end(study: Study, fresh: bool) -> Iterator[None]:
         save_table(study)
 
 
-def compute_point(study: Study, point: Point, engines: EngineCache, progress: SweepProgress) -> dict[str, Any]:
+def compute_point(study: Study, point: Point, engines: EngineCache, progress: SweepProgress) -> dict[str, float]:
+    """Replay the point and write it; its metrics."""
     arm = study.arms[point.arm]
-    if engines.engine is None:
-        arm["trace"](rate=point.rate, seed=point.seed)  # a bad trace fails before a model loads
-    progress.say(f"{point}: preparing")
-    engine = engines.get(arm)
-    trace = arm["trace"](rate=point.rate, seed=point.seed, max_model_len=engine.max_model_len)
-    trace = drop_adapters(trace, engine.refused_adapters(trace.requests))
-    report_dropped(study.console, trace)
-    engines.warm_up(arm, engine, trace.requests)
-    progress.begin_point(str(point), sum(request.num_output_tokens for request in trace.requests))
-    on_step = progress.advance if arm["clock"] == "virtual" else None  # drawing takes real time
-    scheduler = make_scheduler(arm["scheduler"], engine)
-    sequences, steps = replay_trace(trace.requests, scheduler, engine, arm["clock"], on_step)
-    requests, step_rows = request_table(sequences), step_table(steps)
-    config = describe(arm | {"trace": with_keywords(arm["trace"], rate=point.rate, seed=point.seed)})
+    replayed = replay_point(point, arm, engines, progress)
+    metrics = summarize(replayed.requests, replayed.steps, study.slo)
+    config = arm.config | {"trace": arm.config["trace"] | {"rate": point.rate, "seed": point.seed}}
     record = {
         "config": config,
         "files": fingerprint_files(config),
         "environment": study.environment,
-        "engine": {name: getattr(engine, name) for name in ENGINE_FACTS},
-        "trace": describe_trace(trace),
+        "engine": replayed.engine,
+        "trace": replayed.trace,
         "slo": study.slo,
         "metrics_version": metrics_version(),
-        "metrics": summarize(requests, step_rows, study.slo),
+        "metrics": metrics,
     }
-    write_point(study.folder(point.name), point, requests, step_rows, record)
-    return record
+    write_point(study.folder(point.name), point, replayed.requests, replayed.steps, record)
+    return metrics
 
 
-def describe_trace(trace: Trace) -> dict[str, Any]:
-    span = trace.requests[-1].arrival_time - trace.requests[0].arrival_time
-    offered_rate = (len(trace.requests) - 1) / span if span > 0 else math.inf
-    return {"num_requests": len(trace.requests), "dropped": trace.dropped, "offered_rate": offered_rate}
-
-
-def report_dropped(console: Console, trace: Trace) -> None:
-    """The most frequent reasons; point.json and the page have all."""
-    reasons = sorted(trace.dropped.items(), key=lambda item: -item[1])
-    for reason, count in reasons[:NUM_TOLD]:
-        console.print(f"  {count} requests dropped: {reason}", markup=False, highlight=False, soft_wrap=True)
-    if len(reasons) > NUM_TOLD:
-        others = sum(count for _, count in reasons[NUM_TOLD:])
-        console.print(f"  {others} requests dropped for {len(reasons) - NUM_TOLD} other reasons", highlight=False)
-
-
-def check_points(arms: Arms, rates: list[float | None], seeds: list[int]) -> None:
+def check_points(arms: Mapping[str, object], rates: list[float | None], seeds: list[int]) -> None:
     for name, values in (("arms", arms), ("rates", rates), ("seeds", seeds)):
         if not values:
             raise ValueError(f"{name} is empty: a study needs at least one")

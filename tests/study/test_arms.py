@@ -1,10 +1,11 @@
 """What an arm is made of, what it may not be, and in which order points run."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
-from framework.study.arms import point_order, resolve_arms
+from framework.study.arms import Arm, point_order, resolve_arms
 from tests.study.fake_study import DEFAULTS, load_fake_model
 
 
@@ -39,3 +40,21 @@ def test_bad_arms_are_named(arms, message):
 def test_an_arm_without_a_scheduler_is_named():
     with pytest.raises(ValueError, match=r"arms.a has no scheduler"):
         resolve_arms({"a": {}}, {name: value for name, value in DEFAULTS.items() if name != "scheduler"})
+
+
+def test_an_arm_is_described_once_and_its_keys_tell_models_engines_and_warm_ups_apart():
+    """Another scheduler shares the engine, another engine the model."""
+    changes = {"same": {}, "scheduler": {"scheduler": {"max_num_seqs": 2}}, "engine": {"engine": {"num_blocks": 9}}}
+    arms = resolve_arms({name: {**change} for name, change in changes.items()}, DEFAULTS)
+    same = arms["same"]
+    assert isinstance(same, Arm)
+    assert same.config is same.config
+    assert set(same.config) == set(DEFAULTS)
+    shared = {
+        name: (arm.model_key == same.model_key, arm.engine_key == same.engine_key, arm.warm_up_key == same.warm_up_key)
+        for name, arm in arms.items()
+    }
+    assert shared == {"same": (True, True, True), "scheduler": (True, True, False), "engine": (True, False, True)}
+    other = replace(same, model=partial(load_fake_model, name="b"))
+    assert other.model_key != same.model_key
+    assert other.config["model"]["name"] == "b"
