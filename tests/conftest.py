@@ -62,19 +62,25 @@ def smallest() -> list[str]:
 
 
 @pytest.fixture
+def placeholders(monkeypatch) -> None:
+    """An empty figure is written in the place of each."""
+
+    def write(figure: Figure, path: Path, **options: object) -> None:
+        path.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9pt" height="9pt" viewBox="0 0 9 9"></svg>')
+
+    monkeypatch.setattr(Figure, "savefig", write)
+
+
+@pytest.fixture
 def drawn() -> None:
-    """With `cli`: figures are really drawn. Elsewhere a placeholder is written for each, in a fiftieth of the time."""
-
-
-def write_placeholder(figure: Figure, path: Path, **options: object) -> None:
-    path.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9pt" height="9pt" viewBox="0 0 9 9"></svg>')
+    """With `cli`: figures are really drawn, not `placeholders`, which take a fiftieth of the time."""
 
 
 @pytest.fixture
 def cli(request, monkeypatch, tmp_path, capsys):
     """Runs a command line in this process; (exit code, everything it printed)."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(Figure, "savefig", write_placeholder)
+        request.getfixturevalue("placeholders")
     monkeypatch.setattr(ceilings, "_bandwidths", lambda *_: (2e10, 1e10))  # measuring them takes seconds
     monkeypatch.setattr(ceilings, "_matmul_rate", lambda *_: 1e11)
     monkeypatch.chdir(tmp_path)

@@ -48,6 +48,7 @@ def test_they_are_small_and_say_under_which_licence():
     assert all(path.stat().st_size <= MAX_SAMPLE_BYTES for path in samples)
 
 
+@pytest.mark.slow
 def test_each_is_the_best_on_its_own_kind(model):
     texts = {kind: held_out(kind)[:NUM_BYTES] for kind in KINDS}
     base = {kind: loss(model, text) for kind, text in texts.items()}
@@ -60,6 +61,7 @@ def test_each_is_the_best_on_its_own_kind(model):
         assert losses[kind][kind] < min(base[kind], *others) - 0.2
 
 
+@pytest.mark.slow
 def test_the_cards_loss_on_a_whole_sample(model):
     row = re.search(r"^\| `html` \| [\d.]+ \| \*\*([\d.]+)\*\* \|", (FOLDER / "README.md").read_text(), re.MULTILINE)
     with attach(model, "html"):

@@ -11,6 +11,7 @@ from framework.measure.ceilings import Ceilings, measure_ceilings, median_time, 
 CPU = torch.device("cpu")
 
 
+@pytest.mark.timing
 def test_ceilings_are_within_reason():
     measured = measure_ceilings(CPU, torch.float32, 1)
     assert 1e8 < measured.read_bandwidth < 1e13

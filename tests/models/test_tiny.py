@@ -34,6 +34,7 @@ def test_it_is_small_and_says_under_which_licence():
     }
 
 
+@pytest.mark.nightly
 def test_the_cards_perplexity_to_three_digits(text):
     num_bytes, window, perplexity = ROW.search((FOLDER / "README.md").read_text()).groups()
     assert len(text) == int(num_bytes.replace(",", ""))

@@ -15,6 +15,7 @@ from tests.engine.torch_engine.hand_schedules import generate, make_requests
 from tests.models.loaded_models import logits
 from tests.quantization.schemes import SCHEMES, TOKENS
 from tests.quantization.small_models import CONFIGS, make_model
+from tests.thinning import mostly_nightly
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -88,8 +89,7 @@ def test_which_rows_take_a_fused_kernel(name, dtype):
     assert model.lm_head.max_fused_rows == min(head_rows, most)
 
 
-@pytest.mark.parametrize("name", ["int8_whole", "int8_groups"])
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(("name", "family"), mostly_nightly(["int8_whole", "int8_groups"], [*CONFIGS]))
 def test_fused_kernels_give_the_same_logits(name, family):
     pytest.importorskip("triton")
     model = SCHEMES[name][0](make_model(family))

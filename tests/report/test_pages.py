@@ -71,6 +71,7 @@ def test_a_page_has_everything_and_needs_nothing(tmp_path):
     assert page.values("data-value") == ["1234.5", "3", "", "10000"]
 
 
+@pytest.mark.usefixtures("placeholders")
 def test_the_terms_that_occur_are_defined(tmp_path):
     page = Page(leave(tmp_path))
     for term in ("TTFT", "P50", "MBU", "[low, high]"):
@@ -89,6 +90,7 @@ def test_figures_take_the_colours_of_the_page(tmp_path):
         assert f'[style*="{colour}"]' in source
 
 
+@pytest.mark.usefixtures("placeholders")
 def test_a_record_is_completed_once(tmp_path):
     assert write_page(tmp_path, RUN) is None
     leave(tmp_path)
@@ -96,6 +98,7 @@ def test_a_record_is_completed_once(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["run"] == RUN
 
 
+@pytest.mark.usefixtures("placeholders")
 def test_the_index_shows_every_study_that_has_ended(tmp_path):
     with pytest.raises(ValueError, match="no study has ended in"):
         write_index(tmp_path)
@@ -127,6 +130,7 @@ def test_the_index_shows_every_study_that_has_ended(tmp_path):
         write_index(tmp_path / "bad")
 
 
+@pytest.mark.usefixtures("placeholders")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -185,6 +185,7 @@ def step(engine, sequences):
         sequence.append(token_id, 0.0)
 
 
+@pytest.mark.slow
 def test_decode_steps_take_a_json_schemas_mask_and_are_sampled_in_the_graph_without_one(pretend):
     pytest.importorskip("llguidance")
     shape = GPT2_CONFIG | {"n_embd": 64, "n_head": 2, "n_layer": 1, "vocab_size": 256, "eos_token_id": 0}

@@ -74,6 +74,7 @@ def is_valid(output):
     return True
 
 
+@pytest.mark.slow
 def test_200_sampled_outputs_are_documents_of_the_schema_and_without_it_none_is(model):
     sampled = outputs(model, make_requests(200), temperature=1.0)
     assert all(output[-1] == EOS for output in sampled)
@@ -87,6 +88,7 @@ def test_whatever_the_sampling(model, options):
     assert all(is_valid(output) for output in outputs(model, make_requests(6), **options))
 
 
+@pytest.mark.slow
 def test_requests_without_a_schema_are_as_they_were(model):
     free, bound = outputs(model, make_requests(6, None)), outputs(model, make_requests(6))
     mixed = [replace(one, json_schema=SCHEMA if one.request_id % 2 else None) for one in make_requests(6)]
