@@ -95,18 +95,14 @@ def paged_decode(
     check_qkv(qkv, num_kv_heads)
     num_rows, num_all_heads, head_dim = qkv.shape
     num_heads = num_all_heads - 2 * num_kv_heads
-    if cache.scales is not None and head_dim < 32:
-        raise ValueError(f"head_dim {head_dim} is too small for an int8 cache, which is read in halves of at least 16")
+    _check_sizes(num_rows, num_kv_heads, head_dim, cache)
     group = num_heads // num_kv_heads
     num_sms, has_pdl = device_facts(qkv.device)
     if tiles is None:
         tiles = choose_tiles(num_rows, num_kv_heads, num_sms, head_dim, cache.scales is not None)
         if qkv.element_size() == 4:  # same bytes per tile
             tiles = replace(tiles, block_keys=tiles.block_keys // 2)
-    if num_splits is None:
-        num_splits = choose_splits(num_rows, num_kv_heads, num_sms)
-    if num_rows * num_kv_heads > MAX_COUNTERS:
-        raise ValueError(f"{num_rows} rows of {num_kv_heads} key heads are more than {MAX_COUNTERS} counters")
+    num_splits = choose_splits(num_rows, num_kv_heads, num_sms) if num_splits is None else num_splits
     output = torch.empty((num_rows, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
     parts = logs = None
     if num_splits > 1:
@@ -123,6 +119,13 @@ def paged_decode(
             num_warps=tiles.num_warps, num_stages=tiles.num_stages, **({"launch_pdl": True} if pdl else {}),
         )  # fmt: skip
     return output
+
+
+def _check_sizes(num_rows: int, num_kv_heads: int, head_dim: int, cache: LayerCache) -> None:
+    if cache.scales is not None and head_dim < 32:
+        raise ValueError(f"head_dim {head_dim} is too small for an int8 cache, which is read in halves of at least 16")
+    if num_rows * num_kv_heads > MAX_COUNTERS:
+        raise ValueError(f"{num_rows} rows of {num_kv_heads} key heads are more than {MAX_COUNTERS} counters")
 
 
 def choose_splits(num_rows: int, num_kv_heads: int, num_sms: int) -> int:

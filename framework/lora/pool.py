@@ -6,9 +6,10 @@ What a step reads is always at the same address, so that a CUDA graph or a compi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -80,7 +81,7 @@ class AdapterPool:
         self.slab[slot, rank:].zero_()
         self.ranks[slot] = rank
 
-    def set_step(self, tables: Tensor, on_host: np.ndarray[Any, Any]) -> None:
+    def set_step(self, tables: Tensor, on_host: IntArray | npt.NDArray[np.int32]) -> None:
         """The strategy's tables (num_tables, rows) of the step that comes, on the device and on the host."""
         num_rows = tables.shape[1]
         if num_rows <= MAX_STATIC_ROWS:

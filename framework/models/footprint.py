@@ -32,8 +32,8 @@ def footprint(model: Llama | GPT2) -> dict[str, int]:
 def cache_footprint(model: Llama | GPT2) -> int:
     """Bytes of the KV cache that is attached to the model, whatever an engine keeps it as."""
     caches = [module.cache for module in model.modules() if isinstance(module, PagedAttention)]
-    kept = [tensor for one in caches if one is not None for tensor in (one.k, one.v, one.scales) if tensor is not None]
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept)
+    parts = [part for cache in caches if cache is not None for part in (cache.k, cache.v, cache.scales)]
+    return sum(part.untyped_storage().nbytes() for part in parts if part is not None)
 
 
 def storages(tensor: Tensor) -> list[UntypedStorage]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +38,9 @@ def configure_model(model: Llama | GPT2, *, fused: bool, compile: bool) -> None:
                 block.__dict__[name] = _by_rows(block, method, compiled[name], num_fused)
 
 
-def _by_rows(block: nn.Module, plain: Callable[..., Tensor], compiled: Callable[..., Tensor], num_fused: int) -> Any:
+def _by_rows(
+    block: nn.Module, plain: Callable[..., Tensor], compiled: Callable[..., Tensor], num_fused: int
+) -> Callable[..., Tensor]:
     def call(x: Tensor, *others: Tensor) -> Tensor:
         is_compiled = num_fused < x.shape[0] <= MAX_COMPILED_ROWS
         return (compiled if is_compiled else plain)(block, x, *others)
@@ -52,7 +53,7 @@ def compilation_refused() -> Iterator[None]:
     """RuntimeError if torch.compile or Triton has to compile inside: a measured step must not pay for it."""
     from triton import knobs
 
-    def refuse(**details: Any) -> None:
+    def refuse(**details: object) -> None:
         raise RuntimeError(f"Triton compiles {details['repr']} inside the measured window")
 
     before = knobs.runtime.jit_cache_hook
