@@ -7,6 +7,8 @@ import re
 from types import ModuleType
 from typing import Any, get_type_hints
 
+from typing_extensions import is_protocol
+
 from framework.paths import ROOT
 
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -42,8 +44,5 @@ def readme_classes(*methods: str) -> list[type]:
 
 
 def classes_of(namespace: dict[str, Any], module: str, *methods: str) -> list[type]:
-    return [
-        one
-        for one in namespace.values()
-        if inspect.isclass(one) and one.__module__ == module and all(hasattr(one, method) for method in methods)
-    ]
+    own = [one for one in namespace.values() if inspect.isclass(one) and one.__module__ == module]
+    return [one for one in own if not is_protocol(one) and all(hasattr(one, method) for method in methods)]
