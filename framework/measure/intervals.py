@@ -1,8 +1,7 @@
 """A mean or a percentile with its 95% interval: over the requests of one run, or over the seeds of several."""
 
-from typing import Any
-
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import bootstrap
 from scipy.stats import t as student_t
 
@@ -10,7 +9,7 @@ STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 MAX_RESAMPLED = 20_000_000  # values drawn per bootstrap: bounds its time on large traces
 CONFIDENCE = 0.95
 
-Values = np.ndarray[Any, np.dtype[np.float64]]
+Values = npt.NDArray[np.float64]
 Bounds = tuple[Values, Values]  # lower and upper, one each per statistic
 
 

@@ -1,7 +1,5 @@
 """Points over arrival rates: means over seeds, saturation and capacity."""
 
-from typing import Any
-
 import pandas as pd
 
 from framework.measure.intervals import estimate
@@ -12,7 +10,7 @@ MAX_GROWTH = 0.1  # seconds of waiting per second of arrivals: a rate a tenth ab
 TARGET_ATTAINMENT = 0.9  # of capacity, as in DistServe (OSDI 2024)
 
 
-def is_saturated(rates: pd.DataFrame) -> "pd.Series[Any]":
+def is_saturated(rates: pd.DataFrame) -> "pd.Series[bool]":
     """Whether waiting grows, for rows of `over_rates`; NA of fewer than MIN_REQUESTS, unless all came at once."""
     grows = (rates["waiting_growth"] > MAX_GROWTH).astype("boolean")
     return grows.where((rates["num_requests"] >= MIN_REQUESTS) | (rates["waiting_growth"] == float("inf")))
@@ -50,7 +48,7 @@ def aggregate(points: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (arm, rate), group in points.groupby(["arm", "rate"], sort=False):
         assert not group["seed"].duplicated().any(), "a seed counted twice"
-        row: dict[str, Any] = {"arm": arm, "rate": rate, "num_seeds": len(group)}
+        row: dict[str, object] = {"arm": arm, "rate": rate, "num_seeds": len(group)}
         for name in metric_names():
             for column in (name, f"steady_{name}"):
                 row |= with_interval(group, column, is_share=METRIC_OF[name].unit is SHARE)

@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 from framework.study.records import Interval, Number
 
 
-class Environment(TypedDict):
+class PageEnvironment(TypedDict):
     device: str
     packages: dict[str, str | None]
 
@@ -31,7 +31,7 @@ class PageRecord(TypedDict):
     """`report.json`; `run` comes with the page, when the study has ended."""
 
     title: str
-    environment: Environment
+    environment: PageEnvironment
     figures: dict[str, str]
     tables: list[Table]
     notes: list[str]

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from math import inf
-from typing import Any
 
 import pandas as pd
 from rich.console import Console, JustifyMethod
@@ -44,7 +43,7 @@ def in_units(table: pd.DataFrame, columns: Mapping[str, tuple[str, float]]) -> p
     )
 
 
-def with_intervals(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
+def with_intervals(frame: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
     """Headers and rows, where `X_low` and `X_high` are no columns: the cells of X are [value, low, high]."""
     names = [str(name) for name in frame.columns]
     shown = [name for name in names if not name.endswith(("_low", "_high"))]
@@ -71,7 +70,7 @@ def print_frame(console: Console, frame: pd.DataFrame, title: str, caption: str 
     console.print(table)
 
 
-def cell(value: Any) -> str:
+def cell(value: object) -> str:
     """A cell as text: whole numbers in full, others with three digits, and a dash where there is nothing."""
     if isinstance(value, list):
         value, low, high = map(cell, value)
@@ -101,7 +100,7 @@ def shown_metrics(summary: pd.DataFrame, is_narrow: bool) -> pd.DataFrame:
     return pd.DataFrame({"arm": summary["arm"], "rate (req/s)": shown_rates(summary["rate"])}).join(shown)
 
 
-def shown_rates(rates: "pd.Series[float]") -> "pd.Series[Any]":
+def shown_rates(rates: "pd.Series[float]") -> "pd.Series[float | str]":
     return pd.Series([float(rate) if rate < inf else "at once" for rate in rates], dtype=object)
 
 

@@ -5,16 +5,16 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import pandas as pd
 
 
-def digest_of(data: Any) -> str:
+def digest_of(data: object) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
@@ -23,9 +23,9 @@ class GrowingTable:
 
     def __init__(self, path: Path) -> None:
         self.path, self.unfinished = path, path.with_name(f"unfinished-{path.name}")
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Mapping[str, object]] = []
 
-    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+    def add(self, rows: Iterable[Mapping[str, object]]) -> None:
         self.rows += list(rows)  # all or none: measuring them may be interrupted
         if not self.rows:
             return
@@ -47,11 +47,11 @@ class GrowingTable:
             raise KeyboardInterrupt(f"what was measured is in {self.unfinished}") from None
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: object) -> None:
     write_atomically(path, json.dumps(finite(data), indent=2, allow_nan=False) + "\n")
 
 
-def finite(data: Any) -> Any:
+def finite(data: object) -> object:
     """JSON has neither NaN nor infinity: null stands for both."""
     if isinstance(data, dict):
         return {key: finite(value) for key, value in data.items()}

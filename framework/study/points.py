@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -50,13 +49,13 @@ class Point:
         return f"{self.arm}, {rate}, seed {self.seed}"
 
 
-def arm_digest(config: dict[str, Any], environment: Environment) -> str:
+def arm_digest(config: dict[str, object], environment: Environment) -> str:
     """Of all that an arm's points depend on, but their rate and seed."""
     code, device, torch = environment["code_version"], environment["device"], environment["packages"]["torch"]
     return digest_of([config, code, device, torch, fingerprint_files(config)])
 
 
-def fingerprint_files(config: Any) -> dict[str, str]:
+def fingerprint_files(config: object) -> dict[str, str]:
     """Every `path` of the config that is there, with a hash of what it is."""
     if not isinstance(config, dict | list):
         return {}

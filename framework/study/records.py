@@ -45,7 +45,7 @@ class PointRecord(TypedDict):
 POINT_RECORD = TypeAdapter(PointRecord)
 
 
-def check_record(shape: TypeAdapter[Any], record: Any) -> None:
+def check_record(shape: TypeAdapter[Any], record: object) -> None:
     """ValueError naming what `record` lacks, or what in it is of another type than in `shape`."""
     try:
         shape.validate_python(record, strict=True)

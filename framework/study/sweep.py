@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import NotRequired
 
 import pandas as pd
 import torch
@@ -211,5 +211,5 @@ def representative_points(study: Study, points: pd.DataFrame, rate: float) -> di
     return {str(arm): study.folder(rows["point"].iloc[0]) for arm, rows in at_rate.groupby("arm", sort=False)}
 
 
-def read_tables(folders: dict[str, Path], file: str, **options: Any) -> dict[str, pd.DataFrame]:
+def read_tables(folders: dict[str, Path], file: str, **options: object) -> dict[str, pd.DataFrame]:
     return {arm: pd.read_parquet(folder / file, **options) for arm, folder in folders.items()}

@@ -98,7 +98,8 @@ def test_all_at_once_has_no_steady_window():
 def test_every_number_is_what_it_was_before_metrics_were_one_table():
     """The file has what summarize() made of these tables at commit c73f109."""
     expected = json.loads(Path(__file__).with_name("replayed_metrics.json").read_text())
-    assert summarize(*replayed_tables(), SLO) == expected
+    numbers = summarize(*replayed_tables(), SLO)
+    assert {name: numbers[name] for name in expected} == expected
 
 
 def test_a_metric_is_named_shown_and_defined_by_its_entry():

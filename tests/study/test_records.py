@@ -12,7 +12,14 @@ RECORD = {
     "slo": {"ttft": 1.0},
     "metrics": {"ttft_mean": 0.5, "tpot_mean": None},
     "trace": {"num_requests": 3, "dropped": {}, "offered_rate": 2.0},
-    "engine": {"num_adapter_slots": 0, "num_adapter_bytes": 0, "num_cache_bytes": 7},
+    "engine": {
+        "num_blocks": 5,
+        "block_size": 16,
+        "max_model_len": 64,
+        "num_adapter_slots": 0,
+        "num_adapter_bytes": 0,
+        "num_cache_bytes": 7,
+    },
 }
 
 
