@@ -1,14 +1,15 @@
 """Virtual against wall clock: a trace replayed with measured steps and in real time must give the same numbers."""
 
+from functools import partial
+
 import pandas as pd
 from typing_extensions import Unpack
 
 from framework.build import MakeScheduler
-from framework.report.finish import report
-from framework.report.plots import Figure
-from framework.report.sweep_plots import latency_cdf
+from framework.report.finish import Findings, finish_sweep
+from framework.report.sweep_plots import cdf_figure
 from framework.study.arms import parts_of, resolve_arms
-from framework.study.sweep import Study, Sweep, read_tables, representative_points, run_study
+from framework.study.sweep import Study, Sweep, run_study
 
 CAPTION = (
     "Virtual relative to wall clock (median over seeds); expected: throughput within 2%, median TTFT and TPOT within 5%"
@@ -20,15 +21,12 @@ def run(*, scheduler: MakeScheduler, **sweep: Unpack[Sweep]) -> None:
     """Replay the trace under both clocks (`arms`) in turns and print by how much the numbers differ."""
     arms = resolve_arms(sweep["arms"], parts_of(sweep) | {"scheduler": scheduler, "clock": "virtual"})
     study = run_study(arms, sweep)
-    tracking = sweep.get("tracking")
-    report(study, "clock_fidelity", draw, tracking, tables=lambda points: {CAPTION: differences(points)})
+    finish_sweep(study, "clock_fidelity", partial(find, study))
     study.raise_failures()
 
 
-def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
-    rate = points["rate"].max()
-    tables = read_tables(representative_points(study, points, rate), "requests.parquet")
-    return {"latency_cdf": latency_cdf(tables)}
+def find(study: Study, points: pd.DataFrame) -> Findings:
+    return Findings(cdf_figure(study, points, points["rate"].max()), {CAPTION: differences(points)})
 
 
 def differences(points: pd.DataFrame) -> pd.DataFrame:

@@ -4,25 +4,24 @@ from collections.abc import Callable
 from dataclasses import asdict
 from itertools import cycle, islice
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from typing_extensions import Unpack
 
 from experiments.course.figures import batch_tradeoff
-from framework.build import ChangeModel, make_engine_for, replay_trace, resolve_device
+from framework.build import ChangeModel, make_engine_for, replay_trace
+from framework.checks import whole
 from framework.config import describe, with_keywords
 from framework.core import Batch, Engine, Request, Sequence
 from framework.measure.ceilings import Ceilings, limits
 from framework.measure.floors import Costs, Work, model_costs, step_work
 from framework.measure.steps import ceilings_for
 from framework.models.tokenizer import load_tokenizer
-from framework.report.finish import conclude
+from framework.report.finish import Findings, finish
 from framework.report.tables import in_units
 from framework.scheduler.static import StaticScheduler
-from framework.study.progress import make_console
-from framework.study.provenance import environment
+from framework.study.place import open_place
 from framework.study.sweep import Setup
 from framework.trace.prompts import make_requests
 
@@ -64,39 +63,39 @@ def run(
     per token after the first, as is throughput. `batch_sizes` null: powers of two up to 128, or 512 on a GPU. Raises
     ValueError for sizes out of range.
     """
-    console, resolved = make_console(), resolve_device(setup["device"])
-    model, engine = setup["model"], setup["engine"]
-    sizes = powers_of_two(LARGEST[resolved.type]) if batch_sizes is None else sorted(set(batch_sizes))
+    place, model, engine = open_place(setup["device"], setup["output_dir"]), setup["model"], setup["engine"]
+    sizes = powers_of_two(LARGEST[place.device.type]) if batch_sizes is None else sorted(set(batch_sizes))
     check_counts(sizes, num_output_tokens, num_repeats)
-    surroundings, ceilings = environment(resolved), ceilings_for(model, engine, resolved)
-    loaded = quantization(model(device=resolved))
+    ceilings = ceilings_for(model, engine, place.device)
+    loaded = quantization(model(device=place.device))
     tokenizer = load_tokenizer(loaded.config)
     encoded = [list(tokenizer.encode(prompt)) for prompt in prompts]
     seats = list(islice(cycle(encoded), max(*sizes, len(encoded))))
     requests = make_requests(seats, num_output_tokens, loaded.config.max_model_len, frozenset())
     ready: Any = make_engine_for(requests, with_keywords(engine, temperature=0.0), loaded)
-    with console.status("warming up") as status:
-        runs = measure(ready, requests, len(encoded), sizes, num_repeats, status.update)
+    with place.console.status("warming up") as status:
+        runs = measure_batches(ready, requests, len(encoded), sizes, num_repeats, status.update)
     num_context = max(map(len, encoded)) + num_output_tokens // 2
     costs = model_costs(loaded, ready.kv_dtype)
     table = summarize(runs, num_output_tokens)
     table["floor"] = [floor_of(costs, size, num_context, ceilings) for size in table["batch_size"]]
     border = compute_bound_from(costs, num_context, ceilings)
-    title = f"{loaded.config.model_type} on {surroundings['device']}: {limits(ceilings)}"
-    described = {"model": model, "quantization": quantization, "engine": engine}
-    record = {"config": describe(described), "environment": surroundings, "ceilings": asdict(ceilings)}
-    record |= {"compute_bound_from": border, "sizes": table.to_dict("records")}
-    conclude(
-        console,
-        Path(setup["output_dir"]),
-        title=title,
-        environment=surroundings,
-        files={"batching.json": record, "batching.csv": runs},
+    title = f"{loaded.config.model_type} on {place.device_name}: {limits(ceilings)}"
+    record = {
+        "config": describe({"model": model, "quantization": quantization, "engine": engine}),
+        "environment": place.environment,
+        "ceilings": asdict(ceilings),
+        "compute_bound_from": border,
+        "sizes": table.to_dict("records"),
+    }
+    findings = Findings(
         figures={"batching": (batch_tradeoff(table, border, title), CAPTION)},
         tables={title: in_units(table, COLUMNS)},
         notes=describe_results(runs, table, border),
         definitions=DEFINITIONS,
+        files={"batching.json": record, "batching.csv": runs},
     )
+    finish(place, title, findings)
 
 
 def powers_of_two(largest: int) -> list[int]:
@@ -110,11 +109,10 @@ def check_counts(batch_sizes: list[int], num_output_tokens: int, num_repeats: in
         raise ValueError(
             f"num_output_tokens {num_output_tokens} must be at least 2: the first one's time is the prompt's"
         )
-    if num_repeats < 1:
-        raise ValueError(f"num_repeats {num_repeats} must be at least 1")
+    whole("num_repeats", num_repeats)
 
 
-def measure(
+def measure_batches(
     engine: Engine,
     requests: list[Request],
     num_prompts: int,

@@ -10,17 +10,17 @@ import torch
 from typing_extensions import Unpack
 
 from experiments.course.figures import token_times
-from framework.build import ChangeModel, MakeScheduler, make_engine_for, replay_trace, resolve_device
+from framework.build import ChangeModel, MakeScheduler, make_engine_for, make_scheduler, replay_trace
+from framework.checks import whole
 from framework.config import check_keywords, describe, with_keywords
 from framework.core import Request
 from framework.measure.perplexity import window_logits
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 from framework.models.tokenizer import Tokenizer, load_tokenizer
-from framework.report.finish import conclude
+from framework.report.finish import Findings, finish
 from framework.study.files import GrowingTable
-from framework.study.progress import make_console
-from framework.study.provenance import environment
+from framework.study.place import open_place
 from framework.study.sweep import Setup
 from framework.trace.prompts import make_requests
 
@@ -58,8 +58,7 @@ def run(
     `samplings` are named keywords of the engine. The runs take turns, `num_repeats` times. `reference` is a source's
     `{sampling, num_tokens, without, with, source}`: seconds of the first tokens, shown beside the measured ones.
     """
-    if num_repeats < 1:
-        raise ValueError(f"num_repeats {num_repeats} must be at least 1")
+    whole("num_repeats", num_repeats)
     if num_output_tokens < 2:
         raise ValueError(f"num_output_tokens {num_output_tokens} must be at least 2: a cache pays after the first one")
     if reference is not None and reference["sampling"] not in samplings:
@@ -67,8 +66,8 @@ def run(
     model, engine = setup["model"], setup["engine"]
     for name, keywords in samplings.items():
         check_keywords(engine.func, keywords, f"samplings.{name}")
-    console, resolved, folder = make_console(), resolve_device(setup["device"]), Path(setup["output_dir"])
-    loaded = quantization(model(device=resolved))
+    place = open_place(setup["device"], setup["output_dir"])
+    loaded = quantization(model(device=place.device))
     tokenizer = load_tokenizer(loaded.config)
     prompt_ids = list(tokenizer.encode(prompt))
     [request] = make_requests([prompt_ids], num_output_tokens, loaded.config.max_model_len, frozenset())
@@ -78,32 +77,29 @@ def run(
         for sampling, keywords in samplings.items()
         for cache, use_cache in CACHES.items()
     }
-    with console.status("") as status:
-        tokens, texts = measure(engines, scheduler, request, num_repeats, status.update, folder / "tokens.csv")
+    with place.console.status("") as status:
+        path = place.output_dir / "tokens.csv"
+        tokens, texts = measure_tokens(engines, scheduler, request, num_repeats, status.update, path)
     curves = tokens.groupby(["sampling", "cache", "token"], sort=False, as_index=False)["elapsed"].median()
-    rows = [compare(curves, texts, sampling) for sampling in samplings]
+    rows = [compare_caches(curves, texts, sampling) for sampling in samplings]
     summary = pd.DataFrame(rows)
     crossovers = {row["sampling"]: row[CROSSOVER] for row in rows}
     outputs = pd.DataFrame([[*key, repr(tokenizer.decode(text))] for key, text in texts.items()], columns=TEXT_COLUMNS)
-    surroundings = environment(resolved)
-    title = f"{loaded.config.model_type}, {num_output_tokens} tokens on {surroundings['device']}"
+    title = f"{loaded.config.model_type}, {num_output_tokens} tokens on {place.device_name}"
     described = {"model": model, "quantization": quantization, "engine": engine, "samplings": samplings}
-    record = {"config": describe(described), "environment": surroundings, "outputs": outputs.to_dict("records")}
-    conclude(
-        console,
-        folder,
-        title=title,
-        environment=surroundings,
-        files={"kv_cache.json": record | {"summary": summary.to_dict("records")}, "tokens.csv": tokens},
+    record = {"config": describe(described), "environment": place.environment, "outputs": outputs.to_dict("records")}
+    findings = Findings(
         figures={"token_times": (token_times(curves, crossovers, title), CAPTION)},
         tables={
             "Seconds without and with a cache": summary,
             f"The {NUM_LIKELY} most likely tokens after {prompt!r}": likely,
             "Texts": outputs.groupby(["sampling", "text"], sort=False, as_index=False)["cache"].agg(" and ".join),
         },
-        notes=[] if reference is None else [compare_with(reference, curves)],
+        notes=[] if reference is None else [compare_with_source(reference, curves)],
         definitions=DEFINITIONS,
+        files={"kv_cache.json": record | {"summary": summary.to_dict("records")}, "tokens.csv": tokens},
     )
+    finish(place, title, findings)
 
 
 @torch.inference_mode()
@@ -119,7 +115,7 @@ def likely_tokens(model: Llama | GPT2, prompt_ids: list[int], tokenizer: Tokeniz
     return pd.DataFrame(rows)
 
 
-def measure(
+def measure_tokens(
     engines: dict[tuple[str, str], Any],
     scheduler: Any,
     request: Request,
@@ -132,8 +128,7 @@ def measure(
     with GrowingTable(path) as tokens:
         for repeat, ((sampling, cache), engine) in product(range(num_repeats), engines.items()):
             on_progress(f"{sampling}, {cache} a cache, {repeat + 1} of {num_repeats}")
-            served = scheduler(num_blocks=engine.num_blocks, block_size=engine.block_size)
-            [sequence], _ = replay_trace([request], served, engine)
+            [sequence], _ = replay_trace([request], make_scheduler(scheduler, engine), engine)
             texts[sampling, cache] = sequence.output_token_ids
             key = {"sampling": sampling, "cache": cache, "repeat": repeat}
             times = enumerate(np.diff(sequence.token_times, prepend=0.0), start=1)
@@ -141,7 +136,7 @@ def measure(
     return tokens.table(), texts
 
 
-def compare(curves: pd.DataFrame, texts: dict[tuple[str, str], list[int]], sampling: str) -> dict[str, Any]:
+def compare_caches(curves: pd.DataFrame, texts: dict[tuple[str, str], list[int]], sampling: str) -> dict[str, Any]:
     """One row of the summary: seconds in all, how they grow, and from which token on the cache pays."""
     without, cached = (curve(curves, sampling, cache) for cache in CACHES)
     one, other = (texts[sampling, cache] for cache in CACHES)
@@ -180,7 +175,7 @@ def faster_from(quick: "pd.Series[float]", slow: "pd.Series[float]") -> int | No
     return first if first <= len(quick) else None
 
 
-def compare_with(reference: dict[str, Any], curves: pd.DataFrame) -> str:
+def compare_with_source(reference: dict[str, Any], curves: pd.DataFrame) -> str:
     """The first tokens' time beside the source's, where there are as many."""
     sampling, num_tokens = reference["sampling"], reference["num_tokens"]
     if curves["token"].max() < num_tokens:

@@ -3,39 +3,41 @@
 S-LoRA's Fig. 5 and 6 (MLSys 2024) over the number of adapters, Punica's Fig. 11 (MLSys 2024) over their popularity.
 """
 
-import re
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import pandas as pd
 from typing_extensions import Unpack
 
 from experiments.lora.figures import lines_by_arm
-from experiments.lora.tables import FAIRNESS, fairness_table, reference_notes, write_adapters
+from experiments.lora.tables import (
+    FAIRNESS,
+    LABELS,
+    Reported,
+    adapter_rows,
+    beside_reported,
+    fairness_table,
+    mix_tables,
+    reference_notes,
+)
 from framework.build import MakeScheduler
 from framework.config import suggest, with_keywords
 from framework.measure.fairness import DEFINITIONS
 from framework.replay import Clock
-from framework.report.finish import report
-from framework.report.plots import Figure
+from framework.report.finish import Findings, finish_sweep
+from framework.report.plots import Drawn
 from framework.report.tables import rate_title
-from framework.study.arms import parts_of, resolve_arms
-from framework.study.sweep import Sweep, run_study
+from framework.study.arms import check_named, parts_of, resolve_arms
+from framework.study.sweep import Study, Sweep, run_study
+from framework.trace.popularity import Law
 
-LABELS = {  # metrics that a source reports, as axes and captions name them
-    "request_throughput": "throughput (requests/s)",
-    "output_throughput": "output throughput (tokens/s)",
-    "ttft_mean": "mean TTFT (s)",
-    "slo_attainment": "share of requests within the SLO",
-}
-Reported = dict[str, dict[str, dict[str, float]]]  # metric → whose → mix or rate → value
+Mixed = dict[str, tuple[str, str]]  # name of an arm under a mix → arm, mix
 
 
 def run(
     *,
     only: list[str] | None,
-    mixes: dict[str, Any],
+    mixes: dict[str, Law],
     mix_over_rates: str | int,
     scheduler: MakeScheduler,
     clock: Clock,
@@ -56,9 +58,7 @@ def run(
         if metric not in LABELS:
             raise ValueError(f"a reported metric is {metric!r}{suggest(metric, LABELS)}")
     arms = sweep["arms"]
-    for arm in only or []:
-        if arm not in arms:
-            raise ValueError(f"only has {arm!r}, which is no arm{suggest(arm, arms)}")
+    check_named("only", only or [], arms)
     chosen = {arm: arms[arm] for arm in arms if only is None or arm in only}
     variants = resolve_arms(chosen, parts_of(sweep) | {"scheduler": scheduler, "clock": clock})
     names = {f"{arm}-{mix}": (arm, mix) for arm in variants for mix in mixes}
@@ -67,29 +67,27 @@ def run(
         for name, (arm, mix) in names.items()
     }
     study = run_study(mixed, sweep)
-    shown = partial(compare, names=names, mix=mix_over_rates, over=(reported_over_mixes, reported_over_rates))
-    beside = f"one line per arm. Dotted: as reported by {source}."
-    report(
-        study,
-        "adapter_mixes",
-        lambda study, points: draw(shown(points), points["rate"].max(), mix_over_rates, study.environment["device"]),
-        sweep.get("tracking"),
-        captions={
-            "mixes": f"Over the number or the popularity of the adapters, at the highest rate, {beside}",
-            "rates": f"Over the arrival rate, {beside}",
-        },
-        tables=lambda points: (
-            tables(shown(points), points["rate"].max(), mix_over_rates)
-            | {FAIRNESS: fairness_table(write_adapters(study, points))}
-        ),
-        notes=lambda points: reference_notes({name: arm.lora for name, arm in variants.items()}, study.device),
-        definitions=DEFINITIONS,
-    )
+    reported = (reported_over_mixes, reported_over_rates)
+    finish_sweep(study, "adapter_mixes", partial(find, study, names, mix_over_rates, reported, source))
     study.raise_failures()
 
 
-def compare(
-    points: pd.DataFrame, *, names: dict[str, tuple[str, str]], mix: str, over: tuple[Reported, Reported]
+def find(
+    study: Study, names: Mixed, mix: str, reported: tuple[Reported, Reported], source: str, points: pd.DataFrame
+) -> Findings:
+    over_mixes, over_rates = measured_beside_reported(points, names, mix, reported)
+    adapters = adapter_rows(study, points)
+    return Findings(
+        figures=mix_figures(over_mixes, over_rates, points["rate"].max(), mix, source, study.device_name),
+        tables=mix_tables(over_mixes, over_rates, points["rate"].max(), mix) | {FAIRNESS: fairness_table(adapters)},
+        notes=reference_notes({names[name][0]: arm.lora for name, arm in study.arms.items()}, study.device),
+        definitions=DEFINITIONS,
+        files={"adapters.csv": adapters},
+    )
+
+
+def measured_beside_reported(
+    points: pd.DataFrame, names: Mixed, mix: str, reported: tuple[Reported, Reported]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measured values, means over seeds, beside reported ones: over the mixes at the highest rate, over rates of `mix`.
 
@@ -99,43 +97,18 @@ def compare(
     keyed = pd.concat([named, points.drop(columns="arm")], axis=1)
     means = keyed.groupby(["arm", "mix", "rate"], sort=False, as_index=False).mean(numeric_only=True)
     at_highest, of_mix = means[means["rate"] == means["rate"].max()], means[means["mix"] == mix]
-    return beside(at_highest, "mix", over[0]), beside(of_mix, "rate", over[1])
+    return beside_reported(at_highest, "mix", reported[0]), beside_reported(of_mix, "rate", reported[1])
 
 
-def beside(measured: pd.DataFrame, x: str, reported: Reported) -> pd.DataFrame:
-    """Measured rows first; mixes that are named by numbers are numbers."""
-    own = measured.rename(columns={x: "x"}).melt(["arm", "x"], list(reported), "metric").assign(is_reported=False)
-    theirs = [
-        {"arm": f"{whose} (reported)", "x": at, "metric": metric, "value": value, "is_reported": True}
-        for metric, values in reported.items()
-        for whose, points in values.items()
-        for at, value in points.items()
-    ]
-    table = pd.concat([own, pd.DataFrame(theirs, columns=own.columns)], ignore_index=True)
-    are_numbers = all(re.fullmatch(r"[\d.]+", str(at)) for at in table["x"])
-    return table.astype({"x": float}) if are_numbers else table
-
-
-def draw(shown: tuple[pd.DataFrame, pd.DataFrame], rate: float, mix: str, device: str) -> dict[str, Figure]:
-    over_mixes, over_rates = shown
-    figures = {"mixes": lines_by_arm(over_mixes, "adapters", LABELS, f"{rate_title(rate)}, {device}")}
+def mix_figures(
+    over_mixes: pd.DataFrame, over_rates: pd.DataFrame, rate: float, mix: str, source: str, device: str
+) -> dict[str, Drawn]:
+    """One over the mixes at `rate` (requests/s), and, if there are several rates, one over them with `mix`."""
+    beside = f"one line per arm. Dotted: as reported by {source}."
+    drawn = lines_by_arm(over_mixes, "adapters", LABELS, f"{rate_title(rate)}, {device}")
+    caption = f"Over the number or the popularity of the adapters, at the highest rate, {beside}"
+    figures = {"mixes": (drawn, caption)}
     if not over_rates.empty:
-        figures["rates"] = lines_by_arm(over_rates, "arrival rate (requests/s)", LABELS, f"adapters: {mix}, {device}")
+        drawn = lines_by_arm(over_rates, "arrival rate (requests/s)", LABELS, f"adapters: {mix}, {device}")
+        figures["rates"] = (drawn, f"Over the arrival rate, {beside}")
     return figures
-
-
-def tables(shown: tuple[pd.DataFrame, pd.DataFrame], rate: float, mix: str) -> dict[str, pd.DataFrame]:
-    """One table per metric over the mixes, with the last ÷ the first, and one over the rates."""
-    over_mixes, over_rates = shown
-    captions = {}
-    for metric, rows in over_mixes.groupby("metric", sort=False):
-        table = rows.pivot_table(index="arm", columns="x", values="value", sort=False)
-        if pd.api.types.is_numeric_dtype(table.columns):
-            table = table.sort_index(axis=1).rename(columns="{:g}".format)
-        first, last = table.columns[0], table.columns[-1]
-        ratio = {f"{last} ÷ {first}": table[last] / table[first]}
-        captions[f"By adapters, {rate_title(rate)}: {LABELS[str(metric)]}"] = table.assign(**ratio).reset_index()
-    if not over_rates.empty:
-        table = over_rates.pivot_table(index=["arm", "x"], columns="metric", values="value", sort=False).reset_index()
-        captions[f"By arrival rate, adapters: {mix}"] = table.rename(columns=LABELS | {"x": "rate (1/s)"})
-    return captions

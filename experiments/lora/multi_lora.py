@@ -1,41 +1,37 @@
 """Many adapters in one batch: decode steps over the batch size (lesson 6), then the trace over arrival rates."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from rich.console import Console
 from typing_extensions import Unpack
 
-from experiments.continuous_batching import draw
 from experiments.lora.figures import steps_by_arm
-from experiments.lora.tables import adapter_tables, reference_notes
+from experiments.lora.tables import adapter_rows, adapter_tables, reference_notes
 from experiments.peers import PeerRun, mixed_adapters, run_peer
-from framework.build import MakeScheduler, free, resolve_device
+from framework.build import MakeScheduler, free
 from framework.core import Request
 from framework.engine.measured import MeasuredEngine, measured
+from framework.lora.service import AdapterService, service_of
 from framework.measure.fairness import DEFINITIONS
 from framework.measure.metrics import check_slo
-from framework.measure.steps import check_sizes, get_ready, measure_decode, why_not
+from framework.measure.steps import Say, check_sizes, get_ready, measure_decode, why_not
 from framework.replay import Clock
-from framework.report.finish import conclude, report
+from framework.report.finish import Findings, finish, finish_sweep
+from framework.report.sweep_plots import sweep_figures
 from framework.report.tables import short
 from framework.study.arms import Arm, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.files import GrowingTable
-from framework.study.progress import make_console
-from framework.study.provenance import environment
-from framework.study.sweep import Sweep, check_points, run_study
+from framework.study.place import Place, open_place
+from framework.study.sweep import Study, Sweep, check_points, run_study
 
 PEFT = "PEFT"  # the peer, in tables and figures
 NUM_PEFT_STEPS = 4
 BASE = "none"  # the arm that the others' steps are compared with, if it is there
-FIGURE = "batch_latency"
 STEP_DEFINITIONS = {
     "Decode step": "from one step's start to the next's, of a batch in which every sequence gets a token",
     "64 ÷ 1, or the like": "the decode step of the one batch size / that of the other",
@@ -86,38 +82,47 @@ def run(
     variants = resolve_arms(sweep["arms"], parts_of(sweep) | {"scheduler": scheduler, "clock": clock})
     rates, seeds = sweep["rates"], sweep["seeds"]
     check_parts(variants, sizes, peft_batch_sizes, rates, seeds, sweep["slo"])
-    console, resolved, folder = make_console(), resolve_device(sweep["device"]), Path(sweep["output_dir"])
-    surroundings = environment(resolved)
-    figures, tables, notes, medians = {}, {}, [], pd.DataFrame()
+    place = open_place(sweep["device"], sweep["output_dir"])
+    medians = pd.DataFrame()
     if batch_sizes:
         traces = [(rate, seed) for rate in rates for seed in seeds]
-        medians = measure_batches(variants, resolved, sizes, traces, peft_batch_sizes, console, folder / "steps.csv")
-    if not medians.empty:
-        figures = {FIGURE: steps_by_arm(medians, BASE, f"{num_adapters} adapters, {surroundings['device']}")}
-        tables, notes = {"Decode steps (ms) by batch size": growth(medians)}, added_by_adapters(medians)
-    elif not rates:
+        medians = measure_batches(variants, place, sizes, traces, peft_batch_sizes)
+    if medians.empty and not rates:
         raise ValueError(f"no decode step could be measured of batch_sizes={batch_sizes} with context={context}")
-    captions = {FIGURE: CAPTION.format(num_adapters)}
-    notes += reference_notes({name: arm.lora for name, arm in variants.items()}, resolved)
+    steps = find_steps(place, medians, num_adapters)
+    loras = {name: arm.lora for name, arm in variants.items()}
+    steps = replace(steps, notes=[*steps.notes, *reference_notes(loras, place.device)])
     if not rates:
-        drawn = {name: (figure, captions[name]) for name, figure in figures.items()}
-        conclude(
-            console, folder, title=f"decode steps on {surroundings['device']}", environment=surroundings, files={},
-            figures=drawn, tables=tables, notes=notes, definitions=STEP_DEFINITIONS,
-        )  # fmt: skip
+        finish(place, f"decode steps on {place.device_name}", steps)
         return
     study = run_study(variants, sweep)
-    report(
-        study,
-        "multi_lora",
-        lambda study, points: figures | draw(study, points),
-        sweep.get("tracking"),
-        captions=captions,
-        tables=lambda points: tables | adapter_tables(study, points),
-        notes=lambda points: notes,
-        definitions=DEFINITIONS | STEP_DEFINITIONS,
-    )
+    finish_sweep(study, "multi_lora", partial(find_replays, study, steps))
     study.raise_failures()
+
+
+def find_steps(place: Place, medians: pd.DataFrame, num_adapters: int) -> Findings:
+    """What decode steps show, if some were measured."""
+    if medians.empty:
+        return Findings(definitions=STEP_DEFINITIONS)
+    drawn = steps_by_arm(medians, BASE, f"{num_adapters} adapters, {place.device_name}")
+    return Findings(
+        figures={"batch_latency": (drawn, CAPTION.format(num_adapters))},
+        tables={"Decode steps (ms) by batch size": growth(medians)},
+        notes=added_by_adapters(medians),
+        definitions=STEP_DEFINITIONS,
+    )
+
+
+def find_replays(study: Study, steps: Findings, points: pd.DataFrame) -> Findings:
+    """What the replays show, after the `steps`."""
+    adapters = adapter_rows(study, points)
+    return replace(
+        steps,
+        figures={**steps.figures, **sweep_figures(study, points)},
+        tables={**steps.tables, **adapter_tables(adapters)},
+        definitions=DEFINITIONS | STEP_DEFINITIONS,
+        files={"adapters.csv": adapters},
+    )
 
 
 def check_parts(
@@ -141,36 +146,30 @@ def check_parts(
 
 
 def measure_batches(
-    arms: dict[str, Arm],
-    device: torch.device,
-    sizes: Sizes,
-    traces: Traces,
-    peft_batch_sizes: list[int],
-    console: Console,
-    path: Path,
+    arms: dict[str, Arm], place: Place, sizes: Sizes, traces: Traces, peft_batch_sizes: list[int]
 ) -> pd.DataFrame:
-    """Median seconds `elapsed` per arm and batch size, PEFT's included; the rows behind them are in the file.
+    """Median seconds `elapsed` per arm and batch size, PEFT's included; the rows behind them are in steps.csv.
 
     Before the first step, adapters that `traces` name and an arm cannot serve are told.
     """
-    engines = EngineCache(device, console.print)
-    tell_refused(arms, engines, traces, console)
-    with GrowingTable(path) as steps:
-        peer_run = measure_rounds(arms, engines, sizes, console, steps)
+    engines = EngineCache(place.device, place.say)
+    tell_refused(arms, engines, traces, place.say)
+    with GrowingTable(place.output_dir / "steps.csv") as steps:
+        peer_run = measure_rounds(arms, engines, sizes, place, steps)
         del engines
         if peft_batch_sizes:
-            free(device)  # for the peer's process
-            steps.add(peft_steps(peer_run, adapted(arms), sizes, peft_batch_sizes))
+            free(place.device)  # for the peer's process
+            steps.add(peft_steps(peer_run, first_service(arms), sizes, peft_batch_sizes))
     table = steps.table()
     if table.empty:
         return table
     return table.groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
 
 
-def tell_refused(arms: dict[str, Arm], engines: EngineCache, traces: Traces, console: Console) -> None:
+def tell_refused(arms: dict[str, Arm], engines: EngineCache, traces: Traces, say: Say) -> None:
     """Print which adapters of the traces each arm cannot serve, and why; their requests are dropped."""
     for arm, components in arms.items():
-        if not traces or "num_slots" not in components.lora.keywords:
+        if not traces or service_of(components.lora).strategy is None:
             continue
         engine = engines.get(components)
         refused: dict[str, str] = {}
@@ -178,20 +177,19 @@ def tell_refused(arms: dict[str, Arm], engines: EngineCache, traces: Traces, con
             trace = components.trace(rate=rate, seed=seed, max_model_len=engine.max_model_len)
             refused |= engine.refused_adapters(trace.requests)
         for reason in refused.values():
-            line = f"{arm}: {reason}; the requests for it are dropped"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(f"{arm}: {reason}; the requests for it are dropped")
 
 
 def measure_rounds(
-    arms: dict[str, Arm], engines: EngineCache, sizes: Sizes, console: Console, steps: GrowingTable
+    arms: dict[str, Arm], engines: EngineCache, sizes: Sizes, place: Place, steps: GrowingTable
 ) -> PeerRun:
     """Add one row per round, arm, mix and batch size: `num_adapters`, and seconds `device` and `elapsed`.
 
     What a peer needs to run steps of the same shape.
     """
-    with console.status("") as status:
+    with place.console.status("") as status:
         for index in range(sizes.num_rounds):
-            say = console.print if index == 0 else lambda message: None
+            say: Say = place.say if index == 0 else lambda message: None
             for arm, components in arms.items():
                 engines.on_progress = status.update
                 status.update(f"{arm}, round {index + 1} of {sizes.num_rounds}")
@@ -202,9 +200,7 @@ def measure_rounds(
     return PeerRun(engine.model.config, engine.dtype, engines.device.type, [([1] * sizes.context, 1)])
 
 
-def measure_steps(
-    arm: str, engine: MeasuredEngine, sizes: Sizes, say: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+def measure_steps(arm: str, engine: MeasuredEngine, sizes: Sizes, say: Say) -> Iterator[dict[str, Any]]:
     """The rows of one arm; adapters and sizes that its engine cannot hold are told and left out."""
     get_ready(engine, max(sizes.batch_sizes))
     for suffix, num_adapters in sizes.mixes.items() if engine.num_adapter_slots else [("", 0)]:
@@ -239,28 +235,28 @@ def check_peft(arms: dict[str, Arm], sizes: Sizes, batch_sizes: list[int]) -> No
     check_sizes({"decode": [[batch_size, sizes.context] for batch_size in batch_sizes]}, NUM_PEFT_STEPS)
     if find_spec("peft") is None:
         raise ValueError("peft_batch_sizes needs the package peft: pip install peft")
-    adapted(arms)
+    first_service(arms)
 
 
-def adapted(arms: dict[str, Arm]) -> dict[str, Any]:
-    """The keywords of the first arm's lora that serves adapters; ValueError if none does."""
-    loras = (arm.lora.keywords for arm in arms.values())
-    lora = next((keywords for keywords in loras if "num_slots" in keywords), None)
-    if lora is None:
-        raise ValueError("peft_batch_sizes needs an arm that serves adapters")
-    return lora
+def first_service(arms: dict[str, Arm]) -> AdapterService:
+    """Of the first arm with adapters beside the weights; ValueError if none has."""
+    for arm in arms.values():
+        service = service_of(arm.lora)
+        if service.strategy is not None:
+            return service
+    raise ValueError("peft_batch_sizes needs an arm that serves adapters")
 
 
-def peft_steps(run: PeerRun, lora: dict[str, Any], sizes: Sizes, batch_sizes: list[int]) -> list[dict[str, Any]]:
-    """Rows of measure_rounds for PEFT's mixed batches with the adapters of `lora`, timed by the host alone."""
+def peft_steps(run: PeerRun, service: AdapterService, sizes: Sizes, batch_sizes: list[int]) -> list[dict[str, Any]]:
+    """Rows of measure_rounds for PEFT's mixed batches with the adapters of `service`, timed by the host alone."""
     num_adapters = sizes.mixes[""]
     peer = partial(
         mixed_adapters,
         batch_sizes=batch_sizes,
         num_steps=NUM_PEFT_STEPS,
         num_adapters=min(num_adapters, max(batch_sizes)),
-        rank=lora["max_rank"],
-        targets=lora.get("targets"),
+        rank=service.max_rank,
+        targets=service.targets,
     )
     common = {"round": 0, "arm": PEFT, "device": float("nan")}
     return [

@@ -5,29 +5,28 @@ Lesson 5 of "Efficiently Serving LLMs".
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from experiments.lora.figures import lora_ranks
 from experiments.lora.tables import reference_notes
-from framework.build import ChangeModel, resolve_device
-from framework.config import describe, with_keywords
+from framework.build import ChangeModel
+from framework.config import with_keywords
 from framework.engine.measured import MeasuredEngine, measured
 from framework.lora.merged import merge_adapter
 from framework.lora.none import serve_base
+from framework.lora.service import service_of
 from framework.measure.perplexity import window_logits
 from framework.measure.steps import check_sizes, get_ready, measure_decode
-from framework.report.finish import conclude
+from framework.report.finish import Findings, finish
+from framework.report.tables import in_units
 from framework.study.arms import EngineParts
 from framework.study.engine_cache import EngineCache
 from framework.study.files import GrowingTable
-from framework.study.progress import make_console
-from framework.study.provenance import environment
+from framework.study.place import open_place
 from framework.study.sweep import Setup
 
 ADAPTER = "adapter-0"
@@ -86,47 +85,39 @@ def run(
     Logits are of `prompt_len` random tokens, drawn with `seed`. Raises ValueError if `lora` does not serve adapters.
     """
     check_sizes({"decode": [[batch_size, context]], "prompt": [[1, prompt_len]]}, num_steps)
-    if "strategy" not in describe(lora):
+    service = service_of(lora)
+    if service.adapters is None or service.strategy is None:
         raise ValueError("experiment=lora needs lora=segmented, gathered or loop: what is merged is compared with it")
-    if "ranks" not in describe(lora)["adapters"]:
+    if not service.are_random:
         raise ValueError("experiment=lora draws an adapter of each rank: it needs adapters@lora.adapters=random")
     if min(ranks, default=0) < 1:
         raise ValueError(f"ranks must be one or more numbers from 1 on, not {ranks}")
-    console, resolved, folder = make_console(), resolve_device(setup["device"]), Path(setup["output_dir"])
-    engines = EngineCache(resolved, lambda message: None)
+    place = open_place(setup["device"], setup["output_dir"])
+    engines = EngineCache(place.device, lambda message: None)
     parts = EngineParts(model=setup["model"], quantization=quantization, lora=lora, engine=setup["engine"])
 
     def measure(lora: ChangeModel) -> Measured:
         engine = measured(engines.get(replace(parts, lora=lora)))
         return measure_adapter(engine, sizes=(batch_size, context, num_steps), prompt_len=prompt_len, seed=seed)
 
-    with console.status("") as status, GrowingTable(folder / "ranks.csv") as rows:
+    with place.console.status("") as status, GrowingTable(place.output_dir / "ranks.csv") as rows:
         for rank in ranks:
             status.update(f"rank {rank}")
             base = measure(partial(serve_base))  # each time: a machine's speed drifts
-            adapters = with_keywords(lora.keywords["adapters"], ranks=[rank])
+            adapters = with_keywords(service.adapters, ranks=[rank])
             served = measure(with_keywords(lora, adapters=adapters, num_slots=1, max_rank=rank))
-            fold = partial(merge_adapter, adapters=adapters, adapter_id=ADAPTER, targets=lora.keywords.get("targets"))
-            rows.add([compare(rank, base, served, measure(fold))])
+            fold = partial(merge_adapter, adapters=adapters, adapter_id=ADAPTER, targets=service.targets)
+            rows.add([compare_adapter(rank, base, served, measure(fold))])
     table = rows.table()
-    surroundings = environment(resolved)
-    title = f"{surroundings['device']}, decode steps of {batch_size}"
-    record = {"config": parts.config, "environment": surroundings, "ranks": rows.rows}
-    conclude(
-        console,
-        folder,
-        title=f"one adapter on {surroundings['device']}",
-        environment=surroundings,
-        files={"ranks.csv": table, "lora.json": record},
-        figures={"lora": (lora_ranks(table, title), CAPTION)},
-        tables={
-            f"One adapter over its rank, decode steps of {batch_size}": pd.DataFrame(
-                {header: scale * table[name] for name, (header, scale) in COLUMNS.items()}
-            )
-        },
-        notes=[LESSON.format(2 * (1024 + 1024) / 1024**2), *reference_notes({"served": lora}, resolved)],
+    record = {"config": parts.config, "environment": place.environment, "ranks": rows.rows}
+    findings = Findings(
+        figures={"lora": (lora_ranks(table, f"{place.device_name}, decode steps of {batch_size}"), CAPTION)},
+        tables={f"One adapter over its rank, decode steps of {batch_size}": in_units(table, COLUMNS)},
+        notes=[LESSON.format(2 * (1024 + 1024) / 1024**2), *reference_notes({"served": lora}, place.device)],
         definitions=DEFINITIONS,
+        files={"ranks.csv": table, "lora.json": record},
     )
+    finish(place, f"one adapter on {place.device_name}", findings)
 
 
 @torch.inference_mode()
@@ -143,7 +134,7 @@ def measure_adapter(engine: MeasuredEngine, *, sizes: tuple[int, int, int], prom
     return Measured(num_parameters, num_adapter_parameters, num_adapter_bytes, elapsed, logits)
 
 
-def compare(rank: int, base: Measured, served: Measured, merged: Measured) -> dict[str, Any]:
+def compare_adapter(rank: int, base: Measured, served: Measured, merged: Measured) -> dict[str, Any]:
     """One row; of logits, `merged_error` is how far merged is from served, `effect` how far served is from base."""
     return {
         "rank": rank,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from framework.build import make_scheduler, replay_trace
+from framework.build import MakeScheduler, make_scheduler, replay_trace
 from framework.config import with_keywords
 from framework.core import Request
 from framework.engine.measured import MeasuredEngine
@@ -18,7 +18,7 @@ DURATIONS = "All streams: until the last token, medians over the repeats"
 
 def measure_streams(
     engine: MeasuredEngine,
-    scheduler: Any,
+    scheduler: MakeScheduler,
     streams: list[int],
     num_prompt_tokens: int,
     num_repeats: int,
@@ -41,10 +41,10 @@ def measure_streams(
     for repeat in range(num_repeats):
         for order, num_adapters in cases:
             on_progress(f"streams {order}, {num_adapters} adapters, {repeat + 1} of {num_repeats}")
-            seats = with_keywords(scheduler, max_num_seqs=len(streams) if order == AT_ONCE else 1)
+            limited = with_keywords(scheduler, max_num_seqs=len(streams) if order == AT_ONCE else 1)
             chosen = streams[:1] if order == ALONE else streams
             requests = make_requests(chosen, num_prompt_tokens, adapter_ids[:num_adapters])
-            sequences, _ = replay_trace(requests, make_scheduler(seats, engine), engine)
+            sequences, _ = replay_trace(requests, make_scheduler(limited, engine), engine)
             key = {"order": order, "num_adapters": num_adapters, "repeat": repeat}
             rows += [
                 key | {"stream": sequence.request.request_id, "token": token, "time": time}

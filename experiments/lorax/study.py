@@ -3,7 +3,7 @@
 The ablation serves one trace with every combination of scheduler, precision and LoRA strategy, over arrival rates.
 """
 
-from pathlib import Path
+from functools import partial
 
 import pandas as pd
 from typing_extensions import Unpack
@@ -22,16 +22,15 @@ from experiments.lorax.ablation import (
 )
 from experiments.lorax.figures import FACTORS, combination_curves, contribution_bars, stream_times
 from experiments.lorax.streams import describe_streams, measure_streams, stream_tables
-from framework.build import resolve_device
+from framework.checks import whole
 from framework.engine.measured import measured
 from framework.measure.rates import aggregate
 from framework.replay import Clock
-from framework.report.finish import report
+from framework.report.finish import Findings, finish_sweep, write_files
 from framework.report.plots import Figure
 from framework.study.arms import Arm, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
-from framework.study.files import write_atomically
-from framework.study.progress import make_console
+from framework.study.place import Place, open_place
 from framework.study.sweep import Replays, Study, run_study
 
 CAPTIONS = {
@@ -77,53 +76,50 @@ def run(
     check_corners(corners, axes)
     check_streams(streams, num_prompt_tokens, num_repeats)
     arms = resolve_arms(combine(axes), parts_of(sweep) | {"clock": clock})
-    tokens = time_streams(arms[name_of(full)], streams, num_prompt_tokens, num_repeats, sweep["device"])
-    folder = Path(sweep["output_dir"])
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "streams.csv", tokens.to_csv(index=False))
-    timed = stream_tables(tokens)
+    place = open_place(sweep["device"], sweep["output_dir"])
+    tokens = time_streams(arms[name_of(full)], streams, num_prompt_tokens, num_repeats, place)
+    write_files(place.output_dir, {"streams.csv": tokens})
     study = run_study(arms, sweep)
+    finish_sweep(study, "lorax", partial(find, study, axes, corners, tokens))
+    study.raise_failures()
 
-    def draw(study: Study, points: pd.DataFrame) -> dict[str, Figure]:
-        techniques = contributions(points, corners)
-        highest = float(mean_output(points, [name_of(ceiling)]).iloc[0])
-        bars: dict[str, Figure] = {}
-        if highest == highest and techniques[list(FACTORS)].notna().all(axis=None):  # no arm on the path has failed
-            bars["contributions"] = contribution_bars(techniques, highest, "the full stack")
-        return bars | {
-            "combinations": combination_curves(aggregate(points)),
-            "streams": stream_times(tokens, study.environment["device"]),
-        }
 
-    report(
-        study,
-        "lorax",
-        draw,
-        sweep.get("tracking"),
-        captions=CAPTIONS,
-        tables=lambda points: ablation_tables(points, axes, corners) | timed,
-        notes=lambda points: [
-            *describe_streams(timed),
+def find(study: Study, axes: Axes, corners: Corners, tokens: pd.DataFrame, points: pd.DataFrame) -> Findings:
+    loras = {name: arm.lora for name, arm in study.arms.items()}
+    figures = ablation_figures(points, corners) | {"streams": stream_times(tokens, study.device_name)}
+    streams = stream_tables(tokens)
+    return Findings(
+        figures={name: (figure, CAPTIONS[name]) for name, figure in figures.items()},
+        tables=ablation_tables(points, axes, corners) | streams,
+        notes=[
+            *describe_streams(streams),
             *describe_ablation(points, corners),
-            *reference_notes({name: arm.lora for name, arm in study.arms.items()}, study.device),
+            *reference_notes(loras, study.device),
         ],
         definitions=DEFINITIONS,
     )
-    study.raise_failures()
+
+
+def ablation_figures(points: pd.DataFrame, corners: Corners) -> dict[str, Figure]:
+    """What each technique contributes, unless an arm on the path has failed; and every combination's curve."""
+    techniques = contributions(points, corners)
+    highest = float(mean_output(points, [name_of(corners.ceiling)]).iloc[0])
+    curves = {"combinations": combination_curves(aggregate(points))}
+    if highest == highest and techniques[list(FACTORS)].notna().all(axis=None):
+        return {"contributions": contribution_bars(techniques, highest, "the full stack")} | curves
+    return curves
 
 
 def check_streams(streams: list[int], num_prompt_tokens: int, num_repeats: int) -> None:
     if len(streams) < 2 or min(streams) < 1:
         raise ValueError(f"streams must be two or more numbers of tokens from 1 on, not {streams}")
-    for name, value in (("num_prompt_tokens", num_prompt_tokens), ("num_repeats", num_repeats)):
-        if value < 1:
-            raise ValueError(f"{name} {value} must be at least 1")
+    whole("num_prompt_tokens", num_prompt_tokens)
+    whole("num_repeats", num_repeats)
 
 
-def time_streams(arm: Arm, streams: list[int], num_prompt_tokens: int, num_repeats: int, device: str) -> pd.DataFrame:
+def time_streams(arm: Arm, streams: list[int], num_prompt_tokens: int, num_repeats: int, place: Place) -> pd.DataFrame:
     """As measure_streams, on an engine that is gone when this returns: the study's would have to fit beside it."""
-    console = make_console()
-    with console.status("streams") as status:
-        engines = EngineCache(resolve_device(device), status.update)
+    with place.console.status("streams") as status:
+        engines = EngineCache(place.device, status.update)
         engine = measured(engines.get(arm))
         return measure_streams(engine, arm.scheduler, streams, num_prompt_tokens, num_repeats, status.update)

@@ -9,9 +9,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from rich.console import Console
 
-from framework.build import free, make_scheduler, replay_trace
+from framework.build import Decoder, free, make_scheduler, replay_trace
 from framework.config import describe, with_keywords
 from framework.core import StudyError
 from framework.engine.measured import MeasuredEngine, measured
@@ -24,6 +23,7 @@ from framework.models.footprint import cache_footprint, footprint
 from framework.models.tokenizer import load_tokenizer
 from framework.study.arms import Arm
 from framework.study.files import GrowingTable, digest_of, write_json
+from framework.study.place import Place
 from framework.study.sweep import Study
 from framework.trace.prompts import make_requests
 
@@ -56,18 +56,12 @@ class Steps:
 
 
 @dataclass
-class Session:
+class Session(Place):
     """What the parts share: the resolved arms, where they run and write, and who failed."""
 
     arms: dict[str, Arm]
-    device: torch.device
-    folder: Path
-    console: Console
     failures: list[str] = field(default_factory=list)
     written: dict[Path, None] = field(default_factory=dict)  # in this order
-
-    def say(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def attempt(self, arm: str) -> Iterator[None]:
@@ -94,17 +88,17 @@ class Session:
 
     @contextmanager
     def table(self, name: str) -> Iterator[GrowingTable]:
-        with GrowingTable(self.folder / name) as table:
+        with GrowingTable(self.output_dir / name) as table:
             yield table
         if table.rows:
             self.written[table.path] = None
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / name, record)
-        self.written[self.folder / name] = None
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(self.output_dir / name, record)
+        self.written[self.output_dir / name] = None
 
-    def load(self, arm: str) -> Any:
+    def load(self, arm: str) -> Decoder:
         return self.arms[arm].load_model(self.device)
 
     def finish(self) -> None:
@@ -177,6 +171,7 @@ def measure_engines(
 
     Written to engines.csv and decode.csv.
     """
+    loaded: Decoder | None
     with session.table("decode.csv") as cases, session.table("engines.csv") as engines:
         for arm, components in session.arms.items():
             with session.attempt(arm):
@@ -190,7 +185,7 @@ def measure_engines(
 
 
 def measure_steps(
-    session: Session, arm: str, loaded: Any, steps: Steps | None, prompt: Prompt | None
+    session: Session, arm: str, loaded: Decoder, steps: Steps | None, prompt: Prompt | None
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Decode steps against their floors, and how the prompt goes on, by the arm's own engine."""
     components = session.arms[arm]
@@ -216,7 +211,7 @@ def continue_text(engine: MeasuredEngine, components: Arm, prompt: Prompt) -> st
     return tokenizer.decode(sequences[0].output_token_ids)
 
 
-def measure_cache(session: Session, components: Arm, memory_bytes: int | None, loaded: Any) -> dict[str, Any]:
+def measure_cache(session: Session, components: Arm, memory_bytes: int | None, loaded: Decoder) -> dict[str, Any]:
     """The blocks and bytes of the KV cache that the engine makes beside the weights; none, where these leave no room.
 
     Raises no error then: only an arm that serves needs one.

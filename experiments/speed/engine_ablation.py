@@ -1,25 +1,22 @@
 """What each of an engine's options buys, added one after the other: eager, fused, compiled, graphs, overlap."""
 
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from typing_extensions import Unpack
 
 from experiments.speed.figures import ablation
-from framework.build import ChangeModel, MakeScheduler, MakeTrace, resolve_device
+from framework.build import ChangeModel, MakeScheduler, MakeTrace
 from framework.engine.measured import measured
 from framework.measure.ceilings import limits
 from framework.measure.serving import max_num_seqs_of, measure_serving
 from framework.measure.steps import ceilings_for, check_sizes, get_ready, measure_cases
-from framework.report.finish import conclude, write_files
+from framework.report.finish import Findings, finish, write_files
 from framework.report.tables import short
-from framework.study.arms import Arms, parts_of, resolve_arms
+from framework.study.arms import Arms, configs_of, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
-from framework.study.progress import make_console
-from framework.study.provenance import environment
+from framework.study.place import open_place
 from framework.study.sweep import Setup
 
 FIGURE_CAPTION = "Left, decode steps per arm; right, the output throughput of the queue."
@@ -45,47 +42,40 @@ def run(
     """
     sizes = {"decode": [[batch_size, context] for batch_size in batch_sizes]}
     check_sizes(sizes, num_steps)
-    console, resolved, folder = make_console(), resolve_device(setup["device"]), Path(setup["output_dir"])
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    place = open_place(setup["device"], setup["output_dir"])
     parts = {"quantization": quantization, "lora": lora, "scheduler": scheduler, "trace": trace, "clock": "virtual"}
     variants = resolve_arms(arms, parts_of(setup) | parts)
-    ceilings = ceilings_for(setup["model"], setup["engine"], resolved)
+    ceilings = ceilings_for(setup["model"], setup["engine"], place.device)
     record = {
-        "config": {name: arm.config for name, arm in variants.items()},
-        "environment": environment(resolved),
+        "config": configs_of(variants),
+        "environment": place.environment,
         "ceilings": asdict(ceilings),
     }
-    title = f"{record['environment']['device']}: {limits(ceilings)}"
-    say(title)
+    title = f"{place.device_name}: {limits(ceilings)}"
+    place.say(title)
     rows: list[dict[str, Any]] = []
     serving: dict[str, dict[str, float]] = {}
-    engines = EngineCache(resolved, say)
+    engines = EngineCache(place.device, place.say)
     for arm, components in variants.items():
-        with console.status(arm) as status:
-            timed = measured(engines.get(components))
-            timed.on_progress = status.update
-            get_ready(timed, max([*batch_sizes, max_num_seqs_of(components.scheduler)]))
-        say(f"{arm}:")
-        rows += [{"arm": arm} | case.row(ceilings) for case in measure_cases(sizes, timed, num_steps, ceilings, say)]
-        requests = components.trace(rate=None, seed=seed, max_model_len=timed.max_model_len).requests
-        serving[arm] = measure_serving(timed, components.scheduler, requests)
-        say(f"{serving[arm]['output_throughput']:,.0f} output tok/s")
+        with place.console.status(arm) as status:
+            engine = measured(engines.get(components))
+            engine.on_progress = status.update
+            get_ready(engine, max([*batch_sizes, max_num_seqs_of(components.scheduler)]))
+        place.say(f"{arm}:")
+        cases = measure_cases(sizes, engine, num_steps, ceilings, place.say)
+        rows += [{"arm": arm} | case.row(ceilings) for case in cases]
+        requests = components.trace(rate=None, seed=seed, max_model_len=engine.max_model_len).requests
+        serving[arm] = measure_serving(engine, components.scheduler, requests)
+        place.say(f"{serving[arm]['output_throughput']:,.0f} output tok/s")
         files = {
             "ablation.json": record | {"serving": serving, "cases": rows},
             "ablation.csv": pd.DataFrame(rows),  # one row per arm and decode step
         }
-        write_files(folder, files)
-        del timed  # else the next arm's KV cache would have to fit beside this one's
+        write_files(place.output_dir, files)
+        del engine  # else the next arm's KV cache would have to fit beside this one's
     figures = {"ablation": ablation(pd.DataFrame(rows), output_throughputs(serving), title)} if rows else {}
-    conclude(
-        console,
-        folder,
-        title=title,
-        environment=record["environment"],
-        files=files,
-        figures={name: (figure, FIGURE_CAPTION) for name, figure in figures.items()},
-        tables={CAPTION: factors_table(rows, serving)},
-    )
+    drawn = {name: (figure, FIGURE_CAPTION) for name, figure in figures.items()}
+    finish(place, title, Findings(drawn, {CAPTION: factors_table(rows, serving)}, files=files))
 
 
 def output_throughputs(serving: dict[str, dict[str, float]]) -> pd.Series:

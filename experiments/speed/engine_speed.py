@@ -3,29 +3,23 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from rich.console import Console
 from typing_extensions import Unpack
 
 from experiments.peers import PeerRun, continuous, run_peer, static
 from experiments.speed.figures import decode_step, roofline
-from framework.build import ChangeModel, MakeScheduler, MakeTrace, free, resolve_device
+from framework.build import ChangeModel, MakeScheduler, MakeTrace, free
 from framework.core import Request, Sequence
 from framework.engine.measured import MeasuredEngine
 from framework.measure.ceilings import Ceilings, limits
 from framework.measure.serving import max_num_seqs_of, measure_serving
 from framework.measure.steps import Say, cases_table, ceilings_for, check_sizes, measure_cases, start_engine
-from framework.report.pages import write_record
-from framework.report.plots import Figure, save
-from framework.report.tables import print_frame
+from framework.report.finish import Findings, finish, leave
+from framework.report.plots import Drawn
 from framework.study.arms import Arm, parts_of
-from framework.study.files import write_atomically, write_json
-from framework.study.progress import make_console
-from framework.study.provenance import environment
+from framework.study.place import Place, open_place
 from framework.study.sweep import Setup
 
 Peers = dict[str, Callable[[PeerRun], dict[str, Any]]]
@@ -34,10 +28,8 @@ PEER_DEFINITION = {
     "Engine ÷ peer": "the output throughput of this engine / that of the peer, on the same requests "
     "(`generate` with peer_static_requests: on the first of them)"
 }
-CAPTIONS = {
-    "roofline": "FLOP/s reached over the intensity of each step, under the measured ceilings.",
-    "decode_step": "Decode steps over the batch size: from step to step, on the device, and the floor.",
-}
+ROOFLINE = "FLOP/s reached over the intensity of each step, under the measured ceilings."
+DECODE_STEP = "Decode steps over the batch size: from step to step, on the device, and the floor."
 
 
 def run(
@@ -65,54 +57,60 @@ def run(
     """
     sizes = {"decode": [[size, context] for size in batch_sizes], "prefill": prefills, "attention": attention}
     check_sizes(sizes, num_steps)
-    console, resolved, folder = make_console(), resolve_device(setup["device"]), Path(setup["output_dir"])
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    place = open_place(setup["device"], setup["output_dir"])
     arm = Arm(
         **parts_of(setup), quantization=quantization, lora=lora, scheduler=scheduler, trace=trace, clock="virtual"
     )
-    ceilings = ceilings_for(setup["model"], setup["engine"], resolved)
-    record: dict[str, Any] = {"config": arm.config, "environment": environment(resolved), "ceilings": asdict(ceilings)}
-    title = f"{record['environment']['device']}: {limits(ceilings)}"
-    say(f"{title} (copy {1e-9 * ceilings.copy_bandwidth:,.0f} GB/s)")
-    measured, peer_run = measure(arm, sizes, num_steps, seed, ceilings, resolved, console)
-    record |= measured
-    table, notes = pd.DataFrame(record["cases"]), [describe_start(record["start"]), describe_serving(record["serving"])]
-    tables = {} if table.empty else {"Steps and kernels against their floors": cases_table(table)}
-    for cases in tables.values():
-        print_frame(console, cases, title, caption="MBU, MFU: floor / device, by the ceiling that binds")
-    say(notes[-1])
-    drawn = write(folder, record, table, ceilings, say)
-    page = {"title": title, "environment": record["environment"], "figures": {name: CAPTIONS[name] for name in drawn}}
-    write_record(folder, **page, tables=tables, notes=notes)
+    ceilings = ceilings_for(setup["model"], setup["engine"], place.device)
+    title = f"{place.device_name}: {limits(ceilings)}"
+    place.say(f"{title} (copy {1e-9 * ceilings.copy_bandwidth:,.0f} GB/s)")
+    measured, peer_run = measure_engine(arm, sizes, num_steps, seed, ceilings, place)
+    record = {"config": arm.config, "environment": place.environment, "ceilings": asdict(ceilings)} | measured
+    finish(place, title, find(record, ceilings, place.device_name))
     if peers:
-        free(resolved)  # for the peers' processes
-        record["peers"] = serve_peers(
-            make_peers(peer_seats, peer_static_requests), peer_run, record["serving"]["output_throughput"], say
-        )
-        write_json(folder / "speed.json", record)
-        tables["Peers on the same requests"] = peers_table(record["peers"])
-        write_record(folder, **page, tables=tables, notes=notes, definitions=PEER_DEFINITION)
+        free(place.device)  # for the peers' processes
+        contenders = make_peers(peer_seats, peer_static_requests)
+        record["peers"] = serve_peers(contenders, peer_run, record["serving"]["output_throughput"], place.say)
+        leave(place, title, find(record, ceilings, place.device_name))
 
 
-def measure(
+def measure_engine(
     arm: Arm,
     sizes: dict[str, list[list[int]]],
     num_steps: int,
     seed: int,
     ceilings: Ceilings,
-    device: torch.device,
-    console: Console,
+    place: Place,
 ) -> tuple[dict[str, Any], PeerRun]:
     """`start`, `cases` and `serving` of the engine, which is gone afterwards; and what its peers need."""
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    with console.status("") as status:
-        max_num_seqs = max([*(num_seqs for num_seqs, _ in sizes["decode"]), max_num_seqs_of(arm.scheduler)])
-        engine, start = start_engine(partial(arm.load_model, device), arm.engine, max_num_seqs, status.update)
-    say(describe_start(start))
-    cases = [case.row(ceilings) for case in measure_cases(sizes, engine, num_steps, ceilings, say)]
+    max_num_seqs = max([*(num_seqs for num_seqs, _ in sizes["decode"]), max_num_seqs_of(arm.scheduler)])
+    with place.console.status("") as status:
+        engine, start = start_engine(partial(arm.load_model, place.device), arm.engine, max_num_seqs, status.update)
+    cases = [case.row(ceilings) for case in measure_cases(sizes, engine, num_steps, ceilings, place.say)]
     requests = arm.trace(rate=None, seed=seed, max_model_len=engine.max_model_len).requests
     serving = measure_serving(engine, arm.scheduler, requests)
     return {"start": start, "cases": cases, "serving": serving}, make_peer_run(engine, requests)
+
+
+def find(record: dict[str, Any], ceilings: Ceilings, device: str) -> Findings:
+    """What the record of the measured engine shows, and of its peers, if it has some."""
+    cases = pd.DataFrame(record["cases"])
+    figures: dict[str, Drawn] = {}
+    tables = {}
+    if not cases.empty:
+        figures["roofline"] = (roofline(cases, ceilings, device), ROOFLINE)
+        tables["Steps and kernels against their floors"] = cases_table(cases)
+        if (cases["kind"] == "decode").any():
+            figures["decode_step"] = (decode_step(cases, device), DECODE_STEP)
+    if "peers" in record:
+        tables["Peers on the same requests"] = peers_table(record["peers"])
+    return Findings(
+        figures,
+        tables,
+        notes=[describe_start(record["start"]), describe_serving(record["serving"])],
+        definitions=PEER_DEFINITION if "peers" in record else {},
+        files={"speed.json": record, "speed.csv": cases},
+    )
 
 
 def describe_start(start: dict[str, float]) -> str:
@@ -138,20 +136,6 @@ def describe_serving(serving: dict[str, float]) -> str:
         f"{serving['num_requests']} requests at once: {serving['num_output_tokens']:,} output tokens in "
         f"{serving['duration']:.2f} s, {serving['output_throughput']:,.0f} tok/s; {host}"
     )
-
-
-def write(folder: Path, record: dict[str, Any], table: pd.DataFrame, ceilings: Ceilings, say: Say) -> dict[str, Figure]:
-    """`speed.json`, `speed.csv` and the figures of the cases there are, which are returned."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "speed.json", record)
-    write_atomically(folder / "speed.csv", table.to_csv(index=False))
-    device = record["environment"]["device"]
-    figures = {"roofline": roofline(table, ceilings, device)} if len(table) else {}
-    if len(table) and (table["kind"] == "decode").any():
-        figures["decode_step"] = decode_step(table, device)
-    for path in (folder / "speed.json", folder / "speed.csv", *save(figures, folder / "figures")):
-        say(f"wrote {path}")
-    return figures
 
 
 def make_peer_run(engine: MeasuredEngine, requests: list[Request]) -> PeerRun:

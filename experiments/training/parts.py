@@ -14,12 +14,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from experiments.training.corpus import Corpus
-from experiments.training.training import Evaluation
+from experiments.training.training import Evaluation, Training
 from framework.measure.perplexity import WindowLosses, window_losses
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 from framework.models.tokenizer import NUM_BYTES
-from framework.study.progress import REFRESH_INTERVAL, TokensPerSecond
+from framework.study.progress import REFRESH_INTERVAL, TokensPerSecond, say
 
 EVAL_TOKENS = 2**15  # per forward of an evaluation
 LICENCE = "LICENSE.txt"  # in the text's folder
@@ -29,11 +29,12 @@ LOSS_CAPTION = "Loss on the train and the held-out text; the ring is the step th
 class StepProgress:
     """A bar over the tokens of all steps, where there is a terminal, and a line per evaluation."""
 
-    def __init__(self, console: Console, num_steps: int, tokens_per_step: int) -> None:
-        self.console, self.num_steps, self.tokens_per_step = console, num_steps, tokens_per_step
+    def __init__(self, console: Console, training: Training) -> None:
+        self.console, self.num_steps = console, training["num_steps"]
+        self.tokens_per_step = training["batch_size"] * training["sequence_length"]
         columns = (TextColumn("training"), BarColumn(), TokensPerSecond(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=console, auto_refresh=False, transient=True)
-        self.task = self.bar.add_task("training", total=num_steps * tokens_per_step)
+        self.task = self.bar.add_task("training", total=self.num_steps * self.tokens_per_step)
         self.refreshed = time.monotonic()
 
     def __enter__(self) -> "StepProgress":
@@ -56,7 +57,7 @@ class StepProgress:
             rate = evaluation.num_steps / evaluation.elapsed
             remaining = (self.num_steps - evaluation.num_steps) / rate
             line += f", train {evaluation.train:.4f}, {rate * self.tokens_per_step:,.0f} tok/s, {remaining:.0f} s left"
-        self.console.print(line, highlight=False)
+        say(self.console, line)
 
 
 def keep_best(
@@ -76,16 +77,10 @@ def keep_best(
     except KeyboardInterrupt:
         if not curve:
             raise
-        progress.console.print(f"interrupted: going on with the best of {curve[-1].num_steps} steps", highlight=False)
+        say(progress.console, f"interrupted: going on with the best of {curve[-1].num_steps} steps")
     if not best:
         raise ValueError("the held-out loss was never a finite number: lower learning_rate")
     return curve, best
-
-
-def check_counts(counts: dict[str, int]) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} {count} must be at least 1")
 
 
 def check_model(model: Llama | GPT2, window: int) -> None:

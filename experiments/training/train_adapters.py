@@ -6,20 +6,19 @@ Losses are of the adapters as written, read back, on held-out samples that are w
 import shutil
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from rich.console import Console
 from torch import Tensor
+from typing_extensions import Unpack
 
 from experiments.training.adapters_card import adapters_card, losses_matrix
 from experiments.training.figures import loss_curve
 from experiments.training.parts import (
     LOSS_CAPTION,
     StepProgress,
-    check_counts,
     check_model,
     copy_licence,
     describe_losses,
@@ -28,8 +27,7 @@ from experiments.training.parts import (
     to_tensor,
 )
 from experiments.training.renderings import python, rendered_sample
-from experiments.training.training import train
-from framework.build import resolve_device
+from experiments.training.training import Training, check_training, train
 from framework.checks import check_threads
 from framework.config import describe
 from framework.lora.adapters import WEIGHT_FILE, load_adapter, save_adapter
@@ -37,9 +35,8 @@ from framework.lora.attached import attached, initial_rows
 from framework.lora.layout import Layout, make_layout
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
-from framework.report.finish import conclude
-from framework.study.progress import make_console
-from framework.study.provenance import environment
+from framework.report.finish import Findings, finish
+from framework.study.place import open_place
 
 BASE, BASE_KIND = "none", "python"  # the row without an adapter; the kind that the model was trained on
 CAPTION = "Nats/byte on held-out text of each kind; the rows are the adapters"
@@ -54,66 +51,46 @@ def run(
     model: Any,
     train_num_bytes: int,
     sample_num_bytes: int,
-    num_steps: int,
-    batch_size: int,
-    sequence_length: int,
-    learning_rate: float,
-    num_warm_up_steps: int,
-    weight_decay: float,
-    max_grad_norm: float,
-    eval_interval: int,
-    seed: int,
     num_threads: int | None,
     device: str,
     output_dir: str,
+    **training: Unpack[Training],
 ) -> None:
     """Write `adapters/` (a folder per kind in PEFT's format, `heldout/`, README), the losses and their curves.
 
     `kinds` maps an adapter's name to the rendering of a Python file that it is trained on. Only the adapters train, in
     float32 and with scaling 1; they are written in float16. Ctrl-C ends the training of one adapter early.
     """
-    training: dict[str, Any] = {
-        "num_steps": num_steps,
-        "batch_size": batch_size,
-        "sequence_length": sequence_length,
-        "learning_rate": learning_rate,
-        "num_warm_up_steps": num_warm_up_steps,
-        "weight_decay": weight_decay,
-        "max_grad_norm": max_grad_norm,
-        "eval_interval": eval_interval,
-        "seed": seed,
-    }
-    check_counts({name: training[name] for name in ("num_steps", "batch_size", "sequence_length", "eval_interval")})
+    check_training(training)
     check_names(kinds)
     check_threads("num_threads", num_threads)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    corpus, loaded = text(), model(dtype="float32", device=resolved)
+    place, sequence_length = open_place(device, output_dir), training["sequence_length"]
+    corpus, loaded = text(), model(dtype="float32", device=place.device)
     check_model(loaded, sequence_length)
     layout = make_layout(loaded, targets)
     samples = {
         kind: rendered_sample(corpus.held_out, rendering, sample_num_bytes)
         for kind, rendering in ({BASE_KIND: python} | kinds).items()
     }
-    held_out = {kind: to_tensor(excerpts, resolved) for kind, (excerpts, _) in samples.items()}
-    shipped, curves, num_train_bytes = folder / "adapters", [], {}
+    held_out = {kind: to_tensor(excerpts, place.device) for kind, (excerpts, _) in samples.items()}
+    shipped, curves, num_train_bytes = place.output_dir / "adapters", [], {}
     shutil.rmtree(shipped, ignore_errors=True)
-    losses = [{"adapter": BASE} | row for row in measure(loaded, held_out, sequence_length)]
+    losses = [{"adapter": BASE} | row for row in measure_kinds(loaded, held_out, sequence_length)]
     for kind, rendering in kinds.items():
-        train_text = to_tensor(rendered_sample(corpus.train, rendering, train_num_bytes)[0], resolved)
+        train_text = to_tensor(rendered_sample(corpus.train, rendering, train_num_bytes)[0], place.device)
         num_train_bytes[kind] = len(train_text)
-        say(f"{kind}: {len(train_text):,} bytes to train on, {len(held_out[kind]):,} held out")
-        rows, curve = train_adapter(loaded, layout, rank, train_text, held_out[kind], training, console)
+        place.say(f"{kind}: {len(train_text):,} bytes to train on, {len(held_out[kind]):,} held out")
+        rows, curve = train_adapter(loaded, layout, rank, train_text, held_out[kind], training, place.console)
         curves.append(curve.assign(adapter=kind))
         save_adapter(shipped / kind, rows.half().cpu(), layout, alpha=float(rank))
-        with attached(layout, load_adapter(shipped / kind, layout, torch.float32).to(resolved)):
-            losses += [{"adapter": kind} | row for row in measure(loaded, held_out, sequence_length)]
+        with attached(layout, load_adapter(shipped / kind, layout, torch.float32).to(place.device)):
+            losses += [{"adapter": kind} | row for row in measure_kinds(loaded, held_out, sequence_length)]
     configured = {"text": text, "kinds": kinds, "model": model, "rank": rank, "targets": targets, **training}
     record = {
         "config": describe(configured | {"train_num_bytes": train_num_bytes, "sample_num_bytes": sample_num_bytes}),
-        "environment": environment(resolved),
+        "environment": place.environment,
         "text": {"folder": str(corpus.folder), "digest": corpus.digest},
         "samples": {kind: names for kind, (_, names) in samples.items()},
         "num_parameters": sum(a.numel() + b.numel() for a, b in layout.parts(rows).values()),
@@ -125,9 +102,11 @@ def run(
     (shipped / "heldout").mkdir()
     for kind, (excerpts, _) in samples.items():
         (shipped / "heldout" / f"{kind}.txt").write_bytes(excerpts)
-    copy_licence(corpus, shipped, say)
+    copy_licence(corpus, shipped, place.say)
     (shipped / "README.md").write_text(adapters_card(record))
-    write_results(folder, record, pd.concat(curves), console)
+    title = f"adapters of rank {rank}, {record['num_parameters']:,} parameters each"
+    finish(place, title, find(record, pd.concat(curves)))
+    place.say(f"wrote {shipped}")
 
 
 def check_names(kinds: dict[str, Any]) -> None:
@@ -146,40 +125,35 @@ def train_adapter(
     rank: int,
     text: Tensor,
     held_out: Tensor,
-    training: dict[str, Any],
+    training: Training,
     console: Console,
 ) -> tuple[Tensor, pd.DataFrame]:
     """The adapter's rows at the lowest held-out loss, and all evaluations."""
     rows = initial_rows(layout, rank, training["seed"]).to(text.device).requires_grad_(True)
     loss_of = partial(losses_of, model, held_out, window=training["sequence_length"])
-    progress = StepProgress(console, training["num_steps"], training["batch_size"] * training["sequence_length"])
+    progress = StepProgress(console, training)
     with attached(layout, rows), progress:
         evaluations = train(model, text, [rows], **training, evaluate=lambda: loss_of().mean, on_step=progress.advance)
         curve, best = keep_best(evaluations, {"rows": rows}, progress)
     return best["rows"], pd.DataFrame([asdict(one) for one in curve])
 
 
-def measure(model: Llama | GPT2, held_out: dict[str, Tensor], window: int) -> list[dict[str, Any]]:
+def measure_kinds(model: Llama | GPT2, held_out: dict[str, Tensor], window: int) -> list[dict[str, Any]]:
     """The losses of the model as it is on every kind's sample, in windows that know nothing of each other."""
     return [
         {"kind": kind} | describe_losses(losses_of(model, sample, window=window)) for kind, sample in held_out.items()
     ]
 
 
-def write_results(folder: Path, record: dict[str, Any], curves: pd.DataFrame, console: Console) -> None:
+def find(record: dict[str, Any], curves: pd.DataFrame) -> Findings:
     losses = pd.DataFrame(record["losses"])
     figures = {
         f"loss_{adapter}": loss_curve(curve, str(adapter))
         for adapter, curve in curves.groupby("adapter", sort=False)
         if len(curve) > 1
     }
-    conclude(
-        console,
-        folder,
-        title=f"adapters of rank {record['config']['rank']}, {record['num_parameters']:,} parameters each",
-        environment=record["environment"],
-        files={"curves.csv": curves, "losses.csv": losses, "record.json": record},
+    return Findings(
         figures={name: (figure, LOSS_CAPTION) for name, figure in figures.items()},
         tables={CAPTION: losses_matrix(losses)},
+        files={"curves.csv": curves, "losses.csv": losses, "record.json": record},
     )
-    console.print(f"wrote {folder / 'adapters'}", markup=False, highlight=False, soft_wrap=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from rich.console import Console
 from torch import Tensor
+from typing_extensions import Unpack
 
 from experiments.training.corpus import Corpus, join, sample
 from experiments.training.figures import loss_curve
@@ -20,7 +20,6 @@ from experiments.training.model_card import model_card
 from experiments.training.parts import (
     LOSS_CAPTION,
     StepProgress,
-    check_counts,
     check_model,
     copy_licence,
     describe_losses,
@@ -28,17 +27,15 @@ from experiments.training.parts import (
     losses_of,
     to_tensor,
 )
-from experiments.training.training import train
-from framework.build import resolve_device
+from experiments.training.training import Training, check_training, train
 from framework.config import describe
 from framework.models.checkpoint import write_checkpoint
 from framework.models.config import config_json
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 from framework.models.loading import load_model
-from framework.report.finish import conclude
-from framework.study.progress import make_console
-from framework.study.provenance import environment
+from framework.report.finish import Findings, finish
+from framework.study.place import open_place
 
 END_OF_DOCUMENT = 0  # the zero byte before the next one
 WRITTEN_DTYPES = (torch.float16, torch.bfloat16)
@@ -48,60 +45,42 @@ def run(
     *,
     text: Any,
     model: Any,
-    num_steps: int,
-    batch_size: int,
-    sequence_length: int,
-    learning_rate: float,
-    num_warm_up_steps: int,
-    weight_decay: float,
-    max_grad_norm: float,
-    eval_interval: int,
     eval_num_bytes: int | None,
     sample_num_bytes: int,
     sample_window: int,
-    seed: int,
     device: str,
     output_dir: str,
+    **training: Unpack[Training],
 ) -> None:
     """Write `model/` (Hugging Face format, README, held-out sample), `losses.csv`, `record.json` and the loss curve.
 
     `model` gives the shape, of 256 tokens; it starts from random weights. Interrupted, the best step so far is written.
     """
-    training: dict[str, Any] = {
-        "num_steps": num_steps,
-        "batch_size": batch_size,
-        "sequence_length": sequence_length,
-        "learning_rate": learning_rate,
-        "num_warm_up_steps": num_warm_up_steps,
-        "weight_decay": weight_decay,
-        "max_grad_norm": max_grad_norm,
-        "eval_interval": eval_interval,
-        "seed": seed,
-    }
-    check_counts({name: training[name] for name in ("num_steps", "batch_size", "sequence_length", "eval_interval")})
+    check_training(training)
     evaluation = {"eval_num_bytes": eval_num_bytes, "sample_window": sample_window}
-    console, resolved, folder = make_console(), resolve_device(device), Path(output_dir)
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    place, sequence_length = open_place(device, output_dir), training["sequence_length"]
     corpus = text()
-    loaded = model(weights="random", dtype="float32", seed=seed, device=resolved)
+    loaded = model(weights="random", dtype="float32", seed=training["seed"], device=place.device)
     check_model(loaded, max(sequence_length, sample_window))
-    train_text, held_out = (to_tensor(join(part), resolved) for part in (corpus.train, corpus.held_out))
+    train_text, held_out = (to_tensor(join(part), place.device) for part in (corpus.train, corpus.held_out))
     excerpts, excerpt_names = sample(corpus.held_out, sample_num_bytes)
-    watched = held_out if eval_num_bytes is None else to_tensor(sample(corpus.held_out, eval_num_bytes)[0], resolved)
-    say(f"{corpus.folder}: {len(train_text):,} bytes to train on, {len(held_out):,} held out")
-    with StepProgress(console, num_steps, batch_size * sequence_length) as progress:
+    watched = held_out
+    if eval_num_bytes is not None:
+        watched = to_tensor(sample(corpus.held_out, eval_num_bytes)[0], place.device)
+    place.say(f"{corpus.folder}: {len(train_text):,} bytes to train on, {len(held_out):,} held out")
+    with StepProgress(place.console, training) as progress:
         evaluations = train(
             loaded, train_text, list(loaded.requires_grad_(True).parameters()), **training,
             evaluate=lambda: losses_of(loaded, watched, window=sequence_length).mean, on_step=progress.advance,
         )  # fmt: skip
         curve, best = keep_best(evaluations, loaded.state_dict(), progress)
-    checkpoint = folder / "model"
+    checkpoint = place.output_dir / "model"
     written = write_and_measure(
-        checkpoint, loaded, best, held_out, to_tensor(excerpts, resolved), sequence_length, sample_window
+        checkpoint, loaded, best, held_out, to_tensor(excerpts, place.device), sequence_length, sample_window
     )
     record: dict[str, Any] = {
         "config": describe({"text": text, "model": model, **training, **evaluation}),
-        "environment": environment(resolved),
+        "environment": place.environment,
         "text": describe_corpus(corpus, len(train_text), len(held_out)),
         "sample": {"files": excerpt_names, "num_bytes": len(excerpts), "window": sample_window},
         "num_parameters": sum(parameter.numel() for parameter in loaded.parameters()),
@@ -110,10 +89,10 @@ def run(
         **written,
     }
     (checkpoint / "heldout.txt").write_bytes(excerpts)
-    copy_licence(corpus, checkpoint, say)
+    copy_licence(corpus, checkpoint, place.say)
     (checkpoint / "README.md").write_text(model_card(record))
-    say(f"wrote {checkpoint}")
-    leave_page(folder, record, console)
+    place.say(f"wrote {checkpoint}")
+    finish(place, title_of(record), find(record))
 
 
 def write_and_measure(
@@ -144,24 +123,24 @@ def write_and_measure(
     return {"dtype": name_of(dtype), "losses": losses}
 
 
-def leave_page(folder: Path, record: dict[str, Any], console: Console) -> None:
-    evaluations, config = pd.DataFrame(record["evaluations"]), record["config"]
-    title = (
+def title_of(record: dict[str, Any]) -> str:
+    config = record["config"]
+    return (
         f"{record['num_parameters'] / 1e6:.1f} M parameters, "
         f"{config['batch_size']} × {config['sequence_length']} bytes per step"
     )
-    conclude(
-        console,
-        folder,
-        title=title,
-        environment=record["environment"],
-        files={"record.json": record, "losses.csv": evaluations},
-        figures={"loss": (loss_curve(evaluations, title), LOSS_CAPTION)} if len(evaluations) > 1 else {},
+
+
+def find(record: dict[str, Any]) -> Findings:
+    evaluations = pd.DataFrame(record["evaluations"])
+    return Findings(
+        figures={"loss": (loss_curve(evaluations, title_of(record)), LOSS_CAPTION)} if len(evaluations) > 1 else {},
         tables={"Loss (nats/byte) at every evaluation; elapsed in seconds": evaluations},
         notes=[
             f"{name}: {line(record['losses'][name])}, from weights in {record['dtype']}"
             for name in ("held_out", "sample")
         ],
+        files={"record.json": record, "losses.csv": evaluations},
     )
 
 

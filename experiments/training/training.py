@@ -15,12 +15,35 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import TypedDict, Unpack
 
+from framework.checks import whole
 from framework.measure.perplexity import window_logits
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
 BETAS = (0.9, 0.95)
+
+
+class Training(TypedDict):
+    """How long, on what, and how fast; `eval_interval` is in steps."""
+
+    num_steps: int
+    batch_size: int  # windows of a step
+    sequence_length: int  # tokens of a window
+    learning_rate: float  # peak, after the warm-up
+    num_warm_up_steps: int
+    weight_decay: float
+    max_grad_norm: float
+    eval_interval: int
+    seed: int
+
+
+def check_training(training: Training) -> None:
+    whole("num_steps", training["num_steps"])
+    whole("batch_size", training["batch_size"])
+    whole("sequence_length", training["sequence_length"])
+    whole("eval_interval", training["eval_interval"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +61,9 @@ def train(
     text: Tensor,
     parameters: list[Tensor],
     *,
-    num_steps: int,
-    batch_size: int,
-    sequence_length: int,
-    learning_rate: float,
-    num_warm_up_steps: int,
-    weight_decay: float,
-    max_grad_norm: float,
-    eval_interval: int,
-    seed: int,
     evaluate: Callable[[], float],
     on_step: Callable[[], None],
+    **training: Unpack[Training],
 ) -> Iterator[Evaluation]:
     """Train on `text` (num_tokens,) in place, with an evaluation before, every `eval_interval` steps and after.
 
@@ -56,11 +71,12 @@ def train(
     `sequence_length` tokens, each at a random place. `evaluate` returns the loss on held-out text; `on_step` is called
     after each step is launched. Raises ValueError if the text is too short.
     """
+    num_steps, sequence_length = training["num_steps"], training["sequence_length"]
     num_starts = len(text) - sequence_length
     if num_starts < 1:
         raise ValueError(f"the text has {len(text)} tokens, a window and its target need {sequence_length + 1}")
-    optimizer = make_optimizer(parameters, weight_decay)
-    drawn = np.random.default_rng(seed).integers(num_starts, size=(num_steps, batch_size))
+    optimizer = make_optimizer(parameters, training["weight_decay"])
+    drawn = np.random.default_rng(training["seed"]).integers(num_starts, size=(num_steps, training["batch_size"]))
     starts = torch.from_numpy(drawn).to(text.device)
     offsets = torch.arange(sequence_length + 1, device=text.device)
     started = time.perf_counter()
@@ -68,15 +84,15 @@ def train(
     losses = []
     for step in range(num_steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * schedule(step, num_steps, num_warm_up_steps)
+            group["lr"] = training["learning_rate"] * schedule(step, num_steps, training["num_warm_up_steps"])
         loss = window_loss(model, text[starts[step][:, None] + offsets].long())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(parameters, training["max_grad_norm"])
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
         on_step()
-        if (step + 1) % eval_interval == 0 or step + 1 == num_steps:
+        if (step + 1) % training["eval_interval"] == 0 or step + 1 == num_steps:
             mean = torch.stack(losses).mean().item()
             losses.clear()
             yield Evaluation(step + 1, time.perf_counter() - started, mean, evaluate())

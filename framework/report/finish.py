@@ -1,162 +1,100 @@
-"""The end of a study: write, draw, leave what its page shows, and say what was written where.
-
-`report` is for sweeps: it gathers every finished point in the folder, and tracks them.
-"""
+"""The end of a study: write, draw, leave what its page shows, and say what was written where."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from math import inf
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
-from framework.measure.rates import (
-    MIN_REQUESTS,
-    TARGET_ATTAINMENT,
-    aggregate,
-    capacity,
-    is_saturated,
-    over_rates,
-    saturation,
-)
-from framework.report.notes import service_notes
+from framework.measure.rates import aggregate
+from framework.report.notes import limits, service_notes
 from framework.report.pages import write_record
-from framework.report.plots import Figure, save
+from framework.report.plots import Drawn, save
 from framework.report.tables import overview, print_frame, print_overview
+from framework.study.arms import configs_of
 from framework.study.files import locked, write_atomically, write_json
+from framework.study.place import Place
 from framework.study.points import write_table
 from framework.study.sweep import Study
 
-Draw = Callable[[Study, pd.DataFrame], dict[str, Figure]]
 
-TOO_SHORT = "above what it served, as in so short a replay waiting does not show (raise trace.num_requests)"
-SATURATED = "saturated, served at most {:.3g} req/s (middle 80% of completions)"
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a study has to show.
 
-CAPTIONS = {
-    "latency_rate": "Mean normalized latency, TTFT and TPOT over the arrival rate, one curve per arm. Dotted: the most "
-    "that the arm served.",
-    "throughput_latency": "Mean normalized latency over output throughput, one curve per arm, one marker per rate. "
-    "A ring: the last rate below saturation.",
-    "attainment_rate": "Requests within the SLOs over the arrival rate. Horizontal: the target; vertical: the capacity "
-    "of each arm. A ring: the last rate below saturation; beyond it no rate is a capacity.",
-    "timeline": "The first requests of each arm, one bar per request: waiting, prefill, decode.",
-    "batch_and_cache": "Sequences per step that decodes, and KV blocks in use, over time, one curve per arm.",
-    "latency_cdf": "Distribution over requests of TTFT and TPOT, one curve per arm.",
-}
-
-
-def report(
-    study: Study,
-    name: str,
-    draw: Draw,
-    tracking: Callable[..., None] | None,
-    *,
-    captions: Mapping[str, str] | None = None,
-    tables: Callable[[pd.DataFrame], dict[str, pd.DataFrame]] | None = None,
-    notes: Callable[[pd.DataFrame], list[str]] | None = None,
-    definitions: Mapping[str, str] | None = None,
-) -> pd.DataFrame:
-    """Write `points.csv`, `figures/` and what the page shows, log, print tables and notes; the points.
-
-    `draw(study, points)` names the figures, `captions` says what is on those that are the study's own; `tables(points)`
-    and `notes(points)` are what the study adds to every sweep's, `definitions` of its own terms. `tracking` logs the
-    points (None: nothing does). Jobs that share a folder take turns, so the last one draws every point.
+    `figures` maps names to a figure and its caption, `tables` captions to tables; `notes` are sentences, and
+    `definitions` are of the study's own terms. `files` maps names to tables, written as CSV, and other data, as JSON.
     """
+
+    figures: Mapping[str, Drawn] = field(default_factory=dict)
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    definitions: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, pd.DataFrame | dict[str, Any]] = field(default_factory=dict)
+
+
+def finish(place: Place, title: str, findings: Findings) -> None:
+    """Write, draw and leave for the page what a study found; print its tables, its notes and where everything is."""
+    figures = leave(place, title, findings)
+    tell(place, findings, figures)
+
+
+def finish_sweep(study: Study, name: str, find: Callable[[pd.DataFrame], Findings]) -> None:
+    """As `finish`, of what `find` makes of every finished point in the folder, beside what every sweep shows.
+
+    Jobs that share a folder take turns, so the last one to end draws every point. The study's tracker is given the
+    points, too.
+    """
+    title = f"{name} on {study.device_name}"
     with locked(study.output_dir):
         points = study.table()
         csv = write_table(study.output_dir, points)
-    say = partial(study.console.print, markup=False, highlight=False, soft_wrap=True)
-    title = f"{name} on {study.environment['device']}"
-    print_overview(study.console, aggregate(points), title)
-    with locked(study.output_dir):
-        points = study.table()
-        drawn = draw(study, points)
-        figures = save(drawn, study.output_dir / "figures")
-        added = tables(points) if tables else {}
-        sentences = (notes(points) if notes else []) + service_notes(study, points) + limits(study, points)
-        known = CAPTIONS | dict(captions or {})
-        write_record(
-            study.output_dir,
-            title=title,
-            environment=study.environment,
-            figures={figure: known.get(figure, figure.replace("_", " ")) for figure in drawn},
-            tables={"Every arm at every rate": overview(points)} | added,
-            notes=[*sentences, *(f"Failed: {message}" for message in study.failures)],
-            definitions=definitions,
+        print_overview(study.console, aggregate(points), title)
+        own = find(points)
+        findings = replace(own, notes=[*own.notes, *service_notes(study, points), *limits(study, points)])
+        page = replace(
+            findings,
+            tables={"Every arm at every rate": overview(points), **own.tables},
+            notes=[*findings.notes, *(f"Failed: {message}" for message in study.failures)],
         )
-        if tracking is not None:  # may fail: the page is on disk
-            configs = {name: arm.config for name, arm in study.arms.items()}
-            tracking(points, configs, figures, study=name, output_dir=study.output_dir)
-    for caption, table in added.items():
-        print_frame(study.console, table, caption)
-    for line in [*sentences, *(f"wrote {path}" for path in (csv, study.output_dir / "points", *figures))]:
-        say(line)
-    return points
+        figures = leave(study, title, page)
+        if study.tracking is not None:  # may fail: the page is on disk
+            study.tracking(points, configs_of(study.arms), figures, study=name, output_dir=study.output_dir)
+    tell(study, findings, [csv, study.output_dir / "points", *figures])
 
 
-def conclude(
-    console: Console,
-    folder: Path,
-    *,
-    title: str,
-    environment: Mapping[str, Any],
-    files: Mapping[str, Any],
-    figures: Mapping[str, tuple[Figure, str]],
-    tables: Mapping[str, pd.DataFrame],
-    notes: Sequence[str] = (),
-    definitions: Mapping[str, str] | None = None,
-) -> None:
-    """Write everything of a study that is no sweep; print its tables and notes.
-
-    `files` are those of write_files; `figures` maps names to a figure and its caption.
-    """
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    write_files(folder, files)
-    paths = save({name: figure for name, (figure, _) in figures.items()}, folder / "figures")
+def leave(place: Place, title: str, findings: Findings) -> list[Path]:
+    """Write the files, the figures and what the page shows; the figures' paths."""
+    write_files(place.output_dir, findings.files)
+    figures = save({name: figure for name, (figure, _) in findings.figures.items()}, place.output_dir / "figures")
     write_record(
-        folder,
+        place.output_dir,
         title=title,
-        environment=environment,
-        figures={name: caption for name, (_, caption) in figures.items()},
-        tables=tables,
-        notes=notes,
-        definitions=definitions,
+        environment=place.environment,
+        figures={name: caption for name, (_, caption) in findings.figures.items()},
+        tables=findings.tables,
+        notes=findings.notes,
+        definitions=findings.definitions,
     )
-    for caption, table in tables.items():
-        print_frame(console, table, caption)
-    for line in [*notes, *(f"wrote {path}" for path in (*(folder / name for name in files), *paths))]:
-        say(line)
+    return figures
 
 
-def write_files(folder: Path, files: Mapping[str, Any]) -> None:
-    """`files` maps names to tables, written as CSV, and other data, written as JSON."""
+def tell(place: Place, findings: Findings, paths: list[Path]) -> None:
+    """Print the tables, the notes and what was written: the findings' own files and `paths`."""
+    for caption, table in findings.tables.items():
+        print_frame(place.console, table, caption)
+    for line in findings.notes:
+        place.say(line)
+    for path in (*(place.output_dir / name for name in findings.files), *paths):
+        place.say(f"wrote {path}")
+
+
+def write_files(folder: Path, files: Mapping[str, pd.DataFrame | dict[str, Any]]) -> None:
+    """Each whole or not at all, as `Findings.files` says."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         if isinstance(content, pd.DataFrame):
             write_atomically(folder / name, content.to_csv(index=False))
         else:
             write_json(folder / name, content)
-
-
-def limits(study: Study, points: pd.DataFrame) -> list[str]:
-    """Per arm, the most it served, and its capacity: the highest rate at which enough requests meet the SLOs."""
-    slos = " and ".join(f"{metric.upper()} ≤ {1e3 * limit:g} ms" for metric, limit in study.slo.items())
-    capacities, most = capacity(points), saturation(points)
-    rates = over_rates(points)
-    without_verdict = set(rates["arm"][is_saturated(rates).isna()])
-    lines = []
-    for arm in most:
-        if arm in without_verdict:
-            lines.append(f"{arm}: saturated –, capacity – (fewer than {MIN_REQUESTS} requests in a replay)")
-            continue
-        is_known = most[arm] == most[arm]
-        parts = [SATURATED.format(most[arm]) if is_known else "not saturated at any rate"]
-        if study.slo and points["rate"].max() < inf:
-            rate = f"{capacities[arm]:g} req/s" if capacities[arm] == capacities[arm] else "below every rate here"
-            parts.append(f"capacity with {TARGET_ATTAINMENT:.0%} of requests within {slos}: {rate}")
-            if capacities[arm] > most[arm]:
-                parts.append(TOO_SHORT)
-        lines.append(f"{arm}: {'; '.join(parts)}")
-    return lines

@@ -1,13 +1,26 @@
 """What a sweep's page says of requests that were not served as the trace has them, and of the memory beside them."""
 
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 
 import pandas as pd
 
+from framework.lora.service import service_of
+from framework.measure.rates import (
+    MIN_REQUESTS,
+    TARGET_ATTAINMENT,
+    capacity,
+    is_saturated,
+    over_rates,
+    saturation,
+)
 from framework.study.points import load_record
 from framework.study.records import PointRecord
 from framework.study.sweep import Study
+
+TOO_SHORT = "above what it served, as in so short a replay waiting does not show (raise trace.num_requests)"
+SATURATED = "saturated, served at most {:.3g} req/s (middle 80% of completions)"
 
 Records = dict[Path, PointRecord]  # by the folder of the point
 
@@ -18,7 +31,7 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
     for arm, rows in points.groupby("arm", sort=False):
         folders = [study.folder(point) for point in rows["point"]]
         records = {folder: record for folder in folders if (record := load_record(folder))}
-        merged = study.arms[str(arm)].lora.keywords.get("adapter_id")
+        merged = service_of(study.arms[str(arm)].lora).merged
         for note in (*dropped_notes(records), *unserved_notes(records, merged), *memory_notes(records)):
             arms_of.setdefault(note, []).append(str(arm))
     return [f"{', '.join(arms)}: {note}" for note, arms in arms_of.items()]
@@ -52,3 +65,25 @@ def memory_notes(records: Records) -> Iterator[str]:
         if engine["num_adapter_slots"]:
             slots, cache = (engine[name] / 1e6 for name in ("num_adapter_bytes", "num_cache_bytes"))
             yield f"adapter slots take {slots:,.1f} MB beside {cache:,.1f} MB of KV cache"
+
+
+def limits(study: Study, points: pd.DataFrame) -> list[str]:
+    """Per arm, the most it served, and its capacity: the highest rate at which enough requests meet the SLOs."""
+    slos = " and ".join(f"{metric.upper()} ≤ {1e3 * limit:g} ms" for metric, limit in study.slo.items())
+    capacities, most = capacity(points), saturation(points)
+    rates = over_rates(points)
+    without_verdict = set(rates["arm"][is_saturated(rates).isna()])
+    lines = []
+    for arm in most:
+        if arm in without_verdict:
+            lines.append(f"{arm}: saturated –, capacity – (fewer than {MIN_REQUESTS} requests in a replay)")
+            continue
+        is_known = most[arm] == most[arm]
+        parts = [SATURATED.format(most[arm]) if is_known else "not saturated at any rate"]
+        if study.slo and points["rate"].max() < inf:
+            rate = f"{capacities[arm]:g} req/s" if capacities[arm] == capacities[arm] else "below every rate here"
+            parts.append(f"capacity with {TARGET_ATTAINMENT:.0%} of requests within {slos}: {rate}")
+            if capacities[arm] > most[arm]:
+                parts.append(TOO_SHORT)
+        lines.append(f"{arm}: {'; '.join(parts)}")
+    return lines

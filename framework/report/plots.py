@@ -1,7 +1,9 @@
 """Table → figure; what all figures share. Sized for a paper column, colour-blind safe (Okabe & Ito 2008)."""
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -10,9 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+P = ParamSpec("P")
 COLUMN_WIDTH, TEXT_WIDTH = 3.35, 6.9  # inches
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 LINES = ("-", "--", "-.", ":")
+GREY = "#555555"  # of what is no arm: floors, targets, references
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLE: Any = {
     "font.size": 8,
@@ -34,6 +38,29 @@ STYLE: Any = {
     "svg.hashsalt": "figures",
     "figure.constrained_layout.use": True,
 }
+
+
+Drawn = tuple[Figure, str]  # a figure and its caption
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """The same function, drawing in the style that all figures share."""
+
+    @wraps(draw)
+    def in_style(*arguments: P.args, **keywords: P.kwargs) -> Figure:
+        with mpl.rc_context(STYLE):
+            return draw(*arguments, **keywords)
+
+    return in_style
+
+
+def arm_colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def arm_style(index: int) -> dict[str, Any]:
+    """The colour and the marker of the arm that stands at `index`."""
+    return {"color": arm_colour(index), "marker": MARKERS[index % len(MARKERS)]}
 
 
 def save(figures: dict[str, Figure], folder: Path) -> list[Path]:

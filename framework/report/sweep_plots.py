@@ -9,32 +9,102 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from framework.report.plots import COLOURS, COLUMN_WIDTH, LINES, MARKERS, STYLE, TEXT_WIDTH, errors, label_log_axis
+from framework.measure.rates import TARGET_ATTAINMENT, aggregate, capacity, saturation
+from framework.report.plots import (
+    COLUMN_WIDTH,
+    GREY,
+    LINES,
+    TEXT_WIDTH,
+    Drawn,
+    arm_colour,
+    arm_style,
+    errors,
+    label_log_axis,
+    styled,
+)
+from framework.report.tables import rate_title
+from framework.study.sweep import Study, read_tables, representative_points
 
+CAPTIONS = {
+    "latency_rate": "Mean normalized latency, TTFT and TPOT over the arrival rate, one curve per arm. Dotted: the most "
+    "that the arm served.",
+    "throughput_latency": "Mean normalized latency over output throughput, one curve per arm, one marker per rate. "
+    "A ring: the last rate below saturation.",
+    "attainment_rate": "Requests within the SLOs over the arrival rate. Horizontal: the target; vertical: the capacity "
+    "of each arm. A ring: the last rate below saturation; beyond it no rate is a capacity.",
+    "timeline": "The first requests of each arm, one bar per request: waiting, prefill, decode.",
+    "batch_and_cache": "Sequences per step that decodes, and KV blocks in use, over time, one curve per arm.",
+    "latency_cdf": "Distribution over requests of TTFT and TPOT, one curve per arm.",
+}
 IDLE = 1e-3  # seconds; a shorter gap is the simulator at work
 PHASE_COLOURS = {"waiting": "#dddddd", "prefill": "#E69F00", "decode": "#0072B2"}
 
 
+def sweep_figures(study: Study, points: pd.DataFrame) -> dict[str, Drawn]:
+    """The curves over all rates, and timelines at the first rate that is too much for some arm."""
+    summary = aggregate(points)
+    too_much = summary["rate"][summary["is_saturated"]]
+    rate = too_much.min() if len(too_much) else points["rate"].max()
+    requests = read_tables(representative_points(study, points, rate), "requests.parquet")
+    timelines = captioned({"timeline": timeline(requests, rate_title(rate))})
+    return rate_figures(study, points) | timelines | cache_figure(study, points, rate)
+
+
+def rate_figures(study: Study, points: pd.DataFrame) -> dict[str, Drawn]:
+    """The curves over the rates, if there are several."""
+    if len(set(points["rate"])) == 1:
+        return {}
+    summary = aggregate(points)
+    figures = {
+        "latency_rate": latency_rate(summary, saturation(points)),
+        "throughput_latency": throughput_latency(summary),
+    }
+    if study.slo:
+        figures["attainment_rate"] = attainment_rate(summary, capacity(points), TARGET_ATTAINMENT)
+    return captioned(figures)
+
+
+def cache_figure(study: Study, points: pd.DataFrame, rate: float) -> dict[str, Drawn]:
+    """The batch and the KV cache over time, at `rate` (requests/s)."""
+    steps = read_tables(representative_points(study, points, rate), "steps.parquet")
+    return captioned({"batch_and_cache": batch_and_cache(steps, rate_title(rate))})
+
+
+def cdf_figure(study: Study, points: pd.DataFrame, rate: float) -> dict[str, Drawn]:
+    """The distribution over requests, at `rate` (requests/s)."""
+    requests = read_tables(representative_points(study, points, rate), "requests.parquet")
+    return captioned({"latency_cdf": latency_cdf(requests)})
+
+
+def captioned(figures: dict[str, Figure]) -> dict[str, Drawn]:
+    return {name: (figure, CAPTIONS[name]) for name, figure in figures.items()}
+
+
+@styled
 def throughput_latency(summary: pd.DataFrame) -> Figure:
     """Normalized latency (ms/token) over output throughput (tok/s), one curve per arm, one marker per rate."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN_WIDTH, 2.5))
-        axes = figure.subplots()
-        for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
-            x, y = rows["output_throughput"], 1e3 * rows["normalized_latency_mean"]
-            axes.errorbar(
-                x, y, xerr=errors(rows, "output_throughput"), yerr=errors(rows, "normalized_latency_mean", 1e3),
-                color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], label=arm,
-            )  # fmt: skip
-            if rows["is_saturated"].any():
-                mark_saturation(axes, rows, x, y, COLOURS[index % len(COLOURS)])
-        axes.set(xlabel="output throughput (tokens/s)", ylabel="mean latency (ms/output token)", yscale="log")
-        axes.set_xlim(left=0)
-        label_log_axis(axes.yaxis)
-        add_legend(figure, axes, ring=True)
-        return figure
+    figure = Figure(figsize=(COLUMN_WIDTH, 2.5))
+    axes = figure.subplots()
+    for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
+        x, y = rows["output_throughput"], 1e3 * rows["normalized_latency_mean"]
+        axes.errorbar(
+            x,
+            y,
+            xerr=errors(rows, "output_throughput"),
+            yerr=errors(rows, "normalized_latency_mean", 1e3),
+            **arm_style(index),
+            label=arm,
+        )
+        if rows["is_saturated"].any():
+            mark_saturation(axes, rows, x, y, arm_colour(index))
+    axes.set(xlabel="output throughput (tokens/s)", ylabel="mean latency (ms/output token)", yscale="log")
+    axes.set_xlim(left=0)
+    label_log_axis(axes.yaxis)
+    add_legend(figure, axes, ring=True)
+    return figure
 
 
+@styled
 def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> Figure:
     """Normalized latency, TTFT and TPOT (ms) over the arrival rate; dotted lines at the most each arm served."""
     panels = (
@@ -42,96 +112,97 @@ def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> F
         ("time to first token", ["ttft_p50", "ttft_p99"]),
         ("time per output token", ["tpot_p50", "tpot_p99"]),
     )
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(TEXT_WIDTH, 2.6))
-        for axes, (title, metrics) in zip(figure.subplots(1, 3), panels, strict=True):
-            for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
-                for line, metric in zip(LINES, metrics, strict=False):
-                    axes.errorbar(
-                        rows["rate"], 1e3 * rows[metric], yerr=errors(rows, metric, 1e3), linestyle=line,
-                        color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], elinewidth=0.7,
-                    )  # fmt: skip
-                axes.axvline(
-                    saturation_rates[str(arm)], color=COLOURS[index % len(COLOURS)], linestyle=":", linewidth=1
+    figure = Figure(figsize=(TEXT_WIDTH, 2.6))
+    for axes, (title, metrics) in zip(figure.subplots(1, 3), panels, strict=True):
+        for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
+            for line, metric in zip(LINES, metrics, strict=False):
+                axes.errorbar(
+                    rows["rate"],
+                    1e3 * rows[metric],
+                    yerr=errors(rows, metric, 1e3),
+                    linestyle=line,
+                    **arm_style(index),
+                    elinewidth=0.7,
                 )
-            axes.set(title=title, xlabel="arrival rate (requests/s)", ylabel="ms", xscale="log")
-            label_rates(axes, summary["rate"])
-        for axes in figure.axes[:2]:
-            if (summary[["normalized_latency_mean", "ttft_p50"]] > 0).all(axis=None):
-                axes.set_yscale("log")
-                label_log_axis(axes.yaxis)
-        if summary["tpot_p50"].notna().any():  # undefined where every output has one token
-            figure.axes[2].set_ylim(bottom=0)
-        arms = [
-            Line2D([], [], color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], label=arm)
-            for index, arm in enumerate(summary["arm"].unique())
-        ]
-        lines: dict[str, Any] = {"mean or P50": "-", "P99": "--", "most it served": ":"}
-        styles = [Line2D([], [], color="#555555", linestyle=line, label=label) for label, line in lines.items()]
-        figure.legend(handles=[*arms, *styles], loc="outside upper center", ncols=len(arms) + 3)
-        return figure
+            axes.axvline(saturation_rates[str(arm)], color=arm_colour(index), linestyle=":", linewidth=1)
+        axes.set(title=title, xlabel="arrival rate (requests/s)", ylabel="ms", xscale="log")
+        label_rates(axes, summary["rate"])
+    for axes in figure.axes[:2]:
+        if (summary[["normalized_latency_mean", "ttft_p50"]] > 0).all(axis=None):
+            axes.set_yscale("log")
+            label_log_axis(axes.yaxis)
+    if summary["tpot_p50"].notna().any():  # undefined where every output has one token
+        figure.axes[2].set_ylim(bottom=0)
+    arms = [Line2D([], [], **arm_style(index), label=arm) for index, arm in enumerate(summary["arm"].unique())]
+    lines: dict[str, Any] = {"mean or P50": "-", "P99": "--", "most it served": ":"}
+    styles = [Line2D([], [], color=GREY, linestyle=line, label=label) for label, line in lines.items()]
+    figure.legend(handles=[*arms, *styles], loc="outside upper center", ncols=len(arms) + 3)
+    return figure
 
 
+@styled
 def attainment_rate(summary: pd.DataFrame, capacities: dict[str, float], target: float) -> Figure:
     """Share of requests within every SLO over the arrival rate; the dashed lines are the target and the capacities.
 
     A ring is around the last rate below saturation: no rate beyond it counts as capacity.
     """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN_WIDTH, 2.6))
-        axes = figure.subplots()
-        for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
-            colour, shares = COLOURS[index % len(COLOURS)], 100 * rows["slo_attainment"]
-            axes.errorbar(
-                rows["rate"], shares, yerr=errors(rows, "slo_attainment", 100), color=colour,
-                marker=MARKERS[index % len(MARKERS)], label=arm,
-            )  # fmt: skip
-            if rows["is_saturated"].any():
-                mark_saturation(axes, rows, rows["rate"], shares, colour)
-            dashes = (4 * index, (4, 4 * max(1, len(capacities) - 1)))  # equal capacities take turns along one line
-            axes.axvline(capacities[str(arm)], color=colour, linestyle=dashes, linewidth=1)
-        axes.axhline(100 * target, color="#555555", linestyle=LINES[1], linewidth=0.8)
-        axes.set(xlabel="arrival rate (requests/s)", ylabel="requests within the SLOs (%)", xscale="log", ylim=(0, 105))
-        label_rates(axes, summary["rate"])
-        add_legend(figure, axes, ring=bool(summary["is_saturated"].any()))
-        return figure
+    figure = Figure(figsize=(COLUMN_WIDTH, 2.6))
+    axes = figure.subplots()
+    for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
+        colour, shares = arm_colour(index), 100 * rows["slo_attainment"]
+        axes.errorbar(
+            rows["rate"],
+            shares,
+            yerr=errors(rows, "slo_attainment", 100),
+            **arm_style(index),
+            label=arm,
+        )
+        if rows["is_saturated"].any():
+            mark_saturation(axes, rows, rows["rate"], shares, colour)
+        dashes = (4 * index, (4, 4 * max(1, len(capacities) - 1)))  # equal capacities take turns along one line
+        axes.axvline(capacities[str(arm)], color=colour, linestyle=dashes, linewidth=1)
+    axes.axhline(100 * target, color=GREY, linestyle=LINES[1], linewidth=0.8)
+    axes.set(xlabel="arrival rate (requests/s)", ylabel="requests within the SLOs (%)", xscale="log", ylim=(0, 105))
+    label_rates(axes, summary["rate"])
+    add_legend(figure, axes, ring=bool(summary["is_saturated"].any()))
+    return figure
 
 
+@styled
 def timeline(requests: dict[str, pd.DataFrame], title: str, num_requests: int = 60) -> Figure:
     """Per arm, one bar per request (the first `num_requests`): waiting, prefill, decode over time (s)."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN_WIDTH, 1.9 * len(requests) + 0.3))
-        panels = figure.subplots(len(requests), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, (arm, table) in zip(panels, requests.items(), strict=True):
-            shown = table.head(num_requests)
-            times = [shown[name] for name in ("arrival_time", "scheduled_time", "first_token_time", "finish_time")]
-            for (phase, colour), start, end in zip(PHASE_COLOURS.items(), times, times[1:], strict=False):
-                axes.barh(np.arange(len(shown)), end - start, left=start, height=0.85, color=colour, label=phase)
-            axes.set(title=f"{arm}, {title}", ylabel="request")
-            axes.invert_yaxis()
-            axes.grid(axis="y", visible=False)
-        panels[-1].set_xlabel("time (s)")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-        return figure
+    figure = Figure(figsize=(COLUMN_WIDTH, 1.9 * len(requests) + 0.3))
+    panels = figure.subplots(len(requests), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (arm, table) in zip(panels, requests.items(), strict=True):
+        shown = table.head(num_requests)
+        times = [shown[name] for name in ("arrival_time", "scheduled_time", "first_token_time", "finish_time")]
+        for (phase, colour), start, end in zip(PHASE_COLOURS.items(), times, times[1:], strict=False):
+            axes.barh(np.arange(len(shown)), end - start, left=start, height=0.85, color=colour, label=phase)
+        axes.set(title=f"{arm}, {title}", ylabel="request")
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+    panels[-1].set_xlabel("time (s)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
 
 
+@styled
 def batch_and_cache(steps: dict[str, pd.DataFrame], title: str) -> Figure:
     """Sequences per step that decodes, and KV blocks in use, over time (s), one curve per arm."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN_WIDTH, 3.0))
-        upper, lower = figure.subplots(2, 1, sharex=True)
-        for index, (arm, table) in enumerate(steps.items()):
-            num_seqs = table["num_seqs"].where(table["phase"] != "prefill").ffill().fillna(0)
-            for axes, name in ((upper, "num_seqs"), (lower, "num_used_blocks")):
-                times, values = with_idle_gaps(table.assign(num_seqs=num_seqs), name)
-                axes.step(times, values, where="post", color=COLOURS[index % len(COLOURS)], linewidth=0.8, label=arm)
-        upper.set(title=title, ylabel="sequences decoding")
-        lower.set(ylabel="KV blocks in use", xlabel="time (s)")
-        for axes in (upper, lower):
-            axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=5))
-        figure.legend(*upper.get_legend_handles_labels(), loc="outside upper center", ncols=3)
-        return figure
+    figure = Figure(figsize=(COLUMN_WIDTH, 3.0))
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for index, (arm, table) in enumerate(steps.items()):
+        num_seqs = table["num_seqs"].where(table["phase"] != "prefill").ffill().fillna(0)
+        for axes, name in ((upper, "num_seqs"), (lower, "num_used_blocks")):
+            times, values = with_idle_gaps(table.assign(num_seqs=num_seqs), name)
+            axes.step(times, values, where="post", color=arm_colour(index), linewidth=0.8, label=arm)
+    upper.set(title=title, ylabel="sequences decoding")
+    lower.set(ylabel="KV blocks in use", xlabel="time (s)")
+    for axes in (upper, lower):
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=5))
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
 
 
 def with_idle_gaps(steps: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +226,7 @@ def add_legend(figure: Figure, axes: Axes, ring: bool) -> None:
     """Above the axes of a narrow figure: inside there is no corner that is free of curves for sure."""
     handles, labels = axes.get_legend_handles_labels()
     if ring:
-        handles += axes.plot([], [], "o", markersize=8, markerfacecolor="none", markeredgecolor="#555555")
+        handles += axes.plot([], [], "o", markersize=8, markerfacecolor="none", markeredgecolor=GREY)
         labels += ["last rate below saturation"]
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
 
@@ -168,27 +239,21 @@ def label_rates(axes: Axes, rates: pd.Series) -> None:
     axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
 
 
+@styled
 def latency_cdf(requests: dict[str, pd.DataFrame]) -> Figure:
     """Empirical distribution over requests of TTFT and TPOT (ms), one curve per arm."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(TEXT_WIDTH / 1.5, 2.2))
-        for axes, (metric, title) in zip(
-            figure.subplots(1, 2, sharey=True), (("ttft", "time to first token"), ("tpot", "time per output token")),
-            strict=True,
-        ):  # fmt: skip
-            for index, (arm, table) in enumerate(requests.items()):
-                values = np.sort(1e3 * table[metric].dropna())
-                shares = np.arange(1, len(values) + 1) / len(values)
-                axes.step(
-                    values,
-                    shares,
-                    where="post",
-                    color=COLOURS[index % len(COLOURS)],
-                    linestyle=LINES[index % 4],
-                    label=arm,
-                )
-            axes.set(title=title, xlabel="ms", xscale="log")
-            label_log_axis(axes.xaxis)
-        figure.axes[0].set_ylabel("share of requests")
-        figure.axes[0].legend()
-        return figure
+    figure = Figure(figsize=(TEXT_WIDTH / 1.5, 2.2))
+    for axes, (metric, title) in zip(
+        figure.subplots(1, 2, sharey=True),
+        (("ttft", "time to first token"), ("tpot", "time per output token")),
+        strict=True,
+    ):
+        for index, (arm, table) in enumerate(requests.items()):
+            values = np.sort(1e3 * table[metric].dropna())
+            shares = np.arange(1, len(values) + 1) / len(values)
+            axes.step(values, shares, where="post", color=arm_colour(index), linestyle=LINES[index % 4], label=arm)
+        axes.set(title=title, xlabel="ms", xscale="log")
+        label_log_axis(axes.xaxis)
+    figure.axes[0].set_ylabel("share of requests")
+    figure.axes[0].legend()
+    return figure

@@ -5,7 +5,7 @@ keywords, changes only these.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -87,6 +87,13 @@ def parts_of(keywords: Mapping[str, object]) -> dict[str, Any]:
     return {name: keywords[name] for name in COMPONENTS if name in keywords}
 
 
+def check_named(key: str, names: list[str], arms: Collection[str]) -> None:
+    """ValueError for a name, of those that the study's keyword `key` has, which is no arm's."""
+    for name in names:
+        if name not in arms:
+            raise ValueError(f"{key} has {name!r}, which is no arm{suggest(name, arms)}")
+
+
 def resolve_component(arm: str, name: str, value: Any, defaults: Mapping[str, Any]) -> Any:
     if name not in COMPONENTS:
         raise ValueError(f"unknown component {name!r} in arms.{arm}{suggest(name, COMPONENTS)}")
@@ -101,6 +108,10 @@ def resolve_component(arm: str, name: str, value: Any, defaults: Mapping[str, An
         raise ValueError(f"arms.{arm}.{name} changes keywords of a {name} that the study does not have")
     check_keywords(defaults[name].func, value, f"arms.{arm}.{name}")
     return with_keywords(defaults[name], **value)
+
+
+def configs_of(arms: Mapping[str, Arm]) -> dict[str, dict[str, Any]]:
+    return {name: arm.config for name, arm in arms.items()}
 
 
 def point_order(

@@ -20,6 +20,11 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(width=140)
 
 
+def say(console: Console, line: str) -> None:
+    """Print `line` as it is: nothing in it is markup, and no word of it is broken."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 class TokensPerSecond(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f} tok/s" if task.speed else "- tok/s")
@@ -91,7 +96,7 @@ class SweepProgress:
             return
         self.console.print(f"[{self.num_done}/{self.num_points}] {label}: ", end="", highlight=False)
         self.console.print("failed", style="red", end=" ")
-        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, message)
 
     def eta(self) -> str:
         num_computed = self.num_done - self.num_reused

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import NotRequired
 
 import pandas as pd
-import torch
-from rich.console import Console
 from typing_extensions import TypedDict
 
-from framework.build import ChangeModel, MakeEngine, MakeModel, MakeTrace, resolve_device
+from framework.build import ChangeModel, MakeEngine, MakeModel, MakeTrace
 from framework.core import StudyError
 from framework.measure.metrics import check_slo, summarize
 from framework.study.arms import Arm, Arms, point_order
 from framework.study.engine_cache import EngineCache
 from framework.study.files import locked
+from framework.study.place import Place, open_place
 from framework.study.points import (
     Point,
     arm_digest,
@@ -29,11 +28,14 @@ from framework.study.points import (
     write_point,
     write_table,
 )
-from framework.study.progress import SweepProgress, make_console
-from framework.study.provenance import Environment, environment, metrics_version
+from framework.study.progress import SweepProgress
+from framework.study.provenance import metrics_version
 from framework.study.replay_point import replay_point
 
 MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
+
+
+Tracker = Callable[..., None]  # called with the points, every arm's config and the figures' files
 
 
 class Setup(TypedDict):
@@ -52,7 +54,7 @@ class Replays(Setup):
     rates: list[float | None]  # requests/s; None: as recorded
     seeds: list[int]
     slo: dict[str, float]  # metric → seconds
-    tracking: NotRequired[Callable[..., None] | None]
+    tracking: NotRequired[Tracker | None]
     fresh: bool  # redo the points that are on disk
 
 
@@ -65,15 +67,12 @@ class Sweep(Replays):
 
 
 @dataclass
-class Study:
-    """Everything that is the same for all points, and the results so far."""
+class Study(Place):
+    """Everything that is the same for all points of a sweep, and the results so far."""
 
     arms: dict[str, Arm]
-    output_dir: Path
     slo: dict[str, float]
-    device: torch.device
-    environment: Environment
-    console: Console
+    tracking: Tracker | None
     arm_digests: dict[str, str]
     failures: dict[str, list[Point]]  # message → the points that failed with it
 
@@ -109,9 +108,8 @@ def run_study(arms: dict[str, Arm], sweep: Replays) -> Study:
         for point in points:
             compute_or_reuse(study, point, engines, progress, fresh)
     if progress.num_reused:
-        study.console.print(
-            f"{progress.num_reused} of {len(points)} points reused: same config, code, device (fresh=true redoes them)",
-            highlight=False,
+        study.say(
+            f"{progress.num_reused} of {len(points)} points reused: same config, code, device (fresh=true redoes them)"
         )
     if study.table().empty:
         study.raise_failures()
@@ -119,11 +117,12 @@ def run_study(arms: dict[str, Arm], sweep: Replays) -> Study:
 
 
 def open_study(arms: dict[str, Arm], sweep: Replays) -> Study:
-    device, output_dir = resolve_device(sweep["device"]), Path(sweep["output_dir"])
-    output_dir.mkdir(parents=True, exist_ok=True)
-    measured_with = environment(device)
-    digests = {name: arm_digest(arm.config, measured_with) for name, arm in arms.items()}
-    return Study(arms, output_dir, sweep["slo"], device, measured_with, make_console(), digests, {})
+    place = open_place(sweep["device"], sweep["output_dir"])
+    place.output_dir.mkdir(parents=True, exist_ok=True)
+    digests = {name: arm_digest(arm.config, place.environment) for name, arm in arms.items()}
+    return Study(
+        **vars(place), arms=arms, slo=sweep["slo"], tracking=sweep.get("tracking"), arm_digests=digests, failures={}
+    )
 
 
 def compute_or_reuse(study: Study, point: Point, engines: EngineCache, progress: SweepProgress, fresh: bool) -> None:

@@ -1,24 +1,76 @@
-"""What is said at the end of a sweep."""
+"""The end of a study: what is written, what the page has, and what a tracker is given."""
 
-from types import SimpleNamespace
+import json
 
 import pandas as pd
+import pytest
+from matplotlib.figure import Figure
 
-from framework.report.finish import limits
+from framework.report.finish import Findings, finish, finish_sweep
+from framework.study.place import open_place
+
+FOUND = Findings(
+    figures={"curve": (Figure(), "A curve.")},
+    tables={"Numbers": pd.DataFrame({"x": [1.0, 2.0]})},
+    notes=["one [note]"],
+    definitions={"X": "what it is"},
+    files={"data.csv": pd.DataFrame({"x": [1]}), "data.json": {"x": 1}},
+)
 
 
-def test_a_capacity_above_what_the_arm_served_is_said_to_be_of_a_short_replay():
-    columns = ["arm", "rate", "slo_attainment", "waiting_growth", "sustained_throughput", "num_requests"]
-    points = pd.DataFrame(
-        [
-            ("short", 48.0, 0.95, 0.05, 30.0, 64),
-            ("short", 96.0, 0.5, 1.0, 42.0, 64),
-            ("long", 24.0, 1.0, 0.0, 24.0, 640),
-            ("long", 96.0, 0.5, 1.0, 42.0, 640),
-        ],
-        columns=columns,
-    )
-    short, long = limits(SimpleNamespace(slo={"ttft": 0.5}), points)
-    assert "served at most 42 req/s" in short
-    assert "48 req/s; above what it served" in short
-    assert long.endswith("within TTFT ≤ 500 ms: 24 req/s")
+@pytest.mark.usefixtures("placeholders")
+def test_everything_is_written_told_and_on_the_page(tmp_path, capsys):
+    place = open_place("cpu", str(tmp_path / "new"))
+    finish(place, "a title", FOUND)
+    folder = tmp_path / "new"
+    assert (folder / "data.csv").read_text() == "x\n1\n"
+    assert json.loads((folder / "data.json").read_text()) == {"x": 1}
+    page = json.loads((folder / "report.json").read_text())
+    assert (page["title"], page["notes"], page["figures"]) == ("a title", ["one [note]"], {"curve": "A curve."})
+    assert page["tables"] == [{"caption": "Numbers", "columns": ["x"], "rows": [[1.0], [2.0]]}]
+    assert page["environment"]["device"] == place.device_name
+    output = capsys.readouterr().out
+    assert "one [note]" in output.splitlines()
+    written = [line.rpartition("/")[2] for line in output.splitlines() if line.startswith("wrote ")]
+    assert written == ["data.csv", "data.json", "curve.png", "curve.svg"]
+
+
+@pytest.mark.usefixtures("placeholders")
+def test_a_sweep_finds_from_every_point_and_tracks_them(study, tmp_path, capsys):
+    done = study({"only": {}, "tight": {"engine": {"num_blocks": 1}}}, [1.0, 2.0])
+    tracked = []
+    done.tracking = lambda points, configs, figures, **keywords: tracked.append((points, configs, figures, keywords))
+    seen = []
+
+    def find(points):
+        seen.append(points["rate"].tolist())
+        return FOUND
+
+    finish_sweep(done, "mine", find)
+    assert seen == [[1.0, 2.0]]
+    page = json.loads((tmp_path / "report.json").read_text())
+    assert [table["caption"] for table in page["tables"]] == ["Every arm at every rate", "Numbers"]
+    assert page["notes"][0] == "one [note]"
+    assert page["notes"][-1].startswith("Failed: ")
+    [(points, configs, figures, keywords)] = tracked
+    assert points["arm"].tolist() == ["only", "only"]
+    assert list(configs) == ["only", "tight"]
+    assert [path.name for path in figures] == ["curve.png", "curve.svg"]
+    assert keywords == {"study": "mine", "output_dir": tmp_path}
+    output = capsys.readouterr().out
+    assert "Failed: " not in output  # told when it failed
+    written = [line.rpartition("/")[2] for line in output.splitlines() if line.startswith("wrote ")]
+    assert written == ["data.csv", "data.json", "points.csv", "points", "curve.png", "curve.svg"]
+
+
+@pytest.mark.usefixtures("placeholders")
+def test_the_page_is_there_when_tracking_fails(study, tmp_path):
+    done = study({"only": {}}, [1.0])
+
+    def fail(*arguments, **keywords):
+        raise OSError("no room")
+
+    done.tracking = fail
+    with pytest.raises(OSError, match="no room"):
+        finish_sweep(done, "mine", lambda points: FOUND)
+    assert (tmp_path / "report.json").exists()

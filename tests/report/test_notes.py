@@ -1,10 +1,11 @@
 """Notes on requests that were dropped or served without their adapter, and on memory: numbers, and which arms."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pandas as pd
 
-from framework.report.notes import dropped_notes, memory_notes, service_notes, unserved_notes
+from framework.report.notes import dropped_notes, limits, memory_notes, service_notes, unserved_notes
 from framework.trace.files import read_table
 from framework.trace.recorded import recorded
 
@@ -49,3 +50,20 @@ def test_arms_share_a_note_that_is_true_of_both(study, tmp_path):
     result = study(arms, [None])
     (note,) = service_notes(result, result.table())
     assert note.startswith("one, other: 1 of 2 requests")
+
+
+def test_a_capacity_above_what_the_arm_served_is_said_to_be_of_a_short_replay():
+    columns = ["arm", "rate", "slo_attainment", "waiting_growth", "sustained_throughput", "num_requests"]
+    points = pd.DataFrame(
+        [
+            ("short", 48.0, 0.95, 0.05, 30.0, 64),
+            ("short", 96.0, 0.5, 1.0, 42.0, 64),
+            ("long", 24.0, 1.0, 0.0, 24.0, 640),
+            ("long", 96.0, 0.5, 1.0, 42.0, 640),
+        ],
+        columns=columns,
+    )
+    short, long = limits(SimpleNamespace(slo={"ttft": 0.5}), points)
+    assert "served at most 42 req/s" in short
+    assert "48 req/s; above what it served" in short
+    assert long.endswith("within TTFT ≤ 500 ms: 24 req/s")

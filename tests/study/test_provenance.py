@@ -43,7 +43,7 @@ def test_a_caption_a_help_text_and_a_metric_redo_no_replay_and_a_scheduler_redoe
     assert run(tmp_path, *smallest).count("(reused)") == 0
     before = pd.read_csv(folder / "points.csv")
 
-    edit(framework / "report/finish.py", "The first requests of each arm", "A caption that was edited")
+    edit(framework / "report/sweep_plots.py", "The first requests of each arm", "A caption that was edited")
     with (framework / "catalog.py").open("a") as file:
         file.write("\nHELP = 'a help text more'\n")
     edit(framework / "measure/metrics.py", "lambda window: window.num_met / window.duration", "lambda window: 123.0")

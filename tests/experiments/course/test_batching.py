@@ -117,7 +117,7 @@ def test_the_default_sizes_are_powers_of_two():
         ("batch_sizes=[0,2]", "batch_sizes must be one or more numbers from 1 on, not [0, 2]"),
         ("batch_sizes=[]", "batch_sizes must be one or more numbers from 1 on, not []"),
         ("num_output_tokens=1", "num_output_tokens 1 must be at least 2"),
-        ("num_repeats=0", "num_repeats 0 must be at least 1"),
+        ("num_repeats=0", "num_repeats=0 is not a whole number of at least 1"),
         ("engine.num_threads=100000", "engine.num_threads 100000 must be from 1 to 1024"),
         ("prompts=[]", "nothing to generate from"),
         ("prompts=[a,'']", "prompt 1 is empty"),

@@ -65,14 +65,14 @@ def test_on_a_gpu(cli, smallest, tmp_path):
 
 
 def test_texts_that_differ_are_told_apart(cli, smallest, monkeypatch, tmp_path):
-    measure = kv_cache.measure
+    measure = kv_cache.measure_tokens
 
     def measure_wrongly(*arguments):
         tokens, texts = measure(*arguments)
         texts["greedy", "with"][7] ^= 1
         return tokens, texts
 
-    monkeypatch.setattr(kv_cache, "measure", measure_wrongly)
+    monkeypatch.setattr(kv_cache, "measure_tokens", measure_wrongly)
     code, output = cli(*QUICK, *smallest[:2], "num_repeats=1", "reference=null")
     assert code == 0, output
     summary = json.loads((tmp_path / "outputs/kv_cache/kv_cache.json").read_text())["summary"]
@@ -109,7 +109,7 @@ def test_growth_is_of_the_ends_without_the_prompt():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("num_repeats=0", "num_repeats 0 must be at least 1"),
+        ("num_repeats=0", "num_repeats=0 is not a whole number of at least 1"),
         ("num_output_tokens=1", "num_output_tokens 1 must be at least 2"),
         ("prompt=''", "prompt 0 is empty"),
         ("num_output_tokens=500", "more than the model's context of 512"),

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from experiments.generate.figures import output_times
-from experiments.generate.study import NUM_REPEATS, cost_table, describe_cost, describe_documents
+from experiments.generate.schema import NUM_REPEATS, cost_table, describe_cost, describe_documents
 from framework.core import Request, Sequence
 from tests.models.checkpoints import greedy, make_hf_model
 from tests.report.html_page import Page, check_page
@@ -76,7 +76,7 @@ def test_ignore_eos_false_ends_at_the_models_eos(cli, tmp_path):
     [
         (["prompts=[]"], "nothing to generate from"),
         (['prompts=[""]'], "prompt 0 is empty"),
-        (["num_output_tokens=0"], "num_output_tokens must be at least 1, not 0"),
+        (["num_output_tokens=0"], "num_output_tokens=0 is not a whole number of at least 1"),
         (["num_output_tokens=5000"], "more than the model's context of 4096"),
         (["prompts=[]", "prompt_token_ids=[[1,999]]"], "prompt token 999"),
         (["prompts=7"], "prompts is 7"),

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from experiments.lora import ranks
-from experiments.lora.ranks import compare
+from experiments.lora.ranks import compare_adapter
 from tests.report.html_page import Page, check_page
 
 SIZES = ["batch_size=2", "context=16", "num_steps=2", "prompt_len=8", "ranks=[2,4]"]
@@ -49,9 +49,9 @@ def test_an_interruption_keeps_the_ranks_so_far(cli, small, tmp_path, monkeypatc
     def compare_until_stopped(rank, *measured):
         if rank == 4:
             raise KeyboardInterrupt
-        return compare(rank, *measured)
+        return compare_adapter(rank, *measured)
 
-    monkeypatch.setattr(ranks, "compare", compare_until_stopped)
+    monkeypatch.setattr(ranks, "compare_adapter", compare_until_stopped)
     with pytest.raises(KeyboardInterrupt, match=r"unfinished-ranks.csv"):
         cli("experiment=lora", *small)
     assert pd.read_csv(tmp_path / "outputs/lora/unfinished-ranks.csv")["rank"].tolist() == [2]

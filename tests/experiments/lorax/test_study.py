@@ -149,7 +149,7 @@ def test_stream_tables_are_medians_and_last_tokens():
         ("naive=[continuous,int8,gathered]", "nothing changes from one to the other"),
         ("full=[continuous,int8,none]", "3 streams need as many adapter slots"),
         ("streams=[5]", "streams must be two or more numbers of tokens from 1 on, not [5]"),
-        ("num_repeats=0", "num_repeats 0 must be at least 1"),
+        ("num_repeats=0", "num_repeats=0 is not a whole number of at least 1"),
     ],
 )
 def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, override, message):

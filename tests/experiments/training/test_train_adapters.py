@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_adapters(cli, text, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("num_steps=0", "num_steps 0 must be at least 1"),
+        ("num_steps=0", "num_steps=0 is not a whole number of at least 1"),
         ("num_threads=0", "num_threads 0 must be from 1 to 1024"),
         ("num_threads=100000", "num_threads 100000 must be from 1 to 1024"),
         ("rank=0", "rank 0 must be at least 1"),

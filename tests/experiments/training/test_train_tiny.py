@@ -83,8 +83,8 @@ def test_the_same_seed_gives_the_same_losses(cli, text, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("num_steps=0", "num_steps 0 must be at least 1"),
-        ("batch_size=-1", "batch_size -1 must be at least 1"),
+        ("num_steps=0", "num_steps=0 is not a whole number of at least 1"),
+        ("batch_size=-1", "batch_size=-1 is not a whole number of at least 1"),
         ("model.config.vocab_size=300", "vocab_size must be 256, not 300"),
         ("sequence_length=129", "windows of 129 bytes are longer than the model's context, 128"),
         ("text.folder=nowhere", "no folder of text at nowhere"),

@@ -1,0 +1,34 @@
+"""Where a study runs, where it writes, and how it speaks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from framework.build import resolve_device
+from framework.study.progress import make_console, say
+from framework.study.provenance import Environment, environment
+
+
+@dataclass
+class Place:
+    """`environment` is what results depend on there: code, packages, the device."""
+
+    device: torch.device
+    output_dir: Path
+    environment: Environment
+    console: Console
+
+    @property
+    def device_name(self) -> str:
+        return self.environment["device"]
+
+    def say(self, line: str) -> None:
+        say(self.console, line)
+
+
+def open_place(device: str, output_dir: str) -> Place:
+    """`device` is auto, cpu or cuda; nothing is written yet."""
+    resolved = resolve_device(device)
+    return Place(resolved, Path(output_dir), environment(resolved), make_console())
