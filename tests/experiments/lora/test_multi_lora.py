@@ -225,10 +225,11 @@ def test_an_interrupted_rerun_leaves_the_earlier_steps(cli, smallest, tmp_path, 
     assert pd.read_csv(folder / "unfinished-steps.csv")["arm"].tolist() == ["none", "none"]
 
 
-def test_pefts_mixed_batches_beside(cli, smallest, tmp_path):
+def test_pefts_mixed_batches_beside(cli, smallest, tmp_path, monkeypatch):
     pytest.importorskip("peft")
+    monkeypatch.setattr("experiments.lora.multi_lora.run_peer", lambda peer, run: peer(run))  # in this process
     code, output = cli(
-        "experiment=multi_lora", *smallest, *SMALL[:4], "rates=[]", "~arms.loop", "peft_batch_sizes=[1,3]"
+        "experiment=multi_lora", *smallest, *SMALL[:5], "rates=[]", "~arms.loop", "peft_batch_sizes=[1,3]"
     )
     assert code == 0, output
     steps = pd.read_csv(tmp_path / "outputs/multi_lora/steps.csv")

@@ -23,7 +23,8 @@ def small(smallest):
 
 
 @pytest.mark.usefixtures("drawn")
-def test_speed_with_peers(cli, small, tmp_path):
+def test_speed_with_peers(cli, small, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.speed.engine_speed.run_peer", lambda peer, run: peer(run))  # in this process
     sizes = ["prefills=[[1,64],[1,8192]]", "attention=[[2,64]]", "trace.num_requests=4"]
     code, output = cli("experiment=engine_speed", *small, *sizes, "peers=true", "peer_seats=[3]")
     assert code == 0, output
