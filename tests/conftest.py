@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers would fight for two cores
@@ -22,9 +23,7 @@ elif "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 import run as run_module
 from framework.command_line import prepare
 from framework.measure import ceilings
-from framework.study.arms import resolve_arms
-from framework.study.sweep import run_study
-from tests.study.fake_study import DEFAULTS, LOADED
+from tests.study.fake_study import LOADED, run_fake_study
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -104,9 +103,4 @@ def cli(request, monkeypatch, tmp_path, capsys):
 def study(tmp_path):
     """Runs a study of fake engines, in whose folder its points stay."""
     LOADED.clear()
-
-    def run(arms, rates, seeds=(0,), slo=None, defaults=DEFAULTS):
-        options = {"slo": slo or {}, "device": "cpu", "output_dir": str(tmp_path), "fresh": False}
-        return run_study(resolve_arms(arms, defaults), {"rates": list(rates), "seeds": list(seeds), **options})
-
-    return run
+    return partial(run_fake_study, tmp_path)

@@ -14,9 +14,9 @@ from hydra.errors import InstantiationException
 
 from framework.catalog import groups
 from framework.command_line import expand_preset
+from framework.paths import ROOT
 from tests.report.html_page import Page, check_page
 
-ROOT = Path(__file__).parents[1]
 COLUMNS = (
     "arm,rate,seed,num_requests,num_completed,duration_s,request_throughput,output_throughput,total_throughput,"
     "ttft_mean,ttft_p50,ttft_p90,ttft_p95,ttft_p99,tpot_mean,tpot_p50,tpot_p90,tpot_p95,tpot_p99,"

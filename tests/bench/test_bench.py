@@ -1,7 +1,6 @@
 """Benchmarks: `make bench` measures them, `make test` runs each once. Times are never asserted; work counts are."""
 
 import csv
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,12 +13,13 @@ from framework.engine.torch_engine import TorchEngine
 from framework.measure.metrics import summarize
 from framework.measure.replay_tables import request_table, step_table
 from framework.models.loading import load_model
+from framework.paths import ROOT
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.trace.files import read_azure, read_table
 from tests.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.slow
-AZURE = Path(__file__).parents[3] / "shared" / "traces" / "AzureLLMInferenceTrace_conv.csv"
+AZURE = ROOT.parent / "shared" / "traces" / "AzureLLMInferenceTrace_conv.csv"
 
 
 class ConstantEngine(FakeEngine):

@@ -5,7 +5,6 @@ import json
 import math
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +15,11 @@ from framework.kernels.int8 import dequantize_int8, quantize_int8
 from framework.measure.perplexity import window_losses
 from framework.measure.quality import Comparison, block_error, compare, compare_logits, read_tokens, weight_errors
 from framework.models.loading import load_model
+from framework.paths import ROOT
 from framework.quantization import fp8, int8_dynamic, int8_weight_only, none, zero_point
 from tests.quantization.small_models import CONFIGS, make_model
 
-TINY = Path(__file__).parents[1] / "models" / "tiny"
+TINY = ROOT / "models" / "tiny"
 
 
 def test_two_tokens_by_hand():

@@ -1,7 +1,6 @@
 """The shapes shipped in conf/model have the parameter counts of the models they are named after."""
 
 import inspect
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +8,9 @@ import yaml
 
 from framework.models.config import check_keys, parse_config
 from framework.models.loading import build_model, load_model
+from framework.paths import ROOT
 
-FOLDER = Path(__file__).parents[2] / "conf" / "model"
+FOLDER = ROOT / "conf" / "model"
 COUNTS = {
     "tiny": 2_967_808,
     "gpt2": 124_439_808,

@@ -7,6 +7,8 @@ import torch
 from framework.lora.none import serve_base
 from framework.quantization.none import quantize
 from framework.scheduler.continuous import ContinuousScheduler
+from framework.study.arms import resolve_arms
+from framework.study.sweep import run_study
 from framework.trace.arrivals import poisson
 from framework.trace.lengths import fixed, independent
 from framework.trace.synthetic import synthetic
@@ -34,3 +36,8 @@ DEFAULTS = {
     "scheduler": partial(ContinuousScheduler),
     "clock": "virtual",
 }
+
+
+def run_fake_study(output_dir, arms, rates, seeds=(0,), slo=None, defaults=DEFAULTS):
+    options = {"slo": slo or {}, "device": "cpu", "output_dir": str(output_dir), "fresh": False}
+    return run_study(resolve_arms(arms, defaults), {"rates": list(rates), "seeds": list(seeds), **options})

@@ -11,9 +11,11 @@ from threading import Thread
 import pandas as pd
 import pytest
 
-from framework.study.points import Point, arm_digest, write_point
+from framework.study.points import Point, arm_digest, load_record, write_point
+from framework.study.sweep import run_study
 from framework.trace.files import read_table
 from framework.trace.recorded import recorded
+from tests.study.fake_study import DEFAULTS
 
 
 def test_a_rate_is_the_same_point_however_it_is_written(study):
@@ -102,24 +104,47 @@ MISSHAPEN = {
 }
 
 
-@pytest.mark.parametrize(
-    "damage", ["truncated", "foreign", "list", "without requests", "empty steps", "cut requests", *MISSHAPEN]
-)
-def test_a_damaged_point_is_computed_again(study, damage):
+FILES = {"truncated": "{", "foreign": "{}", "list": "[]"}  # what stands in point.json
+
+
+def damage(folder, how):
+    if how == "without requests":
+        (folder / "requests.parquet").unlink()
+    elif how == "empty steps":
+        (folder / "steps.parquet").write_bytes(b"")
+    elif how == "cut requests":
+        (folder / "requests.parquet").write_bytes((folder / "requests.parquet").read_bytes()[:-100])
+    elif how in MISSHAPEN:
+        record = json.loads((folder / "point.json").read_text())
+        (folder / "point.json").write_text(json.dumps(record | MISSHAPEN[how]))
+    else:
+        (folder / "point.json").write_text(FILES[how])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished point."""
+    options = {"slo": {}, "device": "cpu", "output_dir": str(tmp_path_factory.mktemp("study")), "fresh": False}
+    result = run_study(arms={"only": {}}, defaults=DEFAULTS, rates=[1.0], seeds=[0], **options)
+    return result.folder(result.table()["point"][0])
+
+
+@pytest.mark.parametrize("how", [*FILES, "without requests", "empty steps", "cut requests", *MISSHAPEN])
+def test_a_damaged_point_is_none(finished, tmp_path, how):
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    assert load_record(folder)["arm"] == "only"
+    damage(folder, how)
+    with pytest.warns(UserWarning, match=f"{folder.name} is no finished point"):
+        assert load_record(folder) is None
+
+
+@pytest.mark.parametrize("how", ["truncated", "cut requests"])
+def test_a_damaged_point_is_computed_again_and_stops_no_other(study, how):
     result = study({"only": {}}, [1.0])
     folder = result.folder(result.table()["point"][0])
-    if damage == "without requests":
-        (folder / "requests.parquet").unlink()
-    elif damage == "empty steps":
-        (folder / "steps.parquet").write_bytes(b"")
-    elif damage == "cut requests":
-        (folder / "requests.parquet").write_bytes((folder / "requests.parquet").read_bytes()[:-100])
-    elif damage in MISSHAPEN:
-        record = json.loads((folder / "point.json").read_text())
-        (folder / "point.json").write_text(json.dumps(record | MISSHAPEN[damage]))
-    else:
-        (folder / "point.json").write_text({"truncated": "{", "foreign": "{}", "list": "[]"}[damage])
+    damage(folder, how)
     with pytest.warns(UserWarning, match=f"{folder.name} is no finished point"):
-        assert study({"only": {}}, [2.0]).table()["rate"].tolist() == [2.0]  # it stops no other
+        assert study({"only": {}}, [2.0]).table()["rate"].tolist() == [2.0]
     with pytest.warns(UserWarning, match="is no finished point"):
         assert len(study({"only": {}}, [1.0]).table()) == 2

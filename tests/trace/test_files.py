@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.core import Request, Trace
+from framework.paths import ROOT
 from framework.trace.files import read_azure, read_burstgpt, read_mooncake, read_table, read_vidur
 
-ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "traces"
 REAL = ROOT.parent / "shared" / "traces"
 

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from framework.core import Request, Trace
-from framework.paths import locate
+from framework.paths import ROOT, locate
 from framework.trace.arrivals import poisson
 from framework.trace.files import read_azure, read_mooncake, read_table
 from framework.trace.lengths import fixed, independent
@@ -16,7 +16,6 @@ from framework.trace.recorded import recorded
 from framework.trace.synthetic import synthetic
 from framework.trace.transforms import mean_rate
 
-ROOT = Path(__file__).parents[2]
 SAMPLE = "traces/sample.csv"
 CONF = ROOT / "conf" / "trace"
 

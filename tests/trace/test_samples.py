@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from framework.paths import ROOT
 from framework.trace.files import read_table
 from framework.trace.transforms import mean_rate
 
-TRACES = Path(__file__).parents[2] / "traces"
+TRACES = ROOT / "traces"
 
 
 def test_samples_are_reproducible(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """experiment=quantization as a user calls it: every part on disk, equal memory, failures kept apart, the course's."""
 
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,11 +12,12 @@ from framework.measure.definitions import DEFINITIONS
 from framework.models.config import parse_config
 from framework.models.footprint import footprint
 from framework.models.loading import build_model
+from framework.paths import ROOT
 from framework.quantization import zero_point
 from framework.report.sweep_plots import attainment_rate
 from tests.report.html_page import Page, check_page
 
-CONF = Path(__file__).parents[3] / "conf"
+CONF = ROOT / "conf"
 ARMS = ["none", "bfloat16", "int8", "int8_kv"]
 MEMORY_BYTES = 400_000
 QUICK = [
