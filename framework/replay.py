@@ -188,10 +188,12 @@ class World:
                 following = list(self.source.follow(sequence, self.env.now))
                 if following:
                     self.expect(following)
-        waiting, self.at_router = self.at_router, []
-        for sequence in waiting:
-            self.offer(sequence)
-        self.check_progress()
+        if self.at_router:
+            waiting, self.at_router = self.at_router, []
+            for sequence in waiting:
+                self.offer(sequence)
+        if not self.num_arriving:
+            self.check_progress()
 
     def check_progress(self) -> None:
         """End the world, or raise RuntimeError naming a request that nothing will ever serve."""
