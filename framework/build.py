@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from framework.config import describe, with_keywords
-from framework.core import Engine, Request, Scheduler, Sequence, Step, Trace
+from framework.core import Engine, Request, Router, Scheduler, Sequence, Step, Trace
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 from framework.replay import Clock, Server, replay
@@ -21,6 +21,7 @@ MakeModel = partial[Decoder]  # called with device=
 ChangeModel = partial[Decoder]  # called with a model: a quantization, or a way of serving adapters
 MakeEngine = partial[Engine]  # called with model=
 MakeScheduler = partial[Scheduler]  # called with num_blocks=, block_size= and, of an engine with adapters, their slots
+MakeRouter = partial[Router]  # called with the servers of a replay
 MakeTrace = partial[Trace]  # called with rate=, seed= and max_model_len=
 
 

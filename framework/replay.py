@@ -226,8 +226,8 @@ def replay(source: Source, servers: list[Server], route: Router, clock: Clock = 
     Raises ValueError for a request that could never be scheduled, and for several servers that are measured or on the
     wall clock; RuntimeError, naming the request and the server, if nothing goes on.
     """
-    check_servers(servers, clock)
     for server in servers:
+        check_several(len(servers), server.engine, clock)
         for request in source.requests:
             server.scheduler.check(request)
         server.engine.begin(source.requests, server.scheduler.max_num_seqs)
@@ -241,15 +241,14 @@ def replay(source: Source, servers: list[Server], route: Router, clock: Clock = 
     return world.sequences
 
 
-def check_servers(servers: list[Server], clock: Clock) -> None:
+def check_several(num_servers: int, engine: Engine, clock: Clock) -> None:
     """Raise ValueError for what several servers on one device cannot do yet."""
-    if len(servers) > 1 and clock == "wall":
-        raise ValueError(f"clock=wall serves one server, not {len(servers)}: on one device they would share real time")
-    measured = [server for server in servers if server.engine.timer is not None]
-    if len(servers) > 1 and measured:
+    if num_servers > 1 and clock == "wall":
+        raise ValueError(f"clock=wall serves one server, not {num_servers}: on one device they would share real time")
+    if num_servers > 1 and engine.timer is not None:
         raise ValueError(
-            f"{len(servers)} servers need engines that measure nothing; {type(measured[0].engine).__name__} measures "
-            "its steps, and several measured servers on one device are not supported yet"
+            f"{num_servers} servers need engines that measure nothing; {type(engine).__name__} measures its steps, and "
+            "several measured servers on one device are not supported yet"
         )
 
 

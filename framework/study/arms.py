@@ -7,18 +7,22 @@ keywords, changes only these.
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
-from framework.build import ChangeModel, Decoder, MakeEngine, MakeModel, MakeScheduler, MakeTrace
+from framework.build import ChangeModel, Decoder, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
+from framework.checks import whole
 from framework.config import check_keywords, check_type, describe, suggest, with_keywords
 from framework.replay import Clock
+from framework.router.round_robin import round_robin
 from framework.study.files import digest_of
 
 Arms = dict[str, dict[str, Any]]  # as Hydra makes them: a component is a call, a mapping of keywords, or the clock
 COMPONENTS = ("scheduler", "engine", "model", "quantization", "lora", "trace", "clock")
+OPTIONAL = ("servers", "router")
+ROUND_ROBIN: MakeRouter = partial(round_robin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,8 @@ class Arm(EngineParts):
     scheduler: MakeScheduler
     trace: MakeTrace
     clock: Clock
+    servers: int = 1
+    router: MakeRouter = ROUND_ROBIN
 
     @cached_property
     def warm_up_key(self) -> str:
@@ -84,7 +90,7 @@ def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
 
 def parts_of(keywords: Mapping[str, object]) -> dict[str, Any]:
     """The components among a study's keywords: what its arms have, unless they change it."""
-    return {name: keywords[name] for name in COMPONENTS if name in keywords}
+    return {name: keywords[name] for name in COMPONENTS + OPTIONAL if name in keywords}
 
 
 def check_named(key: str, names: list[str], arms: Collection[str]) -> None:
@@ -95,11 +101,13 @@ def check_named(key: str, names: list[str], arms: Collection[str]) -> None:
 
 
 def resolve_component(arm: str, name: str, value: Any, defaults: Mapping[str, Any]) -> Any:
-    if name not in COMPONENTS:
-        raise ValueError(f"unknown component {name!r} in arms.{arm}{suggest(name, COMPONENTS)}")
+    if name not in COMPONENTS + OPTIONAL:
+        raise ValueError(f"unknown component {name!r} in arms.{arm}{suggest(name, COMPONENTS + OPTIONAL)}")
     if name == "clock":
         check_type(Clock, value, f"arms.{arm}.clock")
         return value
+    if name == "servers":
+        return whole(f"arms.{arm}.servers", value)
     if callable(value):
         return value
     if not isinstance(value, dict):

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 
 from framework.build import Decoder, free, make_scheduler, replay_trace, warm_up_requests
-from framework.core import Engine, Request
+from framework.core import Engine, Request, Step
+from framework.replay import Server, check_several
 from framework.study.arms import Arm, EngineParts
 
 
@@ -31,6 +32,20 @@ class EngineCache:
             self.engine, self.engine_key = parts.engine(model=self.model), parts.engine_key
             self.engine.on_progress = self.on_progress
         return self.engine
+
+    def get_servers(self, arm: Arm, on_step: Callable[[Step], None] | None) -> list[Server]:
+        """The arm's servers, each with an engine and a scheduler of its own.
+
+        Raises ValueError for several servers whose engine measures its steps.
+        """
+        engines = [self.get(arm)]
+        check_several(arm.servers, engines[0], arm.clock)
+        assert self.model is not None
+        engines += [arm.engine(model=self.model) for _ in range(arm.servers - 1)]
+        return [
+            Server(make_scheduler(arm.scheduler, engine), engine, index, on_step)
+            for index, engine in enumerate(engines)
+        ]
 
     def warm_up(self, arm: Arm, engine: Engine, requests: list[Request]) -> None:
         """Before an arm's first point, replay some of its requests at once: full batches, then ever smaller ones."""

@@ -2,17 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 
 import pandas as pd
 
-from framework.build import make_scheduler, replay_trace
 from framework.core import Engine, Trace
 from framework.measure.replay_tables import request_table, step_table
+from framework.replay import replay
 from framework.study.arms import Arm
 from framework.study.engine_cache import EngineCache
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.records import EngineRecord, TraceRecord
+from framework.trace.source import TraceSource
 from framework.trace.transforms import drop_adapters
 
 
@@ -37,8 +39,9 @@ def replay_point(point: Point, arm: Arm, engines: EngineCache, progress: SweepPr
     engines.warm_up(arm, engine, trace.requests)
     progress.begin_point(str(point), sum(request.num_output_tokens for request in trace.requests))
     on_step = progress.advance if arm.clock == "virtual" else None  # drawing takes real time
-    scheduler = make_scheduler(arm.scheduler, engine)
-    sequences, steps = replay_trace(trace.requests, scheduler, engine, arm.clock, on_step)
+    servers = engines.get_servers(arm, on_step)
+    sequences = replay(TraceSource(trace.requests), servers, arm.router(servers), arm.clock)
+    steps = sorted((step for server in servers for step in server.steps), key=attrgetter("start_time"))
     return ReplayedPoint(request_table(sequences), step_table(steps), engine_record(engine), trace_record(trace))
 
 

@@ -12,7 +12,7 @@ from typing import NotRequired
 import pandas as pd
 from typing_extensions import TypedDict
 
-from framework.build import ChangeModel, MakeEngine, MakeModel, MakeTrace
+from framework.build import ChangeModel, MakeEngine, MakeModel, MakeRouter, MakeTrace
 from framework.core import StudyError
 from framework.measure.metrics import check_slo, summarize
 from framework.study.arms import Arm, Arms, point_order
@@ -54,6 +54,8 @@ class Replays(Setup):
     rates: list[float | None]  # requests/s; None: as recorded
     seeds: list[int]
     slo: dict[str, float]  # metric → seconds
+    servers: NotRequired[int]  # of each arm; 1 unless given
+    router: NotRequired[MakeRouter]  # which of them takes a sequence; round robin unless given
     tracking: NotRequired[Tracker | None]
     fresh: bool  # redo the points that are on disk
 

@@ -31,8 +31,8 @@ def bad_trace(*, rate, seed, max_model_len=None) -> Trace:
     raise ValueError("a bad trace")
 
 
-def replayed(trace):
-    arm = replace(resolve_arms({"only": {}}, DEFAULTS)["only"], trace=partial(trace))
+def replayed(trace, **components):
+    arm = replace(resolve_arms({"only": components}, DEFAULTS)["only"], trace=partial(trace))
     console = Console(file=io.StringIO(), width=100)
     engines = EngineCache(torch.device("cpu"), lambda message: None)
     with SweepProgress(console, num_points=1) as progress:
@@ -58,3 +58,25 @@ def test_a_bad_trace_fails_before_a_model_loads():
     with pytest.raises(ValueError, match="a bad trace"):
         replayed(bad_trace)
     assert LOADED == []
+
+
+def test_an_arm_may_have_several_servers_which_share_the_requests():
+    result, _ = replayed(three_requests, servers=2)
+    assert result.requests["ttft"].tolist() == pytest.approx([0.01] * 3)
+    assert result.steps["server"].tolist() == [0, 0, 1, 1, 0, 0]
+    assert result.steps["start_time"].is_monotonic_increasing
+
+
+def only_the_last(servers):
+    return lambda sequence: servers[-1]
+
+
+def test_an_arm_may_have_another_router():
+    result, _ = replayed(three_requests, servers=3, router=partial(only_the_last))
+    assert result.steps["server"].tolist() == [2] * 6
+
+
+@pytest.mark.parametrize("servers", [0, -1, 1.5, True, "two"])
+def test_a_number_of_servers_that_is_none_is_refused(servers):
+    with pytest.raises(ValueError, match=r"arms\.only\.servers=.* is not a whole number of at least 1"):
+        resolve_arms({"only": {"servers": servers}}, DEFAULTS)
