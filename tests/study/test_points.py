@@ -12,10 +12,9 @@ import pandas as pd
 import pytest
 
 from framework.study.points import Point, arm_digest, load_record, write_point
-from framework.study.sweep import run_study
 from framework.trace.files import read_table
 from framework.trace.recorded import recorded
-from tests.study.fake_study import DEFAULTS
+from tests.study.fake_study import run_fake_study
 
 
 def test_a_rate_is_the_same_point_however_it_is_written(study):
@@ -124,8 +123,7 @@ def damage(folder, how):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a finished point."""
-    options = {"slo": {}, "device": "cpu", "output_dir": str(tmp_path_factory.mktemp("study")), "fresh": False}
-    result = run_study(arms={"only": {}}, defaults=DEFAULTS, rates=[1.0], seeds=[0], **options)
+    result = run_fake_study(tmp_path_factory.mktemp("study"), {"only": {}}, [1.0])
     return result.folder(result.table()["point"][0])
 
 
