@@ -31,7 +31,7 @@ def test_every_token_is_timed_and_the_text_is_the_same(cli, smallest, tmp_path):
     assert [row["same text"] for row in record["summary"]] == ["yes", "yes"]
     page = Page(folder / "report.html")
     check_page(page, folder)
-    assert "(reported: 0.42 s → 0.26 s, 1.62×, lesson 1: GPT-2 on a CPU)" in page.text
+    assert "0.42 s → 0.26 s, 1.62×" in page.text
     likely = page.rows[page.rows.index(["token", "id", "probability (%)"]) + 1 :][:10]
     assert texts["greedy", "with"][1:].startswith(likely[0][0][1:-1])  # the most likely one is what greedy takes
     shares = [float(row[2]) for row in likely]
@@ -83,7 +83,7 @@ def test_texts_that_differ_are_told_apart(cli, smallest, monkeypatch, tmp_path):
 def test_too_few_tokens_are_not_compared_with_the_source(cli, smallest):
     code, output = cli(*QUICK, *smallest[:2], "num_repeats=1", "num_output_tokens=9")
     assert code == 0, output
-    assert "lesson 1: GPT-2 on a CPU, is of the first 10 tokens: these are too few to compare" in output
+    assert "of the first 10 tokens" in output
     assert "reported: " not in output
 
 

@@ -179,11 +179,11 @@ def test_bad_input_is_one_clear_message(cli, smallest, folder, override, message
 def test_the_course_preset_shows_the_lessons_bytes(cli, smallest, folder):
     code, output = cli("experiment=quantization", "preset=course", "model=tiny", *smallest)
     assert code == 0, output
-    assert "reported: 510.3 MB → 137.0 MB = 3.72×, lesson 4, GPT-2" in output
+    assert "reported: 510.3 MB → 137.0 MB = 3.72×" in output
     assert pd.read_csv(folder / "course/engines.csv")["arm"].tolist() == ["none", "zero_point"]
     page = Page(folder / "course/report.html")
     check_page(page, folder / "course")
-    assert "reported: 510.3 MB" in page.text
+    assert "510.3 MB" in page.text
     assert [table["caption"] for table in tables_of(folder / "course")] == [
         "Bytes of the model; other: norms and position tables",
         "Quality: models/tiny/heldout.txt, 2,049 tokens in windows of 256, against the same model in float32",
