@@ -7,15 +7,12 @@ from framework.paths import ROOT
 
 TESTS = ROOT / "tests"
 TESTED_ELSEWHERE = {  # module → why it has no test file of its own name
-    "engine/torch_engine/cpu_steps.py": "TorchEngine's steps on a CPU: test_engine.py",
-    "engine/torch_engine/gpu_steps.py": "TorchEngine's steps on a GPU: test_gpu_path.py, and test_decode.py there",
     "kernels/linear_triton.py": "beside its plain reference: test_linear.py and test_int8.py",
     "kernels/paged_decode_triton.py": "beside its plain reference: test_paged_decode.py",
     "lora/none.py": "gives back the model that it is given",
     "quantization/none.py": "gives back the model that it is given",
 }
 OF_SEVERAL_MODULES = {  # test file → what it tests
-    "engine/torch_engine/test_gpu_path.py": "the GPU's way of a step, on a CPU",
     "engine/torch_engine/test_replay_tokens.py": "tokens through a whole replay",
     "lora/test_cuda.py": "adapters on a real GPU",
     "lora/test_gpu_path.py": "adapters on the GPU's way, on a CPU",

@@ -19,7 +19,7 @@ from framework.lora.pool import MAX_STATIC_ROWS, pool_of, serve_adapters
 from framework.lora.segmented import Segmented
 from framework.models.loading import load_model
 from framework.scheduler.continuous import ContinuousScheduler
-from tests.engine.torch_engine.test_gpu_path import Event, options_of_a_gpu, pretend  # noqa: F401
+from tests.engine.torch_engine.test_gpu_steps import Event, options_of_a_gpu, pretend  # noqa: F401
 from tests.lora.serving_models import LargeAdapters, make_engine, outputs
 from tests.models.loaded_models import logits
 from tests.quantization.small_models import GPT2

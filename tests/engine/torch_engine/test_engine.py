@@ -95,19 +95,6 @@ def test_preempted_sequence_recomputes_prompt_and_output():
             assert token_ids == ([expected[5]] if start + num_tokens == 14 else [None])
 
 
-def test_step_leaves_sequences_alone_and_reports_times():
-    engine = make_engine()
-    ticks = iter([10.0, 10.5, 12.0, 12.25])
-    requests = make_requests([6], [2])
-    engine.begin(requests, 8)
-    (sequence,) = seat(engine, requests)
-    table = list(sequence.block_table)
-    engine.timer = lambda: next(ticks)
-    result = engine.step(Batch([sequence], [0], [4], 4, 0))
-    assert (result.token_ids, result.elapsed, result.prepare, result.device) == ([None], 2.25, 0.5, 1.5)
-    assert (sequence.num_computed_tokens, sequence.output_token_ids, sequence.block_table) == (0, [], table)
-
-
 def test_sampled_replays_repeat():
     engine = make_engine(temperature=1.0, top_k=50, top_p=0.9, seed=3)
     requests = make_requests([5, 9], [12, 12])
