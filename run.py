@@ -21,7 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from framework.catalog import CONF, about
 from framework.command_line import prepare
 from framework.config import check, import_target, parameters_of
-from framework.core import StudyError
+from framework.core import StudyError, describe_error
 
 USER_ERRORS = (ValueError, OSError, StudyError, InstantiationException, OmegaConfBaseException)
 
@@ -39,7 +39,7 @@ def main() -> None:
             if os.environ.get("HYDRA_FULL_ERROR"):
                 raise
             in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-            message = f"error: {describe_error(error)}" + (f" ({command()})" if in_sweep else "")
+            message = f"error: {describe_failure(error)}" + (f" ({command()})" if in_sweep else "")
             if os.getpid() != process:  # a launcher's: only an exception reaches the process that waits for it
                 raise CompactHydraException(message) from None
             failed.append(message)
@@ -92,7 +92,7 @@ def describe_run(config: DictConfig) -> dict[str, str]:
     }
 
 
-def describe_error(error: BaseException) -> str:
+def describe_failure(error: BaseException) -> str:
     """What went wrong in the called function, whose error Hydra wraps in its own."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
@@ -100,8 +100,7 @@ def describe_error(error: BaseException) -> str:
         return f"{error.full_key} has no value: give it one, {error.full_key}=…"
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {str(error).splitlines()[0]}"
-    is_for_users = isinstance(error, ValueError | OSError | StudyError)
-    return str(error) if is_for_users else f"{type(error).__name__}: {error}"
+    return describe_error(error)
 
 
 def stop(signal_number: int, frame: Any) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -26,6 +26,7 @@ BLOCK_SIZE = 256
 WARM_UP_TOKENS = 8
 TIME_LIMIT = 500.0  # seconds for the measured requests
 
+R = TypeVar("R")
 Prompt = tuple[list[int], int]  # token ids, and how many output tokens
 Serve = Callable[[list[Prompt]], list[int]]  # the number of output tokens of each request
 
@@ -38,14 +39,14 @@ class PeerRun:
     prompts: list[Prompt]
 
 
-def run_peer(peer: Callable[[PeerRun], dict[Any, Any]], run: PeerRun) -> dict[Any, Any]:
+def run_peer(peer: Callable[[PeerRun], R], run: PeerRun) -> R:
     """`peer(run)` in a fresh process; raises whatever it raised there."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         return pool.submit(peer, run).result()
 
 
-def continuous(run: PeerRun, max_num_seqs: int) -> dict[str, Any]:
+def continuous(run: PeerRun, max_num_seqs: int) -> dict[str, float]:
     """transformers' continuous-batching manager; CUDA graphs and async steps on a GPU."""
     from transformers.generation import ContinuousBatchingConfig
 
@@ -90,7 +91,7 @@ def serve_continuously(manager: Any, prompts: list[Prompt]) -> list[int]:
     return [counts[request_id] for request_id in order]
 
 
-def static(run: PeerRun, num_requests: int | None) -> dict[str, Any]:
+def static(run: PeerRun, num_requests: int | None) -> dict[str, float]:
     """`generate` over left-padded batches of STATIC_BATCH_SIZE, each until its longest output is done.
 
     It serves the first `num_requests` (None: all).
@@ -161,7 +162,7 @@ def mixed_adapters(
     return {batch_size: seconds(batch_size) for batch_size in batch_sizes}
 
 
-def time_requests(serve: Serve, run: PeerRun, warm_up: list[Prompt]) -> dict[str, Any]:
+def time_requests(serve: Serve, run: PeerRun, warm_up: list[Prompt]) -> dict[str, float]:
     """Seconds for all requests at once, after `warm_up`; tokens asked for per second."""
     serve(warm_up)
     if run.device == "cuda":

@@ -5,15 +5,16 @@ Knows the `_target_` convention of Hydra's instantiate, but not Hydra.
 
 import difflib
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import Unpack, get_type_hints, is_typeddict
 
+T = TypeVar("T")
 SPECIAL_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 MOVED = {  # what a config may have named by its path → where it is now
     "experiments.adapter_mixes.run": "experiments.lora.adapter_mixes.run",
@@ -46,7 +47,7 @@ class Parameter:
     is_required: bool
 
 
-def check(config: Any, path: str = "") -> None:
+def check(config: object, path: str = "") -> None:
     """Raise ValueError, naming the key, for every `_target_` whose keys or simple values do not fit its signature."""
     if isinstance(config, dict):
         if "_target_" in config:
@@ -68,7 +69,7 @@ def check_call(config: dict[str, Any], path: str) -> None:
         raise ValueError(f"missing {', '.join(missing)} in {place}")
 
 
-def check_keywords(target: Callable[..., Any], given: dict[str, Any], path: str) -> None:
+def check_keywords(target: Callable[..., Any], given: Mapping[str, object], path: str) -> None:
     """Raise ValueError for a keyword that `target` does not have, or a simple value that is not of its type."""
     parameters = parameters_of(target)
     place = f"{path} ({target.__module__}.{target.__qualname__})" if path else target.__qualname__
@@ -111,7 +112,7 @@ def check_type(hint: Any, value: Any, path: str) -> None:
         raise ValueError(f"{path}{where} is {first['input']!r}: {'; '.join(reasons).lower()}") from None
 
 
-def place_in(value: Any, parts: tuple[int | str, ...]) -> str:
+def place_in(value: object, parts: tuple[int | str, ...]) -> str:
     """'.key' and '[index]' for what pydantic names of `value`, without its names of types."""
     where = ""
     for part in parts:
@@ -122,7 +123,7 @@ def place_in(value: Any, parts: tuple[int | str, ...]) -> str:
     return where
 
 
-def holds_call(value: Any) -> bool:
+def holds_call(value: object) -> bool:
     """Whether a nested value becomes an object only when the config is called."""
     if isinstance(value, dict):
         return "_target_" in value or any(holds_call(item) for item in value.values())
@@ -170,5 +171,5 @@ def describe(value: Any) -> Any:
     return value
 
 
-def with_keywords(call: partial[Any], **keywords: Any) -> partial[Any]:
+def with_keywords(call: partial[T], **keywords: object) -> partial[T]:
     return partial(call.func, **(call.keywords | keywords))

@@ -289,3 +289,9 @@ class Source(Protocol):
 
 class StudyError(RuntimeError):
     """Some points of a study failed; the others are on disk."""
+
+
+def describe_error(error: BaseException) -> str:
+    """An error that a user can mend in its own words, any other with its kind."""
+    is_for_users = isinstance(error, ValueError | OSError | StudyError)
+    return str(error) if is_for_users else f"{type(error).__name__}: {error}"

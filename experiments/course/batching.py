@@ -1,22 +1,21 @@
 """Lesson 2: throughput and latency per token of padded batches over the batch size, and what binds them."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from itertools import cycle, islice
 from math import inf
-from typing import Any
 
 import pandas as pd
 from typing_extensions import Unpack
 
 from experiments.course.figures import batch_tradeoff
-from framework.build import ChangeModel, make_engine_for, replay_trace
+from framework.build import ChangeModel, Decoder, make_engine_for, replay_trace
 from framework.checks import whole
 from framework.config import describe, with_keywords
 from framework.core import Batch, Engine, Request, Sequence
+from framework.engine.measured import measured
 from framework.measure.ceilings import Ceilings, limits
 from framework.measure.floors import Costs, Work, model_costs, step_work
-from framework.measure.steps import ceilings_for
+from framework.measure.steps import Say, ceilings_for
 from framework.models.tokenizer import load_tokenizer
 from framework.report.finish import Findings, finish
 from framework.report.tables import in_units
@@ -68,16 +67,13 @@ def run(
     check_counts(sizes, num_output_tokens, num_repeats)
     ceilings = ceilings_for(model, engine, place.device)
     loaded = quantization(model(device=place.device))
-    tokenizer = load_tokenizer(loaded.config)
-    encoded = [list(tokenizer.encode(prompt)) for prompt in prompts]
-    seats = list(islice(cycle(encoded), max(*sizes, len(encoded))))
-    requests = make_requests(seats, num_output_tokens, loaded.config.max_model_len, frozenset())
-    ready: Any = make_engine_for(requests, with_keywords(engine, temperature=0.0), loaded)
+    requests = make_batch(loaded, prompts, max(sizes), num_output_tokens)
+    timed = measured(make_engine_for(requests, with_keywords(engine, temperature=0.0), loaded))
     with place.console.status("warming up") as status:
-        runs = measure_batches(ready, requests, len(encoded), sizes, num_repeats, status.update)
-    num_context = max(map(len, encoded)) + num_output_tokens // 2
-    costs = model_costs(loaded, ready.kv_dtype)
-    table = summarize(runs, num_output_tokens)
+        runs = measure_batches(timed, requests, len(prompts), sizes, num_repeats, status.update)
+    num_context = max(request.num_prompt_tokens for request in requests) + num_output_tokens // 2
+    costs = model_costs(loaded, timed.kv_dtype)
+    table = median_times(runs, num_output_tokens)
     table["floor"] = [floor_of(costs, size, num_context, ceilings) for size in table["batch_size"]]
     border = compute_bound_from(costs, num_context, ceilings)
     title = f"{loaded.config.model_type} on {place.device_name}: {limits(ceilings)}"
@@ -96,6 +92,14 @@ def run(
         files={"batching.json": record, "batching.csv": runs},
     )
     finish(place, title, findings)
+
+
+def make_batch(model: Decoder, prompts: list[str], largest: int, num_output_tokens: int) -> list[Request]:
+    """As many requests as the largest batch has, and at least one per prompt."""
+    tokenizer = load_tokenizer(model.config)
+    encoded = [list(tokenizer.encode(prompt)) for prompt in prompts]
+    seats = list(islice(cycle(encoded), max(largest, len(encoded))))
+    return make_requests(seats, num_output_tokens, model.config.max_model_len, frozenset())
 
 
 def powers_of_two(largest: int) -> list[int]:
@@ -118,7 +122,7 @@ def measure_batches(
     num_prompts: int,
     batch_sizes: list[int],
     num_repeats: int,
-    on_progress: Callable[[str], None],
+    on_progress: Say,
 ) -> pd.DataFrame:
     """One row per run: seconds until the first tokens (`prompt`) and per later token (`latency`), and how many texts
     are what their prompt gives alone (`num_same`)."""
@@ -145,7 +149,7 @@ def generate(engine: Engine, requests: list[Request]) -> list[Sequence]:
     return sequences
 
 
-def summarize(runs: pd.DataFrame, num_output_tokens: int) -> pd.DataFrame:
+def median_times(runs: pd.DataFrame, num_output_tokens: int) -> pd.DataFrame:
     """Medians per batch size, and the throughputs (tok/s) that follow: of later tokens, and of all with the prompts."""
     table = runs.groupby("batch_size", as_index=False)[["prompt", "latency"]].median()
     table["throughput"] = table["batch_size"] / table["latency"]

@@ -3,8 +3,8 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 from typing_extensions import Unpack
 
 from experiments.generate.figures import output_times
@@ -16,10 +16,10 @@ from experiments.generate.schema import (
     describe_documents,
     schema_cost,
 )
-from experiments.generate.tables import generation, generations_table, time_table
+from experiments.generate.tables import Generation, generation, generations_table, time_table
 from framework.build import ChangeModel, MakeScheduler, make_scheduler, replay_trace
 from framework.checks import whole
-from framework.core import Engine, Request
+from framework.core import Engine, Request, Sequence
 from framework.lora.service import service_of
 from framework.models.tokenizer import load_tokenizer
 from framework.paths import locate
@@ -44,7 +44,7 @@ def run(
     num_output_tokens: int,
     ignore_eos: bool,
     adapter: str | list[str | None] | None,
-    json_schema: dict[str, Any] | str | None,
+    json_schema: dict[str, object] | str | None,
     quantization: ChangeModel,
     lora: ChangeModel,
     scheduler: MakeScheduler,
@@ -62,41 +62,59 @@ def run(
         prompts = [] if prompt_token_ids else [EXAMPLE]
     whole("num_output_tokens", num_output_tokens)
     schema = None if json_schema is None else read_schema(json_schema)
-    place = open_place(setup["device"], setup["output_dir"])
+    place, adapter_ids = open_place(setup["device"], setup["output_dir"]), listed(adapter)
     loaded = lora(quantization(setup["model"](device=place.device)))
     tokenizer = load_tokenizer(loaded.config) if prompts else None
     encoded = [*prompt_token_ids, *(list(tokenizer.encode(prompt)) for prompt in prompts if tokenizer)]
     stop_token_ids = frozenset() if ignore_eos and schema is None else frozenset(loaded.config.eos_token_ids)
     requests = make_requests(encoded, num_output_tokens, loaded.config.max_model_len, stop_token_ids)
     engine = setup["engine"](model=loaded)
-    adapter_ids = adapter if isinstance(adapter, list) else [adapter]
     check_adapters(adapter_ids, engine)
     requests = [replace(request, json_schema=schema) for request in with_adapters(requests, adapter_ids)]
     sequences, _ = replay_trace(requests, make_scheduler(scheduler, engine), engine)
     records = [generation(sequence, tokenizer) for sequence in sequences]
     path = place.output_dir / "generations.jsonl"
     write_generations(path, records)
-    tables, notes = {"Generations": generations_table(records, tokenizer)}, random_notes(lora, adapter_ids)
-    if notes:
-        shown = tables["Generations"]["adapter"]
-        tables["Generations"]["adapter"] = (shown + RANDOM).where(shown.notna(), None)
+    title = f"generations on {place.device_name}"
+    findings = find(sequences, generations_table(records, tokenizer), random_notes(lora, adapter_ids), title)
     if schema is not None:
-        tables[COST] = cost_table(schema_cost(sequences, scheduler, engine))
-        notes.append(describe_documents(sequences, tokenizer or load_tokenizer(loaded.config)))
-        notes.append(describe_cost(tables[COST]))
-    times, title = time_table(sequences), f"generations on {place.device_name}"
-    findings = Findings(
-        figures={"token_times": (output_times(times, title), CAPTION)},
-        tables=tables,
-        notes=notes,
-        definitions=DEFINITIONS | (COST_DEFINITIONS if schema is not None else {}),
-        files={"token_times.csv": times},
-    )
+        cost = cost_table(schema_cost(sequences, scheduler, engine))
+        documents = describe_documents(sequences, tokenizer or load_tokenizer(loaded.config))
+        findings = with_cost(findings, cost, documents)
     finish(place, title, findings)
     place.say(f"wrote {path}")
 
 
-def read_schema(json_schema: dict[str, Any] | str) -> str:
+def find(sequences: list[Sequence], generations: pd.DataFrame, notes: list[str], title: str) -> Findings:
+    """The outputs and their times; `notes` are on adapters that are drawn at random."""
+    if notes:
+        adapters = generations["adapter"]
+        generations = generations.assign(adapter=(adapters + RANDOM).where(adapters.notna(), None))
+    times = time_table(sequences)
+    return Findings(
+        figures={"token_times": (output_times(times, title), CAPTION)},
+        tables={"Generations": generations},
+        notes=notes,
+        definitions=DEFINITIONS,
+        files={"token_times.csv": times},
+    )
+
+
+def with_cost(findings: Findings, cost: pd.DataFrame, documents: str) -> Findings:
+    """What the schema costs, beside whether the outputs are documents of it."""
+    return replace(
+        findings,
+        tables={**findings.tables, COST: cost},
+        notes=[*findings.notes, documents, describe_cost(cost)],
+        definitions={**findings.definitions, **COST_DEFINITIONS},
+    )
+
+
+def listed(adapter: str | list[str | None] | None) -> list[str | None]:
+    return adapter if isinstance(adapter, list) else [adapter]
+
+
+def read_schema(json_schema: dict[str, object] | str) -> str:
     """The JSON text of a schema that is given as it is, as text, or as a file; ValueError where there is no such file.
 
     Whether it is a schema, the engine finds out.
@@ -140,7 +158,7 @@ def random_notes(lora: ChangeModel, adapter_ids: list[str | None]) -> list[str]:
     return [f"{', '.join(names)}: random numbers, not trained; adapters@lora.adapters=saved reads saved adapters"]
 
 
-def write_generations(path: Path, records: list[dict[str, Any]]) -> None:
+def write_generations(path: Path, records: list[Generation]) -> None:
     """One JSON line each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

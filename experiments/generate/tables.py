@@ -1,17 +1,27 @@
 """The tables of generated outputs: what was written, and when each token came."""
 
 from itertools import pairwise
-from typing import Any
 
 import pandas as pd
+from typing_extensions import TypedDict
 
 from experiments.generate.schema import is_stopped
 from framework.core import Sequence
 from framework.models.tokenizer import Tokenizer
 
 
-def generation(sequence: Sequence, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """What generations.jsonl has of an output; its text, which a tokenizer makes, is without the stop token."""
+class Generation(TypedDict):
+    """What generations.jsonl has of an output."""
+
+    adapter_id: str | None
+    prompt_token_ids: list[int]
+    output_token_ids: list[int]
+    text: str | None
+    token_times: list[float]  # s, on the virtual clock
+
+
+def generation(sequence: Sequence, tokenizer: Tokenizer | None) -> Generation:
+    """Its text, which a tokenizer makes, is without the stop token."""
     prompt, output = sequence.request.prompt_token_ids, sequence.output_token_ids
     assert prompt is not None
     return {
@@ -23,7 +33,7 @@ def generation(sequence: Sequence, tokenizer: Tokenizer | None) -> dict[str, Any
     }
 
 
-def generations_table(records: list[dict[str, Any]], tokenizer: Tokenizer | None) -> pd.DataFrame:
+def generations_table(records: list[Generation], tokenizer: Tokenizer | None) -> pd.DataFrame:
     """One row per output, without the times of its tokens."""
     rows = []
     for record in records:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
 
 import pandas as pd
 from typing_extensions import Unpack
@@ -200,7 +199,7 @@ def measure_rounds(
     return PeerRun(engine.model.config, engine.dtype, engines.device.type, [([1] * sizes.context, 1)])
 
 
-def measure_steps(arm: str, engine: MeasuredEngine, sizes: Sizes, say: Say) -> Iterator[dict[str, Any]]:
+def measure_steps(arm: str, engine: MeasuredEngine, sizes: Sizes, say: Say) -> Iterator[dict[str, object]]:
     """The rows of one arm; adapters and sizes that its engine cannot hold are told and left out."""
     get_ready(engine, max(sizes.batch_sizes))
     for suffix, num_adapters in sizes.mixes.items() if engine.num_adapter_slots else [("", 0)]:
@@ -247,7 +246,7 @@ def first_service(arms: dict[str, Arm]) -> AdapterService:
     raise ValueError("peft_batch_sizes needs an arm that serves adapters")
 
 
-def peft_steps(run: PeerRun, service: AdapterService, sizes: Sizes, batch_sizes: list[int]) -> list[dict[str, Any]]:
+def peft_steps(run: PeerRun, service: AdapterService, sizes: Sizes, batch_sizes: list[int]) -> list[dict[str, object]]:
     """Rows of measure_rounds for PEFT's mixed batches with the adapters of `service`, timed by the host alone."""
     num_adapters = sizes.mixes[""]
     peer = partial(

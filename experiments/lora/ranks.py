@@ -5,7 +5,6 @@ Lesson 5 of "Efficiently Serving LLMs".
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from experiments.lora.tables import reference_notes
 from framework.build import ChangeModel
 from framework.config import with_keywords
 from framework.engine.measured import MeasuredEngine, measured
+from framework.lora.adapters import AdapterSource
 from framework.lora.merged import merge_adapter
 from framework.lora.none import serve_base
 from framework.lora.service import service_of
@@ -85,11 +85,7 @@ def run(
     Logits are of `prompt_len` random tokens, drawn with `seed`. Raises ValueError if `lora` does not serve adapters.
     """
     check_sizes({"decode": [[batch_size, context]], "prompt": [[1, prompt_len]]}, num_steps)
-    service = service_of(lora)
-    if service.adapters is None or service.strategy is None:
-        raise ValueError("experiment=lora needs lora=segmented, gathered or loop: what is merged is compared with it")
-    if not service.are_random:
-        raise ValueError("experiment=lora draws an adapter of each rank: it needs adapters@lora.adapters=random")
+    adapters, targets = random_adapters(lora)
     if min(ranks, default=0) < 1:
         raise ValueError(f"ranks must be one or more numbers from 1 on, not {ranks}")
     place = open_place(setup["device"], setup["output_dir"])
@@ -98,15 +94,15 @@ def run(
 
     def measure(lora: ChangeModel) -> Measured:
         engine = measured(engines.get(replace(parts, lora=lora)))
-        return measure_adapter(engine, sizes=(batch_size, context, num_steps), prompt_len=prompt_len, seed=seed)
+        return measure_adapter(engine, steps=(batch_size, context, num_steps), prompt_len=prompt_len, seed=seed)
 
     with place.console.status("") as status, GrowingTable(place.output_dir / "ranks.csv") as rows:
         for rank in ranks:
             status.update(f"rank {rank}")
             base = measure(partial(serve_base))  # each time: a machine's speed drifts
-            adapters = with_keywords(service.adapters, ranks=[rank])
-            served = measure(with_keywords(lora, adapters=adapters, num_slots=1, max_rank=rank))
-            fold = partial(merge_adapter, adapters=adapters, adapter_id=ADAPTER, targets=service.targets)
+            drawn = with_keywords(adapters, ranks=[rank])
+            served = measure(with_keywords(lora, adapters=drawn, num_slots=1, max_rank=rank))
+            fold = partial(merge_adapter, adapters=drawn, adapter_id=ADAPTER, targets=targets)
             rows.add([compare_adapter(rank, base, served, measure(fold))])
     table = rows.table()
     record = {"config": parts.config, "environment": place.environment, "ranks": rows.rows}
@@ -120,21 +116,31 @@ def run(
     finish(place, f"one adapter on {place.device_name}", findings)
 
 
+def random_adapters(lora: ChangeModel) -> tuple[partial[AdapterSource], list[str] | None]:
+    """The source of the adapters that `lora` serves, and the layers they are on; ValueError unless they are random."""
+    service = service_of(lora)
+    if service.adapters is None or service.strategy is None:
+        raise ValueError("experiment=lora needs lora=segmented, gathered or loop: what is merged is compared with it")
+    if not service.are_random:
+        raise ValueError("experiment=lora draws an adapter of each rank: it needs adapters@lora.adapters=random")
+    return service.adapters, service.targets
+
+
 @torch.inference_mode()
-def measure_adapter(engine: MeasuredEngine, *, sizes: tuple[int, int, int], prompt_len: int, seed: int) -> Measured:
+def measure_adapter(engine: MeasuredEngine, *, steps: tuple[int, int, int], prompt_len: int, seed: int) -> Measured:
     """With ADAPTER for all tokens, where the engine serves adapters."""
     model = engine.model
     num_adapter_parameters = engine.use_adapter(ADAPTER, prompt_len)
     prompt = torch.randint(model.config.vocab_size, (1, prompt_len), generator=torch.Generator().manual_seed(seed))
     logits = window_logits(model, prompt.to(engine.device))[0].float()
-    get_ready(engine, sizes[0])
-    elapsed = measure_decode(engine, *sizes, adapter_ids=[ADAPTER]).elapsed
+    get_ready(engine, steps[0])
+    elapsed = measure_decode(engine, *steps, adapter_ids=[ADAPTER]).elapsed
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     num_adapter_bytes = num_adapter_parameters * engine.dtype.itemsize
     return Measured(num_parameters, num_adapter_parameters, num_adapter_bytes, elapsed, logits)
 
 
-def compare_adapter(rank: int, base: Measured, served: Measured, merged: Measured) -> dict[str, Any]:
+def compare_adapter(rank: int, base: Measured, served: Measured, merged: Measured) -> dict[str, float]:
     """One row; of logits, `merged_error` is how far merged is from served, `effect` how far served is from base."""
     return {
         "rank": rank,

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from math import isnan
-from typing import Any
 
 import pandas as pd
 
@@ -18,7 +17,7 @@ from framework.measure.rates import capacity, saturation
 from framework.report.tables import in_units
 from framework.study.arms import Arms
 
-Axes = dict[str, dict[str, dict[str, Any]]]  # axis → option → the components that it sets
+Axes = dict[str, dict[str, dict[str, object]]]  # axis → option → the components that it sets
 COMBINATIONS = "Every combination: the most output at any rate, and what it is worth over the naive corner"
 CONTRIBUTIONS = "What each technique contributes, as a factor of the most output"
 COLUMNS = {"output": ("output (tok/s)", 1), **{name: (f"{text} (×)", 1) for name, text in FACTORS.items()}}
@@ -37,7 +36,7 @@ def combine(axes: Axes) -> Arms:
     """Every combination of one option per axis; ValueError where two axes set the same component."""
     arms: Arms = {}
     for options in product(*axes.values()):
-        arm: dict[str, Any] = {}
+        arm: dict[str, object] = {}
         for axis, option in zip(axes, options, strict=True):
             repeated = arm.keys() & axes[axis][option].keys()
             if repeated:
@@ -92,7 +91,7 @@ def contributions(points: pd.DataFrame, corners: Corners) -> pd.DataFrame:
             "in_turn": (current, previous),
             "last": (corners.full, changed(corners.full, index, before)),
         }
-        row: dict[str, Any] = {"technique": f"{before} → {after}"}
+        row: dict[str, object] = {"technique": f"{before} → {after}"}
         row["output"], row["before"] = mean_output(points, map(name_of, pairs["in_turn"]))
         for name, (with_it, without_it) in pairs.items():
             row |= factor(points, with_it, without_it, name)

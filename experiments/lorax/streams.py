@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from itertools import cycle, islice
-from typing import Any
 
 import pandas as pd
 
@@ -37,7 +36,7 @@ def measure_streams(
     adapter_ids = engine.adapter_names(len(streams))
     counts = sorted({0, 1, len(streams)})
     cases = [(ALONE, 1), *((order, count) for count in counts for order in (AT_ONCE, IN_TURN))]
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for repeat in range(num_repeats):
         for order, num_adapters in cases:
             on_progress(f"streams {order}, {num_adapters} adapters, {repeat + 1} of {num_repeats}")

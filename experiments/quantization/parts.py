@@ -5,18 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 
 from framework.build import Decoder, free, make_scheduler, replay_trace
 from framework.config import describe, with_keywords
-from framework.core import StudyError
+from framework.core import StudyError, describe_error
 from framework.engine.measured import MeasuredEngine, measured
 from framework.engine.torch_engine.kv_cache import attach_cache
 from framework.measure.ceilings import Ceilings
-from framework.measure.quality import block_error, compare, read_tokens, weight_errors
+from framework.measure.quality import block_error, compare_models, read_tokens, weight_errors
 from framework.measure.serving import max_num_seqs_of
 from framework.measure.steps import get_ready, measure_cases
 from framework.models.footprint import cache_footprint, footprint
@@ -72,7 +71,7 @@ class Session(Place):
         except Exception as error:
             if os.environ.get("HYDRA_FULL_ERROR"):
                 raise
-            self.fail(arm, f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+            self.fail(arm, describe_error(error))
 
     def fail(self, arm: str, message: str) -> None:
         line = f"{arm}: {message}"
@@ -93,7 +92,7 @@ class Session(Place):
         if table.rows:
             self.written[table.path] = None
 
-    def write_json(self, name: str, record: dict[str, Any]) -> None:
+    def write_json(self, name: str, record: dict[str, object]) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.output_dir / name, record)
         self.written[self.output_dir / name] = None
@@ -121,7 +120,7 @@ def measure_models(session: Session, text: Text | None) -> pd.DataFrame:
 
     Written to models.csv, and the errors of single matrices to weights.csv.
     """
-    references: dict[str, Any] = {}  # at most one: arms mostly share it
+    references: dict[str, Decoder] = {}  # at most one: arms mostly share it
     with session.table("models.csv") as models, session.table("weights.csv") as weights:
         for arm, components in session.arms.items():
             with session.attempt(arm), session.console.status(f"{arm}: model"):
@@ -137,11 +136,13 @@ def measure_models(session: Session, text: Text | None) -> pd.DataFrame:
     return models.table()
 
 
-def measure_model(session: Session, arm: str, reference: Any, text: Text | None) -> tuple[dict[str, Any], pd.DataFrame]:
+def measure_model(
+    session: Session, arm: str, reference: Decoder, text: Text | None
+) -> tuple[dict[str, object], pd.DataFrame]:
     """The arm's row, and the errors of its matrices."""
     before = session.allocated_bytes()
     loaded = session.load(arm)
-    row: dict[str, Any] = {"arm": arm, "dtype": str(loaded.norm.weight.dtype).removeprefix("torch.")}
+    row: dict[str, object] = {"arm": arm, "dtype": str(loaded.norm.weight.dtype).removeprefix("torch.")}
     row |= footprint(loaded) | {"allocated": session.allocated_bytes() - before}
     matrices = weight_errors(loaded, reference)
     row["weight_error"] = block_error(matrices)
@@ -152,7 +153,7 @@ def measure_model(session: Session, arm: str, reference: Any, text: Text | None)
         name = describe(session.arms[arm].engine)["kv_dtype"]
         kv_dtype = None if name is None else getattr(torch, name)
         windows = {"window_len": text.window, "stride": text.window, "batch_size": batch_size}
-        row |= compare(loaded, reference, token_ids, kv_dtype=kv_dtype, **windows).summary()
+        row |= compare_models(loaded, reference, token_ids, kv_dtype=kv_dtype, **windows).summary()
     return row, matrices
 
 
@@ -186,10 +187,10 @@ def measure_engines(
 
 def measure_steps(
     session: Session, arm: str, loaded: Decoder, steps: Steps | None, prompt: Prompt | None
-) -> tuple[list[dict[str, Any]], str | None]:
+) -> tuple[list[dict[str, object]], str | None]:
     """Decode steps against their floors, and how the prompt goes on, by the arm's own engine."""
     components = session.arms[arm]
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     engine = measured(components.engine(model=loaded))
     if steps is not None:
         with session.console.status(f"{arm}: engine") as status:
@@ -198,7 +199,7 @@ def measure_steps(
         session.say(f"{arm}:")
         sizes = {"decode": [[batch_size, steps.context] for batch_size in steps.batch_sizes]}
         cases = measure_cases(sizes, engine, steps.num_steps, steps.ceilings, session.say)
-        rows = [{"arm": arm} | case.row(steps.ceilings) for case in cases]
+        rows = [{"arm": arm, **case.row(steps.ceilings)} for case in cases]
     text = None if prompt is None else continue_text(engine, components, prompt)
     return rows, text
 
@@ -211,7 +212,7 @@ def continue_text(engine: MeasuredEngine, components: Arm, prompt: Prompt) -> st
     return tokenizer.decode(sequences[0].output_token_ids)
 
 
-def measure_cache(session: Session, components: Arm, memory_bytes: int | None, loaded: Decoder) -> dict[str, Any]:
+def measure_cache(session: Session, components: Arm, memory_bytes: int | None, loaded: Decoder) -> dict[str, object]:
     """The blocks and bytes of the KV cache that the engine makes beside the weights; none, where these leave no room.
 
     Raises no error then: only an arm that serves needs one.

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict, Unpack
 
 from experiments.quantization.figures import decode_steps, quality_bytes
 from experiments.quantization.parts import Prompt, Session, Steps, Text, measure_engines, measure_models, within
-from experiments.quantization.tables import CAPTIONS, capacity_table, footprint_notes, memory, part_tables
+from experiments.quantization.tables import CAPTIONS, Settings, capacity_table, footprint_notes, memory, part_tables
 from framework.build import MakeScheduler
 from framework.core import StudyError
 from framework.measure.metrics import check_slo
@@ -74,24 +74,18 @@ def run(
     session = Session(**vars(open_place(sweep["device"], sweep["output_dir"])), arms=variants)
     ceilings = ceilings_for(sweep["model"], sweep["engine"], session.device) if batch_sizes else None
     steps = None if ceilings is None else Steps(batch_sizes, context, num_steps, ceilings)
-    settings = {"text": text, "text_window": text_window, "prompt": prompt, "memory_bytes": memory_bytes}
-    record = {
-        "config": configs_of(variants),
-        "environment": session.environment,
-        **settings,
-    }
-    session.write_json("quantization.json", record)
+    settings: Settings = {"text": text, "text_window": text_window, "prompt": prompt, "memory_bytes": memory_bytes}
+    record = {"config": configs_of(variants), "environment": session.environment}
+    session.write_json("quantization.json", {**record, **settings})
     models = measure_models(session, held_out)
     if models.empty:
         session.finish()
     engines, cases = measure_engines(session, memory_bytes, steps, start)
     study = serve(session, {arm: within(variants[arm], memory_bytes) for arm in serving}, sweep)
     notes = [] if reference is None else footprint_notes(models, **reference)
-    parts = Findings(
-        figures=part_figures(models, cases, session.device_name),
-        tables=part_tables(models, engines, cases, settings),
-        notes=[*notes, *(f"Failed: {line}" for line in session.failures)],
-    )
+    notes += [f"Failed: {line}" for line in session.failures]
+    figures = part_figures(models, cases, session.device_name)
+    parts = Findings(figures, part_tables(models, engines, cases, settings), notes)
     if study is None:
         finish(session, f"quantization on {session.device_name}", parts)
     else:

@@ -1,8 +1,7 @@
 """The tables of experiment=quantization and the captions of its figures; bytes are in 10^6 (MB)."""
 
-from typing import Any
-
 import pandas as pd
+from typing_extensions import TypedDict
 
 from framework.measure.rates import capacity, saturation
 from framework.measure.steps import cases_table
@@ -42,10 +41,19 @@ CACHE = {
 }
 
 
+class Settings(TypedDict):
+    """Keywords of the study that its tables name."""
+
+    text: str | None
+    text_window: int
+    prompt: str | None
+    memory_bytes: int | None
+
+
 def part_tables(
-    models: pd.DataFrame, engines: pd.DataFrame, cases: pd.DataFrame, settings: dict[str, Any]
+    models: pd.DataFrame, engines: pd.DataFrame, cases: pd.DataFrame, settings: Settings
 ) -> dict[str, pd.DataFrame]:
-    """What was measured of the models and the engines, each by its caption; `settings` are keywords of the study."""
+    """What was measured of the models and the engines, each by its caption."""
     bytes_of = models[["arm", "dtype"]].join(in_units(models, BYTES)).dropna(axis="columns", how="all")
     tables = {"Bytes of the model; other: norms and position tables": bytes_of}
     against = "against the same model in float32"

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 import pandas as pd
 from typing_extensions import Unpack
 
 from experiments.peers import PeerRun, continuous, run_peer, static
 from experiments.speed.figures import decode_step, roofline
+from experiments.speed.tables import describe_serving, describe_start, peers_table
 from framework.build import ChangeModel, MakeScheduler, MakeTrace, free
 from framework.core import Request, Sequence
 from framework.engine.measured import MeasuredEngine
@@ -19,11 +19,11 @@ from framework.measure.steps import Say, cases_table, ceilings_for, check_sizes,
 from framework.report.finish import Findings, finish, leave
 from framework.report.plots import Drawn
 from framework.study.arms import Arm, parts_of
+from framework.study.files import Json
 from framework.study.place import Place, open_place
 from framework.study.sweep import Setup
 
-Peers = dict[str, Callable[[PeerRun], dict[str, Any]]]
-PEER_COLUMNS = {"output_throughput": "output throughput (tok/s)", "ratio": "engine ÷ peer", "error": "error"}
+Peers = dict[str, Callable[[PeerRun], dict[str, float]]]
 PEER_DEFINITION = {
     "Engine ÷ peer": "the output throughput of this engine / that of the peer, on the same requests "
     "(`generate` with peer_static_requests: on the first of them)"
@@ -65,7 +65,7 @@ def run(
     title = f"{place.device_name}: {limits(ceilings)}"
     place.say(f"{title} (copy {1e-9 * ceilings.copy_bandwidth:,.0f} GB/s)")
     measured, peer_run = measure_engine(arm, sizes, num_steps, seed, ceilings, place)
-    record = {"config": arm.config, "environment": place.environment, "ceilings": asdict(ceilings)} | measured
+    record: Json = {"config": arm.config, "environment": place.environment, "ceilings": asdict(ceilings)} | measured
     finish(place, title, find(record, ceilings, place.device_name))
     if peers:
         free(place.device)  # for the peers' processes
@@ -81,7 +81,7 @@ def measure_engine(
     seed: int,
     ceilings: Ceilings,
     place: Place,
-) -> tuple[dict[str, Any], PeerRun]:
+) -> tuple[Json, PeerRun]:
     """`start`, `cases` and `serving` of the engine, which is gone afterwards; and what its peers need."""
     max_num_seqs = max([*(num_seqs for num_seqs, _ in sizes["decode"]), max_num_seqs_of(arm.scheduler)])
     with place.console.status("") as status:
@@ -92,7 +92,7 @@ def measure_engine(
     return {"start": start, "cases": cases, "serving": serving}, make_peer_run(engine, requests)
 
 
-def find(record: dict[str, Any], ceilings: Ceilings, device: str) -> Findings:
+def find(record: Json, ceilings: Ceilings, device: str) -> Findings:
     """What the record of the measured engine shows, and of its peers, if it has some."""
     cases = pd.DataFrame(record["cases"])
     figures: dict[str, Drawn] = {}
@@ -110,31 +110,6 @@ def find(record: dict[str, Any], ceilings: Ceilings, device: str) -> Findings:
         notes=[describe_start(record["start"]), describe_serving(record["serving"])],
         definitions=PEER_DEFINITION if "peers" in record else {},
         files={"speed.json": record, "speed.csv": cases},
-    )
-
-
-def describe_start(start: dict[str, float]) -> str:
-    return f"start: {start['model']:.1f} s for the model, {start['engine']:.1f} s until the engine was ready"
-
-
-def peers_table(peers: dict[str, Any]) -> pd.DataFrame:
-    """Per peer its throughput, and how many times that the engine's is; or why there is none."""
-    table = pd.DataFrame.from_dict(peers, orient="index").reindex(columns=list(PEER_COLUMNS))
-    return table.rename(columns=PEER_COLUMNS).rename_axis("peer").reset_index()
-
-
-def describe_serving(serving: dict[str, float]) -> str:
-    """The queue's throughput, and the host's work in steps of nearly full batches."""
-    micro = {name: f"{1e6 * serving[name]:.0f}" for name in ("schedule", "prepare", "update", "host", "exposed")}
-    host = (
-        f"host time of a full step: {micro['host']} µs (schedule {micro['schedule']}, prepare {micro['prepare']}, "
-        f"update {micro['update']}), of which the device waited {micro['exposed']} µs"
-        if serving["num_full_steps"]
-        else "no two full steps in a row, so no host time"
-    )
-    return (
-        f"{serving['num_requests']} requests at once: {serving['num_output_tokens']:,} output tokens in "
-        f"{serving['duration']:.2f} s, {serving['output_throughput']:,.0f} tok/s; {host}"
     )
 
 
@@ -157,15 +132,16 @@ def make_peers(seats: list[int], num_static_requests: int | None) -> Peers:
     return {f"HF continuous batching, {num} seats": partial(continuous, max_num_seqs=num) for num in seats} | peers
 
 
-def serve_peers(peers: Peers, run: PeerRun, output_throughput: float, say: Say) -> dict[str, Any]:
+def serve_peers(peers: Peers, run: PeerRun, output_throughput: float, say: Say) -> dict[str, object]:
     """Each peer's numbers, or its error: one that fails does not stop the study."""
-    results: dict[str, Any] = {}
+    results: dict[str, object] = {}
     for name, peer in peers.items():
         try:
             result = run_peer(peer, run)
         except Exception as error:
-            results[name] = {"error": f"{type(error).__name__}: {error}"}
-            say(f"{name} failed: {results[name]['error']}")
+            message = f"{type(error).__name__}: {error}"
+            results[name] = {"error": message}
+            say(f"{name} failed: {message}")
             continue
         result["ratio"] = output_throughput / result["output_throughput"]
         results[name] = result

@@ -1,9 +1,10 @@
 """The README.md beside trained adapters: what they were trained on, under which licence, how, and how well they do."""
 
 import datetime
-from typing import Any
 
 import pandas as pd
+
+from framework.study.files import Json
 
 CARD = """\
 # {num_adapters} adapters of the byte-level model
@@ -56,7 +57,7 @@ def losses_matrix(losses: pd.DataFrame) -> pd.DataFrame:
     return matrix.loc[losses["adapter"].unique(), losses["kind"].unique()].rename_axis(columns=None).reset_index()
 
 
-def adapters_card(record: dict[str, Any]) -> str:
+def adapters_card(record: Json) -> str:
     """Markdown from the record of experiment=train_adapters."""
     config, environment = record["config"], record["environment"]
     losses = pd.DataFrame(record["losses"])

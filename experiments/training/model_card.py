@@ -1,7 +1,8 @@
 """The README.md of a trained checkpoint: what it was trained on, under which licence, how, and how well it does."""
 
 import datetime
-from typing import Any
+
+from framework.study.files import Json
 
 CARD = """\
 # A byte-level language model of {num_parameters:.2f} million parameters
@@ -44,7 +45,7 @@ Files are unchanged but for being cut at the end of a line."""
 OTHER_LICENCE = "The text, and so `heldout.txt`, is under the licence of the files in {folder}."
 
 
-def model_card(record: dict[str, Any]) -> str:
+def model_card(record: Json) -> str:
     """Markdown from the record of experiment=train_tiny."""
     config, environment, text, losses = (record[key] for key in ("config", "environment", "text", "losses"))
     best = min(record["evaluations"], key=lambda one: one["held_out"])
@@ -88,7 +89,7 @@ def model_card(record: dict[str, Any]) -> str:
     )
 
 
-def cells(losses: dict[str, Any]) -> str:
+def cells(losses: dict[str, object]) -> str:
     """nats with interval | bits | perplexity."""
     interval = f"{losses['nats_per_byte']:.4f} [{losses['low']:.4f}, {losses['high']:.4f}]"
     return f"{interval} | {losses['bits_per_byte']:.4f} | {losses['perplexity']:.4f}"

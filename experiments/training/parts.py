@@ -5,7 +5,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +14,8 @@ from torch import Tensor
 
 from experiments.training.corpus import Corpus
 from experiments.training.training import Evaluation, Training
+from framework.build import Decoder
 from framework.measure.perplexity import WindowLosses, window_losses
-from framework.models.gpt2 import GPT2
-from framework.models.llama import Llama
 from framework.models.tokenizer import NUM_BYTES
 from framework.study.progress import REFRESH_INTERVAL, TokensPerSecond, say
 
@@ -83,7 +81,7 @@ def keep_best(
     return curve, best
 
 
-def check_model(model: Llama | GPT2, window: int) -> None:
+def check_model(model: Decoder, window: int) -> None:
     if model.config.vocab_size != NUM_BYTES:
         raise ValueError(f"the text is bytes: model.config.vocab_size must be 256, not {model.config.vocab_size}")
     if window > model.config.max_model_len:
@@ -95,7 +93,7 @@ def to_tensor(text: bytes, device: torch.device) -> Tensor:
     return torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy()).to(device)
 
 
-def losses_of(model: Llama | GPT2, text: Tensor, *, window: int) -> WindowLosses:
+def losses_of(model: Decoder, text: Tensor, *, window: int) -> WindowLosses:
     return window_losses(model, text.long(), window_len=window, stride=window, batch_size=max(1, EVAL_TOKENS // window))
 
 
@@ -106,7 +104,7 @@ def copy_licence(corpus: Corpus, folder: Path, say: Callable[[str], None]) -> No
         say(f"{corpus.folder} has no {LICENCE}: add the text's licence to {folder} before you share it")
 
 
-def describe_losses(losses: WindowLosses) -> dict[str, Any]:
+def describe_losses(losses: WindowLosses) -> dict[str, object]:
     """Nats per byte with their interval, and what else they are known as."""
     low, high = losses.interval()
     bits = {"bits_per_byte": losses.mean / math.log(2), "perplexity": losses.perplexity}

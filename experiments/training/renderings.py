@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html import escape
-from typing import Any
 
 from experiments.training.corpus import MAX_EXCERPT_SHARE, Document, sample
 
@@ -73,7 +72,7 @@ def json_outline(name: str, source: str) -> str:
     return json.dumps(outline, indent=1) + "\n"
 
 
-def outlined(node: Definition) -> dict[str, Any]:
+def outlined(node: Definition) -> dict[str, object]:
     text = ast.get_docstring(node)
     entry = {
         "name": node.name,

@@ -4,9 +4,10 @@ Losses are of the adapters as written, read back, on held-out samples that are w
 """
 
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from experiments.training.adapters_card import adapters_card, losses_matrix
+from experiments.training.corpus import Corpus
 from experiments.training.figures import loss_curve
 from experiments.training.parts import (
     LOSS_CAPTION,
@@ -26,16 +28,16 @@ from experiments.training.parts import (
     losses_of,
     to_tensor,
 )
-from experiments.training.renderings import python, rendered_sample
+from experiments.training.renderings import Rendering, python, rendered_sample
 from experiments.training.training import Training, check_training, train
+from framework.build import Decoder, MakeModel
 from framework.checks import check_threads
 from framework.config import describe
 from framework.lora.adapters import WEIGHT_FILE, load_adapter, save_adapter
 from framework.lora.attached import attached, initial_rows
 from framework.lora.layout import Layout, make_layout
-from framework.models.gpt2 import GPT2
-from framework.models.llama import Llama
 from framework.report.finish import Findings, finish
+from framework.study.files import Json
 from framework.study.place import open_place
 
 BASE, BASE_KIND = "none", "python"  # the row without an adapter; the kind that the model was trained on
@@ -44,11 +46,11 @@ CAPTION = "Nats/byte on held-out text of each kind; the rows are the adapters"
 
 def run(
     *,
-    text: Any,
-    kinds: dict[str, Any],
+    text: partial[Corpus],
+    kinds: dict[str, Rendering],
     rank: int,
     targets: list[str] | None,
-    model: Any,
+    model: MakeModel,
     train_num_bytes: int,
     sample_num_bytes: int,
     num_threads: int | None,
@@ -72,10 +74,10 @@ def run(
     layout = make_layout(loaded, targets)
     samples = {
         kind: rendered_sample(corpus.held_out, rendering, sample_num_bytes)
-        for kind, rendering in ({BASE_KIND: python} | kinds).items()
+        for kind, rendering in {BASE_KIND: python, **kinds}.items()
     }
     held_out = {kind: to_tensor(excerpts, place.device) for kind, (excerpts, _) in samples.items()}
-    shipped, curves, num_train_bytes = place.output_dir / "adapters", [], {}
+    shipped, curves, num_train_bytes = place.output_dir / "adapters", {}, {}
     shutil.rmtree(shipped, ignore_errors=True)
     losses = [{"adapter": BASE} | row for row in measure_kinds(loaded, held_out, sequence_length)]
     for kind, rendering in kinds.items():
@@ -83,7 +85,7 @@ def run(
         num_train_bytes[kind] = len(train_text)
         place.say(f"{kind}: {len(train_text):,} bytes to train on, {len(held_out[kind]):,} held out")
         rows, curve = train_adapter(loaded, layout, rank, train_text, held_out[kind], training, place.console)
-        curves.append(curve.assign(adapter=kind))
+        curves[kind] = curve.assign(adapter=kind)
         save_adapter(shipped / kind, rows.half().cpu(), layout, alpha=float(rank))
         with attached(layout, load_adapter(shipped / kind, layout, torch.float32).to(place.device)):
             losses += [{"adapter": kind} | row for row in measure_kinds(loaded, held_out, sequence_length)]
@@ -96,20 +98,25 @@ def run(
         "num_parameters": sum(a.numel() + b.numel() for a, b in layout.parts(rows).values()),
         "num_train_bytes": num_train_bytes,
         "num_bytes": {kind: (shipped / kind / WEIGHT_FILE).stat().st_size for kind in kinds},
-        "seconds": {kind: curve["elapsed"].iloc[-1] for kind, curve in zip(kinds, curves, strict=True)},
+        "seconds": {kind: curve["elapsed"].iloc[-1] for kind, curve in curves.items()},
         "losses": losses,
     }
-    (shipped / "heldout").mkdir()
-    for kind, (excerpts, _) in samples.items():
-        (shipped / "heldout" / f"{kind}.txt").write_bytes(excerpts)
+    write_texts(shipped, {kind: excerpts for kind, (excerpts, _) in samples.items()}, adapters_card(record))
     copy_licence(corpus, shipped, place.say)
-    (shipped / "README.md").write_text(adapters_card(record))
     title = f"adapters of rank {rank}, {record['num_parameters']:,} parameters each"
-    finish(place, title, find(record, pd.concat(curves)))
+    finish(place, title, find(record, pd.concat(curves.values())))
     place.say(f"wrote {shipped}")
 
 
-def check_names(kinds: dict[str, Any]) -> None:
+def write_texts(folder: Path, excerpts: dict[str, bytes], card: str) -> None:
+    """The held-out samples, and the README."""
+    (folder / "heldout").mkdir()
+    for kind, text in excerpts.items():
+        (folder / "heldout" / f"{kind}.txt").write_bytes(text)
+    (folder / "README.md").write_text(card)
+
+
+def check_names(kinds: Collection[str]) -> None:
     """Raise ValueError for a kind that cannot be a folder's name, or that is another row or column of the table."""
     taken = {BASE, BASE_KIND, "heldout"}
     for kind in kinds:
@@ -120,7 +127,7 @@ def check_names(kinds: dict[str, Any]) -> None:
 
 
 def train_adapter(
-    model: Llama | GPT2,
+    model: Decoder,
     layout: Layout,
     rank: int,
     text: Tensor,
@@ -138,14 +145,14 @@ def train_adapter(
     return best["rows"], pd.DataFrame([asdict(one) for one in curve])
 
 
-def measure_kinds(model: Llama | GPT2, held_out: dict[str, Tensor], window: int) -> list[dict[str, Any]]:
+def measure_kinds(model: Decoder, held_out: dict[str, Tensor], window: int) -> list[dict[str, object]]:
     """The losses of the model as it is on every kind's sample, in windows that know nothing of each other."""
     return [
         {"kind": kind} | describe_losses(losses_of(model, sample, window=window)) for kind, sample in held_out.items()
     ]
 
 
-def find(record: dict[str, Any], curves: pd.DataFrame) -> Findings:
+def find(record: Json, curves: pd.DataFrame) -> Findings:
     losses = pd.DataFrame(record["losses"])
     figures = {
         f"loss_{adapter}": loss_curve(curve, str(adapter))

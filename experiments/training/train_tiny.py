@@ -7,7 +7,6 @@ import shutil
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -28,13 +27,13 @@ from experiments.training.parts import (
     to_tensor,
 )
 from experiments.training.training import Training, check_training, train
+from framework.build import Decoder, MakeModel
 from framework.config import describe
 from framework.models.checkpoint import write_checkpoint
 from framework.models.config import config_json
-from framework.models.gpt2 import GPT2
-from framework.models.llama import Llama
 from framework.models.loading import load_model
 from framework.report.finish import Findings, finish
+from framework.study.files import Json
 from framework.study.place import open_place
 
 END_OF_DOCUMENT = 0  # the zero byte before the next one
@@ -43,8 +42,8 @@ WRITTEN_DTYPES = (torch.float16, torch.bfloat16)
 
 def run(
     *,
-    text: Any,
-    model: Any,
+    text: partial[Corpus],
+    model: MakeModel,
     eval_num_bytes: int | None,
     sample_num_bytes: int,
     sample_window: int,
@@ -78,7 +77,7 @@ def run(
     written = write_and_measure(
         checkpoint, loaded, best, held_out, to_tensor(excerpts, place.device), sequence_length, sample_window
     )
-    record: dict[str, Any] = {
+    record: Json = {
         "config": describe({"text": text, "model": model, **training, **evaluation}),
         "environment": place.environment,
         "text": describe_corpus(corpus, len(train_text), len(held_out)),
@@ -97,13 +96,13 @@ def run(
 
 def write_and_measure(
     folder: Path,
-    model: Llama | GPT2,
+    model: Decoder,
     best: dict[str, Tensor],
     held_out: Tensor,
     excerpts: Tensor,
     sequence_length: int,
     sample_window: int,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Write the checkpoint in the dtype that changes the held-out loss least; that, and the losses of what is there."""
     loss_of = partial(losses_of, window=sequence_length)
     rounded = {dtype: loss_of(round_to(model, best, dtype), held_out).mean for dtype in WRITTEN_DTYPES}
@@ -123,7 +122,7 @@ def write_and_measure(
     return {"dtype": name_of(dtype), "losses": losses}
 
 
-def title_of(record: dict[str, Any]) -> str:
+def title_of(record: Json) -> str:
     config = record["config"]
     return (
         f"{record['num_parameters'] / 1e6:.1f} M parameters, "
@@ -131,7 +130,7 @@ def title_of(record: dict[str, Any]) -> str:
     )
 
 
-def find(record: dict[str, Any]) -> Findings:
+def find(record: Json) -> Findings:
     evaluations = pd.DataFrame(record["evaluations"])
     return Findings(
         figures={"loss": (loss_curve(evaluations, title_of(record)), LOSS_CAPTION)} if len(evaluations) > 1 else {},
@@ -144,13 +143,13 @@ def find(record: dict[str, Any]) -> Findings:
     )
 
 
-def round_to(model: Llama | GPT2, state: dict[str, Tensor], dtype: torch.dtype) -> Llama | GPT2:
+def round_to(model: Decoder, state: dict[str, Tensor], dtype: torch.dtype) -> Decoder:
     """`model` with the weights of `state` as `dtype` would keep them."""
     model.load_state_dict({name: tensor.to(dtype).float() for name, tensor in state.items()})
     return model
 
 
-def write_model(folder: Path, model: Llama | GPT2, state: dict[str, Tensor], dtype: torch.dtype) -> None:
+def write_model(folder: Path, model: Decoder, state: dict[str, Tensor], dtype: torch.dtype) -> None:
     """`state` in `dtype`, with the zero byte as end of text; what an earlier run left is removed."""
     shutil.rmtree(folder, ignore_errors=True)
     model.load_state_dict(state)
@@ -160,7 +159,7 @@ def write_model(folder: Path, model: Llama | GPT2, state: dict[str, Tensor], dty
     write_checkpoint(folder, config_json(config), tensors, prefix=prefix)
 
 
-def describe_corpus(corpus: Corpus, num_train_bytes: int, num_held_out_bytes: int) -> dict[str, Any]:
+def describe_corpus(corpus: Corpus, num_train_bytes: int, num_held_out_bytes: int) -> dict[str, object]:
     """Where the text is from, its digest, and every file with its size and digest."""
     parts = {"train": corpus.train, "held_out": corpus.held_out}
     files = {
@@ -171,7 +170,7 @@ def describe_corpus(corpus: Corpus, num_train_bytes: int, num_held_out_bytes: in
     return {"folder": str(corpus.folder), "digest": corpus.digest, **sizes, "files": files}
 
 
-def line(losses: dict[str, Any]) -> str:
+def line(losses: dict[str, object]) -> str:
     return (
         f"{losses['nats_per_byte']:.4f} nats/byte [{losses['low']:.4f}, {losses['high']:.4f}], "
         f"{losses['bits_per_byte']:.4f} bits/byte, perplexity {losses['perplexity']:.4f}"

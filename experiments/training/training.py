@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
+from framework.build import Decoder
 from framework.checks import whole
 from framework.measure.perplexity import window_logits
-from framework.models.gpt2 import GPT2
-from framework.models.llama import Llama
 
 BETAS = (0.9, 0.95)
 
@@ -57,7 +56,7 @@ class Evaluation:
 
 
 def train(
-    model: Llama | GPT2,
+    model: Decoder,
     text: Tensor,
     parameters: list[Tensor],
     *,
@@ -98,7 +97,7 @@ def train(
             yield Evaluation(step + 1, time.perf_counter() - started, mean, evaluate())
 
 
-def window_loss(model: Llama | GPT2, windows: Tensor) -> Tensor:
+def window_loss(model: Decoder, windows: Tensor) -> Tensor:
     """Mean loss (nats per token) of predicting all but the first token of each window, (batch_size, length + 1)."""
     with torch.autocast(windows.device.type, dtype=torch.bfloat16, enabled=windows.device.type == "cuda"):
         logits = window_logits(model, windows[:, :-1])

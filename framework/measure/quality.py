@@ -64,7 +64,7 @@ class Comparison:
 
 
 @torch.inference_mode()
-def compare(
+def compare_models(
     model: Llama | GPT2,
     reference: Llama | GPT2,
     token_ids: Tensor,

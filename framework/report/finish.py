@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -31,7 +30,7 @@ class Findings:
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     notes: Sequence[str] = ()
     definitions: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, pd.DataFrame | dict[str, Any]] = field(default_factory=dict)
+    files: Mapping[str, pd.DataFrame | dict[str, object]] = field(default_factory=dict)
 
 
 def finish(place: Place, title: str, findings: Findings) -> None:
@@ -90,7 +89,7 @@ def tell(place: Place, findings: Findings, paths: list[Path]) -> None:
         place.say(f"wrote {path}")
 
 
-def write_files(folder: Path, files: Mapping[str, pd.DataFrame | dict[str, Any]]) -> None:
+def write_files(folder: Path, files: Mapping[str, pd.DataFrame | dict[str, object]]) -> None:
     """Each whole or not at all, as `Findings.files` says."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

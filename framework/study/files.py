@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pandas as pd
+
+Json = dict[str, Any]  # what a JSON file holds
 
 
 def digest_of(data: object) -> str:

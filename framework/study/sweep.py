@@ -13,7 +13,7 @@ import pandas as pd
 from typing_extensions import TypedDict
 
 from framework.build import ChangeModel, MakeEngine, MakeModel, MakeRouter, MakeTrace
-from framework.core import StudyError
+from framework.core import StudyError, describe_error
 from framework.measure.metrics import check_slo, summarize
 from framework.study.arms import Arm, Arms, point_order
 from framework.study.engine_cache import EngineCache
@@ -137,7 +137,7 @@ def compute_or_reuse(study: Study, point: Point, engines: EngineCache, progress:
             is_disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             if is_disk_full or os.environ.get("HYDRA_FULL_ERROR"):
                 raise  # the other points could not be written either
-            message = f"{error}" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+            message = describe_error(error)
             progress.fail_point(str(point), message if message not in study.failures else None)
             study.failures.setdefault(message, []).append(point)
             return

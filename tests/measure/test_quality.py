@@ -13,7 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from framework.kernels.int8 import dequantize_int8, quantize_int8
 from framework.measure.perplexity import window_losses
-from framework.measure.quality import Comparison, block_error, compare, compare_logits, read_tokens, weight_errors
+from framework.measure.quality import (
+    Comparison,
+    block_error,
+    compare_logits,
+    compare_models,
+    read_tokens,
+    weight_errors,
+)
 from framework.models.loading import load_model
 from framework.paths import ROOT
 from framework.quantization import fp8, int8_dynamic, int8_weight_only, none, zero_point
@@ -55,12 +62,12 @@ def test_compare_reads_both_as_the_perplexity_does():
     model, reference = zero_point.quantize(make_model("llama")), make_model("llama")
     text = torch.randint(97, (70,), generator=torch.Generator().manual_seed(0))
     options = {"window_len": 16, "stride": 8, "batch_size": 3}
-    comparison = compare(model, reference, text, **options)
+    comparison = compare_models(model, reference, text, **options)
     np.testing.assert_allclose(comparison.nll, window_losses(model, text, **options).nll, rtol=1e-6)
     np.testing.assert_allclose(comparison.reference_nll, window_losses(reference, text, **options).nll, rtol=1e-6)
     assert comparison.num_tokens.sum() == 69
     assert (comparison.kl > 0).all()
-    itself = compare(reference, reference, text, **options)
+    itself = compare_models(reference, reference, text, **options)
     assert (itself.kl == 0).all()
     assert (itself.squared_error == 0).all()
     assert (itself.num_agreeing == itself.num_tokens).all()
@@ -136,5 +143,5 @@ def test_a_key_channel_far_above_the_others_costs_an_int8_cache_its_quality(tmp_
     )  # fmt: skip
     text = read_tokens(TINY / "heldout.txt", model, 4096)
     windows = {"window_len": 256, "stride": 256, "batch_size": 8}
-    summary = compare(model, model, text, kv_dtype=torch.int8, **windows).summary()
+    summary = compare_models(model, model, text, kv_dtype=torch.int8, **windows).summary()
     assert summary["perplexity_change"] == pytest.approx(change, rel=0.1)

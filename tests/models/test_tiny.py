@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from framework.measure.perplexity import window_losses
-from framework.measure.quality import compare
+from framework.measure.quality import compare_models
 from framework.models.loading import load_model
 from framework.paths import ROOT
 from framework.quantization import int8_weight_only
@@ -44,5 +44,5 @@ def test_the_cards_perplexity_to_three_digits(text):
 
 def test_int8_weights_are_within_one_percent_of_float32(text):
     model = int8_weight_only.quantize(load())
-    summary = compare(model, load(), text[:8192], window_len=1024, stride=1024, batch_size=8).summary()
+    summary = compare_models(model, load(), text[:8192], window_len=1024, stride=1024, batch_size=8).summary()
     assert -0.01 < summary["perplexity_change_low"] < summary["perplexity_change_high"] < 0.01

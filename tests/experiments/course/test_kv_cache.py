@@ -8,7 +8,7 @@ import pytest
 
 from experiments.course import kv_cache
 from experiments.course.figures import token_times
-from experiments.course.kv_cache import NUM_EDGE, faster_from, growth
+from experiments.course.tables import NUM_EDGE, faster_from, growth
 from framework.engine.torch_engine import cpu_steps
 from tests.report.html_page import Page, check_page
 

@@ -156,7 +156,7 @@ HYDRA_SCHEMA = "{type: object, properties: {ok: {type: boolean}}, required: [ok]
 
 def test_a_json_schema_given_in_any_way_makes_documents_and_its_cost_is_told(cli, tmp_path, monkeypatch):
     pytest.importorskip("llguidance")
-    monkeypatch.setattr("experiments.generate.study.NUM_REPEATS", 6)
+    monkeypatch.setattr("experiments.generate.schema.NUM_REPEATS", 6)
     (tmp_path / "schema.json").write_text(SCHEMA)
     for given in (HYDRA_SCHEMA, f"'{SCHEMA}'", "schema.json"):
         code, output = cli(*TINY, f"json_schema={given}", "prompts=[a,bc]", "num_output_tokens=30")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from experiments.peers import hf_config
-from experiments.speed.engine_ablation import factors_table
+from experiments.speed.tables import factors_table
 from framework.models.config import parse_config
 from framework.models.loading import build_model
 from tests.models.checkpoints import MODEL_NAMES, make_hf_model
@@ -77,7 +77,7 @@ def test_a_case_that_an_arm_could_not_hold_has_no_factor():
         for arm, case, elapsed in (("a", "one", 0.004), ("b", "one", 0.002), ("b", "two", 0.008), ("c", "two", 0.002))
     ]
     serving = {arm: {"output_throughput": throughput} for arm, throughput in (("a", 100.0), ("b", 200.0), ("c", 100.0))}
-    table = factors_table(rows, serving).set_index("arm")
+    table = factors_table(pd.DataFrame(rows), serving).set_index("arm")
     assert table["one"].tolist() == ["2 / 4 (1.00×)", "1 / 2 (2.00×)", "–"]
     assert table["two"].tolist() == ["–", "4 / 8", "1 / 2 (4.00×)"]
     assert table["output tok/s"].tolist() == ["100 (1.00×)", "200 (2.00×)", "100 (0.50×)"]
