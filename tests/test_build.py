@@ -1,4 +1,4 @@
-"""From an arm's parts: models, schedulers with the engine's blocks and slots, engines of just the size, warm-ups."""
+"""From an arm's parts: schedulers with the engine's blocks and slots, engines of just the size, warm-ups."""
 
 from functools import partial
 
@@ -7,7 +7,6 @@ import torch
 
 from framework.build import (
     make_engine_for,
-    make_model,
     make_scheduler,
     replay_trace,
     resolve_device,
@@ -19,15 +18,6 @@ from framework.engine.torch_engine import TorchEngine
 from framework.scheduler.continuous import ContinuousScheduler
 from tests.fake_engine import FakeEngine, requests_at
 from tests.quantization.small_models import make_model as make_small_model
-
-
-def test_a_model_is_loaded_then_quantized_then_given_room_for_adapters():
-    arm = {
-        "model": lambda *, device: [device.type],
-        "quantization": lambda model: [*model, "quantized"],
-        "lora": lambda model: [*model, "adapters"],
-    }
-    assert make_model(arm, torch.device("cpu")) == ["cpu", "quantized", "adapters"]
 
 
 def test_a_scheduler_has_the_engines_blocks_and_slots():

@@ -36,6 +36,7 @@ def composed(*overrides: str) -> dict:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", options())
 def test_every_yaml_fits_what_it_calls(option):
     group, _, name = option.partition("=")
@@ -45,6 +46,7 @@ def test_every_yaml_fits_what_it_calls(option):
         check(composed(option, *NEEDED.get(option, [])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", [one for one in options() if one.startswith("experiment=")])
 def test_every_study_takes_tracking_none(option):
     config = composed(option, "tracking=none")

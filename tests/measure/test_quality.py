@@ -120,6 +120,7 @@ def test_a_text_is_read_as_it_is_or_refused(tmp_path):
         read_tokens(path, model, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bias", "change"), [(0.0, 0.0006), (100.0, 0.033), (300.0, 0.45)])
 def test_a_key_channel_far_above_the_others_costs_an_int8_cache_its_quality(tmp_path, bias, change):
     """As in README: `tiny` as a Qwen2 model, with a bias on one rotary pair of its keys."""

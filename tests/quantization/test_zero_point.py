@@ -50,6 +50,7 @@ def test_a_single_outlier_flattens_the_rest():
     assert restored[:7].unique().tolist() == [0.0]
 
 
+@pytest.mark.slow
 def test_gpt2_takes_a_quarter():
     """510 MB → 137 MB in the course, which counts the masks' buffers too."""
     model = build_model(parse_config(read("gpt2")["config"]), torch.float32, "cpu")

@@ -13,6 +13,7 @@ from framework.trace.lengths import fixed, independent
 from framework.trace.synthetic import synthetic
 
 
+@pytest.mark.slow
 def test_figures_take_any_number_of_arms(study):
     arms = {f"arm{index}": {"scheduler": {"max_num_seqs": index + 1}} for index in range(12)}
     result = study(arms, [1.0, 100.0])

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 
 from framework.study.arms import Arm, point_order, resolve_arms
 from tests.study.fake_study import DEFAULTS, load_fake_model
@@ -58,3 +59,9 @@ def test_an_arm_is_described_once_and_its_keys_tell_models_engines_and_warm_ups_
     other = replace(same, model=partial(load_fake_model, name="b"))
     assert other.model_key != same.model_key
     assert other.config["model"]["name"] == "b"
+
+
+def test_a_model_is_loaded_then_quantized_then_given_room_for_adapters():
+    changes = {"quantization": lambda model: f"quantized {model}", "lora": lambda model: f"{model} with adapters"}
+    arm = resolve_arms({"a": changes}, DEFAULTS)["a"]
+    assert arm.load_model(torch.device("cpu")) == "quantized a with adapters"

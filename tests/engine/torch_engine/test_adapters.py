@@ -92,6 +92,7 @@ def test_tokens_do_not_depend_on_the_schedule(scheduler):
 @pytest.mark.parametrize(
     ("quantization", "family", "kv_dtype"), mostly_nightly([*QUANTIZED], [*CONFIGS], [None, "int8"])
 )
+@pytest.mark.slow
 def test_on_quantized_weights_as_the_loop(quantization, family, kv_dtype):
     requests, unquantized = alone(family)
     loop, *others = (

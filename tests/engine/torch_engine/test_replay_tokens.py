@@ -45,6 +45,7 @@ def test_replayed_tokens_equal_transformers(served, name):
     check(TorchEngine(model, block_size=7, num_blocks=num_blocks(name)), name, requests, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_an_int8_cache_gives_the_tokens_of_one_request_after_the_other(name):
     options = {"config": TINY_CONFIG, "block_size": 7, "kv_dtype": "int8"}

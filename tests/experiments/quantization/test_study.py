@@ -194,6 +194,7 @@ def test_the_course_preset_shows_the_lessons_bytes(cli, smallest, folder):
     assert DEFINITIONS["TTFT"] not in page.text
 
 
+@pytest.mark.slow
 def test_gpt2s_bytes_are_the_lessons():
     """510,342,192 and 137,022,768 bytes with the causal masks, which this GPT-2 does not keep."""
     reference = yaml.safe_load((CONF / "experiment/quantization/course.yaml").read_text())["reference"]
