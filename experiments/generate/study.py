@@ -17,7 +17,7 @@ from experiments.generate.schema import (
     schema_cost,
 )
 from experiments.generate.tables import Generation, generation, generations_table, time_table
-from framework.build import ChangeModel, MakeScheduler, make_scheduler, replay_trace
+from framework.build import ChangeModel, make_scheduler, replay_trace
 from framework.checks import whole
 from framework.core import Engine, Request, Sequence
 from framework.lora.service import service_of
@@ -25,7 +25,7 @@ from framework.models.tokenizer import load_tokenizer
 from framework.paths import locate
 from framework.report.finish import Findings, finish
 from framework.study.place import open_place
-from framework.study.sweep import Setup
+from framework.study.sweep import Serving
 from framework.trace.prompts import make_requests
 
 EXAMPLE = "The quick brown fox"
@@ -45,10 +45,7 @@ def run(
     ignore_eos: bool,
     adapter: str | list[str | None] | None,
     json_schema: dict[str, object] | str | None,
-    quantization: ChangeModel,
-    lora: ChangeModel,
-    scheduler: MakeScheduler,
-    **setup: Unpack[Setup],
+    **serving: Unpack[Serving],
 ) -> None:
     """Write `generations.jsonl`: token ids, text and per-token times (s, on the virtual clock) of every prompt.
 
@@ -62,23 +59,23 @@ def run(
         prompts = [] if prompt_token_ids else [EXAMPLE]
     whole("num_output_tokens", num_output_tokens)
     schema = None if json_schema is None else read_schema(json_schema)
-    place, adapter_ids = open_place(setup["device"], setup["output_dir"]), listed(adapter)
-    loaded = lora(quantization(setup["model"](device=place.device)))
+    place, adapter_ids = open_place(serving["device"], serving["output_dir"]), listed(adapter)
+    loaded = serving["lora"](serving["quantization"](serving["model"](device=place.device)))
     tokenizer = load_tokenizer(loaded.config) if prompts else None
     encoded = [*prompt_token_ids, *(list(tokenizer.encode(prompt)) for prompt in prompts if tokenizer)]
     stop_token_ids = frozenset() if ignore_eos and schema is None else frozenset(loaded.config.eos_token_ids)
     requests = make_requests(encoded, num_output_tokens, loaded.config.max_model_len, stop_token_ids)
-    engine = setup["engine"](model=loaded)
+    engine = serving["engine"](model=loaded)
     check_adapters(adapter_ids, engine)
     requests = [replace(request, json_schema=schema) for request in with_adapters(requests, adapter_ids)]
-    sequences, _ = replay_trace(requests, make_scheduler(scheduler, engine), engine)
+    sequences, _ = replay_trace(requests, make_scheduler(serving["scheduler"], engine), engine)
     records = [generation(sequence, tokenizer) for sequence in sequences]
     path = place.output_dir / "generations.jsonl"
     write_generations(path, records)
     title = f"generations on {place.device_name}"
-    findings = find(sequences, generations_table(records, tokenizer), random_notes(lora, adapter_ids), title)
+    findings = find(sequences, generations_table(records, tokenizer), random_notes(serving["lora"], adapter_ids), title)
     if schema is not None:
-        cost = cost_table(schema_cost(sequences, scheduler, engine))
+        cost = cost_table(schema_cost(sequences, serving["scheduler"], engine))
         documents = describe_documents(sequences, tokenizer or load_tokenizer(loaded.config))
         findings = with_cost(findings, cost, documents)
     finish(place, title, findings)

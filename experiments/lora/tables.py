@@ -60,7 +60,7 @@ def fairness_table(adapters: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "arm": means["arm"],
-            "rate (1/s)": shown_rates(means["rate"]),
+            "rate (req/s)": shown_rates(means["rate"]),
             "adapters": means["num_adapters"],
             "Jain's index": means["jain_index"],
             "max ÷ min": means["max_min_ratio"],
@@ -107,5 +107,5 @@ def mix_tables(over_mixes: pd.DataFrame, over_rates: pd.DataFrame, rate: float, 
         captions[f"By adapters, {rate_title(rate)}: {LABELS[str(metric)]}"] = table.assign(**ratio).reset_index()
     if not over_rates.empty:
         table = over_rates.pivot_table(index=["arm", "x"], columns="metric", values="value", sort=False).reset_index()
-        captions[f"By arrival rate, adapters: {mix}"] = table.rename(columns=LABELS | {"x": "rate (1/s)"})
+        captions[f"By arrival rate, adapters: {mix}"] = table.rename(columns=LABELS | {"x": "rate (req/s)"})
     return captions

@@ -88,8 +88,8 @@ def capacity_table(engines: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     """Per arm that serves, what its memory holds and what it serves, and both over the first one's."""
     limits = {
         "KV tokens": engines.reindex(columns=["arm", "num_slots"]).set_index("arm")["num_slots"],
-        "capacity (1/s)": pd.Series(capacity(points)),
-        "served at most (1/s)": pd.Series(saturation(points)),
+        "capacity (req/s)": pd.Series(capacity(points)),
+        "served at most (req/s)": pd.Series(saturation(points)),
     }
     table = pd.DataFrame(limits).reindex(points["arm"].unique())
     ratios = (table / table.iloc[0]).rename(columns=lambda name: f"{name.partition(' (')[0]}, × {table.index[0]}")

@@ -7,7 +7,7 @@ from typing_extensions import Unpack
 
 from experiments.speed.figures import ablation
 from experiments.speed.tables import factors_table
-from framework.build import ChangeModel, MakeScheduler, MakeTrace
+from framework.build import MakeTrace
 from framework.engine.measured import measured
 from framework.measure.ceilings import Ceilings, limits
 from framework.measure.serving import max_num_seqs_of, measure_serving
@@ -16,7 +16,7 @@ from framework.report.finish import Findings, finish, write_files
 from framework.study.arms import Arm, Arms, configs_of, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.place import Place, open_place
-from framework.study.sweep import Setup
+from framework.study.sweep import Serving
 
 FIGURE_CAPTION = "Left, decode steps per arm; right, the output throughput of the queue."
 CAPTION = "decode: device / step to step, ms; ×: faster than the arm before"
@@ -30,10 +30,7 @@ def run(
     num_steps: int,
     seed: int,
     trace: MakeTrace,
-    quantization: ChangeModel,
-    lora: ChangeModel,
-    scheduler: MakeScheduler,
-    **setup: Unpack[Setup],
+    **serving: Unpack[Serving],
 ) -> None:
     """Decode steps and the served requests of `trace` for every arm, each with its factor over the arm before.
 
@@ -41,34 +38,29 @@ def run(
     """
     sizes = {"decode": [[batch_size, context] for batch_size in batch_sizes]}
     check_sizes(sizes, num_steps)
-    place = open_place(setup["device"], setup["output_dir"])
-    parts = {"quantization": quantization, "lora": lora, "scheduler": scheduler, "trace": trace, "clock": "virtual"}
-    variants = resolve_arms(arms, parts_of(setup) | parts)
-    ceilings = ceilings_for(setup["model"], setup["engine"], place.device)
-    record = {
-        "config": configs_of(variants),
-        "environment": place.environment,
-        "ceilings": asdict(ceilings),
-    }
+    place = open_place(serving["device"], serving["output_dir"])
+    variants = resolve_arms(arms, parts_of(serving) | {"trace": trace, "clock": "virtual"})
+    ceilings = ceilings_for(serving["model"], serving["engine"], place.device)
+    record = {"config": configs_of(variants), "environment": place.environment, "ceilings": asdict(ceilings)}
     title = f"{place.device_name}: {limits(ceilings)}"
     place.say(title)
     rows: list[dict[str, object]] = []
-    serving: dict[str, dict[str, float]] = {}
+    served: dict[str, dict[str, float]] = {}
     engines = EngineCache(place.device, place.say)
     for name, arm in variants.items():
         place.say(f"{name}:")
-        cases, serving[name] = measure_arm(arm, engines, sizes, num_steps, seed, ceilings, place)
+        cases, served[name] = measure_arm(arm, engines, sizes, num_steps, seed, ceilings, place)
         rows += [{"arm": name, **case.row(ceilings)} for case in cases]
         files = {
-            "ablation.json": record | {"serving": serving, "cases": rows},
+            "ablation.json": record | {"serving": served, "cases": rows},
             "ablation.csv": pd.DataFrame(rows),  # one row per arm and decode step
         }
         write_files(place.output_dir, files)
     figures = {}
     if rows:
-        drawn = ablation(pd.DataFrame(rows), output_throughputs(serving), title)
+        drawn = ablation(pd.DataFrame(rows), output_throughputs(served), title)
         figures["ablation"] = (drawn, FIGURE_CAPTION)
-    finish(place, title, Findings(figures, {CAPTION: factors_table(pd.DataFrame(rows), serving)}, files=files))
+    finish(place, title, Findings(figures, {CAPTION: factors_table(pd.DataFrame(rows), served)}, files=files))
 
 
 def measure_arm(

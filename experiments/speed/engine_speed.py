@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 from experiments.peers import PeerRun, continuous, run_peer, static
 from experiments.speed.figures import decode_step, roofline
 from experiments.speed.tables import describe_serving, describe_start, peers_table
-from framework.build import ChangeModel, MakeScheduler, MakeTrace, free
+from framework.build import MakeTrace, free
 from framework.core import Request, Sequence
 from framework.engine.measured import MeasuredEngine
 from framework.measure.ceilings import Ceilings, limits
@@ -21,7 +21,7 @@ from framework.report.plots import Drawn
 from framework.study.arms import Arm, parts_of
 from framework.study.files import Json
 from framework.study.place import Place, open_place
-from framework.study.sweep import Setup
+from framework.study.sweep import Serving
 
 Peers = dict[str, Callable[[PeerRun], dict[str, float]]]
 PEER_DEFINITION = {
@@ -44,10 +44,7 @@ def run(
     peer_static_requests: int | None,
     seed: int,
     trace: MakeTrace,
-    quantization: ChangeModel,
-    lora: ChangeModel,
-    scheduler: MakeScheduler,
-    **setup: Unpack[Setup],
+    **serving: Unpack[Serving],
 ) -> None:
     """Print and write ceilings, start, steps and attention against their floors, and the requests of `trace` served.
 
@@ -57,11 +54,9 @@ def run(
     """
     sizes = {"decode": [[size, context] for size in batch_sizes], "prefill": prefills, "attention": attention}
     check_sizes(sizes, num_steps)
-    place = open_place(setup["device"], setup["output_dir"])
-    arm = Arm(
-        **parts_of(setup), quantization=quantization, lora=lora, scheduler=scheduler, trace=trace, clock="virtual"
-    )
-    ceilings = ceilings_for(setup["model"], setup["engine"], place.device)
+    place = open_place(serving["device"], serving["output_dir"])
+    arm = Arm(**parts_of(serving), trace=trace, clock="virtual")
+    ceilings = ceilings_for(serving["model"], serving["engine"], place.device)
     title = f"{place.device_name}: {limits(ceilings)}"
     place.say(f"{title} (copy {1e-9 * ceilings.copy_bandwidth:,.0f} GB/s)")
     measured, peer_run = measure_engine(arm, sizes, num_steps, seed, ceilings, place)
@@ -88,8 +83,8 @@ def measure_engine(
         engine, start = start_engine(partial(arm.load_model, place.device), arm.engine, max_num_seqs, status.update)
     cases = [case.row(ceilings) for case in measure_cases(sizes, engine, num_steps, ceilings, place.say)]
     requests = arm.trace(rate=None, seed=seed, max_model_len=engine.max_model_len).requests
-    serving = measure_serving(engine, arm.scheduler, requests)
-    return {"start": start, "cases": cases, "serving": serving}, make_peer_run(engine, requests)
+    served = measure_serving(engine, arm.scheduler, requests)
+    return {"start": start, "cases": cases, "serving": served}, make_peer_run(engine, requests)
 
 
 def find(record: Json, ceilings: Ceilings, device: str) -> Findings:

@@ -12,7 +12,7 @@ from typing import NotRequired
 import pandas as pd
 from typing_extensions import TypedDict
 
-from framework.build import ChangeModel, MakeEngine, MakeModel, MakeRouter, MakeTrace
+from framework.build import ChangeModel, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
 from framework.core import StudyError, describe_error
 from framework.measure.metrics import check_slo, summarize
 from framework.study.arms import Arm, Arms, point_order
@@ -45,6 +45,14 @@ class Setup(TypedDict):
     engine: MakeEngine
     device: str  # auto, cpu or cuda
     output_dir: str
+
+
+class Serving(Setup):
+    """What a study takes that serves requests with one engine."""
+
+    quantization: ChangeModel
+    lora: ChangeModel
+    scheduler: MakeScheduler
 
 
 class Replays(Setup):

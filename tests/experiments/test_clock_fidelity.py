@@ -14,7 +14,7 @@ def test_both_clocks_are_compared_on_the_page(cli, smallest, tmp_path):
     folder = tmp_path / "outputs/clock_fidelity"
     page = Page(folder / "report.html")
     check_page(page, folder)
-    header = page.rows.index(["rate (1/s)", *COMPARED])
+    header = page.rows.index(["rate (req/s)", *COMPARED])
     assert page.rows[header + 1][0] == "50"
     assert all(value.endswith("%") for value in page.rows[header + 1][1:])
 
