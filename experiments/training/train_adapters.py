@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from experiments.training.adapters_card import adapters_card, losses_matrix
-from experiments.training.corpus import Corpus
+from experiments.training.corpus import Corpus, Document
 from experiments.training.figures import loss_curve
 from experiments.training.parts import (
     LOSS_CAPTION,
@@ -65,21 +65,16 @@ def run(
     """
     check_training(training)
     check_names(kinds)
-    check_threads("num_threads", num_threads)
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
+    limit_threads(num_threads)
     place, sequence_length = open_place(device, output_dir), training["sequence_length"]
     corpus, loaded = text(), model(dtype="float32", device=place.device)
     check_model(loaded, sequence_length)
     layout = make_layout(loaded, targets)
-    samples = {
-        kind: rendered_sample(corpus.held_out, rendering, sample_num_bytes)
-        for kind, rendering in {BASE_KIND: python, **kinds}.items()
-    }
+    samples = render_samples(corpus.held_out, kinds, sample_num_bytes)
     held_out = {kind: to_tensor(excerpts, place.device) for kind, (excerpts, _) in samples.items()}
     shipped, curves, num_train_bytes = place.output_dir / "adapters", {}, {}
     shutil.rmtree(shipped, ignore_errors=True)
-    losses = [{"adapter": BASE} | row for row in measure_kinds(loaded, held_out, sequence_length)]
+    losses = measure_kinds(BASE, loaded, held_out, sequence_length)
     for kind, rendering in kinds.items():
         train_text = to_tensor(rendered_sample(corpus.train, rendering, train_num_bytes)[0], place.device)
         num_train_bytes[kind] = len(train_text)
@@ -88,7 +83,7 @@ def run(
         curves[kind] = curve.assign(adapter=kind)
         save_adapter(shipped / kind, rows.half().cpu(), layout, alpha=float(rank))
         with attached(layout, load_adapter(shipped / kind, layout, torch.float32).to(place.device)):
-            losses += [{"adapter": kind} | row for row in measure_kinds(loaded, held_out, sequence_length)]
+            losses += measure_kinds(kind, loaded, held_out, sequence_length)
     configured = {"text": text, "kinds": kinds, "model": model, "rank": rank, "targets": targets, **training}
     record = {
         "config": describe(configured | {"train_num_bytes": train_num_bytes, "sample_num_bytes": sample_num_bytes}),
@@ -106,6 +101,22 @@ def run(
     title = f"adapters of rank {rank}, {record['num_parameters']:,} parameters each"
     finish(place, title, find(record, pd.concat(curves.values())))
     place.say(f"wrote {shipped}")
+
+
+def limit_threads(num_threads: int | None) -> None:
+    check_threads("num_threads", num_threads)
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+
+
+def render_samples(
+    documents: list[Document], kinds: dict[str, Rendering], num_bytes: int
+) -> dict[str, tuple[bytes, list[str]]]:
+    """Per kind, and of the text that the model was trained on, an excerpt and the names of its documents."""
+    return {
+        kind: rendered_sample(documents, rendering, num_bytes)
+        for kind, rendering in {BASE_KIND: python, **kinds}.items()
+    }
 
 
 def write_texts(folder: Path, excerpts: dict[str, bytes], card: str) -> None:
@@ -145,10 +156,11 @@ def train_adapter(
     return best["rows"], pd.DataFrame([asdict(one) for one in curve])
 
 
-def measure_kinds(model: Decoder, held_out: dict[str, Tensor], window: int) -> list[dict[str, object]]:
+def measure_kinds(adapter: str, model: Decoder, held_out: dict[str, Tensor], window: int) -> list[dict[str, object]]:
     """The losses of the model as it is on every kind's sample, in windows that know nothing of each other."""
     return [
-        {"kind": kind} | describe_losses(losses_of(model, sample, window=window)) for kind, sample in held_out.items()
+        {"adapter": adapter, "kind": kind, **describe_losses(losses_of(model, sample, window=window))}
+        for kind, sample in held_out.items()
     ]
 
 

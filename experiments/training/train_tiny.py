@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from rich.console import Console
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -26,7 +27,7 @@ from experiments.training.parts import (
     losses_of,
     to_tensor,
 )
-from experiments.training.training import Training, check_training, train
+from experiments.training.training import Evaluation, Training, check_training, train
 from framework.build import Decoder, MakeModel
 from framework.config import describe
 from framework.models.checkpoint import write_checkpoint
@@ -67,12 +68,7 @@ def run(
     if eval_num_bytes is not None:
         watched = to_tensor(sample(corpus.held_out, eval_num_bytes)[0], place.device)
     place.say(f"{corpus.folder}: {len(train_text):,} bytes to train on, {len(held_out):,} held out")
-    with StepProgress(place.console, training) as progress:
-        evaluations = train(
-            loaded, train_text, list(loaded.requires_grad_(True).parameters()), **training,
-            evaluate=lambda: losses_of(loaded, watched, window=sequence_length).mean, on_step=progress.advance,
-        )  # fmt: skip
-        curve, best = keep_best(evaluations, loaded.state_dict(), progress)
+    curve, best = train_model(loaded, train_text, watched, training, place.console)
     checkpoint = place.output_dir / "model"
     written = write_and_measure(
         checkpoint, loaded, best, held_out, to_tensor(excerpts, place.device), sequence_length, sample_window
@@ -92,6 +88,19 @@ def run(
     (checkpoint / "README.md").write_text(model_card(record))
     place.say(f"wrote {checkpoint}")
     finish(place, title_of(record), find(record))
+
+
+def train_model(
+    model: Decoder, text: Tensor, watched: Tensor, training: Training, console: Console
+) -> tuple[list[Evaluation], dict[str, Tensor]]:
+    """All evaluations, on the `watched` text, and the state with the lowest loss on it."""
+    loss_of = partial(losses_of, model, watched, window=training["sequence_length"])
+    parameters: list[Tensor] = list(model.requires_grad_(True).parameters())
+    with StepProgress(console, training) as progress:
+        evaluations = train(
+            model, text, parameters, **training, evaluate=lambda: loss_of().mean, on_step=progress.advance
+        )
+        return keep_best(evaluations, model.state_dict(), progress)
 
 
 def write_and_measure(
