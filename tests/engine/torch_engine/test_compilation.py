@@ -9,6 +9,7 @@ from framework.engine.torch_engine.compilation import configure_model
 from framework.quantization import fp8, int8_dynamic, int8_weight_only, none, zero_point
 from tests.models.loaded_models import logits
 from tests.quantization.small_models import CONFIGS, make_model
+from tests.thinning import mostly_nightly
 
 SCHEMES = [
     none.quantize,
@@ -22,8 +23,7 @@ SCHEMES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("quantize", SCHEMES)
+@pytest.mark.parametrize(("quantize", "family"), mostly_nightly(SCHEMES, [*CONFIGS]))
 def test_blocks_compile_without_graph_breaks_or_a_graph_per_size(monkeypatch, quantize, family):
     """fullgraph=True raises at a graph break, and so does dynamo at its ninth graph of one method."""
     graphs = []

@@ -20,6 +20,7 @@ from tests.engine.torch_engine.hand_schedules import generate, make_requests, se
 from tests.engine.torch_engine.test_engine import GPT2_CONFIG
 from tests.engine.torch_engine.test_engine import make_engine as make_any_engine
 from tests.kernels.test_gpu_attention import loop_flash
+from tests.thinning import mostly_nightly
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the real path is tested there")
@@ -80,8 +81,7 @@ def expected(requests, **keywords):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kv_dtype", [None, "int8"])
-@pytest.mark.parametrize("mode", ["ragged", "chunked", "static"])
+@pytest.mark.parametrize(("mode", "kv_dtype"), mostly_nightly(["ragged", "chunked", "static"], [None, "int8"]))
 def test_tokens_equal_the_plain_way(pretend, mode, kv_dtype):
     requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
     engine = pretend(kv_dtype=kv_dtype)
@@ -99,8 +99,7 @@ SCHEDULERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_steps_ahead", [0, 1])
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize(("name", "num_steps_ahead"), mostly_nightly([*SCHEDULERS], [0, 1]))
 def test_replayed_tokens_equal_the_plain_way(pretend, name, num_steps_ahead):
     requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
     engine = pretend(num_steps_ahead, num_blocks=4 if name == "preemptions" else 64)
