@@ -313,6 +313,7 @@ def spawn(*overrides: str, cwd: Path) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
 
 
@@ -357,7 +358,7 @@ def test_an_interruption_before_the_first_point_promises_none(smallest, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.nightly)])
 def test_jobs_share_a_folder_and_the_last_draws_the_whole_figure(smallest, tmp_path, launcher):
     options = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.cpus_per_task=1"]
     sweep = ["rates=[50],[60],[70]", f"hydra/launcher={launcher}", *options]

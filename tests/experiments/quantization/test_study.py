@@ -99,7 +99,7 @@ def test_what_serves_has_equal_memory(cli, smallest, folder):
     These are of 4 bytes, and of 2 in the arms whose floats are bfloat16; float32 alone may be too much for any cache.
     """
     parts = ["text=null", "prompt=null", "batch_sizes=[]", "only=[int8,none]", "serving=[int8,none]"]
-    code, output = cli(*smallest, *QUICK, *parts, "slo={ttft: 100.0}", "rates=[50]", "trace.num_requests=48")
+    code, output = cli(*smallest, *QUICK, *parts, "slo={ttft: 100.0}", "rates=[2]", "trace.num_requests=48")
     assert code == 0, output
     block_bytes = pd.Series({"int8": 2 * 2 * 16 * 16 * 2, "none": 2 * 2 * 16 * 16 * 4})
     engines = pd.read_csv(folder / "engines.csv").set_index("arm")
@@ -112,7 +112,7 @@ def test_what_serves_has_equal_memory(cli, smallest, folder):
         assert point["engine"]["num_blocks"] == engines.loc[point["arm"], "num_blocks"]
     slots = 16 * engines["num_blocks"]
     [capacities] = [table for table in tables_of(folder) if table["caption"].startswith("Capacity")]
-    assert [row[:3] for row in capacities["rows"]] == [["int8", slots["int8"], 50.0], ["none", slots["none"], 50.0]]
+    assert [row[:3] for row in capacities["rows"]] == [["int8", slots["int8"], 2.0], ["none", slots["none"], 2.0]]
     assert [row[4:6] for row in capacities["rows"]] == [[1.0, 1.0], [slots["none"] / slots["int8"], 1.0]]
     assert not (folder / "decode.csv").exists()
 
