@@ -50,7 +50,7 @@ class Server:
         world.env.process(self.serve(world.env))
 
     def add(self, sequence: Sequence) -> None:
-        self.engine.add(sequence)
+        self.watch.leave_out(lambda: self.engine.add(sequence))
         self.scheduler.add(sequence)
         self.is_asleep = False
         self.bell.succeed()

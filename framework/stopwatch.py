@@ -16,6 +16,9 @@ class Watch(Protocol):
     def lap(self) -> float:
         """Since the last `start` or `lap`."""
 
+    def leave_out(self, work: Callable[[], None]) -> None:
+        """Do work that another machine would do, such as making a prompt: it is not charged."""
+
     def charge(self, result: StepResult) -> float:
         """What is to be charged for a step whose tokens have just come."""
 
@@ -29,28 +32,36 @@ class Stopwatch:
     """Reads the host's clock while one server works.
 
     Without a step in flight, time is charged from the start of a step's schedule. While a step launched ahead is in
-    flight, every moment is charged, so that only an overlap that really happened is free.
+    flight, every moment is charged, so that only an overlap that really happened is free. What is left out is charged
+    as far as the device needed the time for its step: it did not stand still meanwhile.
     """
 
     def __init__(self, timer: Callable[[], float]) -> None:
         self.timer = timer
         self.lap_start = self.charged_until = timer()
+        self.left_out = 0.0
 
     def start(self, in_flight: deque[Any]) -> None:
         self.lap_start = self.timer()
         if not in_flight:
-            self.charged_until = self.lap_start
+            self.charged_until, self.left_out = self.lap_start, 0.0
 
     def lap(self) -> float:
         """Seconds since the last `start` or `lap`."""
         before, self.lap_start = self.lap_start, self.timer()
         return self.lap_start - before
 
+    def leave_out(self, work: Callable[[], None]) -> None:
+        started = self.timer()
+        work()
+        self.left_out += self.timer() - started
+
     def charge(self, result: StepResult) -> float:
         """Seconds that are to be charged for a step whose tokens have just come."""
         before, self.charged_until = self.charged_until, self.timer()
-        self.lap_start = self.charged_until
-        return self.charged_until - before
+        self.lap_start, elapsed = self.charged_until, self.charged_until - before
+        left_out, self.left_out = self.left_out, 0.0
+        return max(elapsed - left_out, min(elapsed, result.device)) if left_out else elapsed
 
 
 class NoStopwatch:
@@ -61,6 +72,9 @@ class NoStopwatch:
 
     def lap(self) -> float:
         return 0.0
+
+    def leave_out(self, work: Callable[[], None]) -> None:
+        work()
 
     def charge(self, result: StepResult) -> float:
         return result.elapsed

@@ -39,6 +39,15 @@ def test_a_lap_begins_where_the_charge_ended():
     assert watch.lap() == 0.125  # the update
 
 
+def test_what_is_left_out_is_not_charged_but_as_far_as_the_device_needed_the_time():
+    for device, charged in ((0.5, 2.0), (2.75, 2.75), (9.0, 3.0)):
+        watch = watch_at(0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
+        watch.start(deque())  # at 1 s
+        watch.leave_out(lambda: None)  # from 2 to 3 s
+        assert watch.charge(StepResult([1], elapsed=0.0, device=device)) == charged  # of the 3 s until 4 s
+        assert watch.charge(RESULT) == 1.0  # until 5 s: nothing of it was left out
+
+
 def test_an_engine_that_measures_nothing_says_itself_what_a_step_takes():
     engine = FakeEngine()
     watch = make_watch(engine)

@@ -67,9 +67,10 @@ def alone(engine_type):
     return [outputs(engine, ContinuousScheduler, [request])[0][0] for request in REQUESTS]
 
 
-def test_an_output_has_the_length_that_was_asked_for(alone):
+def test_an_output_has_the_length_that_was_asked_for(alone, engine_type):
     assert [len(output) for output in alone] == [request.num_output_tokens for request in REQUESTS]
-    assert len({token for output in alone for token in output}) > 10
+    if make(engine_type).timer is not None:  # it has a model, and the tests below can tell its outputs apart
+        assert len({token for output in alone for token in output}) > 10
 
 
 @pytest.mark.parametrize(
