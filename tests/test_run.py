@@ -305,14 +305,14 @@ def test_requests_beyond_the_context_are_dropped_and_counted(cli, smallest, tmp_
     assert f"{6 - num_kept} requests dropped: longer than the model's context" in output
 
 
-def spawn(*overrides: str, cwd: Path) -> subprocess.Popen:
+def spawn(*overrides: str, cwd: Path, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), *overrides],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
 
@@ -337,8 +337,8 @@ def test_an_interruption_keeps_finished_points(smallest, tmp_path, signal_number
 
 @pytest.mark.slow
 def test_an_interruption_of_the_imports_is_quiet(tmp_path):
-    process = spawn("--help", cwd=tmp_path)
-    time.sleep(0.4)
+    process = spawn("--help", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
+    assert any("hydra" in line for line in process.stdout)  # its imports have begun
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
