@@ -14,17 +14,16 @@ from framework.catalog import CONF, groups
 from framework.config import MOVED, check, describe, import_target, parameters_of
 from framework.scheduler.continuous import ContinuousScheduler
 
-NEEDED = {
-    "trace=csv": ["trace.path=x.csv"],
-    "trace=vidur": ["trace.path=x.csv"],
-    "model=hub": ["model.path=a/b"],
-    "model=local": ["model.path=x"],
-}
-
 
 def options() -> list[str]:
     """Every `group=option` there is; the presets of a study count as its options."""
     return [f"{group}={option}" for group, options in groups().items() for option in options]
+
+
+def lacking(group: str, name: str) -> list[str]:
+    """A value for each key that the user has to give, such as the `path` of trace=csv."""
+    config = OmegaConf.load(CONF / group / f"{name}.yaml")
+    return [f"{group}.{key}=x" for key in config if OmegaConf.is_missing(config, key)]
 
 
 def composed(*overrides: str) -> dict:
@@ -43,7 +42,7 @@ def test_every_yaml_fits_what_it_calls(option):
     if group in ("scheduler", "adapters", "popularity", "router"):  # parts of other components
         check(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")))
     else:
-        check(composed(option, *NEEDED.get(option, [])))
+        check(composed(option, *lacking(group, name)))
 
 
 @pytest.mark.slow

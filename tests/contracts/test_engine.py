@@ -7,7 +7,6 @@ import pytest
 import framework.engine
 from framework.build import replay_trace
 from framework.core import Request
-from framework.engine.torch_engine import TorchEngine
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.contracts.implementations import implementations
@@ -15,10 +14,6 @@ from tests.fake_engine import FakeEngine
 from tests.quantization.small_models import make_model
 
 BLOCK_SIZE, ROOMY, TIGHT = 4, 64, 8
-SMALL = {  # an engine of each kind, of so many blocks of 4 tokens
-    TorchEngine: lambda num_blocks: TorchEngine(make_model("llama"), num_blocks=num_blocks, block_size=BLOCK_SIZE),
-    FakeEngine: lambda num_blocks: FakeEngine(num_blocks=num_blocks, block_size=BLOCK_SIZE),
-}
 ENGINES = [*implementations(framework.engine, "refused_adapters", "begin", "add", "launch", "collect"), FakeEngine]
 REQUESTS = [
     Request(index, 0.001 * index, *lengths) for index, lengths in enumerate([(5, 18), (23, 6), (1, 25), (12, 9)])
@@ -42,8 +37,9 @@ class Recorder(ContinuousScheduler):
 
 
 def make(engine_type: type, num_blocks: int = ROOMY):
-    assert engine_type in SMALL, f"add a small {engine_type.__name__} to SMALL"
-    engine = SMALL[engine_type](num_blocks)
+    """An engine as a study makes it, of a small model where it takes one; so many blocks of 4 tokens."""
+    model = {} if engine_type is FakeEngine else {"model": make_model("llama")}
+    engine = engine_type(**model, num_blocks=num_blocks, block_size=BLOCK_SIZE)
     assert (engine.num_blocks, engine.block_size) == (num_blocks, BLOCK_SIZE)
     return engine
 
