@@ -31,7 +31,10 @@ SHARE = Unit("%", 100.0)  # between 0 and 1
 
 @dataclass(frozen=True)
 class Window:
-    """What a replay did in [start, end] (s): of the steps those that start in it, of latencies those of `offered`."""
+    """A part [start, end] (s) of a replay, or all of it. `requests` and `steps` are the whole replay's.
+
+    What happens in the window is in the properties: latencies are of `offered`, batches of `started_steps`.
+    """
 
     requests: pd.DataFrame
     steps: pd.DataFrame
@@ -47,6 +50,11 @@ class Window:
     def offered(self) -> pd.DataFrame:
         """The requests that arrive in it."""
         return self.requests[self.requests["arrival_time"].between(self.start, self.end)]
+
+    @cached_property
+    def started_steps(self) -> pd.DataFrame:
+        """The steps that start in it."""
+        return self.steps[self.steps["start_time"].between(self.start, self.end)]
 
     @cached_property
     def is_met(self) -> "pd.Series[bool]":
@@ -79,7 +87,7 @@ class Metric:
 
     `name` is its column, or begins its columns. `label` is what people read, `short` what a narrow table has in its
     place, and `definition` says what the label means. `bootstrap` gives the bounds of its 95% interval over the
-    window's requests. A metric `is_of_run` where a steady window has none.
+    window's requests. A metric that `is_of_run` is of the whole run only: it has no `steady_…` column.
     """
 
     name: str
@@ -147,7 +155,7 @@ def gap_bounds(window: Window) -> Bounds:
 
 
 def mean_batch_size(window: Window) -> float:
-    steps = window.steps[window.steps["start_time"].between(window.start, window.end)]
+    steps = window.started_steps
     is_measured = steps["elapsed"].sum() > 0
     return float(np.average(steps["num_seqs"], weights=steps["elapsed"])) if is_measured else float("nan")
 
