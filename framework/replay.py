@@ -68,19 +68,19 @@ class Server:
     def launch(self, now: float) -> Batch | None:
         self.watch.start(self.in_flight)
         batch = self.scheduler.schedule(now)
-        schedule = self.watch.lap()
+        schedule_elapsed = self.watch.lap()
         if batch is not None:
             if not batch.sequences:
                 raise RuntimeError(f"server {self.index} makes no progress: its batch at {now:.6f} s is empty")
             self.engine.launch(batch)
-            self.in_flight.append((batch, schedule))
+            self.in_flight.append((batch, schedule_elapsed))
         return batch
 
     def finish(self, env: simpy.Environment) -> Process:
         """Wait for the tokens of the oldest step, let its time pass, and hand the tokens out."""
-        batch, schedule = self.in_flight.popleft()
+        batch, schedule_elapsed = self.in_flight.popleft()
         result = self.engine.collect()
-        step = self.describe(env.now, self.watch.charge(result), batch, schedule, result)
+        step = self.describe(env.now, self.watch.charge(result), batch, schedule_elapsed, result)
         charge_adapter_waits(batch, result)
         yield env.timeout(self.charge(step.elapsed))
         self.watch.start(self.in_flight)
@@ -91,7 +91,9 @@ class Server:
         if step.update and not self.in_flight:
             yield env.timeout(self.charge(step.update))
 
-    def describe(self, start_time: float, elapsed: float, batch: Batch, schedule: float, result: StepResult) -> Step:
+    def describe(
+        self, start_time: float, elapsed: float, batch: Batch, schedule_elapsed: float, result: StepResult
+    ) -> Step:
         return Step(
             start_time=start_time,
             elapsed=elapsed,
@@ -103,7 +105,7 @@ class Server:
             num_prefill_pairs=batch.num_prefill_pairs,
             num_used_blocks=self.scheduler.num_used_blocks,
             num_waiting=len(self.scheduler.waiting),
-            schedule=schedule,
+            schedule=schedule_elapsed,
             prepare=result.prepare,
             device=result.device,
             num_adapter_loads=len(batch.adapter_loads),
@@ -131,7 +133,7 @@ class Server:
         wake_time = self.scheduler.wake_time
         if wake_time == inf:
             self.is_asleep = True
-            self.world.check_progress()
+            self.world.end_or_refuse_stall()
             return self.bell
         self.num_alarms += 1
         if wake_time <= env.now or self.num_alarms > MAX_ALARMS_WITHOUT_STEP:
@@ -169,7 +171,7 @@ class World:
             self.sequences.append(sequence)
             self.offer(sequence)
         self.num_arriving -= 1
-        self.check_progress()
+        self.end_or_refuse_stall()
 
     def offer(self, sequence: Sequence) -> None:
         """To the server that the router names; it waits while the router names none."""
@@ -193,9 +195,9 @@ class World:
             for sequence in waiting:
                 self.offer(sequence)
         if not self.num_arriving:
-            self.check_progress()
+            self.end_or_refuse_stall()
 
-    def check_progress(self) -> None:
+    def end_or_refuse_stall(self) -> None:
         """End the world, or raise RuntimeError naming a request that nothing will ever serve."""
         if self.num_arriving or any(server.in_flight for server in self.servers):
             return

@@ -16,7 +16,7 @@ from framework.engine.measured import MeasuredEngine
 from framework.measure.ceilings import Ceilings, limits
 from framework.measure.serving import max_num_seqs_of, measure_serving
 from framework.measure.steps import Say, cases_table, ceilings_for, check_sizes, measure_cases, start_engine
-from framework.report.finish import Findings, finish, leave
+from framework.report.finish import Findings, finish, write_findings
 from framework.report.plots import Drawn
 from framework.study.arms import Arm, parts_of
 from framework.study.files import Json
@@ -66,7 +66,7 @@ def run(
         free(place.device)  # for the peers' processes
         contenders = make_peers(peer_seats, peer_static_requests)
         record["peers"] = serve_peers(contenders, peer_run, record["serving"]["output_throughput"], place.say)
-        leave(place, title, find(record, ceilings, place.device_name))
+        write_findings(place, title, find(record, ceilings, place.device_name))
 
 
 def measure_engine(

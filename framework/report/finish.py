@@ -1,4 +1,4 @@
-"""The end of a study: write, draw, leave what its page shows, and say what was written where."""
+"""The end of a study: write its figures, files and what its page shows; print what it found and where it is."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,9 +34,9 @@ class Findings:
 
 
 def finish(place: Place, title: str, findings: Findings) -> None:
-    """Write, draw and leave for the page what a study found; print its tables, its notes and where everything is."""
-    figures = leave(place, title, findings)
-    tell(place, findings, figures)
+    """Write what a study found, and the record that its page is made of; print its tables, notes and where they are."""
+    figures = write_findings(place, title, findings)
+    print_findings(place, findings, figures)
 
 
 def finish_sweep(study: Study, name: str, find: Callable[[pd.DataFrame], Findings]) -> None:
@@ -57,14 +57,14 @@ def finish_sweep(study: Study, name: str, find: Callable[[pd.DataFrame], Finding
             tables={"Every arm at every rate": overview(points), **own.tables},
             notes=[*findings.notes, *(f"Failed: {message}" for message in study.failures)],
         )
-        figures = leave(study, title, page)
+        figures = write_findings(study, title, page)
         if study.tracking is not None:  # may fail: the page is on disk
             study.tracking(points, configs_of(study.arms), figures, study=name, output_dir=study.output_dir)
-    tell(study, findings, [csv, study.output_dir / "points", *figures])
+    print_findings(study, findings, [csv, study.output_dir / "points", *figures])
 
 
-def leave(place: Place, title: str, findings: Findings) -> list[Path]:
-    """Write the files, the figures and what the page shows; the figures' paths."""
+def write_findings(place: Place, title: str, findings: Findings) -> list[Path]:
+    """Write the files, the figures and the record that the page is made of; return the figures' paths."""
     write_files(place.output_dir, findings.files)
     figures = save({name: figure for name, (figure, _) in findings.figures.items()}, place.output_dir / "figures")
     write_record(
@@ -79,7 +79,7 @@ def leave(place: Place, title: str, findings: Findings) -> list[Path]:
     return figures
 
 
-def tell(place: Place, findings: Findings, paths: list[Path]) -> None:
+def print_findings(place: Place, findings: Findings, paths: list[Path]) -> None:
     """Print the tables, the notes and what was written: the findings' own files and `paths`."""
     for caption, table in findings.tables.items():
         print_frame(place.console, table, caption)
