@@ -27,7 +27,7 @@ USER_ERRORS = (ValueError, OSError, StudyError, InstantiationException, OmegaCon
 
 
 def main() -> None:
-    """Run the config, or with -m each; user errors are a line, and exit code 1 (HYDRA_FULL_ERROR=1: where from)."""
+    """Run the config, with -m each of several; a user's error is one line (HYDRA_FULL_ERROR=1: a traceback)."""
     failed: list[str] = []
     process = os.getpid()
 

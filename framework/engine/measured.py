@@ -35,5 +35,5 @@ class MeasuredEngine(Engine, Protocol):
 def measured(engine: Engine) -> MeasuredEngine:
     """The same engine; ValueError if it does not compute its steps."""
     if not isinstance(engine, MeasuredEngine):
-        raise ValueError(f"only an engine that computes its steps can be timed, as engine=torch: not {type(engine)}")
+        raise ValueError(f"{type(engine).__name__} computes no steps that could be timed: use engine=torch")
     return engine

@@ -27,7 +27,7 @@ ROUND_ROBIN: MakeRouter = partial(round_robin)
 
 @dataclass(frozen=True, kw_only=True)
 class EngineParts:
-    """What an engine and its model are made of; equal keys stand for equal models, and engines."""
+    """What an engine and its model are made of; equal keys stand for equal models and engines."""
 
     model: MakeModel
     quantization: ChangeModel
@@ -57,7 +57,7 @@ class EngineParts:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm(EngineParts):
-    """One variant: an engine, and what it serves how."""
+    """One variant: what an engine is made of, and the schedulers, trace, clock and servers that it is used with."""
 
     scheduler: MakeScheduler
     trace: MakeTrace
@@ -67,7 +67,7 @@ class Arm(EngineParts):
 
     @cached_property
     def warm_up_key(self) -> str:
-        """Arms with the same one and the same engine are warm together."""
+        """Of two arms with equal keys and one engine, only the first needs a warm-up."""
         return self.key("scheduler", "trace")
 
 

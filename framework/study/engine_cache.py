@@ -1,4 +1,4 @@
-"""The model and the engine at hand while a study goes from arm to arm, loaded once and warmed before they are timed."""
+"""Keeps the model and the engine while a study goes from arm to arm, and warms them up before they are timed."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The way of one point: the engine at hand, its trace, a warm-up where the arm is new to the engine, the replay."""
+"""How a point is replayed: get its engine and its trace, warm the engine up if the arm is new to it, and serve."""
 
 import math
 from dataclasses import dataclass

@@ -39,7 +39,7 @@ Tracker = Callable[..., None]  # called with the points, every arm's config and 
 
 
 class Setup(TypedDict):
-    """What a study takes that runs an engine."""
+    """What every study takes that runs an engine."""
 
     model: MakeModel
     engine: MakeEngine
@@ -56,7 +56,7 @@ class Serving(Setup):
 
 
 class Replays(Setup):
-    """What every sweep takes: a trace that is replayed at every rate with every seed."""
+    """What every sweep takes, whoever makes its arms: a trace to replay at every rate with every seed."""
 
     trace: MakeTrace
     rates: list[float | None]  # requests/s; None: as recorded
@@ -69,7 +69,7 @@ class Replays(Setup):
 
 
 class Sweep(Replays):
-    """What a sweep takes whose arms are given, each with what it changes of the study's own parts."""
+    """What a sweep takes whose arms come from the config; an arm says what it changes of the parts given here."""
 
     arms: Arms
     quantization: ChangeModel

@@ -1,6 +1,6 @@
 """Readers of trace files: Azure, Mooncake, BurstGPT, Vidur and the project's own table; each is path → Trace.
 
-A reader refuses what it cannot use (see tables.py) and counts in `Trace.dropped` what it leaves out.
+A reader refuses what it cannot use (see columns.py) and counts in `Trace.dropped` what it leaves out.
 """
 
 from collections.abc import Iterable
