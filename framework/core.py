@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-PREFIX_BLOCK_SIZE = 512  # tokens that one entry of Request.prefix_ids stands for (Mooncake's `hash_ids`)
+PREFIX_BLOCK_SIZE = 512  # tokens that an entry of Request.prefix_ids stands for, unless the trace says otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Request:
     """One row of a trace.
 
     `arrival_time` is in seconds from the start of the trace. `prefix_ids` names the prompt's leading blocks of
-    `PREFIX_BLOCK_SIZE` tokens: equal ids are equal tokens. `prompt_token_ids` is set where the trace has text;
+    `prefix_block_size` tokens each: equal ids are equal tokens. `prompt_token_ids` is set where the trace has text;
     elsewhere the engine draws seeded random tokens. A token in `stop_token_ids` ends the output early. With a
     `json_schema` (its JSON text) the output is a document of that schema, then one of the model's end-of-sequence
     tokens, which `stop_token_ids` must have.
@@ -39,6 +39,7 @@ class Request:
     prompt_token_ids: tuple[int, ...] | None = None
     stop_token_ids: frozenset[int] = frozenset()
     json_schema: str | None = None
+    prefix_block_size: int = PREFIX_BLOCK_SIZE
 
 
 @dataclass(frozen=True, slots=True)

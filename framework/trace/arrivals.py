@@ -1,7 +1,11 @@
 """Arrival processes: functions (rng, num_requests, rate) → sorted arrival times in seconds, the first one at 0.
 
 At another rate the same rng gives the same gaps on another scale (except on_off, whose bursts last as long as told).
+A synthetic trace scales them to the rate that was asked for.
 """
+
+import math
+import warnings
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +41,13 @@ def on_off(
     on, off = positive("on_duration", on_duration), positive("off_duration", off_duration)
     burst_rate = given(rate) * (on + off) / on
     busy = _from_gaps(rng.exponential(size=num_requests - 1) / burst_rate)  # the clock of the bursts alone
+    if busy[-1] < on:
+        needed = math.ceil(burst_rate * 2 * on)
+        warnings.warn(
+            f"on_off at rate={rate:g}: the {num_requests} requests all fall into the first burst of {on:g} s, so that "
+            f"there is no silence; two bursts take {needed} requests",
+            stacklevel=2,
+        )
     return busy + np.floor(busy / on) * off
 
 

@@ -5,8 +5,10 @@ place in the file (from 0) and stays so when rows are left out.
 """
 
 import csv
+import gzip
 import json
 import operator
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -17,8 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-
-from framework.core import PREFIX_BLOCK_SIZE
 
 MAX_WHOLE = 2**53  # up to here float64 holds every whole number
 
@@ -34,9 +34,8 @@ class Table:
 
 def load_csv(path: Path, required: Sequence[str], text: Sequence[str] = (), num_rows: int | None = None) -> Table:
     """The CSV file's first `num_rows` rows (None: all); columns in `text` stay strings, whatever they look like."""
-    _require_file(path)
     try:
-        content = path.read_text("utf-8-sig")
+        content = without_blank_end(read_bytes(path).decode("utf-8-sig"))
         frame = pd.read_csv(
             StringIO(content),  # pandas takes a Ctrl-C while it reads a file for a broken one
             dtype=dict.fromkeys(text, str),
@@ -63,12 +62,35 @@ def load_parquet(path: Path, required: Sequence[str]) -> Table:
     return _checked(Table(path, frame.reset_index(drop=True), first_line=None), required)
 
 
-def load_json_lines(path: Path, required: Sequence[str]) -> Table:
-    """A file with one JSON object per line; other keys than the `required` are ignored."""
+def load_json_lines(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Table:
+    """A file with one JSON object per line; keys that are neither `required` nor `optional` are ignored.
+
+    An optional key that no line has is no column; one that only some lines have is an error.
+    """
+    lines = read_bytes(path).rstrip().splitlines()
+    rows = [_parse_line(path, number, line, required) for number, line in enumerate(lines, start=1)]
+    columns = [*required, *(key for key in optional if any(key in row for row in rows))]
+    for number, row in enumerate(rows, start=1):
+        _require_keys(path, number, row, columns)
+    return _checked(Table(path, pd.DataFrame(rows, columns=columns), first_line=1), required)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole file, unpacked if its name ends with .gz."""
     _require_file(path)
-    with path.open("rb") as file:
-        rows = [_parse_line(path, number, line, required) for number, line in enumerate(file, start=1)]
-    return _checked(Table(path, pd.DataFrame(rows, columns=list(required)), first_line=1), required)
+    content = path.read_bytes()
+    if path.suffix != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a readable gzip file: {error}") from error
+
+
+def without_blank_end(content: str) -> str:
+    """The text without blank lines at its end: they are no rows."""
+    end = content.find("\n", len(content.rstrip()))
+    return content if end == -1 else content[: end + 1]
 
 
 def fault(table: Table, position: int, column: str, problem: str) -> ValueError:
@@ -110,13 +132,15 @@ def labels(table: Table, column: str) -> list[str | None]:
     return [None if empty else str(value) for value, empty in zip(values.tolist(), gone, strict=True)]
 
 
-def prefix_ids(table: Table, column: str, num_prompt_tokens: npt.NDArray[np.int64]) -> list[tuple[int, ...]]:
-    """A column of block ids (a list, or text with spaces between), at most one per block of the row's prompt."""
+def prefix_ids(
+    table: Table, column: str, num_prompt_tokens: npt.NDArray[np.int64], block_size: int
+) -> list[tuple[int, ...]]:
+    """A column of block ids (a list, or text with spaces between), at most one per `block_size` prompt tokens."""
     rows = [_parse_ids(table, column, position) for position in range(len(table.frame))]
-    num_blocks = -(-num_prompt_tokens // PREFIX_BLOCK_SIZE)
+    num_blocks = -(-num_prompt_tokens // block_size)
     for position, (ids, limit) in enumerate(zip(rows, num_blocks.tolist(), strict=True)):
         if len(ids) > limit:
-            problem = f"{len(ids)} ids, but the prompt has only {limit} block(s) of {PREFIX_BLOCK_SIZE} tokens"
+            problem = f"{len(ids)} ids, but the prompt has only {limit} block(s) of {block_size} tokens"
             raise fault(table, position, column, problem)
     return rows
 
@@ -144,10 +168,14 @@ def _parse_line(path: Path, number: int, line: bytes, required: Sequence[str]) -
         raise ValueError(f"{path}: line {number} is not JSON: {reason}") from error
     if not isinstance(row, dict):
         raise ValueError(f"{path}: line {number} is not a JSON object: {str(row)!r}")
-    missing = [key for key in required if key not in row]
+    _require_keys(path, number, row, required)
+    return row
+
+
+def _require_keys(path: Path, number: int, row: dict[str, Any], keys: Sequence[str]) -> None:
+    missing = [key for key in keys if key not in row]
     if missing:
         raise ValueError(f"{path}: line {number}: missing columns {missing}; found {sorted(row)}")
-    return row
 
 
 def _parse_ids(table: Table, column: str, position: int) -> tuple[int, ...]:

@@ -4,13 +4,15 @@ A reader refuses what it cannot use (see columns.py) and counts in `Trace.droppe
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import count, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from framework.core import Request, Trace
+from framework.checks import whole
+from framework.core import PREFIX_BLOCK_SIZE, Request, Trace
 from framework.trace.columns import (
     Table,
     clock_times,
@@ -23,6 +25,8 @@ from framework.trace.columns import (
     whole_numbers,
 )
 
+TimeUnit = Literal["s", "ms"]
+UNITS_PER_SECOND = {"s": 1, "ms": 1000}  # how many of the unit make a second
 REQUIRED = ("arrival_time", "num_prompt_tokens", "num_output_tokens")
 OPTIONAL = ("adapter_id", "priority", "session_id", "prefix_ids")
 
@@ -43,24 +47,30 @@ def read_azure(path: str | Path, num_rows: int | None = None) -> Trace:
     return Trace(requests)
 
 
-def read_mooncake(path: str | Path) -> Trace:
-    """Mooncake trace (JSON lines, `timestamp` in ms); `hash_ids` become `prefix_ids`, one per 512 prompt tokens.
+def read_mooncake(path: str | Path, block_size: int = PREFIX_BLOCK_SIZE, time_unit: TimeUnit = "ms") -> Trace:
+    """Mooncake trace (JSON lines); `timestamp` is in `time_unit`.
 
+    `hash_ids`, where the file has them, become `prefix_ids`, one per `block_size` prompt tokens.
     Source: Qin et al., "Mooncake", FAST 2025.
     """
-    table = load_json_lines(Path(path), ("timestamp", "input_length", "output_length", "hash_ids"))
+    whole("block_size", block_size)
+    if time_unit not in UNITS_PER_SECOND:
+        raise ValueError(f"time_unit={time_unit!r} is not one of {', '.join(UNITS_PER_SECOND)}")
+    table = load_json_lines(Path(path), ("timestamp", "input_length", "output_length"), optional=("hash_ids",))
     prompts = whole_numbers(table, "input_length")
-    requests = _requests(
-        arrival_time=timestamps(table, "timestamp") / 1000,  # ms → s
-        num_prompt_tokens=prompts,
-        num_output_tokens=whole_numbers(table, "output_length"),
-        prefix_ids=prefix_ids(table, "hash_ids", prompts),
-    )
-    return Trace(requests)
+    columns: dict[str, Iterable[Any]] = {
+        "arrival_time": timestamps(table, "timestamp") / UNITS_PER_SECOND[time_unit],
+        "num_prompt_tokens": prompts,
+        "num_output_tokens": whole_numbers(table, "output_length"),
+    }
+    if "hash_ids" in table.frame:
+        columns["prefix_ids"] = prefix_ids(table, "hash_ids", prompts, block_size)
+    requests = _requests(**columns)
+    return Trace([replace(request, prefix_block_size=block_size) for request in requests])
 
 
 def read_burstgpt(path: str | Path, num_rows: int | None = None) -> Trace:
-    """BurstGPT 1.1 or 2.0 (which adds `Session ID`); arrival times count from the first row.
+    """BurstGPT 1.1 or 2.0 (which adds `Session ID`); arrival times are those of the file's clock, in seconds.
 
     Rows with 0 response tokens are failed requests: left out and counted as "failed". `num_rows` reads only the file's
     first rows. Source: Wang et al., "BurstGPT", KDD 2025.
@@ -74,7 +84,7 @@ def read_burstgpt(path: str | Path, num_rows: int | None = None) -> Trace:
         raise ValueError(f"{path}: all {len(kept)} requests failed (0 response tokens)")
     table = Table(table.path, table.frame[kept], table.first_line)
     requests = _requests(
-        arrival_time=times[kept] - times[0],
+        arrival_time=times[kept],
         num_prompt_tokens=whole_numbers(table, "Request tokens"),
         num_output_tokens=outputs[kept],
         session_id=labels(table, "Session ID") if "Session ID" in table.frame else repeat(None),
@@ -119,16 +129,32 @@ def read_table(path: str | Path) -> Trace:
     if "priority" in table.frame:
         columns["priority"] = whole_numbers(table, "priority", at_least=-(2**31))
     if "prefix_ids" in table.frame:
-        columns["prefix_ids"] = prefix_ids(table, "prefix_ids", prompts)
+        columns["prefix_ids"] = prefix_ids(table, "prefix_ids", prompts, PREFIX_BLOCK_SIZE)
     return Trace(_requests(**columns))
 
 
+def read_lengths(path: str | Path) -> Trace:
+    """Lengths alone, of a CSV with or without times: every request arrives at 0 s.
+
+    The columns are this project's `num_prompt_tokens` and `num_output_tokens`, or Vidur's `num_prefill_tokens` and
+    `num_decode_tokens`; other columns are not read.
+    """
+    table = load_csv(Path(path), ())
+    ours, theirs = REQUIRED[1:], ("num_prefill_tokens", "num_decode_tokens")
+    names = next((pair for pair in (ours, theirs) if {*pair} <= {*table.frame.columns}), None)
+    if names is None:
+        found = [str(column) for column in table.frame.columns]
+        raise ValueError(f"{path}: no columns {' and '.join(ours)}, nor {' and '.join(theirs)}; found {found}")
+    prompts, outputs = (whole_numbers(table, name) for name in names)
+    return Trace(_requests(arrival_time=repeat(0.0), num_prompt_tokens=prompts, num_output_tokens=outputs))
+
+
 def _load_table(path: Path) -> Table:
-    if path.suffix == ".csv":
+    if path.name.endswith((".csv", ".csv.gz")):
         return load_csv(path, REQUIRED, text=("adapter_id", "session_id", "prefix_ids"))
     if path.suffix == ".parquet":
         return load_parquet(path, REQUIRED)
-    raise ValueError(f"{path}: suffix {path.suffix!r} is not one of '.csv', '.parquet'")
+    raise ValueError(f"{path}: suffix {path.suffix!r} is not one of '.csv', '.csv.gz', '.parquet'")
 
 
 def _requests(**columns: Iterable[Any]) -> list[Request]:

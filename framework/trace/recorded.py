@@ -44,6 +44,7 @@ def recorded(
         if len(window) != 2:
             raise ValueError(f"window={window!r} is not a pair [start, end] of seconds (null: open)")
         trace = transforms.window(trace, *window)
+    trace = transforms.restart(trace)  # differences of large times would drown in rounding
     trace = transforms.clip(trace, max_prompt_tokens, max_output_tokens)
     if max_model_len is not None:
         trace = transforms.drop_longer_than(trace, max_model_len)

@@ -3,7 +3,6 @@
 Lengths and adapters do not depend on the rate: every rate of a study replays the same requests.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import repeat
@@ -30,7 +29,9 @@ def synthetic(
     seed: int = 0,
     max_model_len: int | None = None,
 ) -> Trace:
-    """`num_requests` requests that arrive at `rate` requests/s on average; same seed, same trace.
+    """`num_requests` requests that arrive at `rate` requests/s; same seed, same trace.
+
+    The times are scaled so that the mean gap is 1 / `rate` exactly: what few random gaps offer may be far from it.
 
     `arrivals` is one of arrivals.py, `lengths` one of lengths.py; longer lengths are clipped to the two limits.
     `adapters` is a law of popularity.py (None: no adapters).
@@ -43,12 +44,20 @@ def synthetic(
     trace = clip(Trace(unplaced), max_prompt_tokens, max_output_tokens)
     if max_model_len is not None:
         trace = drop_longer_than(trace, max_model_len)
-    times = arrivals(arrival_rng, len(trace.requests), rate).tolist()
-    if not all(map(math.isfinite, times)):
+    times = arrivals(arrival_rng, len(trace.requests), rate)
+    if not np.isfinite(times).all():
         raise ValueError(f"the arrival process gives times that are not finite at rate={rate}: check its keys")
+    if rate is not None:
+        times = at_rate(times, rate)
     requests = [
         replace(request, request_id=index, arrival_time=time)
-        for index, (request, time) in enumerate(zip(trace.requests, times, strict=True))
+        for index, (request, time) in enumerate(zip(trace.requests, times.tolist(), strict=True))
     ]
     trace = replace(trace, requests=requests)
     return trace if adapters is None else assign_adapters(trace, adapters, adapter_rng)
+
+
+def at_rate(times: Times, rate: float) -> Times:
+    """The same arrivals on another scale: the mean of the gaps becomes 1 / `rate` (s)."""
+    span = float(times[-1] - times[0])
+    return times * ((len(times) - 1) / (rate * span)) if span > 0 else times

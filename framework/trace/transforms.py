@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from framework.checks import positive, whole
-from framework.core import PREFIX_BLOCK_SIZE, Request, Trace
+from framework.core import Request, Trace
 
 MAX_TOLD = 5  # adapters in the message of an error
 
@@ -131,7 +131,7 @@ def _clipped(request: Request, max_prompt: float, max_output: float) -> Request:
         request,
         num_prompt_tokens=int(prompt),
         num_output_tokens=int(output),
-        prefix_ids=request.prefix_ids[: math.ceil(prompt / PREFIX_BLOCK_SIZE)],
+        prefix_ids=request.prefix_ids[: math.ceil(prompt / request.prefix_block_size)],
         prompt_token_ids=None if token_ids is None else token_ids[: int(prompt)],
     )
 

@@ -71,7 +71,7 @@ BAD_FILES = [
     (read_mooncake, "", "the trace is empty (no rows)"),
     (read_mooncake, MOONCAKE + MOONCAKE[:-9], "line 2 is not JSON: Expecting"),
     (read_mooncake, MOONCAKE + "[1]\n", "line 2 is not a JSON object: '[1]'"),
-    (read_mooncake, MOONCAKE + '{"timestamp": 0}\n', "line 2: missing columns ['input_length', 'output_length', "),
+    (read_mooncake, MOONCAKE + '{"timestamp": 0}\n', "line 2: missing columns ['input_length', 'output_length']"),
     (read_burstgpt, "Timestamp,Request tokens,Response tokens\n5,472,0\n", "all 1 requests failed"),
 ]
 
@@ -109,7 +109,7 @@ def test_not_text(tmp_path: Path) -> None:
 
 
 def test_unknown_suffix(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"suffix '.txt' is not one of '.csv', '.parquet'"):
+    with pytest.raises(ValueError, match=r"suffix '.txt' is not one of '.csv', '.csv.gz', '.parquet'"):
         read_table(tmp_path / "own.txt")
 
 

@@ -1,5 +1,6 @@
 """Readers: expected values of samples and of hand-written files, round trips, and files as large as the real ones."""
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from framework.core import Request, Trace
 from framework.paths import ROOT
-from framework.trace.files import read_azure, read_burstgpt, read_mooncake, read_table, read_vidur
+from framework.trace.files import read_azure, read_burstgpt, read_lengths, read_mooncake, read_table, read_vidur
+from framework.trace.recorded import recorded
 
 SAMPLES = ROOT / "traces"
 REAL = ROOT.parent / "shared" / "traces"
@@ -71,7 +73,7 @@ def test_burstgpt_1_drops_and_counts_failed_requests(tmp_path: Path) -> None:
         "118,GPT-4,1087,230,1317,API log\n"
     )
     trace = read_burstgpt(write(tmp_path, "burst.csv", text))
-    assert rows(trace) == [(0.0, 472, 18), (113.0, 1087, 230)]
+    assert rows(trace) == [(5.0, 472, 18), (118.0, 1087, 230)]  # the file's clock
     assert trace.dropped == {"failed": 1}
 
 
@@ -82,7 +84,10 @@ def test_burstgpt_2_has_sessions_and_other_column_positions(tmp_path: Path) -> N
         "19440161.5,,2,ChatGPT,36,29,65,API log\n"
     )
     trace = read_burstgpt(write(tmp_path, "burst.csv", text))
-    assert trace.requests == [Request(0, 0.0, 906, 446, session_id="007"), Request(1, 51.5, 36, 29)]
+    assert trace.requests == [
+        Request(0, 19440110.0, 906, 446, session_id="007"),
+        Request(1, 19440161.5, 36, 29),
+    ]
     assert trace.dropped == {}
 
 
@@ -150,7 +155,7 @@ def test_samples_read(reader: Callable[[Path], Trace], name: str, num_requests: 
     trace = reader(SAMPLES / name)
     assert len(trace.requests) == num_requests
     assert trace.dropped == dropped
-    assert trace.requests[0].arrival_time == 0.0
+    assert recorded(reader=reader, path=SAMPLES / name).requests[0].arrival_time == 0.0
 
 
 def test_sample_adapters_and_prefixes() -> None:
@@ -172,3 +177,75 @@ def test_real_traces() -> None:
     mooncake = read_mooncake(REAL / "mooncake_fast25_synthetic.jsonl").requests
     assert len(mooncake) == 3_993
     assert mooncake[0].prefix_ids == tuple(range(79))
+
+
+OWN = "arrival_time,num_prompt_tokens,num_output_tokens\n0.0,20,5\n0.5,30,1\n"
+MOONCAKE = """\
+{"timestamp": 0, "input_length": 65, "output_length": 5}
+{"timestamp": 1500, "input_length": 67, "output_length": 2}
+"""
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n\r\n", "\n  \n\n"])
+def test_blank_lines_at_the_end_are_no_rows(tmp_path: Path, end: str) -> None:
+    assert rows(read_table(write(tmp_path, "own.csv", OWN + end))) == [(0.0, 20, 5), (0.5, 30, 1)]
+    assert rows(read_mooncake(write(tmp_path, "moon.jsonl", MOONCAKE + end))) == [(0.0, 65, 5), (1.5, 67, 2)]
+
+
+def test_a_blank_line_between_rows_is_refused(tmp_path: Path) -> None:
+    first, second = MOONCAKE.splitlines()
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
+        read_mooncake(write(tmp_path, "moon.jsonl", f"{first}\n\n{second}\n"))
+    with pytest.raises(ValueError, match=r"row 2 \(line 3\), column 'num_prompt_tokens'"):
+        read_table(write(tmp_path, "own.csv", OWN.replace("\n0.5", "\n\n0.5")))
+
+
+def test_gzip_is_read_wherever_the_plain_file_is(tmp_path: Path) -> None:
+    azure = "TIMESTAMP,NumImages,ContextTokens,GeneratedTokens\n2024-10-15 00:00:00.0000000,2,90,12\n"
+    for reader, name, text in (
+        (read_azure, "azure.csv", azure),
+        (read_table, "own.csv", OWN),
+        (read_mooncake, "moon.jsonl", MOONCAKE),
+    ):
+        path = tmp_path / f"{name}.gz"
+        path.write_bytes(gzip.compress(text.encode()))
+        assert reader(path) == reader(write(tmp_path, name, text))
+
+
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(OWN.encode())[:-9]], ids=["plain", "cut"])
+def test_a_broken_gzip_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "own.csv.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"own.csv.gz: not a readable gzip file"):
+        read_table(tmp_path / "own.csv.gz")
+
+
+def test_mooncake_with_other_blocks_and_seconds_or_without_hashes(tmp_path: Path) -> None:
+    line = '{"timestamp": 1.5, "input_length": 40, "output_length": 5, "hash_ids": [7, 8, 9]}'
+    path = write(tmp_path, "moon.jsonl", line)
+    (request,) = read_mooncake(path, block_size=16, time_unit="s").requests
+    assert request == Request(0, 1.5, 40, 5, prefix_ids=(7, 8, 9), prefix_block_size=16)
+    with pytest.raises(ValueError, match=r"3 ids, but the prompt has only 1 block\(s\) of 512 tokens"):
+        read_mooncake(path)
+    with pytest.raises(ValueError, match="time_unit='min' is not one of s, ms"):
+        read_mooncake(path, time_unit="min")
+    assert {request.prefix_ids for request in read_mooncake(write(tmp_path, "no.jsonl", MOONCAKE)).requests} == {()}
+    some = MOONCAKE.replace('"output_length": 5}', '"output_length": 5, "hash_ids": [1]}')
+    with pytest.raises(ValueError, match=r"line 2: missing columns \['hash_ids'\]"):
+        read_mooncake(write(tmp_path, "some.jsonl", some))
+
+
+def test_a_window_is_on_the_clock_of_the_file(tmp_path: Path) -> None:
+    text = "Timestamp,Request tokens,Response tokens\n19440110.0,90,4\n19440161.0,36,2\n19440192.0,70,3\n"
+    trace = recorded(reader=read_burstgpt, path=write(tmp_path, "burst.csv", text), window=[19440150, 19440200])
+    assert rows(trace) == [(0.0, 36, 2), (31.0, 70, 3)]
+
+
+@pytest.mark.parametrize("names", ["num_prefill_tokens,num_decode_tokens", "num_prompt_tokens,num_output_tokens"])
+def test_lengths_alone(tmp_path: Path, names: str) -> None:
+    path = write(tmp_path, "lengths.csv", f"{names},extra\n374,44,a\n396,109,b\n")
+    assert rows(read_lengths(path)) == [(0.0, 374, 44), (0.0, 396, 109)]
+
+
+def test_no_lengths(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no columns num_prompt_tokens and num_output_tokens, nor .*; found \['a'\]"):
+        read_lengths(write(tmp_path, "lengths.csv", "a\n1\n"))

@@ -9,6 +9,7 @@ import pytest
 from framework.trace.arrivals import gamma, on_off, poisson
 from framework.trace.lengths import exponential_capped, independent, uniform
 from framework.trace.synthetic import synthetic
+from framework.trace.transforms import mean_rate
 
 BURSTS = partial(on_off, on_duration=2.0, off_duration=6.0)
 PAIR = partial(
@@ -55,3 +56,14 @@ def test_synthetic_requests_are_plain_numbers_within_limits() -> None:
 def test_synthetic_needs_requests(num_requests: int) -> None:
     with pytest.raises(ValueError, match=f"num_requests={num_requests} is not a whole number of at least 1"):
         synthetic(arrivals=poisson, lengths=PAIR, num_requests=num_requests, rate=1.0)
+
+
+BURSTS = partial(on_off, on_duration=5.0, off_duration=5.0)
+
+
+@pytest.mark.parametrize("rate", [0.5, 10.0, 80.0])
+@pytest.mark.parametrize("arrivals", [poisson, partial(gamma, cv=4.0), BURSTS])
+@pytest.mark.filterwarnings("ignore:on_off")
+def test_the_rate_that_is_asked_for_is_offered(arrivals, rate: float) -> None:
+    trace = synthetic(arrivals=arrivals, lengths=PAIR, num_requests=256, rate=rate, seed=1)
+    assert mean_rate(trace) == pytest.approx(rate, rel=1e-12)

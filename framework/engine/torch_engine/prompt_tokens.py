@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from framework.core import PREFIX_BLOCK_SIZE, Request
+from framework.core import Request
 
 PREFIX_STREAM, REQUEST_STREAM = 0, 1  # keep a prefix id and an equal request id apart
 
@@ -13,15 +13,14 @@ PREFIX_STREAM, REQUEST_STREAM = 0, 1  # keep a prefix id and an equal request id
 def prompt_token_ids(request: Request, vocab_size: int, seed: int) -> npt.NDArray[np.int32]:
     """The prompt of a request, (num_prompt_tokens,).
 
-    Random prompts begin with PREFIX_BLOCK_SIZE tokens per entry of `prefix_ids`, drawn from (seed, prefix id), so
+    Random prompts begin with `prefix_block_size` tokens per entry of `prefix_ids`, drawn from (seed, prefix id), so
     that equal ids give equal tokens; the rest is drawn from (seed, request id). `check_prompt` says which are refused.
     """
     if request.prompt_token_ids is not None:
         return np.array(request.prompt_token_ids, dtype=np.int32)
-    num_own_tokens = max(request.num_prompt_tokens - len(request.prefix_ids) * PREFIX_BLOCK_SIZE, 0)
-    blocks = [
-        _draw((seed, PREFIX_STREAM, prefix_id), PREFIX_BLOCK_SIZE, vocab_size) for prefix_id in request.prefix_ids
-    ]
+    block_size = request.prefix_block_size
+    num_own_tokens = max(request.num_prompt_tokens - len(request.prefix_ids) * block_size, 0)
+    blocks = [_draw((seed, PREFIX_STREAM, prefix_id), block_size, vocab_size) for prefix_id in request.prefix_ids]
     own = _draw((seed, REQUEST_STREAM, request.request_id), num_own_tokens, vocab_size)
     return np.concatenate((*blocks, own))[: request.num_prompt_tokens]
 
