@@ -22,7 +22,7 @@ ChangeModel = partial[Decoder]  # called with a model: a quantization, or a way 
 MakeEngine = partial[Engine]  # called with model=
 MakeScheduler = partial[Scheduler]  # called with num_blocks=, block_size= and, of an engine with adapters, their slots
 MakeRouter = partial[Router]  # called with the servers of a replay
-MakeTrace = partial[Trace]  # called with rate=, seed= and max_model_len=
+MakeTrace = partial[Trace]  # called with rate= and seed=
 
 
 def free(device: torch.device) -> None:

@@ -44,7 +44,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Requests sorted by arrival time, and how many rows were left out for which reason."""
+    """Requests sorted by arrival time, and how many rows the file itself marks as no request, by reason."""
 
     requests: list[Request]
     dropped: dict[str, int] = field(default_factory=dict)
@@ -213,7 +213,7 @@ class Scheduler(Protocol):
     def num_used_blocks(self) -> int: ...
 
     def check(self, request: Request) -> None:
-        """Raise ValueError, naming the request, if it could never be scheduled."""
+        """Raise ValueError if the request could never be scheduled; the reason names no request: they share it."""
 
     def add(self, sequence: Sequence) -> None: ...
 

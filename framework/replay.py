@@ -15,7 +15,7 @@ from typing import Any, Literal
 import simpy
 from simpy.rt import RealtimeEnvironment
 
-from framework.core import Batch, Engine, Router, Scheduler, Sequence, Source, Step, StepResult
+from framework.core import Batch, Engine, Request, Router, Scheduler, Sequence, Source, Step, StepResult
 from framework.stopwatch import make_watch
 
 MAX_STEPS_WITHOUT_TOKEN = 100_000  # far above any prompt's number of chunks; beyond it a scheduler is going in circles
@@ -230,8 +230,7 @@ def replay(source: Source, servers: list[Server], route: Router, clock: Clock = 
     """
     for server in servers:
         check_several(len(servers), server.engine, clock)
-        for request in source.requests:
-            server.scheduler.check(request)
+        check_requests(source.requests, server.scheduler)
         server.engine.begin(source.requests, server.scheduler.max_num_seqs)
     with garbage_collector_paused():
         env, charge = make_clock(clock)
@@ -241,6 +240,16 @@ def replay(source: Source, servers: list[Server], route: Router, clock: Clock = 
             server.open(world, charge)
         env.run(until=world.over)
     return world.sequences
+
+
+def check_requests(requests: Iterable[Request], scheduler: Scheduler) -> None:
+    """Raise ValueError naming the first request that could never be scheduled."""
+    for request in requests:
+        try:
+            scheduler.check(request)
+        except ValueError as error:
+            lengths = f"{request.num_prompt_tokens} prompt and {request.num_output_tokens} output tokens"
+            raise ValueError(f"request {request.request_id}, of {lengths}: {error}") from error
 
 
 def check_several(num_servers: int, engine: Engine, clock: Clock) -> None:

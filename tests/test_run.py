@@ -18,7 +18,7 @@ from framework.paths import ROOT
 from tests.report.html_page import Page, check_page
 
 COLUMNS = (
-    "arm,rate,seed,num_requests,num_completed,duration_s,request_throughput,output_throughput,total_throughput,"
+    "arm,rate,seed,num_requests,num_completed,num_refused,duration_s,request_throughput,output_throughput,total_throughput,"
     "ttft_mean,ttft_p50,ttft_p90,ttft_p95,ttft_p99,tpot_mean,tpot_p50,tpot_p90,tpot_p95,tpot_p99,"
     "itl_mean,itl_p50,itl_p90,itl_p95,itl_p99,e2e_mean,e2e_p50,e2e_p90,e2e_p95,e2e_p99,"
     "normalized_latency_mean,normalized_latency_p50,slo_attainment,goodput,mean_batch_size,num_preemptions"
@@ -117,15 +117,15 @@ def test_an_slo_changes_attainment_without_a_new_replay(cli, smallest, tmp_path)
 
 
 def test_one_failing_arm_does_not_lose_the_other(cli, smallest, tmp_path):
-    tight = "{scheduler: ${arms.continuous.scheduler}, engine: {num_blocks: 1, kv_cache_bytes: null}}"
+    tight = "{scheduler: ${arms.continuous.scheduler}, engine: {num_blocks: 1, block_size: 1, kv_cache_bytes: null}}"
     code, output = cli(*smallest, "rates=[50]", f"+arms.tight={tight}")
     assert code == 1
-    assert "needs 2 KV blocks" in output
+    assert "none of 6 requests can be served" in output
     assert "Traceback" not in output
     table = pd.read_csv(tmp_path / "outputs/continuous_batching/points.csv")
     assert table["arm"].tolist() == ["static", "continuous"]
     assert (tmp_path / "outputs/continuous_batching/figures/timeline.png").exists()
-    assert "needs 2 KV blocks" in Page(tmp_path / "outputs/continuous_batching/report.html").text
+    assert "none of 6 requests can be served" in Page(tmp_path / "outputs/continuous_batching/report.html").text
 
 
 def test_the_course_preset_prints_the_lessons_ratio(cli, smallest, tmp_path):
@@ -296,13 +296,36 @@ def test_full_errors_on_request(cli, smallest, monkeypatch):
         cli(*smallest, "trace.num_requets=3")
 
 
-def test_requests_beyond_the_context_are_dropped_and_counted(cli, smallest, tmp_path):
-    code, output = cli(*smallest, "rates=[50]", "trace.max_prompt_tokens=500", "model.max_model_len=64")
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ("+arms.short.model.max_model_len=64", "longer than the model's context of 64 tokens"),
+        ("+arms.short.engine={num_blocks: 4, kv_cache_bytes: null}", "longer than the KV cache, which has 4 KV blocks"),
+    ],
+)
+def test_refused_requests_are_offered_and_not_met(cli, smallest, tmp_path, limit, reason):
+    """One arm refuses what the others serve: all are offered the same requests."""
+    arm = "+arms.short.scheduler=${arms.continuous.scheduler}"
+    code, output = cli(*smallest, "rates=[50]", "trace.max_prompt_tokens=500", arm, limit, "slo={ttft: 100}")
     assert code == 0, output
-    table = pd.read_csv(tmp_path / "outputs/continuous_batching/points.csv")
-    num_kept = table["num_requests"].iloc[0]
-    assert 0 < num_kept < 6
-    assert f"{6 - num_kept} requests dropped: longer than the model's context" in output
+    folder = tmp_path / "outputs/continuous_batching"
+    table = pd.read_csv(folder / "points.csv").set_index("arm")
+    assert table["num_requests"].to_dict() == {"static": 6, "continuous": 6, "short": 6}
+    assert len(set(table["offered_rate"])) == 1
+    num_refused = table["num_refused"]["short"]
+    assert 0 < num_refused < 6
+    assert table["num_completed"].to_dict() == {"static": 6, "continuous": 6, "short": 6 - num_refused}
+    assert table["slo_attainment"].to_dict() == {"static": 1, "continuous": 1, "short": (6 - num_refused) / 6}
+    record = json.loads((folder / "points" / table["point"]["short"] / "point.json").read_text())
+    [[told, count]] = record["trace"]["refused"].items()
+    assert told.startswith(reason)
+    assert count == num_refused
+    assert f"{num_refused} requests refused: {reason}" in output
+    assert f"short: {num_refused} requests of each point were refused" in Page(folder / "report.html").text
+    requests = pd.read_parquet(folder / "points" / table["point"]["short"] / "requests.parquet")
+    refused = requests[requests["refused"] == told]
+    assert len(refused) == num_refused
+    assert refused[["scheduled_time", "first_token_time", "finish_time", "ttft", "e2e"]].isna().all(axis=None)
 
 
 def spawn(*overrides: str, cwd: Path, **environment: str) -> subprocess.Popen:

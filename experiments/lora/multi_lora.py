@@ -166,17 +166,16 @@ def measure_batches(
 
 
 def tell_refused(arms: dict[str, Arm], engines: EngineCache, traces: Traces, say: Say) -> None:
-    """Print which adapters of the traces each arm cannot serve, and why; their requests are dropped."""
+    """Print which adapters of the traces each arm cannot serve, and why; their requests are refused."""
     for arm, components in arms.items():
         if not traces or service_of(components.lora).strategy is None:
             continue
         engine = engines.get(components)
         refused: dict[str, str] = {}
         for rate, seed in traces:
-            trace = components.trace(rate=rate, seed=seed, max_model_len=engine.max_model_len)
-            refused |= engine.refused_adapters(trace.requests)
+            refused |= engine.refused_adapters(components.trace(rate=rate, seed=seed).requests)
         for reason in refused.values():
-            say(f"{arm}: {reason}; the requests for it are dropped")
+            say(f"{arm}: {reason}; the requests for it are refused")
 
 
 def measure_rounds(

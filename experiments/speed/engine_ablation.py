@@ -78,7 +78,7 @@ def measure_arm(
         engine = measured(engines.get(arm))
         get_ready(engine, max([*(num_seqs for num_seqs, _ in sizes["decode"]), max_num_seqs_of(arm.scheduler)]))
     cases = measure_cases(sizes, engine, num_steps, ceilings, place.say)
-    requests = arm.trace(rate=None, seed=seed, max_model_len=engine.max_model_len).requests
+    requests = arm.trace(rate=None, seed=seed).requests
     serving = measure_serving(engine, arm.scheduler, requests)
     place.say(f"{serving['output_throughput']:,.0f} output tok/s")
     return cases, serving

@@ -82,7 +82,7 @@ def measure_engine(
     with place.console.status("") as status:
         engine, start = start_engine(partial(arm.load_model, place.device), arm.engine, max_num_seqs, status.update)
     cases = [case.row(ceilings) for case in measure_cases(sizes, engine, num_steps, ceilings, place.say)]
-    requests = arm.trace(rate=None, seed=seed, max_model_len=engine.max_model_len).requests
+    requests = arm.trace(rate=None, seed=seed).requests
     served = measure_serving(engine, arm.scheduler, requests)
     return {"start": start, "cases": cases, "serving": served}, make_peer_run(engine, requests)
 

@@ -18,13 +18,15 @@ DEFINITIONS = {
 
 
 def adapter_table(requests: pd.DataFrame) -> pd.DataFrame:
-    """One row per adapter that `requests` name, the most requested first; `num_tokens`: of prompts and outputs."""
+    """One row per adapter that `requests` name, the most requested first; `num_tokens`: of what was served of them."""
     named = requests.assign(
         adapter_id=requests["adapter_id"].fillna(BASE),
-        num_tokens=requests["num_prompt_tokens"] + requests["num_output_tokens"],
+        num_tokens=(requests["num_prompt_tokens"] + requests["num_output_tokens"]).where(requests["ttft"].notna(), 0),
+        is_refused=requests["refused"].notna(),
     )
     table = named.groupby("adapter_id", sort=False).agg(
         num_requests=("request_id", "size"),
+        num_refused=("is_refused", "sum"),
         num_tokens=("num_tokens", "sum"),
         ttft_mean=("ttft", "mean"),
         ttft_p99=("ttft", lambda values: values.quantile(0.99)),
@@ -35,11 +37,12 @@ def adapter_table(requests: pd.DataFrame) -> pd.DataFrame:
 
 
 def fairness(adapters: pd.DataFrame) -> dict[str, Any]:
-    """Of one point's `adapter_table`: Jain's index and max ÷ min of the adapters' mean normalized latencies."""
-    latencies = adapters["normalized_latency_mean"]
-    waits = np.average(adapters["load_wait_mean"], weights=adapters["num_requests"])
+    """Of one point's `adapter_table`: Jain's index and max ÷ min of the served adapters' mean normalized latencies."""
+    served = adapters[adapters["num_requests"] > adapters["num_refused"]]
+    latencies = served["normalized_latency_mean"]
+    waits = np.average(served["load_wait_mean"], weights=served["num_requests"] - served["num_refused"])
     return {
-        "num_adapters": len(adapters),
+        "num_adapters": len(served),
         "jain_index": float(latencies.sum() ** 2 / (len(latencies) * (latencies**2).sum())),
         "max_min_ratio": float(latencies.max() / latencies.min()),
         "load_wait_mean": float(waits),

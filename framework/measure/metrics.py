@@ -51,6 +51,11 @@ class Window:
         """The requests that arrive in it."""
         return self.requests[self.requests["arrival_time"].between(self.start, self.end)]
 
+    @property
+    def served(self) -> pd.DataFrame:
+        """The requests, whenever they arrive, that are not refused."""
+        return self.requests[self.requests["refused"].isna()]
+
     @cached_property
     def started_steps(self) -> pd.DataFrame:
         """The steps that start in it."""
@@ -178,7 +183,7 @@ def sustained_throughput(requests: pd.DataFrame) -> float:
 
 METRICS = (
     Metric(
-        "num_requests", "requests replayed", COUNT, "requests of the trace that were not dropped",
+        "num_requests", "requests offered", COUNT, "requests of the trace, those included that the arm refuses",
         lambda window: len(window.requests), is_of_run=True,
     ),
     Metric(
@@ -186,7 +191,13 @@ METRICS = (
         lambda window: int(window.requests["finish_time"].notna().sum()), is_of_run=True,
     ),
     Metric(
-        "duration_s", "duration of the run", SECONDS, "first arrival → last completion",
+        "num_refused", "requests refused", COUNT,
+        "requests that the arm can never serve: offered, and their SLOs not met; they have no latency",
+        lambda window: int(window.requests["refused"].notna().sum()), is_of_run=True,
+    ),
+    Metric(
+        "duration_s", "duration of the run", SECONDS,
+        "first arrival → last completion, or last refusal if that is later",
         lambda window: window.duration,
     ),
     Metric(
@@ -236,12 +247,12 @@ METRICS = (
         "waiting_growth", "growth of waiting", COUNT,
         "by how many seconds waiting (arrival → first step) grows per second, from the first third of the arrivals to "
         "the last; infinite where all come at once",
-        lambda window: waiting_growth(window.requests), is_of_run=True,
+        lambda window: waiting_growth(window.served), is_of_run=True,
     ),
     Metric(
         "sustained_throughput", "sustained throughput", REQUESTS_PER_SECOND,
         "requests per second of the middle 80% of completions",
-        lambda window: sustained_throughput(window.requests), is_of_run=True,
+        lambda window: sustained_throughput(window.served), is_of_run=True,
     ),
 )  # fmt: skip
 METRIC_OF = {column: metric for metric in METRICS for column in metric.columns}
@@ -258,7 +269,8 @@ def summarize(
     """All numbers of one point, by column: the whole run, its intervals, and the steady window."""
     check_slo(slo)
     first_arrival, last_arrival = requests["arrival_time"].min(), requests["arrival_time"].max()
-    run = Window(requests, steps, slo, first_arrival, requests["finish_time"].max())
+    end_time = requests["finish_time"].fillna(requests["arrival_time"].where(requests["refused"].notna()))
+    run = Window(requests, steps, slo, first_arrival, end_time.max())
     steady_start = first_arrival + warmup_fraction * (last_arrival - first_arrival)
     steady = Window(requests, steps, slo, steady_start, last_arrival)
     numbers: dict[str, float] = {}

@@ -11,9 +11,9 @@ TARGET_ATTAINMENT = 0.9  # of capacity, as in DistServe (OSDI 2024)
 
 
 def is_saturated(rates: pd.DataFrame) -> "pd.Series[bool]":
-    """Whether waiting grows, for rows of `over_rates`; NA of fewer than MIN_REQUESTS, unless all came at once."""
+    """Whether waiting grows, for rows of `over_rates`; NA of fewer than MIN_REQUESTS served unless all came at once."""
     grows = (rates["waiting_growth"] > MAX_GROWTH).astype("boolean")
-    return grows.where((rates["num_requests"] >= MIN_REQUESTS) | (rates["waiting_growth"] == float("inf")))
+    return grows.where((rates["num_completed"] >= MIN_REQUESTS) | (rates["waiting_growth"] == float("inf")))
 
 
 def saturation(points: pd.DataFrame) -> dict[str, float]:
@@ -37,7 +37,7 @@ def capacity(points: pd.DataFrame, target: float = TARGET_ATTAINMENT) -> dict[st
 def over_rates(points: pd.DataFrame) -> pd.DataFrame:
     """One row per (arm, rate), with what tells capacity and saturation: means over seeds, and the fewest requests."""
     columns = {"slo_attainment": "mean", "waiting_growth": "mean", "sustained_throughput": "mean"}
-    return points.groupby(["arm", "rate"], sort=False, as_index=False).agg(columns | {"num_requests": "min"})
+    return points.groupby(["arm", "rate"], sort=False, as_index=False).agg(columns | {"num_completed": "min"})
 
 
 def aggregate(points: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 A point depends on this file: what it writes is not computed again when a metric changes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -12,14 +12,19 @@ import pandas as pd
 from framework.core import Sequence, Step
 
 
-def request_table(sequences: Iterable[Sequence]) -> pd.DataFrame:
-    """One row per request: the trace's facts, its timestamps (s) and the latencies (s) that follow from them."""
+def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | None = None) -> pd.DataFrame:
+    """One row per request: the trace's facts, its timestamps (s) and the latencies (s) that follow from them.
+
+    `refused` maps the ids of requests that could not be served to the reason; these have no times.
+    """
+    reasons = refused or {}
     rows = [
         {
             "request_id": sequence.request.request_id,
             "adapter_id": sequence.request.adapter_id,
             "session_id": sequence.request.session_id,
             "priority": sequence.request.priority,
+            "refused": reasons.get(sequence.request.request_id),
             "arrival_time": sequence.arrival_time,
             "num_prompt_tokens": sequence.request.num_prompt_tokens,
             "num_output_tokens": len(sequence.output_token_ids),
@@ -27,7 +32,7 @@ def request_table(sequences: Iterable[Sequence]) -> pd.DataFrame:
             "first_token_time": sequence.token_times[0] if sequence.token_times else np.nan,
             "finish_time": sequence.token_times[-1] if sequence.is_finished else np.nan,
             "num_preemptions": sequence.num_preemptions,
-            "adapter_load_wait": sequence.adapter_load_wait,
+            "adapter_load_wait": np.nan if sequence.request.request_id in reasons else sequence.adapter_load_wait,
             "token_times": np.asarray(sequence.token_times),
         }
         for sequence in sequences

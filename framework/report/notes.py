@@ -32,18 +32,22 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
         folders = [study.folder(point) for point in rows["point"]]
         records = {folder: record for folder in folders if (record := load_record(folder))}
         merged = service_of(study.arms[str(arm)].lora).merged
-        for note in (*dropped_notes(records), *unserved_notes(records, merged), *memory_notes(records)):
+        for note in (*left_out_notes(records), *unserved_notes(records, merged), *memory_notes(records)):
             arms_of.setdefault(note, []).append(str(arm))
     return [f"{', '.join(arms)}: {note}" for note, arms in arms_of.items()]
 
 
-def dropped_notes(records: Records) -> Iterator[str]:
-    """One sentence per reason for which the trace's requests were left out."""
-    dropped = [record["trace"]["dropped"] for record in records.values()]
-    for reason in dict.fromkeys(reason for counts in dropped for reason in counts):
-        counts = [each.get(reason, 0) for each in dropped]
-        low, high = min(counts), max(counts)
-        yield f"{high if low == high else f'{low} to {high}'} requests of each point were dropped: {reason}"
+def left_out_notes(records: Records) -> Iterator[str]:
+    """One sentence per reason for which rows of the trace were dropped, or requests refused."""
+    traces = [record["trace"] for record in records.values()]
+    for verb, points in (
+        ("dropped", [trace["dropped"] for trace in traces]),
+        ("refused, and count as offered and not met", [trace["refused"] for trace in traces]),
+    ):
+        for reason in dict.fromkeys(reason for counts in points for reason in counts):
+            counts = [each.get(reason, 0) for each in points]
+            low, high = min(counts), max(counts)
+            yield f"{high if low == high else f'{low} to {high}'} requests of each point were {verb}: {reason}"
 
 
 def unserved_notes(records: Records, merged: str | None) -> Iterator[str]:
@@ -51,7 +55,10 @@ def unserved_notes(records: Records, merged: str | None) -> Iterator[str]:
     without_slots = [folder for folder, record in records.items() if not record["engine"]["num_adapter_slots"]]
     if not without_slots:
         return
-    asked = pd.concat([pd.read_parquet(folder / "requests.parquet")["adapter_id"] for folder in without_slots])
+    columns = ["adapter_id", "refused"]
+    tables = [pd.read_parquet(folder / "requests.parquet", columns=columns) for folder in without_slots]
+    requests = pd.concat(tables)
+    asked = requests.loc[requests["refused"].isna(), "adapter_id"]
     num_unserved = int((asked.notna() & (asked != merged)).sum())
     if num_unserved:
         instead = "the base model" if merged is None else f"the one with {merged!r} merged into it"

@@ -170,11 +170,11 @@ def attainment_rate(summary: pd.DataFrame, capacities: dict[str, float], target:
 
 @styled
 def timeline(requests: dict[str, pd.DataFrame], title: str, num_requests: int = 60) -> Figure:
-    """Per arm, one bar per request (the first `num_requests`): waiting, prefill, decode over time (s)."""
+    """Per arm, one bar per request (the first `num_requests` served): waiting, prefill, decode over time (s)."""
     figure = Figure(figsize=(COLUMN_WIDTH, 1.9 * len(requests) + 0.3))
     panels = figure.subplots(len(requests), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (arm, table) in zip(panels, requests.items(), strict=True):
-        shown = table.head(num_requests)
+        shown = table[table["refused"].isna()].head(num_requests)
         times = [shown[name] for name in ("arrival_time", "scheduled_time", "first_token_time", "finish_time")]
         for (phase, colour), start, end in zip(PHASE_COLOURS.items(), times, times[1:], strict=False):
             axes.barh(np.arange(len(shown)), end - start, left=start, height=0.85, color=colour, label=phase)

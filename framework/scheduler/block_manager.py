@@ -35,11 +35,8 @@ class BlockManager:
 
     def check(self, request: Request) -> None:
         """Raise ValueError if the request's whole context would not fit into an empty cache."""
-        num_tokens = request.num_prompt_tokens + request.num_output_tokens
-        needed = self.num_blocks_for(num_tokens)
-        if needed > self.num_blocks:
+        if self.num_blocks_for(request.num_prompt_tokens + request.num_output_tokens) > self.num_blocks:
             raise ValueError(
-                f"request {request.request_id} needs {needed} KV blocks for {request.num_prompt_tokens} prompt and "
-                f"{request.num_output_tokens} output tokens, but the cache has {self.num_blocks} of {self.block_size} "
-                "tokens: raise engine.num_blocks or drop such requests from the trace"
+                f"longer than the KV cache, which has {self.num_blocks} KV blocks of {self.block_size} tokens "
+                "(raise engine.num_blocks)"
             )

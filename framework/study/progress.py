@@ -10,7 +10,7 @@ from rich.text import Text
 
 from framework.core import Step
 
-NUM_TOLD = 5  # reasons for which a point's requests are dropped
+NUM_TOLD = 5  # reasons for which a point's requests are dropped or refused
 REFRESH_INTERVAL = 0.5  # seconds of real time; drawn between steps, so never inside a measured window
 
 
@@ -64,15 +64,14 @@ class SweepProgress:
         self.bar.update(self.task, total=completed + remaining)
         self.say(label)
 
-    def tell_dropped(self, dropped: dict[str, int]) -> None:
-        """The most frequent reasons for which requests are dropped; point.json and the page have all."""
-        reasons = sorted(dropped.items(), key=lambda item: -item[1])
+    def tell(self, what: str, counts: dict[str, int]) -> None:
+        """How many requests were `what` (dropped or refused), by the most frequent reasons; the page has all."""
+        reasons = sorted(counts.items(), key=lambda item: -item[1])
         for reason, count in reasons[:NUM_TOLD]:
-            self.console.print(f"  {count} requests dropped: {reason}", markup=False, highlight=False, soft_wrap=True)
+            say(self.console, f"  {count} requests {what}: {reason}")
         if len(reasons) > NUM_TOLD:
-            num_dropped = sum(count for _, count in reasons[NUM_TOLD:])
-            line = f"  {num_dropped} requests dropped for {len(reasons) - NUM_TOLD} other reasons"
-            self.console.print(line, highlight=False)
+            num_others = sum(count for _, count in reasons[NUM_TOLD:])
+            say(self.console, f"  {num_others} requests {what} for {len(reasons) - NUM_TOLD} other reasons")
 
     def advance(self, step: Step) -> None:
         self.bar.advance(self.task, step.num_output_tokens)

@@ -10,10 +10,14 @@ Interval = Annotated[list[Number], Field(min_length=3, max_length=3)]  # value, 
 
 
 class TraceRecord(TypedDict):
-    """What was replayed of a trace; `dropped`: reason → requests; `offered_rate` (1/s) null: all came at once."""
+    """The requests that a trace offers: their number, those refused (reason → requests), and their rate.
+
+    `dropped` are no requests (reason → rows); `offered_rate` (1/s) null: all came at once.
+    """
 
     num_requests: int
     dropped: dict[str, int]
+    refused: NotRequired[dict[str, int]]  # points from before lack it: they left such requests out
     offered_rate: Number
 
 

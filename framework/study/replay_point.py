@@ -1,12 +1,18 @@
-"""How a point is replayed: get its engine and its trace, warm the engine up if the arm is new to it, and serve."""
+"""How a point is replayed: get its engine and its trace, warm the engine up if the arm is new to it, and serve.
+
+The trace knows nothing of the engine, so that every arm is offered the same requests; those that it refuses stay in its
+table.
+"""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from operator import attrgetter
 
 import pandas as pd
 
-from framework.core import Engine, Trace
+from framework.build import make_scheduler
+from framework.core import Engine, Request, Scheduler, Sequence, Trace
 from framework.measure.replay_tables import request_table, step_table
 from framework.replay import replay
 from framework.study.arms import Arm
@@ -15,7 +21,8 @@ from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.records import EngineRecord, TraceRecord
 from framework.trace.source import TraceSource
-from framework.trace.transforms import drop_adapters
+
+MAX_TOLD = 5  # reasons in the message of an error
 
 
 @dataclass(frozen=True)
@@ -29,20 +36,59 @@ class ReplayedPoint:
 
 
 def replay_point(point: Point, arm: Arm, engines: EngineCache, progress: SweepProgress) -> ReplayedPoint:
-    if engines.engine is None:
-        arm.trace(rate=point.rate, seed=point.seed)  # a bad trace fails before a model loads
+    trace = arm.trace(rate=point.rate, seed=point.seed)  # a bad one fails before a model loads
     progress.say(f"{point}: preparing")
     engine = engines.get(arm)
-    trace = arm.trace(rate=point.rate, seed=point.seed, max_model_len=engine.max_model_len)
-    trace = drop_adapters(trace, engine.refused_adapters(trace.requests))
-    progress.tell_dropped(trace.dropped)
-    engines.warm_up(arm, engine, trace.requests)
-    progress.begin_point(str(point), sum(request.num_output_tokens for request in trace.requests))
+    refused = refusals(trace.requests, engine, make_scheduler(arm.scheduler, engine))
+    requests = [request for request in trace.requests if request.request_id not in refused]
+    progress.tell("dropped", trace.dropped)
+    progress.tell("refused", counts(refused))
+    if not requests:
+        raise ValueError(f"none of {len(trace.requests)} requests can be served: {describe(counts(refused))}")
+    engines.warm_up(arm, engine, requests)
+    progress.begin_point(str(point), sum(request.num_output_tokens for request in requests))
     on_step = progress.advance if arm.clock == "virtual" else None  # drawing takes real time
     servers = engines.get_servers(arm, on_step)
-    sequences = replay(TraceSource(trace.requests), servers, arm.router(servers), arm.clock)
+    served = replay(TraceSource(requests), servers, arm.router(servers), arm.clock)
     steps = sorted((step for server in servers for step in server.steps), key=attrgetter("start_time"))
-    return ReplayedPoint(request_table(sequences), step_table(steps), engine_record(engine), trace_record(trace))
+    offered = request_table(with_refused(served, trace.requests, refused), refused)
+    return ReplayedPoint(offered, step_table(steps), engine_record(engine), trace_record(trace, refused))
+
+
+def refusals(requests: list[Request], engine: Engine, scheduler: Scheduler) -> dict[int, str]:
+    """Which of the requests can never be served: request id → the reason, which others may share."""
+    adapters = engine.refused_adapters(requests)
+    reasons = {request.request_id: refusal(request, adapters, engine.max_model_len, scheduler) for request in requests}
+    return {request_id: reason for request_id, reason in reasons.items() if reason is not None}
+
+
+def refusal(request: Request, adapters: dict[str, str], max_model_len: int, scheduler: Scheduler) -> str | None:
+    if request.adapter_id in adapters:
+        return adapters[request.adapter_id]
+    if request.num_prompt_tokens + request.num_output_tokens > max_model_len:
+        return f"longer than the model's context of {max_model_len} tokens"
+    try:
+        scheduler.check(request)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def counts(refused: dict[int, str]) -> dict[str, int]:
+    """Reason → requests, the most frequent first."""
+    return dict(Counter(refused.values()).most_common())
+
+
+def describe(reasons: dict[str, int]) -> str:
+    """The most frequent reasons, and how many more there are."""
+    more = f"; and {len(reasons) - MAX_TOLD} more reasons" if len(reasons) > MAX_TOLD else ""
+    return "; ".join(list(reasons)[:MAX_TOLD]) + more
+
+
+def with_refused(served: list[Sequence], offered: list[Request], refused: dict[int, str]) -> list[Sequence]:
+    """What was served, and among it what never arrived at a server, in the order of arrival."""
+    sequences = [*served, *(Sequence(request) for request in offered if request.request_id in refused)]
+    return sorted(sequences, key=lambda sequence: (sequence.arrival_time, sequence.request.request_id))
 
 
 def engine_record(engine: Engine) -> EngineRecord:
@@ -56,7 +102,11 @@ def engine_record(engine: Engine) -> EngineRecord:
     }
 
 
-def trace_record(trace: Trace) -> TraceRecord:
+def trace_record(trace: Trace, refused: dict[int, str]) -> TraceRecord:
     span = trace.requests[-1].arrival_time - trace.requests[0].arrival_time
-    offered_rate = (len(trace.requests) - 1) / span if span > 0 else math.inf
-    return {"num_requests": len(trace.requests), "dropped": trace.dropped, "offered_rate": offered_rate}
+    return {
+        "num_requests": len(trace.requests),
+        "dropped": trace.dropped,
+        "refused": counts(refused),
+        "offered_rate": (len(trace.requests) - 1) / span if span > 0 else math.inf,
+    }

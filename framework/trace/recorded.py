@@ -27,15 +27,13 @@ def recorded(
     adapters: Law | None = None,
     rate: float | None = None,
     seed: int = 0,
-    max_model_len: int | None = None,
 ) -> Trace:
     """The file at `path` as a trace that starts at 0 s with request 0; a missing file is downloaded if `url` is given.
 
     In this order: `window` [start, end) in seconds of the file's clock (None: open); clipping to the two limits;
-    dropping what is longer than `max_model_len` (prompt and output; None: nothing); thinning to `rate` requests/s
-    (rescale=thin); the first `num_requests`; stretching to `rate` (rescale=stretch). `rate` None keeps the recorded
-    rate. `adapters` is a law of popularity.py that says which adapter each request wants, before thinning (None: as
-    recorded). `seed` matters to thinning and adapters only.
+    thinning to `rate` requests/s (rescale=thin); the first `num_requests`; stretching to `rate` (rescale=stretch).
+    `rate` None keeps the recorded rate. `adapters` is a law of popularity.py that says which adapter each request
+    wants, before thinning (None: as recorded). `seed` matters to thinning and adapters only.
     """
     if rescale not in ("stretch", "thin"):
         raise ValueError(f"rescale={rescale!r} is not one of 'stretch', 'thin'")
@@ -46,8 +44,6 @@ def recorded(
         trace = transforms.window(trace, *window)
     trace = transforms.restart(trace)  # differences of large times would drown in rounding
     trace = transforms.clip(trace, max_prompt_tokens, max_output_tokens)
-    if max_model_len is not None:
-        trace = transforms.drop_longer_than(trace, max_model_len)
     if adapters is not None:
         trace = assign_adapters(trace, adapters, np.random.default_rng(seed).spawn(1)[0])
     if rate is not None and rescale == "thin":

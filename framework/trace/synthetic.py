@@ -14,7 +14,7 @@ from framework.core import Request, Trace
 from framework.trace.arrivals import Times
 from framework.trace.lengths import Lengths
 from framework.trace.popularity import Law, assign_adapters
-from framework.trace.transforms import clip, drop_longer_than
+from framework.trace.transforms import clip
 
 
 def synthetic(
@@ -27,7 +27,6 @@ def synthetic(
     adapters: Law | None = None,
     rate: float | None = None,
     seed: int = 0,
-    max_model_len: int | None = None,
 ) -> Trace:
     """`num_requests` requests that arrive at `rate` requests/s; same seed, same trace.
 
@@ -35,23 +34,19 @@ def synthetic(
 
     `arrivals` is one of arrivals.py, `lengths` one of lengths.py; longer lengths are clipped to the two limits.
     `adapters` is a law of popularity.py (None: no adapters).
-    Requests longer than `max_model_len` (prompt and output; None: any) are dropped before the arrivals are drawn.
     """
     whole("num_requests", num_requests)
     arrival_rng, length_rng, adapter_rng = np.random.default_rng(seed).spawn(3)
     prompts, outputs = lengths(length_rng, num_requests)
     unplaced = list(map(Request, range(num_requests), repeat(0.0), prompts.tolist(), outputs.tolist()))
     trace = clip(Trace(unplaced), max_prompt_tokens, max_output_tokens)
-    if max_model_len is not None:
-        trace = drop_longer_than(trace, max_model_len)
-    times = arrivals(arrival_rng, len(trace.requests), rate)
+    times = arrivals(arrival_rng, num_requests, rate)
     if not np.isfinite(times).all():
         raise ValueError(f"the arrival process gives times that are not finite at rate={rate}: check its keys")
     if rate is not None:
         times = at_rate(times, rate)
     requests = [
-        replace(request, request_id=index, arrival_time=time)
-        for index, (request, time) in enumerate(zip(trace.requests, times.tolist(), strict=True))
+        replace(request, arrival_time=time) for request, time in zip(trace.requests, times.tolist(), strict=True)
     ]
     trace = replace(trace, requests=requests)
     return trace if adapters is None else assign_adapters(trace, adapters, adapter_rng)

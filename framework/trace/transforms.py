@@ -1,19 +1,15 @@
-"""Pure functions Trace → Trace: window, first, stretch, thin, clip, drop_longer_than, drop_adapters, restart.
+"""Pure functions Trace → Trace: window, first, stretch, thin, clip, restart.
 
 Times are seconds on the trace's own clock; only `stretch` and `restart` change them, only `restart` renumbers.
 """
 
 import math
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from framework.checks import positive, whole
 from framework.core import Request, Trace
-
-MAX_TOLD = 5  # adapters in the message of an error
 
 
 def mean_rate(trace: Trace) -> float:
@@ -78,38 +74,6 @@ def clip(trace: Trace, max_prompt_tokens: int | None = None, max_output_tokens: 
     return replace(trace, requests=[_clipped(request, max_prompt, max_output) for request in trace.requests])
 
 
-def drop_longer_than(trace: Trace, max_model_len: int) -> Trace:
-    """The requests whose prompt and output fit a context of `max_model_len` tokens; the others are counted.
-
-    Ids and times stay, so that two models' replays can be compared request by request.
-    """
-    whole("max_model_len", max_model_len)
-    kept = [request for request in trace.requests if _num_tokens(request) <= max_model_len]
-    if not kept:
-        shortest = min(map(_num_tokens, trace.requests))
-        raise ValueError(f"all requests are longer than the model's context of {max_model_len}; shortest: {shortest}")
-    num_dropped = len(trace.requests) - len(kept)
-    return Trace(kept, _merged(trace.dropped, "longer than the model's context", num_dropped))
-
-
-def drop_adapters(trace: Trace, reasons: Mapping[str, str]) -> Trace:
-    """The requests without those that name an adapter of `reasons`, adapter id → why; these are counted by reason.
-
-    Ids and times stay. ValueError with the reasons if no request is left.
-    """
-    kept = [request for request in trace.requests if request.adapter_id not in reasons]
-    if not kept:
-        more = f"; and {len(reasons) - MAX_TOLD} more" if len(reasons) > MAX_TOLD else ""
-        told = "; ".join(list(reasons.values())[:MAX_TOLD]) + more
-        raise ValueError(f"no request is left, since no adapter of theirs can be served: {told}")
-    ids = [request.adapter_id for request in trace.requests]
-    counts = Counter(reasons[adapter_id] for adapter_id in ids if adapter_id is not None and adapter_id in reasons)
-    dropped = trace.dropped
-    for reason, num_dropped in counts.items():
-        dropped = _merged(dropped, reason, num_dropped)
-    return Trace(kept, dropped)
-
-
 def restart(trace: Trace) -> Trace:
     """The same requests with ids 0 … n − 1 and the first arrival at 0 s."""
     start = trace.requests[0].arrival_time
@@ -134,11 +98,3 @@ def _clipped(request: Request, max_prompt: float, max_output: float) -> Request:
         prefix_ids=request.prefix_ids[: math.ceil(prompt / request.prefix_block_size)],
         prompt_token_ids=None if token_ids is None else token_ids[: int(prompt)],
     )
-
-
-def _num_tokens(request: Request) -> int:
-    return request.num_prompt_tokens + request.num_output_tokens
-
-
-def _merged(dropped: dict[str, int], reason: str, num_dropped: int) -> dict[str, int]:
-    return {**dropped, reason: dropped.get(reason, 0) + num_dropped} if num_dropped else dropped

@@ -26,6 +26,7 @@ def replayed_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     requests = pd.DataFrame(
         {
             "arrival_time": arrival_time,
+            "refused": None,
             "num_prompt_tokens": rng.integers(4, 100, size=60),
             "num_output_tokens": num_output_tokens,
             "scheduled_time": scheduled_time,

@@ -22,7 +22,7 @@ def points(rows):
         if name not in table:
             table[name] = 1.0
     growth = table["rate"] / table["sustained_throughput"] - 1
-    return table.assign(offered_rate=table["rate"], waiting_growth=growth, num_requests=MIN_REQUESTS)
+    return table.assign(offered_rate=table["rate"], waiting_growth=growth, num_completed=MIN_REQUESTS)
 
 
 def waited(arrival_time, waiting):
@@ -74,7 +74,7 @@ def test_the_faster_arm_never_gets_the_lower_capacity(num_seats):
                 requests = queue(gaps.cumsum() / rate, duration / speed, num_seats)
                 growth, met = waiting_growth(requests), (requests["scheduled_time"] - requests["arrival_time"] < 2.0)
                 rows.append([arm, rate, 0, met.mean(), growth, 1.0, MIN_REQUESTS])
-        columns = ["arm", "rate", "seed", "slo_attainment", "waiting_growth", "sustained_throughput", "num_requests"]
+        columns = ["arm", "rate", "seed", "slo_attainment", "waiting_growth", "sustained_throughput", "num_completed"]
         capacities = capacity(pd.DataFrame(rows, columns=columns))
         assert capacities["fast"] >= capacities["slow"]
 
@@ -92,7 +92,7 @@ def test_capacity_and_saturation():
 
 def test_few_requests_have_no_verdict_unless_all_come_at_once():
     table = points([("a", 1.0, 0, 1.0, 1.0), ("a", 4.0, 0, 1.0, 2.5), ("a", math.inf, 0, 1.0, 2.6)])
-    table["num_requests"] = MIN_REQUESTS - 1
+    table["num_completed"] = MIN_REQUESTS - 1
     assert aggregate(table)["is_saturated"].tolist() == [pd.NA, pd.NA, True]
     assert math.isnan(capacity(table)["a"])
     assert saturation(table)["a"] == 2.6

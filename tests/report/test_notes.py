@@ -1,33 +1,40 @@
-"""Notes on requests that were dropped or served without their adapter, and on memory: numbers, and which arms."""
+"""Notes on requests dropped, refused or served without their adapter, and on memory: numbers, and which arms."""
 
 from functools import partial
 from types import SimpleNamespace
 
 import pandas as pd
 
-from framework.report.notes import dropped_notes, limits, memory_notes, service_notes, unserved_notes
+from framework.report.notes import left_out_notes, limits, memory_notes, service_notes, unserved_notes
 from framework.trace.files import read_table
 from framework.trace.recorded import recorded
 
 
 def records(folder, *dropped, slots=0):
     engine = {"num_adapter_slots": slots, "num_adapter_bytes": 2_500_000, "num_cache_bytes": 64_000_000}
-    return {folder / str(index): {"trace": {"dropped": one}, "engine": engine} for index, one in enumerate(dropped)}
+    return {
+        folder / str(index): {"trace": {"dropped": one, "refused": {}}, "engine": engine}
+        for index, one in enumerate(dropped)
+    }
 
 
-def test_dropped_requests_are_counted_over_the_points_by_reason(tmp_path):
-    first, second = dropped_notes(records(tmp_path, {"too long": 3}, {"too long": 5, "broken": 1}))
-    assert first.startswith("3 to 5 requests")
-    assert first.endswith("too long")
-    assert second.startswith("0 to 1 requests")
-    assert list(dropped_notes(records(tmp_path, {}, {}))) == []
+def test_what_was_left_out_is_counted_over_the_points_by_reason(tmp_path):
+    points = records(tmp_path, {"broken": 3}, {"broken": 5})
+    for record in points.values():
+        record["trace"]["refused"] = {"too long": 2}
+    dropped, refused = left_out_notes(points)
+    assert dropped.startswith("3 to 5 requests")
+    assert dropped.endswith("broken")
+    assert refused.startswith("2 requests")
+    assert refused.endswith("too long")
+    assert list(left_out_notes(records(tmp_path, {}, {}))) == []
 
 
 def test_requests_whose_adapter_is_not_served_are_counted(tmp_path):
     points = records(tmp_path, {}, {})
     for folder, names in zip(points, (["a", None], ["b", "b"]), strict=True):
         folder.mkdir()
-        pd.DataFrame({"adapter_id": names}).to_parquet(folder / "requests.parquet")
+        pd.DataFrame({"adapter_id": names, "refused": None}).to_parquet(folder / "requests.parquet")
     (note,) = unserved_notes(points, merged=None)
     assert note.startswith("3 of 4 requests")
     (note,) = unserved_notes(points, merged="b")
@@ -53,7 +60,7 @@ def test_arms_share_a_note_that_is_true_of_both(study, tmp_path):
 
 
 def test_a_capacity_above_what_the_arm_served_is_said_to_be_of_a_short_replay():
-    columns = ["arm", "rate", "slo_attainment", "waiting_growth", "sustained_throughput", "num_requests"]
+    columns = ["arm", "rate", "slo_attainment", "waiting_growth", "sustained_throughput", "num_completed"]
     points = pd.DataFrame(
         [
             ("short", 48.0, 0.95, 0.05, 30.0, 64),

@@ -1,7 +1,8 @@
-"""A point's way: a bad trace fails before a model loads, what is dropped is told, and what a replay leaves."""
+"""A point's way: a bad trace fails before a model loads, what is refused stays offered, and what a replay leaves."""
 
 import io
 import math
+import random
 from dataclasses import replace
 from functools import partial
 
@@ -10,43 +11,47 @@ import torch
 from rich.console import Console
 
 from framework.core import Request, Trace
+from framework.measure.metrics import summarize
+from framework.scheduler.continuous import ContinuousScheduler
+from framework.scheduler.static import StaticScheduler
 from framework.study.arms import resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.replay_point import replay_point
+from tests.fake_engine import FakeEngine
 from tests.study.fake_study import DEFAULTS, LOADED
 
 
-def three_requests(*, rate, seed, max_model_len=None) -> Trace:
+def three_requests(*, rate, seed) -> Trace:
     """One every second, of 4 + 2 tokens."""
-    return Trace([Request(index, float(index), 4, 2) for index in range(3)], {"too long": 5})
+    return Trace([Request(index, float(index), 4, 2) for index in range(3)], {"failed": 5})
 
 
-def all_at_once(*, rate, seed, max_model_len=None) -> Trace:
+def all_at_once(*, rate, seed) -> Trace:
     return Trace([Request(index, 0.0, 4, 2) for index in range(3)])
 
 
-def bad_trace(*, rate, seed, max_model_len=None) -> Trace:
+def bad_trace(*, rate, seed) -> Trace:
     raise ValueError("a bad trace")
 
 
-def replayed(trace, **components):
+def replayed(trace, seed=0, **components):
     arm = replace(resolve_arms({"only": components}, DEFAULTS)["only"], trace=partial(trace))
     console = Console(file=io.StringIO(), width=100)
     engines = EngineCache(torch.device("cpu"), lambda message: None)
     with SweepProgress(console, num_points=1) as progress:
-        result = replay_point(Point("only", None, 0, "digest"), arm, engines, progress)
+        result = replay_point(Point("only", None, seed, "digest"), arm, engines, progress)
     return result, console.file.getvalue()
 
 
 def test_a_replay_leaves_tables_and_what_was_replayed_on_what():
     result, output = replayed(three_requests)
-    assert result.trace == {"num_requests": 3, "dropped": {"too long": 5}, "offered_rate": 1.0}
+    assert result.trace == {"num_requests": 3, "dropped": {"failed": 5}, "refused": {}, "offered_rate": 1.0}
     assert result.requests["ttft"].tolist() == pytest.approx([0.01] * 3)
     assert result.steps["phase"].tolist() == ["prefill", "decode"] * 3
     assert result.engine["num_blocks"] == 1000
-    assert "5 requests dropped: too long" in output
+    assert "5 requests dropped: failed" in output
 
 
 def test_the_rate_of_requests_that_come_at_once_is_infinite():
@@ -80,3 +85,57 @@ def test_an_arm_may_have_another_router():
 def test_a_number_of_servers_that_is_none_is_refused(servers):
     with pytest.raises(ValueError, match=r"arms\.only\.servers=.* is not a whole number of at least 1"):
         resolve_arms({"only": {"servers": servers}}, DEFAULTS)
+
+
+class PickyEngine(FakeEngine):
+    """Takes 40 tokens a request, in few blocks, and no adapter of an odd number."""
+
+    max_model_len = 40
+
+    def refused_adapters(self, requests):
+        names = {request.adapter_id for request in requests if request.adapter_id is not None}
+        return {name: f"no {name}" for name in names if int(name) % 2}
+
+
+def build_picky_engine(*, model, num_blocks):
+    return PickyEngine(lambda batch: 0.01 + 0.001 * sum(batch.num_tokens), num_blocks=num_blocks)
+
+
+def random_trace(*, rate, seed):
+    rng = random.Random(seed)
+    times = sorted(rng.choice([0.0, rng.uniform(0, 3)]) for _ in range(rng.randint(1, 60)))
+    names = [None, "0", "1", "2", "3"]
+    return Trace(
+        [Request(i, t, rng.randint(1, 30), rng.randint(1, 30), rng.choice(names)) for i, t in enumerate(times)]
+    )
+
+
+@pytest.mark.parametrize("scheduler", [ContinuousScheduler, StaticScheduler])
+@pytest.mark.parametrize("num_blocks", [6, 100])
+def test_what_is_offered_is_served_refused_or_unfinished(scheduler, num_blocks):
+    """Of random traces, on every arm; all arms are offered the same."""
+    for seed in range(20):
+        trace = random_trace(rate=None, seed=seed)
+        parts = {"engine": partial(build_picky_engine, num_blocks=num_blocks), "scheduler": partial(scheduler)}
+        fitting = [
+            request.num_prompt_tokens + request.num_output_tokens <= min(40, 4 * num_blocks)
+            and request.adapter_id not in ("1", "3")
+            for request in trace.requests
+        ]
+        if not any(fitting):
+            with pytest.raises(ValueError, match=f"none of {len(fitting)} requests can be served"):
+                replayed(random_trace, seed=seed, **parts)
+            continue
+        result, _ = replayed(random_trace, seed=seed, **parts)
+        table = result.requests
+        assert table["request_id"].tolist() == [request.request_id for request in trace.requests]
+        assert table["arrival_time"].tolist() == [request.arrival_time for request in trace.requests]
+        assert table["refused"].isna().tolist() == fitting
+        assert sum(result.trace["refused"].values()) == len(fitting) - sum(fitting)
+        numbers = summarize(table, result.steps, {"ttft": 1e-3})
+        is_unfinished = table["refused"].isna() & table["finish_time"].isna()
+        assert numbers["num_requests"] == len(trace.requests) == result.trace["num_requests"]
+        assert numbers["num_requests"] == numbers["num_completed"] + numbers["num_refused"] + is_unfinished.sum()
+        assert numbers["slo_attainment"] == 0.0
+        assert summarize(table, result.steps, {})["slo_attainment"] == pytest.approx(sum(fitting) / len(fitting))
+        assert table["ttft"].notna().tolist() == fitting

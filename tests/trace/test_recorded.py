@@ -9,11 +9,8 @@ from omegaconf import OmegaConf
 
 from framework.core import Request, Trace
 from framework.paths import ROOT, locate
-from framework.trace.arrivals import poisson
 from framework.trace.files import read_azure, read_mooncake, read_table
-from framework.trace.lengths import fixed, independent
 from framework.trace.recorded import recorded
-from framework.trace.synthetic import synthetic
 from framework.trace.transforms import mean_rate
 
 SAMPLE = "traces/sample.csv"
@@ -117,17 +114,3 @@ def test_yaml_files_say_what_the_readme_says() -> None:
         assert f"| `{name}` | `{Path(config['path']).name}`" in readme
         assert f"| <{config['url']}> | `{config['sha256']}` |" in readme
         assert Path(config["path"]).parent == Path("traces")
-
-
-def test_dropped_requests_leave_the_rate_as_it_was_asked_for(tmp_path):
-    path = tmp_path / "mixed.csv"
-    rows = [f"{0.5 * index},{4 if index % 2 else 400},2" for index in range(100)]
-    path.write_text("\n".join(["arrival_time,num_prompt_tokens,num_output_tokens", *rows]))
-    trace = recorded(reader=read_table, path=path, num_requests=20, rate=8.0, max_model_len=100)
-    times = [request.arrival_time for request in trace.requests]
-    assert len(times) == 20
-    assert (len(times) - 1) / (times[-1] - times[0]) == pytest.approx(8.0)
-    assert sum(trace.dropped.values()) == 50
-    lengths = partial(independent, prompt=partial(fixed, length=8), output=partial(fixed, length=4))
-    with pytest.raises(ValueError, match="longer than the model's context"):
-        synthetic(arrivals=poisson, lengths=lengths, num_requests=5, rate=1.0, max_model_len=11)

@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from framework.core import Request, Trace
 from framework.trace.transforms import (
     clip,
-    drop_adapters,
-    drop_longer_than,
     first,
     mean_rate,
     restart,
@@ -124,33 +122,10 @@ def test_clip_limits_are_whole(limit: int) -> None:
         clip(make(0), max_output_tokens=limit)
 
 
-def test_drop_longer_than_counts_and_merges() -> None:
-    trace = make(0, 1, 2, 3)  # 15, 16, 17, 18 tokens
-    dropped = drop_longer_than(trace, 16)
-    assert ids(dropped) == [0, 1]
-    assert dropped.dropped == {"failed": 2, "longer than the model's context": 2}
-    assert drop_longer_than(dropped, 15).dropped == {"failed": 2, "longer than the model's context": 3}
-    assert drop_longer_than(trace, 18) == trace
-    assert trace.dropped == {"failed": 2}
-    with pytest.raises(ValueError, match="longer than the model's context of 14; shortest: 15"):
-        drop_longer_than(trace, 14)
-
-
 def test_restart() -> None:
     restarted = restart(window(make(0, 1, 2.5), 1, None))
     assert (ids(restarted), times(restarted)) == ([0, 1], [0, 1.5])
     assert [request.num_prompt_tokens for request in restarted.requests] == [11, 12]
-
-
-def test_drop_adapters_counts_by_reason_and_leaves_ids_and_times():
-    names = ["a", None, "b", "a", "c"]
-    trace = Trace([Request(index, 0.5 * index, 1, 1, adapter_id=name) for index, name in enumerate(names)], {"old": 2})
-    dropped = drop_adapters(trace, {"a": "no a", "c": "no c"})
-    assert dropped == Trace([trace.requests[1], trace.requests[2]], {"old": 2, "no a": 2, "no c": 1})
-    assert drop_adapters(trace, {}) == trace
-    reasons = {str(index): f"no {index}" for index in range(7)}
-    with pytest.raises(ValueError, match=r"no request is left.*: no 0; no 1; no 2; no 3; no 4; and 2 more"):
-        drop_adapters(Trace([Request(0, 0.0, 1, 1, adapter_id="3")]), reasons)
 
 
 def test_a_single_request_has_no_rate_but_the_recorded_one() -> None:

@@ -128,18 +128,21 @@ def test_a_bad_adapter_costs_its_own_requests_alone_and_is_told_before_anything_
     for reason in reasons:
         assert output.index(f"loop: {reason}") < output.index("loop: no decode steps, 1 adapters fail: adapter 'large'")
     points = pd.read_csv(folder / "points.csv").set_index("arm")
-    assert points["num_requests"].to_dict() == {"none": 6, "loop": 3}
+    assert points["num_requests"].to_dict() == {"none": 6, "loop": 6}
+    assert points["num_completed"].to_dict() == {"none": 6, "loop": 3}
     record = json.loads((folder / "points" / points["point"]["loop"] / "point.json").read_text())
     page = Page(folder / "report.html")
-    for (reason, count), (told, number) in zip(reasons.items(), record["trace"]["dropped"].items(), strict=True):
+    for (reason, count), (told, number) in zip(reasons.items(), record["trace"]["refused"].items(), strict=True):
         assert told.startswith(reason)
         assert number == count
-        assert f"{count} requests dropped: {told}" in output
-        assert f"loop: {count} requests of each point were dropped: {told}" in page.text
+        assert f"{count} requests refused: {told}" in output
+        assert (
+            f"loop: {count} requests of each point were refused, and count as offered and not met: {told}" in page.text
+        )
     assert [row[0] for row in page.table("4 ÷ 1")] == ["none"]
 
 
-def test_requests_for_an_adapter_with_nan_are_dropped(cli, smallest, tmp_path):
+def test_requests_for_an_adapter_with_nan_are_refused(cli, smallest, tmp_path):
     options = saved_options(tmp_path, "good", "nan", "good")
     save(tmp_path / "mine", "nan")
     path = tmp_path / "mine/nan/adapter_model.safetensors"
@@ -149,7 +152,7 @@ def test_requests_for_an_adapter_with_nan_are_dropped(cli, smallest, tmp_path):
     save_file(tensors, path)
     code, output = cli("experiment=multi_lora", *smallest, *SMALL, *options, "batch_sizes=[]", "~arms.none")
     assert code == 0, output
-    assert f"1 requests dropped: adapter 'nan': '{name}' has values that are NaN or infinite" in output
+    assert f"1 requests refused: adapter 'nan': '{name}' has values that are NaN or infinite" in output
     assert pd.read_csv(tmp_path / "outputs/multi_lora/points.csv")["num_completed"].tolist() == [2]
 
 
@@ -157,7 +160,7 @@ def test_an_arm_of_which_no_request_is_left_fails_by_name(cli, smallest, tmp_pat
     options = saved_options(tmp_path, "gone", "large")
     code, output = cli("experiment=multi_lora", *smallest, *SMALL, *options, "batch_sizes=[]")
     assert code == 1
-    assert "no request is left, since no adapter of theirs can be served: there is no adapter 'gone'" in output
+    assert "none of 2 requests can be served: there is no adapter 'gone'" in output
     assert "; adapter 'large' has rank 16" in output
     assert pd.read_csv(tmp_path / "outputs/multi_lora/points.csv")["arm"].tolist() == ["none"]
 
