@@ -32,11 +32,14 @@ def find(study: Study, points: pd.DataFrame) -> Findings:
 def differences(points: pd.DataFrame) -> pd.DataFrame:
     """Per rate, the virtual clock's numbers relative to the wall clock's, as medians over the seeds both have."""
     rows = []
-    for rate, group in points.groupby("rate"):
+    for _, group in points.groupby("rate"):
         by_seed = group.pivot_table(index="seed", columns="arm", values=list(COMPARED))
         if {"virtual", "wall"} <= set(group["arm"]):
             ratios = {
                 metric: (by_seed[metric]["virtual"] / by_seed[metric]["wall"]).median() - 1 for metric in COMPARED
             }
-            rows.append({"rate (req/s)": rate} | {metric: f"{ratio:+.1%}" for metric, ratio in ratios.items()})
+            rows.append(
+                {"rate (req/s)": group["offered_rate"].mean()}
+                | {metric: f"{ratio:+.1%}" for metric, ratio in ratios.items()}
+            )
     return pd.DataFrame(rows, columns=["rate (req/s)", *COMPARED])

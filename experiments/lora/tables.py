@@ -9,6 +9,7 @@ from framework.build import ChangeModel
 from framework.lora.segmented import Segmented
 from framework.lora.service import service_of
 from framework.measure.fairness import adapter_table, fairness
+from framework.measure.rates import offered_at
 from framework.report.tables import rate_title, shown_rates
 from framework.study.sweep import Study
 
@@ -38,7 +39,7 @@ def adapter_rows(study: Study, points: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for point in points.to_dict("records"):
         requests = pd.read_parquet(study.folder(point["point"]) / "requests.parquet")
-        parts.append(adapter_table(requests).assign(**{name: point[name] for name in KEY}))
+        parts.append(adapter_table(requests).assign(**{name: point[name] for name in (*KEY, "offered_rate")}))
     adapters = pd.concat(parts, ignore_index=True)
     return adapters[[*KEY, *adapters.columns.drop(KEY)]]
 
@@ -49,18 +50,23 @@ def adapter_tables(adapters: pd.DataFrame) -> dict[str, pd.DataFrame]:
     at_highest = adapters[(adapters["rate"] == highest) & (adapters["seed"] == adapters["seed"].min())]
     return {
         FAIRNESS: fairness_table(adapters),
-        f"The {NUM_SHOWN} most requested adapters, {rate_title(highest)}": most_requested(at_highest),
+        f"The {NUM_SHOWN} most requested adapters, {rate_title(offered_at(adapters, highest))}": most_requested(
+            at_highest
+        ),
     }
 
 
 def fairness_table(adapters: pd.DataFrame) -> pd.DataFrame:
     """One row per arm and rate; of several seeds, the mean."""
-    rows = [dict(zip(KEY, key, strict=True)) | fairness(rows) for key, rows in adapters.groupby(KEY, sort=False)]
+    rows = [
+        dict(zip(KEY, key, strict=True)) | {"offered_rate": rows["offered_rate"].iloc[0]} | fairness(rows)
+        for key, rows in adapters.groupby(KEY, sort=False)
+    ]
     means = pd.DataFrame(rows).groupby(["arm", "rate"], sort=False, as_index=False).mean()
     return pd.DataFrame(
         {
             "arm": means["arm"],
-            "rate (req/s)": shown_rates(means["rate"]),
+            "rate (req/s)": shown_rates(means["offered_rate"]),
             "adapters": means["num_adapters"],
             "Jain's index": means["jain_index"],
             "max ÷ min": means["max_min_ratio"],

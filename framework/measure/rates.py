@@ -1,4 +1,7 @@
-"""Points over arrival rates: means over seeds, saturation and capacity."""
+"""Points over arrival rates: means over seeds, saturation and capacity.
+
+Points belong together by the `rate` that was asked for; what is said of them is of the `offered_rate`.
+"""
 
 import pandas as pd
 
@@ -24,20 +27,25 @@ def saturation(points: pd.DataFrame) -> dict[str, float]:
 
 
 def capacity(points: pd.DataFrame, target: float = TARGET_ATTAINMENT) -> dict[str, float]:
-    """Per arm, the highest rate (1/s) whose mean attainment over seeds is at least `target`; NaN if none reaches it.
+    """Per arm, the highest offered rate (1/s) whose mean attainment over seeds is at least `target`; NaN if none is.
 
     A rate that saturates the arm does not count: there the attainment falls with the length of the trace. Nor does one
     without a verdict.
     """
     rates = over_rates(points)
-    met = rates[~is_saturated(rates) & (rates["slo_attainment"] >= target)].groupby("arm")["rate"].max()
+    met = rates[~is_saturated(rates) & (rates["slo_attainment"] >= target)].groupby("arm")["offered_rate"].max()
     return {str(arm): float(met.get(arm, float("nan"))) for arm in points["arm"].unique()}
 
 
 def over_rates(points: pd.DataFrame) -> pd.DataFrame:
     """One row per (arm, rate), with what tells capacity and saturation: means over seeds, and the fewest requests."""
-    columns = {"slo_attainment": "mean", "waiting_growth": "mean", "sustained_throughput": "mean"}
-    return points.groupby(["arm", "rate"], sort=False, as_index=False).agg(columns | {"num_completed": "min"})
+    means = dict.fromkeys(("offered_rate", "slo_attainment", "waiting_growth", "sustained_throughput"), "mean")
+    return points.groupby(["arm", "rate"], sort=False, as_index=False).agg(means | {"num_completed": "min"})
+
+
+def offered_at(points: pd.DataFrame, rate: float) -> float:
+    """What was offered (1/s) where `rate` was asked for: the mean over arms and seeds."""
+    return float(points.loc[points["rate"] == rate, "offered_rate"].mean())
 
 
 def aggregate(points: pd.DataFrame) -> pd.DataFrame:

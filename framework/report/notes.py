@@ -15,12 +15,15 @@ from framework.measure.rates import (
     over_rates,
     saturation,
 )
+from framework.report.tables import rate_title, short
 from framework.study.points import load_record
 from framework.study.records import PointRecord
 from framework.study.sweep import Study
 
 TOO_SHORT = "above what it served, as in so short a replay waiting does not show (raise trace.num_requests)"
 SATURATED = "saturated, served at most {:.3g} req/s (middle 80% of completions)"
+
+MAX_OFF = 0.02  # of an asked rate; arrivals further off are told
 
 Records = dict[Path, PointRecord]  # by the folder of the point
 
@@ -32,9 +35,25 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
         folders = [study.folder(point) for point in rows["point"]]
         records = {folder: record for folder in folders if (record := load_record(folder))}
         merged = service_of(study.arms[str(arm)].lora).merged
-        for note in (*left_out_notes(records), *unserved_notes(records, merged), *memory_notes(records)):
+        for note in (
+            *offered_notes(rows),
+            *left_out_notes(records),
+            *unserved_notes(records, merged),
+            *memory_notes(records),
+        ):
             arms_of.setdefault(note, []).append(str(arm))
     return [f"{', '.join(arms)}: {note}" for note, arms in arms_of.items()]
+
+
+def offered_notes(points: pd.DataFrame) -> Iterator[str]:
+    """One sentence if arrivals were more than 2% off a rate that was asked for, as those of thinned traces may be."""
+    is_off = (points["offered_rate"] / points["rate"] - 1).abs() > MAX_OFF
+    parts = []
+    for rate, group in points[points["rate"].isin(points["rate"][is_off])].groupby("rate"):
+        low, high = (rate_title(offered) for offered in (group["offered_rate"].min(), group["offered_rate"].max()))
+        parts.append(f"{low if low == high else f'{low} to {high}'} where {rate:g} were asked for")
+    if parts:
+        yield f"the trace offers {', '.join(parts)}; tables, axes and capacity have what was offered"
 
 
 def left_out_notes(records: Records) -> Iterator[str]:
@@ -88,7 +107,7 @@ def limits(study: Study, points: pd.DataFrame) -> list[str]:
         is_known = most[arm] == most[arm]
         parts = [SATURATED.format(most[arm]) if is_known else "not saturated at any rate"]
         if study.slo and points["rate"].max() < inf:
-            rate = f"{capacities[arm]:g} req/s" if capacities[arm] == capacities[arm] else "below every rate here"
+            rate = f"{short(capacities[arm])} req/s" if capacities[arm] == capacities[arm] else "below every rate here"
             parts.append(f"capacity with {TARGET_ATTAINMENT:.0%} of requests within {slos}: {rate}")
             if capacities[arm] > most[arm]:
                 parts.append(TOO_SHORT)

@@ -1,5 +1,6 @@
 """Figures of a sweep: latency over rate and throughput, attainment, timelines, distributions."""
 
+from math import inf
 from typing import Any
 
 import matplotlib as mpl
@@ -9,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from framework.measure.rates import TARGET_ATTAINMENT, aggregate, capacity, saturation
+from framework.measure.rates import TARGET_ATTAINMENT, aggregate, capacity, offered_at, saturation
 from framework.report.plots import (
     COLUMN_WIDTH,
     GREY,
@@ -22,15 +23,15 @@ from framework.report.plots import (
     label_log_axis,
     styled,
 )
-from framework.report.tables import rate_title
+from framework.report.tables import rate_title, short
 from framework.study.sweep import Study, read_tables, representative_points
 
 CAPTIONS = {
-    "latency_rate": "Mean normalized latency, TTFT and TPOT over the arrival rate, one curve per arm. Dotted: the most "
+    "latency_rate": "Mean normalized latency, TTFT and TPOT over the offered rate, one curve per arm. Dotted: the most "
     "that the arm served.",
     "throughput_latency": "Mean normalized latency over output throughput, one curve per arm, one marker per rate. "
     "A ring: the last rate below saturation.",
-    "attainment_rate": "Requests within the SLOs over the arrival rate. Horizontal: the target; vertical: the capacity "
+    "attainment_rate": "Requests within the SLOs over the offered rate. Horizontal: the target; vertical: the capacity "
     "of each arm. A ring: the last rate below saturation; beyond it no rate is a capacity.",
     "timeline": "The first requests of each arm, one bar per request: waiting, prefill, decode.",
     "batch_and_cache": "Sequences per step that decodes, and KV blocks in use, over time, one curve per arm.",
@@ -46,7 +47,7 @@ def sweep_figures(study: Study, points: pd.DataFrame) -> dict[str, Drawn]:
     too_much = summary["rate"][summary["is_saturated"]]
     rate = too_much.min() if len(too_much) else points["rate"].max()
     requests = read_tables(representative_points(study, points, rate), "requests.parquet")
-    timelines = captioned({"timeline": timeline(requests, rate_title(rate))})
+    timelines = captioned({"timeline": timeline(requests, rate_title(offered_at(points, rate)))})
     return rate_figures(study, points) | timelines | cache_figure(study, points, rate)
 
 
@@ -67,7 +68,7 @@ def rate_figures(study: Study, points: pd.DataFrame) -> dict[str, Drawn]:
 def cache_figure(study: Study, points: pd.DataFrame, rate: float) -> dict[str, Drawn]:
     """The batch and the KV cache over time, at `rate` (requests/s)."""
     steps = read_tables(representative_points(study, points, rate), "steps.parquet")
-    return captioned({"batch_and_cache": batch_and_cache(steps, rate_title(rate))})
+    return captioned({"batch_and_cache": batch_and_cache(steps, rate_title(offered_at(points, rate)))})
 
 
 def cdf_figure(study: Study, points: pd.DataFrame, rate: float) -> dict[str, Drawn]:
@@ -117,7 +118,7 @@ def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> F
         for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
             for line, metric in zip(LINES, metrics, strict=False):
                 axes.errorbar(
-                    rows["rate"],
+                    rows["offered_rate"],
                     1e3 * rows[metric],
                     yerr=errors(rows, metric, 1e3),
                     linestyle=line,
@@ -126,7 +127,7 @@ def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> F
                 )
             axes.axvline(saturation_rates[str(arm)], color=arm_colour(index), linestyle=":", linewidth=1)
         axes.set(title=title, xlabel="arrival rate (requests/s)", ylabel="ms", xscale="log")
-        label_rates(axes, summary["rate"])
+        label_rates(axes, summary["offered_rate"])
     for axes in figure.axes[:2]:
         if (summary[["normalized_latency_mean", "ttft_p50"]] > 0).all(axis=None):
             axes.set_yscale("log")
@@ -151,19 +152,19 @@ def attainment_rate(summary: pd.DataFrame, capacities: dict[str, float], target:
     for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
         colour, shares = arm_colour(index), 100 * rows["slo_attainment"]
         axes.errorbar(
-            rows["rate"],
+            rows["offered_rate"],
             shares,
             yerr=errors(rows, "slo_attainment", 100),
             **arm_style(index),
             label=arm,
         )
         if rows["is_saturated"].any():
-            mark_saturation(axes, rows, rows["rate"], shares, colour)
+            mark_saturation(axes, rows, rows["offered_rate"], shares, colour)
         dashes = (4 * index, (4, 4 * max(1, len(capacities) - 1)))  # equal capacities take turns along one line
         axes.axvline(capacities[str(arm)], color=colour, linestyle=dashes, linewidth=1)
     axes.axhline(100 * target, color=GREY, linestyle=LINES[1], linewidth=0.8)
     axes.set(xlabel="arrival rate (requests/s)", ylabel="requests within the SLOs (%)", xscale="log", ylim=(0, 105))
-    label_rates(axes, summary["rate"])
+    label_rates(axes, summary["offered_rate"])
     add_legend(figure, axes, ring=bool(summary["is_saturated"].any()))
     return figure
 
@@ -233,9 +234,9 @@ def add_legend(figure: Figure, axes: Axes, ring: bool) -> None:
 
 def label_rates(axes: Axes, rates: pd.Series) -> None:
     """Tick the rates themselves; thin them out where they would overlap."""
-    values = sorted(set(rates))
-    shown = values[:: max(1, -(-len(values) // 7))]
-    axes.set_xticks(shown, [f"{rate:g}" for rate in shown])
+    values = {short(rate): rate for rate in sorted(rates) if rate < inf}
+    shown = list(values)[:: max(1, -(-len(values) // 7))]
+    axes.set_xticks([values[label] for label in shown], shown)
     axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
 
 

@@ -97,7 +97,7 @@ def shown_metrics(summary: pd.DataFrame, is_narrow: bool) -> pd.DataFrame:
     columns = {column: (metric.header(column, is_narrow), metric.unit.scale) for column, metric in metrics.items()}
     bare = [column for column in SHOWN if is_narrow and metrics[column].unit is not MILLISECONDS]
     shown = in_units(summary.drop(columns=[f"{column}{end}" for column in bare for end in ("_low", "_high")]), columns)
-    return pd.DataFrame({"arm": summary["arm"], "rate (req/s)": shown_rates(summary["rate"])}).join(shown)
+    return pd.DataFrame({"arm": summary["arm"], "rate (req/s)": shown_rates(summary["offered_rate"])}).join(shown)
 
 
 def shown_rates(rates: "pd.Series[float]") -> "pd.Series[float | str]":
@@ -105,4 +105,4 @@ def shown_rates(rates: "pd.Series[float]") -> "pd.Series[float | str]":
 
 
 def rate_title(rate: float) -> str:
-    return "all at once" if rate == inf else f"{rate:g} requests/s"
+    return "all at once" if rate == inf else f"{short(rate)} requests/s"

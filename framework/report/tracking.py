@@ -50,7 +50,7 @@ def track_wandb(
             run.define_metric("arrival_rate")
             run.define_metric("*", step_metric="arrival_rate")
             for row in rows.sort_values(["rate", "seed"]).to_dict("records"):
-                run.log({"arrival_rate": row["rate"]} | numbers(row))
+                run.log({"arrival_rate": row["offered_rate"]} | numbers(row))
     with start_run(output_dir, name="summary", job_type="summary", **shared) as run:
         run.log({path.stem: wandb.Image(str(path)) for path in figures if path.suffix == ".png"})
         run.log({"points": wandb.Table(dataframe=points)})

@@ -52,7 +52,7 @@ def replay_point(point: Point, arm: Arm, engines: EngineCache, progress: SweepPr
     served = replay(TraceSource(requests), servers, arm.router(servers), arm.clock)
     steps = sorted((step for server in servers for step in server.steps), key=attrgetter("start_time"))
     offered = request_table(with_refused(served, trace.requests, refused), refused)
-    return ReplayedPoint(offered, step_table(steps), engine_record(engine), trace_record(trace, refused))
+    return ReplayedPoint(offered, step_table(steps), engine_record(engine), trace_record(trace, refused, point.rate))
 
 
 def refusals(requests: list[Request], engine: Engine, scheduler: Scheduler) -> dict[int, str]:
@@ -102,11 +102,18 @@ def engine_record(engine: Engine) -> EngineRecord:
     }
 
 
-def trace_record(trace: Trace, refused: dict[int, str]) -> TraceRecord:
-    span = trace.requests[-1].arrival_time - trace.requests[0].arrival_time
+def trace_record(trace: Trace, refused: dict[int, str], rate: float | None) -> TraceRecord:
     return {
         "num_requests": len(trace.requests),
         "dropped": trace.dropped,
         "refused": counts(refused),
-        "offered_rate": (len(trace.requests) - 1) / span if span > 0 else math.inf,
+        "offered_rate": offered_rate(trace, rate),
     }
+
+
+def offered_rate(trace: Trace, rate: float | None) -> float:
+    """What the arrivals really were (1/s), infinite if all come at once; a single one has the rate asked for."""
+    if len(trace.requests) == 1 and rate is not None:
+        return rate
+    span = trace.requests[-1].arrival_time - trace.requests[0].arrival_time
+    return (len(trace.requests) - 1) / span if span > 0 else math.inf

@@ -21,10 +21,10 @@ def test_both_clocks_are_compared_on_the_page(cli, smallest, tmp_path):
 
 def test_the_differences_are_medians_over_the_seeds_that_both_clocks_have():
     rows = [
-        {"rate": 8.0, "arm": arm, "seed": seed} | dict.fromkeys(COMPARED, value)
+        {"rate": 8.0, "offered_rate": 8.0, "arm": arm, "seed": seed} | dict.fromkeys(COMPARED, value)
         for arm, values in {"virtual": [1.1, 1.3, 0.9, 9.0], "wall": [1.0, 1.0, 1.0]}.items()
         for seed, value in enumerate(values)
     ]
-    alone = [{"rate": 4.0, "arm": "wall", "seed": 0} | dict.fromkeys(COMPARED, 1.0)]
+    alone = [{"rate": 4.0, "offered_rate": 4.0, "arm": "wall", "seed": 0} | dict.fromkeys(COMPARED, 1.0)]
     table = differences(pd.DataFrame(rows + alone))
     assert table.to_numpy().tolist() == [[8.0, *["+10.0%"] * len(COMPARED)]]

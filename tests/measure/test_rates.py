@@ -12,7 +12,7 @@ from framework.measure.metrics import (
     sustained_throughput,
     waiting_growth,
 )
-from framework.measure.rates import MAX_GROWTH, MIN_REQUESTS, aggregate, capacity, saturation
+from framework.measure.rates import MAX_GROWTH, MIN_REQUESTS, aggregate, capacity, offered_at, saturation
 
 
 def points(rows):
@@ -73,8 +73,17 @@ def test_the_faster_arm_never_gets_the_lower_capacity(num_seats):
             for arm, speed in (("slow", 1.0), ("fast", 1.5)):
                 requests = queue(gaps.cumsum() / rate, duration / speed, num_seats)
                 growth, met = waiting_growth(requests), (requests["scheduled_time"] - requests["arrival_time"] < 2.0)
-                rows.append([arm, rate, 0, met.mean(), growth, 1.0, MIN_REQUESTS])
-        columns = ["arm", "rate", "seed", "slo_attainment", "waiting_growth", "sustained_throughput", "num_completed"]
+                rows.append([arm, rate, rate, 0, met.mean(), growth, 1.0, MIN_REQUESTS])
+        columns = [
+            "arm",
+            "rate",
+            "offered_rate",
+            "seed",
+            "slo_attainment",
+            "waiting_growth",
+            "sustained_throughput",
+            "num_completed",
+        ]
         capacities = capacity(pd.DataFrame(rows, columns=columns))
         assert capacities["fast"] >= capacities["slow"]
 
@@ -88,6 +97,14 @@ def test_capacity_and_saturation():
     assert capacity(table, 0.4)["a"] == 2.0  # at 4.0 it is saturated: the attainment would fall with a longer trace
     assert saturation(table)["a"] == 2.5
     assert saturation(table)["b"] == 0.5
+
+
+def test_capacity_is_a_rate_that_was_offered_not_the_one_that_was_asked_for():
+    table = points([("a", 10.0, 0, 1.0, 10.0), ("a", 10.0, 1, 1.0, 10.0), ("a", 40.0, 0, 0.2, 11.0)])
+    table["offered_rate"] = [8.0, 9.0, 60.0]
+    assert capacity(table)["a"] == 8.5
+    assert aggregate(table)["offered_rate"].tolist() == [8.5, 60.0]
+    assert offered_at(table, 10.0) == 8.5
 
 
 def test_few_requests_have_no_verdict_unless_all_come_at_once():

@@ -1,11 +1,12 @@
 """Notes on requests dropped, refused or served without their adapter, and on memory: numbers, and which arms."""
 
+import math
 from functools import partial
 from types import SimpleNamespace
 
 import pandas as pd
 
-from framework.report.notes import left_out_notes, limits, memory_notes, service_notes, unserved_notes
+from framework.report.notes import left_out_notes, limits, memory_notes, offered_notes, service_notes, unserved_notes
 from framework.trace.files import read_table
 from framework.trace.recorded import recorded
 
@@ -60,17 +61,28 @@ def test_arms_share_a_note_that_is_true_of_both(study, tmp_path):
 
 
 def test_a_capacity_above_what_the_arm_served_is_said_to_be_of_a_short_replay():
-    columns = ["arm", "rate", "slo_attainment", "waiting_growth", "sustained_throughput", "num_completed"]
+    columns = ["arm", "rate", "offered_rate", "slo_attainment", "waiting_growth", "sustained_throughput"]
     points = pd.DataFrame(
         [
-            ("short", 48.0, 0.95, 0.05, 30.0, 64),
-            ("short", 96.0, 0.5, 1.0, 42.0, 64),
-            ("long", 24.0, 1.0, 0.0, 24.0, 640),
-            ("long", 96.0, 0.5, 1.0, 42.0, 640),
+            ("short", 48.0, 48.0, 0.95, 0.05, 30.0),
+            ("short", 96.0, 96.0, 0.5, 1.0, 42.0),
+            ("long", 24.0, 24.0, 1.0, 0.0, 24.0),
+            ("long", 96.0, 96.0, 0.5, 1.0, 42.0),
         ],
         columns=columns,
-    )
+    ).assign(num_completed=64)
     short, long = limits(SimpleNamespace(slo={"ttft": 0.5}), points)
     assert "served at most 42 req/s" in short
     assert "48 req/s; above what it served" in short
     assert long.endswith("within TTFT ≤ 500 ms: 24 req/s")
+
+
+def test_arrivals_that_are_off_the_rate_asked_for_are_told():
+    points = pd.DataFrame(
+        [(10.0, 10.1), (20.0, 20.1), (20.0, 18.0), (40.0, 44.0), (math.inf, math.inf)], columns=["rate", "offered_rate"]
+    )
+    (note,) = offered_notes(points)
+    assert "18 requests/s to 20.1 requests/s where 20 were" in note
+    assert "44 requests/s where 40 were" in note
+    assert " 10 " not in note
+    assert list(offered_notes(points[points["rate"] != 20][:1])) == []

@@ -26,7 +26,7 @@ def test_figures_take_any_number_of_arms(study):
     curves = latency_rate(summary, rates).axes[0].containers
     assert len(curves) == 12
     line = curves[0].lines[0]
-    assert line.get_xdata().tolist() == [1.0, 100.0]
+    assert line.get_xdata().tolist() == pytest.approx([1.0, 100.0])
     shown = summary[summary["arm"] == "arm0"]["normalized_latency_mean"] * 1e3
     assert line.get_ydata().tolist() == pytest.approx(shown.tolist())
 

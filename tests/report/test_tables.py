@@ -12,7 +12,7 @@ from framework.report.tables import in_units, overview, print_frame, print_overv
 
 def test_the_table_has_units_and_intervals():
     names = [*metric_names(), *(f"{name}{end}" for name in metric_names() for end in ("_low", "_high"))]
-    row = dict.fromkeys(names, 0.25) | {"arm": "a", "rate": 2.0, "ttft_p50_low": float("nan")}
+    row = dict.fromkeys(names, 0.25) | {"arm": "a", "offered_rate": 2.0, "ttft_p50_low": float("nan")}
     console = Console(file=io.StringIO(), width=140)
     print_overview(console, pd.DataFrame([row]), title="study")
     output = console.file.getvalue()
@@ -22,8 +22,9 @@ def test_the_table_has_units_and_intervals():
 
 def test_a_page_shows_metrics_in_their_units_with_their_intervals():
     columns = [*metric_names(), *(f"steady_{name}" for name in metric_names())]
-    key = {"arm": "a", "seed": 0, "offered_rate": 2.0, "num_requests": 48, "waiting_growth": 0.0}
-    points = pd.DataFrame([dict.fromkeys(columns, 0.25) | key | {"rate": rate} for rate in (2.0, float("inf"))])
+    key = {"arm": "a", "seed": 0, "num_completed": 48, "waiting_growth": 0.0}
+    rates = [{"rate": rate, "offered_rate": rate} for rate in (2.0, float("inf"))]
+    points = pd.DataFrame([dict.fromkeys(columns, 0.25) | key | rate for rate in rates])
     table = overview(points.assign(sustained_throughput=1.0, ttft_p50_low=0.125, ttft_p50_high=0.5))
     assert table["rate (req/s)"].tolist() == [2.0, "at once"]
     ttft = table[["TTFT P50 (ms)", "TTFT P50 (ms)_low", "TTFT P50 (ms)_high"]]
@@ -36,7 +37,8 @@ def test_an_arm_has_its_name_on_one_line(width):
     arm = "continuous+float+segmented"
     names = [*metric_names(), *(f"{name}{end}" for name in metric_names() for end in ("_low", "_high"))]
     console = Console(file=io.StringIO(), width=width)
-    print_overview(console, pd.DataFrame([dict.fromkeys(names, 12.345) | {"arm": arm, "rate": 2.0}]), title="study")
+    summary = pd.DataFrame([dict.fromkeys(names, 12.345) | {"arm": arm, "offered_rate": 2.0}])
+    print_overview(console, summary, title="study")
     numbers = {f"column {index} has a long name": [1234567.0] for index in range(8)}
     print_frame(console, pd.DataFrame({"arm": [arm], **numbers}), "table")
     output = console.file.getvalue()

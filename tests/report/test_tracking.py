@@ -15,8 +15,8 @@ from framework.report.tracking import wandb_tracker
 
 POINTS = pd.DataFrame(
     [("a", 2.0, 0, 20.5), ("a", 1.0, 0, 10.5), ("b", 1.0, 0, 11.5)],
-    columns=["arm", "rate", "seed", "output_throughput"],
-)
+    columns=["arm", "offered_rate", "seed", "output_throughput"],
+).assign(rate=lambda points: points["offered_rate"])
 
 
 def track(folder: Path) -> None:

@@ -61,7 +61,8 @@ def test_an_arm_that_fails_leaves_the_others_and_no_bars(cli, smallest, tmp_path
 def make_points(outputs):
     """Of each arm, a throughput per seed at the higher rate, where only the arms with `x` keep up."""
     rows = [{"arm": arm, "rate": rate, "seed": seed, "output_throughput": value * rate, "sustained_throughput": 0.5,
-             "waiting_growth": float(rate == 1 and "x" not in arm), "num_requests": 100, "slo_attainment": 1.0}
+             "waiting_growth": float(rate == 1 and "x" not in arm), "num_completed": 100, "slo_attainment": 1.0,
+             "offered_rate": rate}
             for arm, values in outputs.items() for seed, value in enumerate(values) for rate in (0.5, 1.0)]  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -213,7 +213,13 @@ def test_gpt2s_bytes_are_the_lessons():
 def test_a_ring_is_around_the_last_rate_below_saturation_of_each_arm_that_saturates():
     arms = {"slow": (80.0, [False, True]), "quick": (100.0, [False, False])}
     summary = pd.DataFrame(
-        {"arm": arm, "rate": rate, "slo_attainment": share / rate / 100, "is_saturated": saturated}
+        {
+            "arm": arm,
+            "rate": rate,
+            "offered_rate": rate,
+            "slo_attainment": share / rate / 100,
+            "is_saturated": saturated,
+        }
         for arm, (share, is_saturated) in arms.items()
         for rate, saturated in zip((1.0, 2.0), is_saturated, strict=True)
     ).assign(slo_attainment_low=float("nan"), slo_attainment_high=float("nan"))
