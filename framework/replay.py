@@ -63,7 +63,7 @@ class Server:
             if len(self.in_flight) > (self.engine.num_steps_ahead if batch else 0):
                 yield from self.finish(env)
             elif batch is None:
-                yield self.bell_or_alarm(env)
+                yield self.sleep(env)
 
     def launch(self, now: float) -> Batch | None:
         self.watch.start(self.in_flight)
@@ -80,8 +80,8 @@ class Server:
         """Wait for the tokens of the oldest step, let its time pass, and hand the tokens out."""
         batch, schedule_elapsed = self.in_flight.popleft()
         result = self.engine.collect()
-        step = self.describe(env.now, self.watch.charge(result), batch, schedule_elapsed, result)
-        charge_adapter_waits(batch, result)
+        step = self.describe(env.now, self.watch.elapsed(result), batch, schedule_elapsed, result)
+        note_adapter_waits(batch, result)
         yield env.timeout(self.charge(step.elapsed))
         self.watch.start(self.in_flight)
         step.num_output_tokens = self.scheduler.postprocess(batch, result.token_ids, env.now)
@@ -128,8 +128,8 @@ class Server:
         if self.on_step is not None:
             self.on_step(step)
 
-    def bell_or_alarm(self, env: simpy.Environment) -> simpy.Event:
-        """What wakes an idle server: a sequence that arrives, or the alarm that its scheduler has set."""
+    def sleep(self, env: simpy.Environment) -> simpy.Event:
+        """Until a sequence arrives or the scheduler's alarm goes off; without an alarm, the world may be over now."""
         wake_time = self.scheduler.wake_time
         if wake_time == inf:
             self.is_asleep = True
@@ -263,7 +263,7 @@ def check_several(num_servers: int, engine: Engine, clock: Clock) -> None:
         )
 
 
-def charge_adapter_waits(batch: Batch, result: StepResult) -> None:
+def note_adapter_waits(batch: Batch, result: StepResult) -> None:
     """Tell each sequence how long its adapter kept the step waiting."""
     if result.adapter_waits:
         for sequence in batch.sequences:

@@ -19,7 +19,7 @@ class Watch(Protocol):
     def leave_out(self, work: Callable[[], None]) -> None:
         """Do work that another machine would do, such as making a prompt: it is not charged."""
 
-    def charge(self, result: StepResult) -> float:
+    def elapsed(self, result: StepResult) -> float:
         """What is to be charged for a step whose tokens have just come."""
 
 
@@ -56,7 +56,7 @@ class Stopwatch:
         work()
         self.left_out += self.timer() - started
 
-    def charge(self, result: StepResult) -> float:
+    def elapsed(self, result: StepResult) -> float:
         """Seconds that are to be charged for a step whose tokens have just come."""
         before, self.charged_until = self.charged_until, self.timer()
         self.lap_start, elapsed = self.charged_until, self.charged_until - before
@@ -76,5 +76,5 @@ class NoStopwatch:
     def leave_out(self, work: Callable[[], None]) -> None:
         work()
 
-    def charge(self, result: StepResult) -> float:
+    def elapsed(self, result: StepResult) -> float:
         return result.elapsed

@@ -19,23 +19,23 @@ def test_idle_time_is_not_charged():
     watch = watch_at(0.0, 5.0, 5.25, 6.0)
     watch.start(deque())  # at 5 s: nothing is in flight
     assert watch.lap() == 0.25  # the schedule
-    assert watch.charge(RESULT) == 1.0  # schedule and step
+    assert watch.elapsed(RESULT) == 1.0  # schedule and step
 
 
 def test_while_a_step_is_in_flight_every_moment_is_charged_once():
     watch = watch_at(0.0, 1.0, 2.0, 2.5, 3.0, 3.25, 4.5)
     watch.start(deque())  # at 1 s
-    assert watch.charge(RESULT) == 1.0  # the first step's tokens at 2 s
+    assert watch.elapsed(RESULT) == 1.0  # the first step's tokens at 2 s
     watch.start(IN_FLIGHT)  # at 2.5 s, the second step runs
     assert watch.lap() == 0.5
     assert watch.lap() == 0.25
-    assert watch.charge(RESULT) == 2.5  # until 4.5 s, since the tokens before
+    assert watch.elapsed(RESULT) == 2.5  # until 4.5 s, since the tokens before
 
 
 def test_a_lap_begins_where_the_charge_ended():
     watch = watch_at(0.0, 1.0, 2.0, 2.125)
     watch.start(deque())
-    watch.charge(RESULT)
+    watch.elapsed(RESULT)
     assert watch.lap() == 0.125  # the update
 
 
@@ -44,8 +44,8 @@ def test_what_is_left_out_is_not_charged_but_as_far_as_the_device_needed_the_tim
         watch = watch_at(0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
         watch.start(deque())  # at 1 s
         watch.leave_out(lambda: None)  # from 2 to 3 s
-        assert watch.charge(StepResult([1], elapsed=0.0, device=device)) == charged  # of the 3 s until 4 s
-        assert watch.charge(RESULT) == 1.0  # until 5 s: nothing of it was left out
+        assert watch.elapsed(StepResult([1], elapsed=0.0, device=device)) == charged  # of the 3 s until 4 s
+        assert watch.elapsed(RESULT) == 1.0  # until 5 s: nothing of it was left out
 
 
 def test_an_engine_that_measures_nothing_says_itself_what_a_step_takes():
@@ -53,8 +53,8 @@ def test_an_engine_that_measures_nothing_says_itself_what_a_step_takes():
     watch = make_watch(engine)
     assert isinstance(watch, NoStopwatch)
     watch.start(IN_FLIGHT)
-    assert (watch.lap(), watch.charge(RESULT)) == (0.0, 9.0)
+    assert (watch.lap(), watch.elapsed(RESULT)) == (0.0, 9.0)
     engine.timer = iter([1.0, 3.0, 4.0]).__next__
     watch = make_watch(engine)
     watch.start(deque())
-    assert watch.charge(RESULT) == 1.0
+    assert watch.elapsed(RESULT) == 1.0

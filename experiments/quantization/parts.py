@@ -100,7 +100,7 @@ class Session(Place):
     def load(self, arm: str) -> Decoder:
         return self.arms[arm].load_model(self.device)
 
-    def finish(self) -> None:
+    def conclude(self) -> None:
         """Name what was written; StudyError with every failure."""
         for path in self.written:
             self.say(f"wrote {path}")

@@ -79,7 +79,7 @@ def run(
     session.write_json("quantization.json", {**record, **settings})
     models = measure_models(session, held_out)
     if models.empty:
-        session.finish()
+        session.conclude()
     engines, cases = measure_engines(session, memory_bytes, steps, start)
     study = serve(session, {arm: within(variants[arm], memory_bytes) for arm in serving}, sweep)
     notes = [] if reference is None else footprint_notes(models, **reference)
@@ -91,7 +91,7 @@ def run(
     else:
         finish_sweep(study, "quantization", partial(find_serving, study, parts, engines, memory_bytes))
         session.adopt(study)
-    session.finish()
+    session.conclude()
 
 
 def find_serving(
