@@ -1,9 +1,20 @@
-"""How many CPU threads PyTorch may be given."""
+"""What a value in a config may be, and how a message shows one."""
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
+MAX_SHOWN = 80  # characters of a value in a message
 MAX_THREADS = 1024  # PyTorch hangs or crashes with many thousands
+
+
+def shown(value: Any) -> str:
+    """`value` as a message shows it: its repr, of which at most 80 characters are kept."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a deeply nested {type(value).__name__}"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 
 def check_threads(name: str, num_threads: int | None) -> None:

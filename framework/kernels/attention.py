@@ -6,6 +6,7 @@ Sequences with equally many new tokens share one scaled_dot_product_attention ca
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypedDict, Unpack
 
@@ -52,9 +53,12 @@ class Attention(Protocol):
         qkv: Tensor,
         rope: Tensor | None,
         cache: LayerCache | None,
+        window: int | None,
         **heads: Unpack[Heads],
     ) -> Tensor:
-        """Norm and turn q and k, write k and v to the cache, attend causally to each sequence's whole context.
+        """Norm and turn q and k, write k and v to the cache, attend causally to each sequence's context.
+
+        A query sees the last `window` slots, its own included; None: all of them.
 
         qkv is (num_tokens, num_heads + 2 num_kv_heads, head_dim), the heads of q, k and v in this order; rope
         (num_tokens, 2, head_dim) or None. Query head h reads key head h // (num_heads / num_kv_heads). Scores are
@@ -67,17 +71,18 @@ class PlainAttention:
     """Attention in plain PyTorch: any device, any dtype."""
 
     slots: Tensor | None  # (num_tokens,) cache slot of every new token; None: nothing is written
-    groups: list[AttentionGroup]
+    groups: dict[int | None, list[AttentionGroup]]  # by the layers' windows
 
     def __call__(
         self,
         qkv: Tensor,
         rope: Tensor | None,
         cache: LayerCache | None,
+        window: int | None,
         **heads: Unpack[Heads],
     ) -> Tensor:
         q, k, v = plain_rope_store(qkv, rope, self.slots, cache, **heads)
-        return attend(q, k, v, cache, self.groups).flatten(1)
+        return attend(q, k, v, cache, self.groups[window]).flatten(1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, cache: LayerCache | None, groups: list[AttentionGroup]) -> Tensor:
@@ -119,32 +124,36 @@ def plain_attention(
     *,
     block_size: int,
     num_queries_per_kv: int,
+    windows: Iterable[int | None] = (None,),
     dtype: torch.dtype,
     device: torch.device,
 ) -> PlainAttention:
     """PlainAttention for sequences whose last `query_lens[i]` of `context_lens[i]` slots are new, all (num_seqs,).
 
     The first `padding[i]` slots are attended to by nobody but themselves. `block_tables` is (num_seqs, max_blocks);
-    None keeps no cache, and then every slot must be new.
+    None keeps no cache, and then every slot must be new. `windows` are those of the layers.
     """
     slots = None
     if block_tables is not None:
         slots = torch.from_numpy(cache_slots(query_lens, context_lens, block_tables, block_size)).to(device)
     row_starts = np.cumsum(query_lens) - query_lens
-    groups = []
+    groups: dict[int | None, list[AttentionGroup]] = {window: [] for window in windows}
     for members, is_fresh in _group_members(query_lens, context_lens):
         query_len, contexts, pads = int(query_lens[members[0]]), context_lens[members], padding[members]
-        rows = read_slots = mask = None
+        rows = read_slots = None
         if len(members) < len(query_lens):
             group_rows = row_starts[members][:, None] + np.arange(query_len)
             rows = torch.from_numpy(group_rows.ravel()).to(device)
         if not is_fresh:
             assert block_tables is not None, "without a KV cache every slot is computed anew"
             read_slots = torch.from_numpy(_read_slots(block_tables[members], contexts, block_size)).to(device)
-        is_causal = is_fresh and not pads.any()
-        if not is_causal:
-            mask = _mask(contexts, pads, query_len, num_queries_per_kv, dtype, device)
-        groups.append(AttentionGroup(len(members), query_len, rows, read_slots, mask, is_causal))
+        for window, of_window in groups.items():
+            is_whole = window is None or window >= contexts.max()
+            is_causal = is_fresh and is_whole and not pads.any()
+            visible = None if is_whole else window
+            repeats, like = num_queries_per_kv, {"dtype": dtype, "device": device}
+            mask = None if is_causal else _mask(contexts, pads, query_len, visible, repeats, **like)
+            of_window.append(AttentionGroup(len(members), query_len, rows, read_slots, mask, is_causal))
     return PlainAttention(slots, groups)
 
 
@@ -211,18 +220,21 @@ def _mask(
     context_lens: IntArray,
     padding: IntArray,
     query_len: int,
+    window: int | None,
     num_queries_per_kv: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor | None:
     """0 where a query may see a key, else -inf; None where all may. See AttentionGroup for the shape."""
     key_len = int(context_lens.max())
-    if query_len == 1 and context_lens.min() == key_len and not padding.any():
+    if query_len == 1 and window is None and context_lens.min() == key_len and not padding.any():
         return None
     starts, pads = torch.from_numpy(np.stack((context_lens - query_len, padding))).to(device)[:, :, None, None]
     keys = torch.arange(key_len, device=device)
     queries = starts + torch.arange(query_len, device=device)[:, None]  # (batch_size, query_len, 1)
     hidden = keys > queries
+    if window is not None:
+        hidden |= keys <= queries - window
     if padding.any():
         hidden |= (keys < pads) & (keys != queries)  # a pad sees itself, else its softmax would be of nothing
     mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)

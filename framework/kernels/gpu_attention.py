@@ -15,12 +15,13 @@ from framework.kernels.layer_cache import LayerCache, read_cache
 from framework.kernels.paged_decode import paged_decode
 from framework.kernels.rope_store import rope_store
 
+NO_WINDOW = "only plain attention has sliding windows"
 FLASH_DTYPES = (torch.float16, torch.bfloat16)
 
 
-def is_supported(head_dim: int, kv_dtype: torch.dtype) -> bool:
-    """Whether the kernels take heads of this size, with a cache of this kind."""
-    return head_dim in (16, 32, 64, 128) and not (head_dim == 16 and kv_dtype == torch.int8)
+def is_supported(head_dim: int, kv_dtype: torch.dtype, has_window: bool) -> bool:
+    """Whether the kernels take heads of this size, with a cache of this kind; none has sliding windows."""
+    return not has_window and head_dim in (16, 32, 64, 128) and not (head_dim == 16 and kv_dtype == torch.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,11 @@ class FlashAttention:
         qkv: Tensor,
         rope: Tensor | None,
         cache: LayerCache | None,
+        window: int | None,
         **heads: Unpack[Heads],
     ) -> Tensor:
         """See Attention; `qkv` may be overwritten."""
+        assert window is None, NO_WINDOW
         q, k, v = rope_store(qkv, rope, self.slots, cache, **heads)
         if self.read_slots is not None:
             assert cache is not None, "no KV cache is attached to the model"
@@ -69,9 +72,11 @@ class DecodeAttention:
         qkv: Tensor,
         rope: Tensor | None,
         cache: LayerCache | None,
+        window: int | None,
         **heads: Unpack[Heads],
     ) -> Tensor:
         """See Attention."""
+        assert window is None, NO_WINDOW
         assert cache is not None, "no KV cache is attached to the model"
         rows = (self.tables, self.seats, self.context_lens, self.padding)
         return paged_decode(qkv, rope, *rows, cache, block_size=self.block_size, **heads)

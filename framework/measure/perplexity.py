@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from framework.engine.torch_engine.kv_cache import allocate_cache, attach_cache
-from framework.kernels.attention import AttentionGroup, PlainAttention
+from framework.kernels.attention import plain_attention
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
@@ -60,13 +60,21 @@ def window_logits(model: Llama | GPT2, token_ids: Tensor, kv_dtype: torch.dtype 
     that dtype keeps, which replaces the model's; without one, differentiable where the parameters are.
     """
     num_windows, window_len = token_ids.shape
-    whole = AttentionGroup(num_windows, window_len, rows=None, slots=None, mask=None, is_causal=True)
+    config, lens = model.config, np.full(num_windows, window_len)
     positions = torch.arange(window_len, device=token_ids.device).repeat(num_windows)
-    slots = None
+    blocks = None  # a window is a block
     if kv_dtype is not None:
-        slots = torch.arange(token_ids.numel(), device=token_ids.device)
-        attach_cache(model, allocate_cache(model.config, len(slots), kv_dtype, token_ids.device))
-    hidden = model(token_ids.flatten(), positions, PlainAttention(slots, groups=[whole]))
+        blocks = np.arange(num_windows)[:, None]
+        attach_cache(model, allocate_cache(config, token_ids.numel(), kv_dtype, token_ids.device))
+    attention = plain_attention(
+        *(lens, lens, np.zeros_like(lens), blocks),
+        block_size=window_len,
+        num_queries_per_kv=config.num_heads // config.num_kv_heads,
+        windows=config.layer_windows,
+        dtype=model.norm.weight.dtype,
+        device=token_ids.device,
+    )
+    hidden = model(token_ids.flatten(), positions, attention)
     return model.logits(hidden).unflatten(0, token_ids.shape)
 
 

@@ -1,27 +1,48 @@
 """Checkpoints in Hugging Face's format: finding the folder, its config.json, filling a model's parameters, writing.
 
-Shards are read one tensor at a time, so that loading needs little more memory than the model.
+Headers are checked before a model is made. Tensors are read one at a time, so that loading needs little more memory
+than the model.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import safe_open
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 from torch import Tensor
 
+from framework.checks import shown
+from framework.models.config import ModelConfig, parse_config
+from framework.models.config_file import TokenIds, check_tokens, checked
+from framework.models.files import FLOATS, inside, opened_tensors, read_json
 from framework.paths import locate
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILES = ["*.json", "*.txt", "*.jinja", "tokenizer.model"]
 WEIGHT_FILES = ["model*.safetensors"]  # some repositories hold a second copy under other names
+HEAD = "lm_head.weight"
 UNUSED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # constants some old files carry
+
+
+class GenerationFile(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    eos_token_id: TokenIds = ()
+
+
+class IndexFile(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    weight_map: dict[str, str]
 
 
 def find_checkpoint(path: str, *, weights: bool) -> Path:
@@ -44,54 +65,111 @@ def find_checkpoint(path: str, *, weights: bool) -> Path:
         ) from error
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json, with `eos_token_id` from generation_config.json where that names one."""
+def read_model_config(folder: Path, max_model_len: int | None) -> ModelConfig:
+    """The folder's config.json, with `eos_token_id` from generation_config.json where that names one."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; it must be a model folder in Hugging Face format")
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    config = parse_config(read_json(folder / "config.json"), max_model_len, str(folder / "config.json"))
     generation = folder / "generation_config.json"
     if generation.is_file():
-        eos = json.loads(generation.read_text()).get("eos_token_id")
-        config["eos_token_id"] = config.get("eos_token_id") if eos is None else eos
+        eos = checked(GenerationFile, read_json(generation), str(generation)).eos_token_id
+        check_tokens(eos, config.vocab_size, str(generation))
+        config = replace(config, eos_token_ids=eos or config.eos_token_ids)
     return config
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The folder's safetensors files. Raises ValueError if it has none or a shard is missing."""
-    if (folder / INDEX_FILE).is_file():
-        names = set(json.loads((folder / INDEX_FILE).read_text())["weight_map"].values())
-        missing = sorted(name for name in names if not (folder / name).is_file())
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in one of a folder's files, of which only the header was read."""
+
+    file: Path
+    name: str  # in the file
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' name of it
+
+    def read(self) -> Tensor:
+        with opened_tensors(self.file) as file:
+            tensor: Tensor = file.get_tensor(self.name)
+            return tensor
+
+
+def stored_tensors(folder: Path, prefix: str) -> dict[str, StoredTensor]:
+    """The tensors of a folder's safetensors files by their names less `prefix`, less the constants of old files.
+
+    Of a tensor that several files hold, the one counts that the index names. Raises ValueError for a folder without
+    weights, a missing or broken file, and an index that names another file or tensor than there is.
+    """
+    found: dict[str, StoredTensor] = {}
+    for path, listed in shards(folder).items():
+        with opened_tensors(path) as file:
+            names = set(file.keys())
+            if listed is not None and not listed <= names:
+                raise ValueError(f"{path} lacks {shown(min(listed - names))}, which {INDEX_FILE} says it holds")
+            for full_name in sorted(names if listed is None else listed):
+                part = file.get_slice(full_name)
+                name = full_name.removeprefix(prefix)
+                if name in found:
+                    raise ValueError(f"{path} holds {shown(name)} twice: as {full_name!r} and {found[name].name!r}")
+                if not name.endswith(UNUSED_SUFFIXES):
+                    found[name] = StoredTensor(path, full_name, tuple(part.get_shape()), part.get_dtype())
+    return found
+
+
+def shards(folder: Path) -> dict[Path, set[str] | None]:
+    """The folder's safetensors files, each with the tensors that the index says it holds; None: all it has."""
+    index = folder / INDEX_FILE
+    if index.is_file():
+        weight_map = checked(IndexFile, read_json(index), str(index)).weight_map
+        files: dict[Path, set[str] | None] = {}
+        for name in sorted(set(weight_map.values())):
+            if PurePath(name).name != name:
+                raise ValueError(f"{index} names the shard {shown(name)}, which is no file of its folder")
+            files[inside(folder, name)] = {tensor for tensor, shard in weight_map.items() if shard == name}
+        missing = [path.name for path in files if not path.is_file()]
         if missing:
-            raise ValueError(f"{folder} lacks the shards {missing} that {INDEX_FILE} lists")
-        return [folder / name for name in sorted(names)]
+            raise ValueError(f"{folder} lacks the shards {shown(missing)} that {INDEX_FILE} lists")
+        return files
     if not (folder / SINGLE_FILE).is_file():
         raise ValueError(f"{folder} has no weights: expected {SINGLE_FILE} or {INDEX_FILE}")
-    return [folder / SINGLE_FILE]
+    return {folder / SINGLE_FILE: None}
 
 
-def fill_parameters(targets: dict[str, Tensor], folder: Path, *, prefix: str, is_tied: bool) -> None:
-    """Copy the folder's tensors into `targets`, views by checkpoint name less `prefix`.
+def has_own_head(stored: dict[str, StoredTensor], embeddings: str) -> bool:
+    """Whether the files hold a vocabulary head with other numbers than the tensor `embeddings`."""
+    head, table = stored.get(HEAD), stored.get(embeddings)
+    if head is None or table is None:
+        return False
+    return head.shape != table.shape or not torch.equal(head.read(), table.read())
 
-    Raises ValueError naming tensors that are missing, unknown, or of another shape.
-    """
-    missing = set(targets)
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as shard:
-            for full_name in shard.keys():  # noqa: SIM118 (not a dict)
-                name = full_name.removeprefix(prefix)
-                if name.endswith(UNUSED_SUFFIXES) or (is_tied and name == "lm_head.weight"):
-                    continue
-                if name not in targets:
-                    raise ValueError(f"{file} holds {full_name!r}, which this architecture does not have")
-                tensor = shard.get_tensor(full_name)
-                if tensor.shape != targets[name].shape:
-                    expected = tuple(targets[name].shape)
-                    raise ValueError(f"{file}: {full_name!r} is {tuple(tensor.shape)}, config.json says {expected}")
-                targets[name].copy_(tensor)
-                missing.discard(name)
+
+def check_tensors(stored: dict[str, StoredTensor], shapes: Mapping[str, torch.Size], folder: Path) -> None:
+    """ValueError naming what is missing, unknown, of another shape, or no floating-point numbers."""
+    for name, tensor in stored.items():
+        if name not in shapes:
+            raise ValueError(f"{tensor.file} holds {shown(tensor.name)}, which this architecture does not have")
+        if tensor.shape != tuple(shapes[name]):
+            expected = tuple(shapes[name])
+            raise ValueError(f"{tensor.file}: {tensor.name!r} is {tensor.shape}, config.json says {expected}")
+        if tensor.dtype not in FLOATS:
+            raise ValueError(f"{tensor.file}: {tensor.name!r} is of {tensor.dtype}; weights are of {', '.join(FLOATS)}")
+    missing = sorted(set(shapes) - set(stored))
     if missing:
-        listed = ", ".join(sorted(missing)[:5])
-        raise ValueError(f"{folder} lacks {len(missing)} tensors of its architecture: {listed}")
+        raise ValueError(f"{folder} lacks {len(missing)} tensors of its architecture: {', '.join(missing[:5])}")
+
+
+def fill_parameters(targets: dict[str, Tensor], stored: dict[str, StoredTensor]) -> None:
+    """Copy the tensors, which check_tensors has seen, into `targets`, views of a model's parameters by the same names.
+
+    Raises ValueError naming a tensor with numbers that are NaN or infinite, be it for the targets' narrower dtype only.
+    """
+    for path in dict.fromkeys(tensor.file for tensor in stored.values()):
+        with opened_tensors(path) as file:
+            for name, target in targets.items():
+                if stored[name].file == path:
+                    target.copy_(file.get_tensor(stored[name].name))
+                    if not target.isfinite().all():
+                        kind = str(target.dtype).removeprefix("torch.")
+                        raise ValueError(f"{path}: {stored[name].name!r} has values that are NaN or infinite as {kind}")
 
 
 def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], *, prefix: str) -> None:

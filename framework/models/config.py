@@ -1,7 +1,4 @@
-"""A model's shape: ModelConfig, read from the keys of a Hugging Face config.json, and written as such.
-
-Whatever would change the arithmetic and is not implemented here is refused by name.
-"""
+"""A model's shape: ModelConfig, made of the keys of a Hugging Face config.json, and written as such."""
 
 from __future__ import annotations
 
@@ -9,28 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-LLAMA_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-SUPPORTED_TYPES = (*LLAMA_TYPES, "gpt2")
-
-COMMON_KEYS = frozenset({"model_type", "vocab_size", "tie_word_embeddings", "eos_token_id"})
-LLAMA_KEYS = COMMON_KEYS | {
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-    *("head_dim", "max_position_embeddings", "rms_norm_eps", "hidden_act", "attention_bias", "mlp_bias"),
-    *("rope_theta", "rope_scaling", "rope_parameters", "sliding_window", "use_sliding_window"),
-}
-GPT2_KEYS = COMMON_KEYS | {
-    *("n_embd", "n_inner", "n_layer", "n_head", "n_positions", "layer_norm_epsilon", "activation_function"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Llama3Scaling:
-    """Llama 3.1's stretching of the slow rope frequencies (`rope_type: llama3`)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+from framework.models.config_file import GPT2File, LlamaFile, read_file, rope_of
+from framework.models.rope import SCALINGS, RopeScaling
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +32,19 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     rope_theta: float | None = None  # None: learned positions
-    rope_scaling: Llama3Scaling | None = None
+    rope_scaling: RopeScaling | None = None
+    windows: tuple[int | None, ...] = ()  # of each layer, the tokens that a query sees, its own included; None: all
     checkpoint: str | None = None
+
+    @property
+    def layer_windows(self) -> tuple[int | None, ...]:
+        """`windows`, of which one that a sequence cannot outgrow is None."""
+        return tuple(None if window is None or window >= self.max_model_len else window for window in self.windows)
+
+    @property
+    def has_window(self) -> bool:
+        """Whether a layer does not see the whole of every sequence."""
+        return any(window is not None for window in self.layer_windows)
 
     @property
     def qkv_sizes(self) -> tuple[int, int, int]:
@@ -64,24 +52,17 @@ class ModelConfig:
         return self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim, self.num_kv_heads * self.head_dim
 
 
-def parse_config(config: Mapping[str, Any], max_model_len: int | None = None) -> ModelConfig:
+def parse_config(
+    config: Mapping[str, Any], max_model_len: int | None = None, source: str = "model.config"
+) -> ModelConfig:
     """ModelConfig from the keys of a config.json, with `max_model_len` at most what the positions allow.
 
-    Raises ValueError naming the key for a missing or impossible shape, an unsupported model type, activation, rope
-    type or quantization, and for sliding-window attention narrower than `max_model_len`.
+    Raises ValueError naming `source` and the key for what is missing, impossible or not supported.
     """
-    model_type = config.get("model_type")
-    if model_type not in SUPPORTED_TYPES:
-        raise ValueError(f"model_type {model_type!r} is not supported; supported: {', '.join(SUPPORTED_TYPES)}")
-    if config.get("quantization_config") is not None:
-        raise ValueError(
-            "the checkpoint is quantized (config.json has quantization_config); "
-            "load the original weights in float32, float16 or bfloat16 instead"
-        )
-    parsed = _parse_gpt2(config, max_model_len) if model_type == "gpt2" else _parse_llama(config, max_model_len)
-    if parsed.num_heads % parsed.num_kv_heads:
-        raise ValueError(f"num_key_value_heads {parsed.num_kv_heads} must divide {parsed.num_heads} attention heads")
-    return parsed
+    file = read_file(config, source)
+    if isinstance(file, GPT2File):
+        return _from_gpt2(file, max_model_len, source)
+    return _from_llama(file, max_model_len, source)
 
 
 def config_json(config: ModelConfig) -> dict[str, Any]:
@@ -107,136 +88,111 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
         }
     rope: dict[str, Any] = {"rope_type": "default"}
     if config.rope_scaling is not None:
-        rope = {"rope_type": "llama3", **asdict(config.rope_scaling)}
-    return common | {
-        "architectures": [f"{config.model_type.capitalize()}ForCausalLM"],
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_eps,
-        "hidden_act": "silu",
-        "attention_bias": config.qkv_bias,
-        "mlp_bias": config.mlp_bias,
-        "rope_parameters": {"rope_theta": config.rope_theta, **rope},
-        "sliding_window": None,
-    }
+        rope_type = next(name for name, kind in SCALINGS.items() if isinstance(config.rope_scaling, kind))
+        given = {name: value for name, value in asdict(config.rope_scaling).items() if value is not None}
+        rope = {"rope_type": rope_type, **given}
+    window = next((window for window in config.windows if window is not None), None)
+    return (
+        common
+        | {
+            "architectures": [f"{config.model_type.capitalize()}ForCausalLM"],
+            "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.num_heads,
+            "num_key_value_heads": config.num_kv_heads,
+            "head_dim": config.head_dim,
+            "max_position_embeddings": config.max_positions,
+            "rms_norm_eps": config.norm_eps,
+            "hidden_act": "silu",
+            "attention_bias": config.qkv_bias,
+            "mlp_bias": config.mlp_bias,
+            "rope_parameters": {"rope_theta": config.rope_theta, **rope},
+            "sliding_window": window,
+        }
+        | ({} if window is None or config.model_type == "mistral" else _sliding(config.windows))
+    )
+
+
+def _sliding(windows: tuple[int | None, ...]) -> dict[str, Any]:
+    """Qwen's keys for layers of which some have a window."""
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    return {"use_sliding_window": True, "layer_types": kinds}
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
     """ValueError if a config written by hand has a key that this framework does not read."""
-    allowed = GPT2_KEYS if config.get("model_type") == "gpt2" else LLAMA_KEYS
-    unknown = sorted(set(config) - allowed)
+    allowed = (GPT2File if config.get("model_type") == "gpt2" else LlamaFile).model_fields
+    unknown = sorted(set(config) - set(allowed))
     if unknown:
         raise ValueError(f"model.config has unknown keys {unknown}; allowed: {sorted(allowed)}")
 
 
-def _parse_llama(config: Mapping[str, Any], max_model_len: int | None) -> ModelConfig:
-    model_type = config["model_type"]
-    num_heads = _size(config, "num_attention_heads")
-    hidden_size = _size(config, "hidden_size")
-    if config.get("head_dim") is None and (model_type == "qwen3" or hidden_size % num_heads):
-        raise ValueError(f"model config needs head_dim (hidden_size {hidden_size}, {num_heads} attention heads)")
-    # Only llama's first checkpoints have no num_key_value_heads
-    one_kv_head_each = model_type == "llama" and config.get("num_key_value_heads") is None
-    _require(config, "hidden_act", "silu", "silu")
-    max_positions = _size(config, "max_position_embeddings")
-    theta, scaling = _parse_rope(config, max_positions)
-    bias = bool(config.get("attention_bias", False))
-    parsed = ModelConfig(
-        model_type=model_type,
-        vocab_size=_size(config, "vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=_size(config, "intermediate_size"),
-        num_layers=_size(config, "num_hidden_layers"),
+def _from_llama(file: LlamaFile, max_model_len: int | None, source: str) -> ModelConfig:
+    num_heads, head_dim, num_kv_heads = file.num_attention_heads, file.head_dim, file.num_key_value_heads
+    if head_dim is None:
+        if file.model_type == "qwen3" or file.hidden_size % num_heads:
+            sizes = f"hidden_size {file.hidden_size}, {num_heads} attention heads"
+            raise ValueError(f"{source} needs head_dim ({sizes})")
+        head_dim = file.hidden_size // num_heads
+    if head_dim % 2:
+        raise ValueError(f"{source} has head_dim={head_dim}; it should be even, as rope turns channels in pairs")
+    if num_kv_heads is None:
+        if file.model_type != "llama":  # only llama's first checkpoints have no such key
+            raise ValueError(f"{source} lacks 'num_key_value_heads'")
+        num_kv_heads = num_heads
+    if num_heads % num_kv_heads:
+        raise ValueError(f"{source}: num_key_value_heads {num_kv_heads} must divide {num_heads} attention heads")
+    windows = file.windows()
+    if len(windows) != file.num_hidden_layers:
+        raise ValueError(f"{source} has {len(windows)} layer_types; num_hidden_layers is {file.num_hidden_layers}")
+    theta, scaling = rope_of(file, source)
+    return ModelConfig(
+        model_type=file.model_type,
+        vocab_size=file.vocab_size,
+        hidden_size=file.hidden_size,
+        intermediate_size=file.intermediate_size,
+        num_layers=file.num_hidden_layers,
         num_heads=num_heads,
-        num_kv_heads=num_heads if one_kv_head_each else _size(config, "num_key_value_heads"),
-        head_dim=hidden_size // num_heads if config.get("head_dim") is None else _size(config, "head_dim"),
-        max_positions=max_positions,
-        max_model_len=_context(max_model_len, max_positions),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-        eos_token_ids=_eos(config),
-        qkv_bias=model_type == "qwen2" or bias,
-        o_bias=model_type in ("llama", "qwen3") and bias,
-        mlp_bias=model_type == "llama" and bool(config.get("mlp_bias", False)),
-        qk_norm=model_type == "qwen3",
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        max_positions=file.max_position_embeddings,
+        max_model_len=_context(max_model_len, file.max_position_embeddings),
+        norm_eps=file.rms_norm_eps,
+        tie_embeddings=file.tie_word_embeddings,
+        eos_token_ids=file.eos_token_id,
+        qkv_bias=file.model_type == "qwen2" or file.attention_bias,
+        o_bias=file.model_type in ("llama", "qwen3") and file.attention_bias,
+        mlp_bias=file.model_type == "llama" and file.mlp_bias,
+        qk_norm=file.model_type == "qwen3",
         rope_theta=theta,
         rope_scaling=scaling,
+        windows=windows,
     )
-    _check_window(config, parsed.max_model_len)
-    return parsed
 
 
-def _parse_gpt2(config: Mapping[str, Any], max_model_len: int | None) -> ModelConfig:
-    num_heads = _size(config, "n_head")
-    hidden_size = _size(config, "n_embd")
-    if hidden_size % num_heads:
-        raise ValueError(f"n_embd {hidden_size} must be a multiple of n_head {num_heads}")
-    _require(config, "activation_function", "gelu_new", "gelu_new", "gelu_pytorch_tanh")
-    _require(config, "scale_attn_weights", True, True)
-    _require(config, "scale_attn_by_inverse_layer_idx", False, False)
-    _require(config, "add_cross_attention", False, False)
-    max_positions = _size(config, "n_positions")
+def _from_gpt2(file: GPT2File, max_model_len: int | None, source: str) -> ModelConfig:
+    if file.n_embd % file.n_head:
+        raise ValueError(f"{source}: n_embd {file.n_embd} must be a multiple of n_head {file.n_head}")
     return ModelConfig(
         model_type="gpt2",
-        vocab_size=_size(config, "vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=4 * hidden_size if config.get("n_inner") is None else _size(config, "n_inner"),
-        num_layers=_size(config, "n_layer"),
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=hidden_size // num_heads,
-        max_positions=max_positions,
-        max_model_len=_context(max_model_len, max_positions),
-        norm_eps=float(config.get("layer_norm_epsilon", 1e-5)),
-        tie_embeddings=bool(config.get("tie_word_embeddings", True)),
-        eos_token_ids=_eos(config),
+        vocab_size=file.vocab_size,
+        hidden_size=file.n_embd,
+        intermediate_size=4 * file.n_embd if file.n_inner is None else file.n_inner,
+        num_layers=file.n_layer,
+        num_heads=file.n_head,
+        num_kv_heads=file.n_head,
+        head_dim=file.n_embd // file.n_head,
+        max_positions=file.n_positions,
+        max_model_len=_context(max_model_len, file.n_positions),
+        norm_eps=file.layer_norm_epsilon,
+        tie_embeddings=file.tie_word_embeddings,
+        eos_token_ids=file.eos_token_id,
         qkv_bias=True,
         o_bias=True,
         mlp_bias=True,
+        windows=(None,) * file.n_layer,
     )
-
-
-def _parse_rope(config: Mapping[str, Any], max_positions: int) -> tuple[float, Llama3Scaling | None]:
-    """Rope base and scaling from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ValueError("partial_rotary_factor is not supported: rope must turn the whole head")
-    if rope_type == "default":
-        return theta, None
-    if rope_type != "llama3":
-        raise ValueError(f"rope_type {rope_type!r} is not supported; supported: default, llama3")
-    missing = sorted({"factor", "low_freq_factor", "high_freq_factor"} - set(rope))
-    if missing:
-        raise ValueError(f"llama3 rope scaling needs {missing}")
-    return theta, Llama3Scaling(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_max_position_embeddings=int(rope.get("original_max_position_embeddings", max_positions)),
-    )
-
-
-def _check_window(config: Mapping[str, Any], max_model_len: int) -> None:
-    """Sliding-window attention equals full attention only up to the window's width."""
-    model_type = config["model_type"]
-    if model_type == "mistral":
-        window = config.get("sliding_window", 4096)  # transformers' default where the key is missing
-    elif model_type in ("qwen2", "qwen3") and config.get("use_sliding_window", False):
-        window = config.get("sliding_window", 4096)
-    else:
-        window = None
-    if window is not None and window < max_model_len:
-        raise ValueError(
-            f"{model_type} attends to a sliding window of {window} tokens, which is not implemented: "
-            f"set model.max_model_len={window} or less (now {max_model_len}), where it equals full attention"
-        )
 
 
 def _context(max_model_len: int | None, max_positions: int) -> int:
@@ -245,25 +201,3 @@ def _context(max_model_len: int | None, max_positions: int) -> int:
     if not 1 <= max_model_len <= max_positions:
         raise ValueError(f"max_model_len {max_model_len} must be from 1 to the model's {max_positions} positions")
     return max_model_len
-
-
-def _size(config: Mapping[str, Any], key: str) -> int:
-    if config.get(key) is None:
-        raise ValueError(f"model config of type {config['model_type']!r} lacks {key!r}")
-    value = config[key]
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"model config has {key}={value!r}; it must be an integer of at least 1")
-    return value
-
-
-def _require(config: Mapping[str, Any], key: str, default: Any, *supported: Any) -> None:
-    value = config.get(key, default)
-    if value not in supported:
-        raise ValueError(f"model config has {key}={value!r}; supported: {', '.join(map(str, supported))}")
-
-
-def _eos(config: Mapping[str, Any]) -> tuple[int, ...]:
-    eos = config.get("eos_token_id")
-    if eos is None:
-        return ()
-    return (eos,) if isinstance(eos, int) else tuple(eos)

@@ -70,12 +70,13 @@ class Linear(SurroundedLinear, nn.Linear):
 
 
 class PagedAttention(nn.Module):
-    """Holds the `cache` of one layer; None: no cache is kept."""
+    """Holds the `cache` of one layer; None: no cache is kept. A query sees the last `window` tokens; None: all."""
 
     cache: LayerCache | None
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, window: int | None = None) -> None:
         super().__init__()
+        self.window = window
         self.num_kv_heads, self.head_dim, self.norm_eps = config.num_kv_heads, config.head_dim, config.norm_eps
         self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
@@ -87,6 +88,7 @@ class PagedAttention(nn.Module):
             qkv.unflatten(-1, (-1, self.head_dim)),
             rope,
             self.cache,
+            self.window,
             num_kv_heads=self.num_kv_heads,
             q_norm=None if self.q_norm is None else self.q_norm.weight,
             k_norm=None if self.k_norm is None else self.k_norm.weight,

@@ -5,40 +5,24 @@ QKV and gate-up are one projection each; ModelConfig says which variant has bias
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from framework.kernels.attention import Attention
-from framework.models.config import Llama3Scaling, ModelConfig
+from framework.models.config import ModelConfig
 from framework.models.layers import Linear, PagedAttention, SurroundedLinear
-
-
-def rope_frequencies(theta: float, head_dim: int, scaling: Llama3Scaling | None) -> Tensor:
-    """Radians per position of each pair of channels, (head_dim / 2,), float32.
-
-    Rope is arXiv:2104.09864. llama3 scaling divides frequencies whose wavelength is above the original context /
-    low_freq_factor by `factor`, keeps those below context / high_freq_factor, and interpolates between.
-    """
-    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, device="cpu").float() / head_dim)
-    if scaling is None:
-        return frequencies
-    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = kept.clamp(0.0, 1.0)
-    return frequencies * (kept + (1.0 - kept) / scaling.factor)
+from framework.models.rope import rope_table
 
 
 class LlamaBlock(nn.Module):
     """`project` and `finish` are what torch.compile sees; attention stands between them."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, window: int | None) -> None:
         super().__init__()
         hidden_size, q_size = config.hidden_size, config.num_heads * config.head_dim
         self.input_norm = nn.RMSNorm(hidden_size, eps=config.norm_eps)
         self.qkv_proj = Linear(hidden_size, sum(config.qkv_sizes), bias=config.qkv_bias)
-        self.attention = PagedAttention(config)
+        self.attention = PagedAttention(config, window)
         self.o_proj = Linear(q_size, hidden_size, bias=config.o_bias)
         self.mlp_norm = nn.RMSNorm(hidden_size, eps=config.norm_eps)
         self.gate_up_proj = Linear(hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
@@ -70,7 +54,7 @@ class Llama(nn.Module):
         assert config.rope_theta is not None
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(LlamaBlock(config, window) for window in config.layer_windows)
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.lm_head: SurroundedLinear = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.register_buffer("rope", torch.empty(config.max_model_len, 2, config.head_dim), persistent=False)
@@ -80,10 +64,7 @@ class Llama(nn.Module):
         """Fill the rope table (again): what was made on the meta device is empty afterwards."""
         config = self.config
         assert config.rope_theta is not None
-        frequencies = rope_frequencies(config.rope_theta, config.head_dim, config.rope_scaling)
-        angles = torch.arange(config.max_model_len, device="cpu")[:, None] * frequencies
-        self.rope[:, 0].copy_(angles.cos().repeat(1, 2))
-        self.rope[:, 1].copy_(torch.cat((-angles.sin(), angles.sin()), dim=1))
+        self.rope.copy_(rope_table(config.rope_theta, config.head_dim, config.rope_scaling, config.max_model_len))
 
     def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """(num_tokens,) ids and positions → (num_tokens, hidden_size), before the last norm."""

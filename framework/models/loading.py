@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from framework.models.checkpoint import fill_parameters, find_checkpoint, read_config
+from framework.models.checkpoint import (
+    HEAD,
+    check_tensors,
+    fill_parameters,
+    find_checkpoint,
+    has_own_head,
+    read_model_config,
+    stored_tensors,
+)
 from framework.models.config import ModelConfig, check_keys, parse_config
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
@@ -45,30 +55,60 @@ def load_model(
         if path is None:
             raise ValueError("model.weights=pretrained needs model.path: a folder or a hub repository")
         folder = find_checkpoint(path, weights=True)
-        parsed = parse_config(read_config(folder), max_model_len)
+        parsed = read_model_config(folder, max_model_len)
         if config is not None:
             _check_same_shape(path, parsed, parse_config(config, max_model_len))
-        model = build_model(replace(parsed, checkpoint=str(folder)), torch_dtype, device)
-        prefix = "transformer." if parsed.model_type == "gpt2" else "model."
-        fill_parameters(model.checkpoint_tensors(), folder, prefix=prefix, is_tied=parsed.tie_embeddings)
+        model = _read_model(replace(parsed, checkpoint=str(folder)), folder, torch_dtype, device)
     else:
         raise ValueError(f"weights {weights!r} must be random or pretrained")
     return model
 
 
+def _read_model(config: ModelConfig, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Llama | GPT2:
+    """The model of the folder's files, whose sizes are compared before anything is allocated."""
+    prefix, embeddings = (
+        ("transformer.", "wte.weight") if config.model_type == "gpt2" else ("model.", "embed_tokens.weight")
+    )
+    stored = stored_tensors(folder, prefix)
+    if config.tie_embeddings and HEAD in stored:
+        if has_own_head(stored, embeddings):
+            warnings.warn(
+                f"{folder}/config.json says that the vocabulary head is the embedding table (tie_word_embeddings), and "
+                f"the files hold another one ({HEAD}), which is used, as transformers does",
+                stacklevel=3,
+            )
+            config = replace(config, tie_embeddings=False)
+        else:
+            del stored[HEAD]
+    shapes = {name: tensor.shape for name, tensor in _on_meta(config).checkpoint_tensors().items()}
+    check_tensors(stored, shapes, folder)
+    model = build_model(config, dtype, device)
+    fill_parameters(model.checkpoint_tensors(), stored)
+    return model
+
+
+def _on_meta(config: ModelConfig) -> Llama | GPT2:
+    with torch.device("meta"):
+        return GPT2(config) if config.model_type == "gpt2" else Llama(config)
+
+
 def build_model(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> Llama | GPT2:
     """The model with unset parameters, which need no gradient."""
-    with torch.device("meta"):
-        model: Llama | GPT2 = GPT2(config) if config.model_type == "gpt2" else Llama(config)
-    model = model.to(dtype)
+    model = _on_meta(config).to(dtype)
+    num_bytes = sum(parameter.nbytes for parameter in model.parameters())
     try:
         model = model.to_empty(device=device).requires_grad_(False).eval()
     except torch.OutOfMemoryError as error:
-        num_bytes = sum(parameter.nbytes for parameter in model.parameters())
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
         raise ValueError(
             f"the model's weights take {num_bytes / 2**30:.1f} GiB; {device} has {free_bytes / 2**30:.1f} of "
             f"{total_bytes / 2**30:.1f} GiB free"
+        ) from error
+    except RuntimeError as error:
+        if torch.device(device).type != "cpu":
+            raise
+        raise ValueError(
+            f"the model's weights take {num_bytes / 2**30:.1f} GiB, which {device} does not have"
         ) from error
     if config.tie_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
@@ -93,7 +133,7 @@ def _random_config(path: str | None, config: Mapping[str, Any] | None, max_model
         return parse_config(config, max_model_len)
     if path is None:
         raise ValueError("model.weights=random needs model.config (the shape), or model.path to read it from")
-    return parse_config(read_config(find_checkpoint(path, weights=False)), max_model_len)
+    return read_model_config(find_checkpoint(path, weights=False), max_model_len)
 
 
 def _check_same_shape(path: str, found: ModelConfig, expected: ModelConfig) -> None:

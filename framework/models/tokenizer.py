@@ -38,5 +38,12 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
         return ByteTokenizer()
     from transformers import AutoTokenizer  # takes seconds to import, and most studies have no text
 
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(config.checkpoint)
+    try:
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(config.checkpoint, trust_remote_code=False)
+    except Exception as error:  # the library's readers raise whatever they meet
+        first_line = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{config.checkpoint} has no tokenizer that transformers reads ({type(error).__name__}: {first_line}); "
+            "copy its files there (tokenizer.json or tokenizer.model, tokenizer_config.json), or use a trace without text"
+        ) from error
     return tokenizer

@@ -80,7 +80,7 @@ def attend(case, block_size, dtype=torch.float32, device="cpu", use_cache=True):
     )
     qkv = torch.cat((q, k, v), dim=1)
     norms = {"q_norm": None, "k_norm": None, "norm_eps": 0.0}
-    output = attention(qkv, None, cache if use_cache else None, num_kv_heads=k.shape[1], **norms)
+    output = attention(qkv, None, cache if use_cache else None, None, num_kv_heads=k.shape[1], **norms)
     return output.view(q.shape), cache
 
 

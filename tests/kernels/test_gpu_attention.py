@@ -55,7 +55,7 @@ def both(name, use_cache, dtype, device, head_dim, is_int8=False):
     results = []
     for attention in (plain, flash_attention(sent, *longest)):
         own = copy_cache(cache, device, dtype)
-        output = attention(qkv.clone(), rope, own if use_cache else None, **HEADS)
+        output = attention(qkv.clone(), rope, own if use_cache else None, None, **HEADS)
         results.append((output, own))
     return results, query_lens, padding
 

@@ -23,7 +23,11 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 GPT2_SHAPE = {"vocab_size": 97, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 256}
-MODEL_NAMES = ["llama", "llama_biased", "mistral", "qwen2", "qwen3", "gpt2", "gpt2_untied"]
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+MODEL_NAMES = [
+    *("llama", "llama_biased", "llama_yarn", "llama_linear", "mistral", "mistral_window"),
+    *("qwen2", "qwen2_window", "qwen3", "gpt2", "gpt2_untied"),
+]
 
 
 def make_hf_model(name):
@@ -35,8 +39,15 @@ def make_hf_model(name):
     elif name == "llama_biased":
         config = transformers.LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True, head_dim=16)
         model = transformers.LlamaForCausalLM(config)
-    elif name == "mistral":
-        model = transformers.MistralForCausalLM(transformers.MistralConfig(**SHAPE, sliding_window=None))
+    elif name in ("llama_yarn", "llama_linear"):
+        rope = YARN_ROPE if name == "llama_yarn" else {"rope_type": "linear", "rope_theta": 1000.0, "factor": 3.0}
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, rope_parameters=rope))
+    elif name in ("mistral", "mistral_window"):
+        window = None if name == "mistral" else 16
+        model = transformers.MistralForCausalLM(transformers.MistralConfig(**SHAPE, sliding_window=window))
+    elif name == "qwen2_window":
+        window = {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}
+        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE, **window))
     elif name == "qwen2":
         model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE, tie_word_embeddings=True))
     elif name == "qwen3":

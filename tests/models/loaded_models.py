@@ -24,6 +24,7 @@ def logits(model, tokens):
     length = torch.tensor([len(tokens)]).numpy()
     group = model.config.num_heads // model.config.num_kv_heads
     shape = {"block_size": 1, "num_queries_per_kv": group, "dtype": model.norm.weight.dtype}
+    shape["windows"] = model.config.layer_windows
     attention = plain_attention(length, length, 0 * length, None, **shape, device=torch.device("cpu"))
     return model.logits(model(tokens, torch.arange(len(tokens)), attention))
 

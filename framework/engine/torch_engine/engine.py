@@ -41,7 +41,8 @@ class TorchEngine:
     `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps, and steps of up to
     2,048 tokens of whole prompts, from captured graphs, `overlap` launches a step before the tokens of the one before
     are on the host (None: on, where the model is on a GPU). Models whose head_dim is not 16 (with int8 keys neither),
-    32, 64 or 128 take plain attention, without graphs; prompts in float32 do too. A model serves one engine at a time:
+    32, 64 or 128, or that have a sliding window below `max_model_len`, take plain attention, without graphs; prompts in
+    float32 do too. A model serves one engine at a time:
     the last one built, or the last one whose `begin` was called.
     """
 

@@ -49,9 +49,13 @@ class EngineOptions:
         check_threads("engine.num_threads", num_threads)
         kept = _kv_dtype(kv_dtype, use_cache, model.norm.weight.dtype)
         is_on_gpu = model.norm.weight.device.type == "cuda"
-        has_decoder = is_on_gpu and use_cache and is_supported(model.config.head_dim, kept)
+        config = model.config
+        has_decoder = is_on_gpu and use_cache and is_supported(config.head_dim, kept, config.has_window)
         no_loop = "and another lora than loop"
-        needs_decoder = "needs a GPU, a KV cache, and a head_dim of 16 (not with kv_dtype=int8), 32, 64 or 128"
+        needs_decoder = (
+            "needs a GPU, a KV cache, a head_dim of 16 (not with kv_dtype=int8), 32, 64 or 128, and no sliding window "
+            "below max_model_len"
+        )
         return cls(
             block_size=block_size,
             kv_dtype=kept,

@@ -38,7 +38,9 @@ class PromptSteps:
     def __init__(self, model: Llama | GPT2, adapters: Placement, block_size: int, kv_dtype: torch.dtype) -> None:
         self.model, self.adapters, self.block_size = model, adapters, block_size
         self.device, dtype = model.norm.weight.device, model.norm.weight.dtype
-        self.has_flash = dtype in FLASH_DTYPES and is_supported(model.config.head_dim, kv_dtype)
+        self.has_flash = dtype in FLASH_DTYPES and is_supported(
+            model.config.head_dim, kv_dtype, model.config.has_window
+        )
         self.is_replayed = False  # whether graphs are used: not while what runs without them is warmed
         self.sizes: list[int] = []  # those that are captured
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
@@ -144,6 +146,7 @@ def plain(model: Llama | GPT2, inputs: StepInputs, block_size: int) -> Attention
         inputs.block_tables,
         block_size=block_size,
         num_queries_per_kv=config.num_heads // config.num_kv_heads,
+        windows=config.layer_windows,
         dtype=norm.dtype,
         device=norm.device,
     )
