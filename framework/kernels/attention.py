@@ -150,9 +150,8 @@ def plain_attention(
         for window, of_window in groups.items():
             is_whole = window is None or window >= contexts.max()
             is_causal = is_fresh and is_whole and not pads.any()
-            visible = None if is_whole else window
-            repeats, like = num_queries_per_kv, {"dtype": dtype, "device": device}
-            mask = None if is_causal else _mask(contexts, pads, query_len, visible, repeats, **like)
+            seen = None if is_whole else window
+            mask = None if is_causal else _mask(contexts, pads, query_len, seen, num_queries_per_kv, dtype, device)
             of_window.append(AttentionGroup(len(members), query_len, rows, read_slots, mask, is_causal))
     return PlainAttention(slots, groups)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from framework.kernels.triton_support import check_triton, jit, jit_for_any, tl, triton
 
 VOCABULARY_BLOCK = 2048
+NO_TOKEN = -1  # instead of a row's token, where its logits are not all finite: it reaches the host with the others
 
 
 def plain_begin_rows(
@@ -46,9 +47,18 @@ def begin_rows(
 
 
 def plain_finish_rows(logits: Tensor, seats: Tensor, sampled: Tensor, last_tokens: Tensor) -> None:
-    """Write each row's largest logit's index, the first of equals, to sampled[row] and last_tokens[seats[row]]."""
-    sampled[: len(logits)] = logits.argmax(dim=-1)
-    last_tokens[seats.long()] = sampled[: len(logits)]
+    """Write each row's largest logit's index, the first of equals, to sampled[row] and last_tokens[seats[row]].
+
+    Where a row's logits are not all finite sampled has NO_TOKEN, and last_tokens any.
+    """
+    tokens = tokens_or_none(logits, logits.argmax(dim=-1))
+    sampled[: len(logits)] = tokens
+    last_tokens[seats.long()] = tokens.clamp(min=0)
+
+
+def tokens_or_none(logits: Tensor, tokens: Tensor) -> Tensor:
+    """`tokens` (num_rows,), NO_TOKEN where the row of logits (num_rows, vocab_size) has a NaN or an infinity."""
+    return tokens.where(logits.sum(dim=-1, dtype=torch.float32).isfinite(), NO_TOKEN)
 
 
 def finish_rows(logits: Tensor, seats: Tensor, sampled: Tensor, last_tokens: Tensor) -> None:
@@ -87,9 +97,12 @@ def _largest_kernel(logits, values, indices, vocab_size, logits_stride, num_bloc
     block, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     token = block * BLOCK + tl.arange(0, BLOCK)
     logit = tl.load(logits + row * logits_stride + token, token < vocab_size, other=float("-inf")).to(tl.float32)
-    value, index = tl.max(logit, 0, return_indices=True)
+    exponent = logit.to(tl.int32, bitcast=True) & 0x7F800000
+    is_finite = exponent != 0x7F800000  # all ones in NaN and infinities
+    value, index = tl.max(tl.where(is_finite, logit, float("-inf")), 0, return_indices=True)
+    all_finite = tl.min((is_finite | (token >= vocab_size)).to(tl.int32), 0)
     tl.store(values + row * num_blocks + block, value)
-    tl.store(indices + row * num_blocks + block, tl.minimum(block * BLOCK + index, vocab_size - 1))  # NaN: any token
+    tl.store(indices + row * num_blocks + block, tl.where(all_finite == 1, block * BLOCK + index, -1))
 
 
 @jit
@@ -97,7 +110,8 @@ def _finish_rows_kernel(values, indices, seats, sampled, last_tokens, num_blocks
     row = tl.program_id(0).to(tl.int64)
     block = tl.arange(0, BLOCK)
     value = tl.load(values + row * num_blocks + block, block < num_blocks, other=float("-inf"))
+    index = tl.load(indices + row * num_blocks + block, block < num_blocks, other=0)
     best = tl.argmax(value, 0)
     token = tl.load(indices + row * num_blocks + best).to(tl.int64)
-    tl.store(sampled + row, token)
-    tl.store(last_tokens + tl.load(seats + row), token)
+    tl.store(sampled + row, tl.where(tl.min(index, 0) < 0, -1, token))
+    tl.store(last_tokens + tl.load(seats + row), tl.maximum(token, 0))

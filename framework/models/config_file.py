@@ -120,7 +120,8 @@ def read_file(config: Mapping[str, Any], source: str) -> LlamaFile | GPT2File:
             f"{source}: the checkpoint is quantized (it has quantization_config); "
             "load the original weights in float32, float16 or bfloat16 instead"
         )
-    file: LlamaFile | GPT2File = checked(GPT2File if model_type == "gpt2" else LlamaFile, config, source)
+    is_gpt2 = model_type == "gpt2"
+    file = checked(GPT2File, config, source) if is_gpt2 else checked(LlamaFile, config, source)
     check_tokens(file.eos_token_id, file.vocab_size, source)
     return file
 
@@ -142,11 +143,12 @@ def rope_of(file: LlamaFile, source: str) -> tuple[float, RopeScaling | None]:
         rope["rope_type"] = rope.get("rope_type", rope.pop("type", "default"))
     if old["rope_type"] != "default" and new["rope_type"] not in ("default", old["rope_type"]):
         raise ValueError(f"{source} has rope_scaling={shown(old)} and rope_parameters={shown(new)}: leave one out")
-    thetas = {_theta(one, source) for one in ({"rope_theta": file.rope_theta}, new, old)} - {None}
+    given = [_theta(one, source) for one in ({"rope_theta": file.rope_theta}, new, old)]
+    thetas = {theta for theta in given if theta is not None}
     if len(thetas) > 1:
         raise ValueError(f"{source} has several rope_theta: {shown(thetas)}; leave one of them")
     rope = old if file.rope_scaling else new
-    if {file.partial_rotary_factor, rope.pop("partial_rotary_factor", 1.0)} != {1.0}:
+    if [file.partial_rotary_factor, rope.pop("partial_rotary_factor", 1.0)] != [1.0, 1.0]:
         raise ValueError(f"{source}: partial_rotary_factor is not supported: rope must turn the whole head")
     scaling = _scaling(rope, file.max_position_embeddings, source)
     return next(iter(thetas), DEFAULT_THETA), scaling
@@ -164,20 +166,21 @@ def _theta(rope: dict[str, Any], source: str) -> float | None:
 
 def _scaling(rope: dict[str, Any], max_positions: int, source: str) -> RopeScaling | None:
     rope_type = rope.pop("rope_type")
-    if rope_type == "default":
-        return None
     if rope_type == "dynamic":
         raise ValueError(f"{source}: {DYNAMIC}")
-    if rope_type not in [*SCALINGS]:
+    if rope_type not in ["default", *SCALINGS]:
         supported = ", ".join(("default", *SCALINGS))
         raise ValueError(f"{source}: rope_type {shown(rope_type)} is not supported; supported: {supported}")
-    kind = SCALINGS[rope_type]
-    names = {field.name for field in fields(kind)}
+    kind = SCALINGS.get(rope_type)
+    names = set() if kind is None else {field.name for field in fields(kind)}
     unread = sorted(set(rope) - names)
     if unread:
         warnings.warn(
             f"{source}: rope_type {rope_type!r} does not use {shown(unread)}, nor does transformers", stacklevel=2
         )
+    if kind is None:
+        return None
     if "original_max_position_embeddings" in names:
         rope.setdefault("original_max_position_embeddings", max_positions)
-    return checked(kind, rope, f"{source}: {rope_type} rope")
+    known = {name: value for name, value in rope.items() if name in names}
+    return checked(kind, known, f"{source}: {rope_type} rope")

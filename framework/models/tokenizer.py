@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from framework.models.config import ModelConfig
 
 NUM_BYTES = 256
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 class Tokenizer(Protocol):
@@ -36,14 +38,21 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
                 f"text needs a vocabulary of {NUM_BYTES} tokens or more; this model has {config.vocab_size}"
             )
         return ByteTokenizer()
+    return read_tokenizer(Path(config.checkpoint))
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in a checkpoint's folder, none of whose code is run; ValueError where it is missing or broken."""
+    advice = "copy tokenizer.json (or tokenizer.model) and tokenizer_config.json there, or use a trace without text"
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):  # transformers would make one without words
+        raise ValueError(f"{folder} has no tokenizer ({', '.join(VOCABULARY_FILES)}); {advice}")
     from transformers import AutoTokenizer  # takes seconds to import, and most studies have no text
 
     try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(config.checkpoint, trust_remote_code=False)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the library's readers raise whatever they meet
         first_line = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"{config.checkpoint} has no tokenizer that transformers reads ({type(error).__name__}: {first_line}); "
-            "copy its files there (tokenizer.json or tokenizer.model, tokenizer_config.json), or use a trace without text"
+            f"{folder} has no tokenizer that transformers reads ({type(error).__name__}: {first_line}); {advice}"
         ) from error
     return tokenizer

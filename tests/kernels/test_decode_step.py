@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from framework.kernels.decode_step import begin_rows, finish_rows, plain_begin_rows, plain_finish_rows
+from framework.kernels.decode_step import NO_TOKEN, begin_rows, finish_rows, plain_begin_rows, plain_finish_rows
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,3 +48,21 @@ def test_finish_rows(num_rows, vocab_size, dtype):
         results.append(torch.stack([sampled, last_tokens]))
     assert torch.equal(*results)
     assert results[0][0, 0] == vocab_size // 2
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 2500, 5002])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_that_are_not_finite_have_no_token(value, place, dtype):
+    logits = torch.randn(3, 5003, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+    logits[1, place] = value
+    for finish in (plain_finish_rows, finish_rows):
+        sampled, last_tokens = torch.full((2, 3), -7, device=DEVICE)
+        finish(logits, torch.arange(3, dtype=torch.int32, device=DEVICE), sampled, last_tokens)
+        assert (sampled == NO_TOKEN).tolist() == [False, True, False]
+        assert ((last_tokens >= 0) & (last_tokens < 5003)).all()
+        assert torch.equal(sampled[::2], logits[::2].argmax(-1))
+    logits[1] = value
+    finish_rows(logits, torch.arange(3, dtype=torch.int32, device=DEVICE), sampled, last_tokens)
+    assert sampled[1] == NO_TOKEN
+    assert 0 <= last_tokens[1] < 5003

@@ -82,7 +82,10 @@ def test_bad_random_shapes(config, message):
         ),
         (
             {
-                **{"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 64, "head_dim": 16},
+                "model_type": "qwen3",
+                "head_dim": 16,
+                "use_sliding_window": True,
+                "sliding_window": 64,
                 "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
             },
             (64, None, 64),

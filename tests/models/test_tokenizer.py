@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -6,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from framework.models.config import parse_config
 from framework.models.tokenizer import ByteTokenizer, load_tokenizer
-from tests.models.checkpoints import GPT2_SHAPE
+from tests.models.checkpoints import GPT2_SHAPE, make_hf_model
 
 CONFIG = parse_config({"model_type": "gpt2", **GPT2_SHAPE, "vocab_size": 300})
 
@@ -35,3 +36,20 @@ def test_checkpoints_bring_their_own(tmp_path):
     tokenizer = load_tokenizer(replace(CONFIG, checkpoint=str(tmp_path)))
     assert tokenizer.encode("world hello you") == [1, 0, 2]
     assert tokenizer.decode([0, 1]) == "hello world"
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+def test_a_folder_without_a_tokenizer_says_what_to_copy(name, tmp_path):
+    make_hf_model(name).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path} has no tokenizer .*copy tokenizer.json"):
+        load_tokenizer(replace(CONFIG, checkpoint=str(tmp_path)))
+
+
+def test_a_tokenizer_that_is_code_is_refused_without_a_question(tmp_path):
+    make_hf_model("llama").save_pretrained(tmp_path)
+    code = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(code))
+    (tmp_path / "tokenizer.model").write_text("no vocabulary")
+    (tmp_path / "mine.py").write_text("raise SystemExit('run')")
+    with pytest.raises(ValueError, match="has no tokenizer that transformers reads"):
+        load_tokenizer(replace(CONFIG, checkpoint=str(tmp_path)))

@@ -42,7 +42,9 @@ def test_a_head_in_the_file_is_used_though_the_config_says_tied(tmp_path):
 
 def test_a_head_equal_to_the_embeddings_takes_no_room(tmp_path, recwarn):
     make_unusual("tied_own_head", tmp_path)
-    edit_tensors(tmp_path, lambda stored: stored.update({"lm_head.weight": stored["model.embed_tokens.weight"].clone()}))
+    edit_tensors(
+        tmp_path, lambda stored: stored.update({"lm_head.weight": stored["model.embed_tokens.weight"].clone()})
+    )
     model = load(tmp_path)
     assert model.lm_head.weight is model.embed_tokens.weight
     assert not [warning for warning in recwarn if "lm_head" in str(warning.message)]

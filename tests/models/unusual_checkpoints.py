@@ -15,18 +15,24 @@ CHANGES = {
     "rope_both": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}},
     "nan_weight": {},
 }
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 NAN_TENSOR = "model.layers.1.mlp.down_proj.weight"
 
 
 def make_unusual(name, folder):
     """Write the checkpoint; returns the tokens that transformers appends to PROMPT."""
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        **{"vocab_size": 300, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 2},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512},
-        **{"bos_token_id": None, "eos_token_id": None},
-    )
-    model = transformers.LlamaForCausalLM(config).float()
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)).float()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

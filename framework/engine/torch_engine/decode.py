@@ -111,7 +111,7 @@ class Decoder:
     def store(self, seats: Tensor, tables: Tensor, sampled_seats: Tensor, sampled: Tensor) -> None:
         """Block tables (rows, width) of `seats`, and the tokens just sampled for `sampled_seats`; all on the device."""
         self.tables[:, : tables.shape[1]].index_put_((seats,), tables)
-        self.last_tokens.index_put_((sampled_seats,), sampled)
+        self.last_tokens.index_put_((sampled_seats,), sampled.clamp(min=0))  # NO_TOKEN is none of the table
 
     def launch(self, batch: Batch) -> OnDevice:
         """Start a step."""
@@ -137,7 +137,7 @@ class Decoder:
         if self.sample is not None:
             sampled = self.sample(self.logits[:num_seqs])
             self.sampled[:num_seqs] = sampled
-            self.last_tokens.index_put_((self.rows[0, :num_seqs],), sampled)
+            self.last_tokens.index_put_((self.rows[0, :num_seqs],), sampled.clamp(min=0))
 
     def _captured_size(self, num_seqs: int) -> int:
         return self._sizes[bisect_left(self._sizes, num_seqs)]

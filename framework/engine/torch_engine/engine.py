@@ -22,6 +22,7 @@ from framework.engine.torch_engine.options import EngineOptions
 from framework.engine.torch_engine.prompt_tokens import check_prompt, prompt_token_ids
 from framework.engine.torch_engine.sampling import Sampler, Sampling
 from framework.engine.torch_engine.warm_up import warm_up_sizes, warm_up_steps
+from framework.kernels.decode_step import NO_TOKEN
 from framework.lora.pool import pool_of
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
@@ -107,7 +108,7 @@ class TorchEngine:
         else:
             self._steps = CpuSteps(model, adapters, self._sampler, options)
         self._in_flight: deque[Launched] = deque()
-        self._collected_time = 0.0
+        self._collected_time, self._num_collected = 0.0, 0
 
     def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
         return self.adapters.refused(requests)
@@ -142,7 +143,7 @@ class TorchEngine:
                 f"{total_bytes / 2**30:.1f} GiB are free beside the weights and {self.num_blocks} KV blocks; lower "
                 "engine.kv_cache_bytes or the scheduler's max_num_seqs"
             ) from error
-        self._collected_time = 0.0
+        self._collected_time, self._num_collected = 0.0, 0
         self._sampler.reseed()
 
     def add(self, sequence: Sequence) -> None:
@@ -178,23 +179,35 @@ class TorchEngine:
             self._launch(batch, start_time)
 
     def collect(self) -> StepResult:
-        """Wait for the oldest step in flight."""
+        """Wait for the oldest step in flight; ValueError naming it and a request whose logits are not finite."""
         launched = self._in_flight.popleft()
         sampled, device = launched.running.wait()
         begun, self._collected_time = max(launched.start_time, self._collected_time), self.timer()
         elapsed = self._collected_time - begun
         tokens = iter(sampled)
         token_ids = [next(tokens) if is_sampled else None for is_sampled in launched.samples]
+        self._num_collected += 1
+        if NO_TOKEN in sampled:
+            raise ValueError(self._not_finite(launched.sequences[token_ids.index(NO_TOKEN)]))
         hidden = begun - launched.start_time
         waits = {} if launched.loading is None else launched.loading.waits(hidden, elapsed)
         return StepResult(token_ids, elapsed, prepare=launched.prepare, device=device, adapter_waits=waits)
+
+    def _not_finite(self, sequence: Sequence) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        reason = " (beyond 65,504 it overflows: model.dtype=bfloat16 or float32)" if dtype == "float16" else ""
+        return (
+            f"step {self._num_collected}: the logits of request {sequence.request.request_id} are NaN or infinite, "
+            f"with the model in {dtype}{reason}"
+        )
 
     @torch.inference_mode()
     def _launch(self, batch: Batch, start_time: float) -> None:
         loading = self.adapters.bring(batch)
         running, samples, prepared_time = self._steps.launch(batch, self.timer)
         self.adapters.prefetch()
-        self._in_flight.append(Launched(start_time, prepared_time - start_time, samples, running, loading))
+        prepare = prepared_time - start_time
+        self._in_flight.append(Launched(start_time, prepare, batch.sequences, samples, running, loading))
 
     def _warm_up(self, max_num_seqs: int) -> None:
         """Everything that is loaded, compiled or captured once, before anything is timed."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from framework.core import Sequence
+
 
 @dataclass(frozen=True, slots=True)
 class OnDevice:
@@ -57,7 +59,8 @@ class Launched:
 
     start_time: float
     prepare: float
-    samples: list[bool]  # which sequences sample a token
+    sequences: list[Sequence]
+    samples: list[bool]  # which of them sample a token
     running: OnDevice | Done
     loading: Loading | None = None
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from framework.core import Sequence
 from framework.engine.torch_engine.grammar import Grammars
+from framework.kernels.decode_step import tokens_or_none
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,11 @@ class Sampler:
         self.grammars.set_step(sequences)
 
     def choose(self, logits: Tensor) -> Tensor:
-        """(rows, vocab_size) → (rows,), int64."""
+        """(rows, vocab_size) → (rows,), int64; NO_TOKEN where a row of logits is not finite."""
         chosen = self.sampling
-        return sample(self.grammars.mask(logits), chosen.temperature, chosen.top_k, chosen.top_p, self._generator)
+        masked = self.grammars.mask(logits)
+        tokens = sample(masked, chosen.temperature, chosen.top_k, chosen.top_p, self._generator)
+        return tokens_or_none(logits, tokens)
 
 
 def check_sampling(temperature: float, top_k: int, top_p: float) -> None:

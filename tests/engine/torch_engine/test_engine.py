@@ -253,3 +253,24 @@ def test_default_cache_takes_most_of_the_gpu():
     engine.begin([], 8)
     cache_bytes = sum(2 * module.cache.k.nbytes for module in attention_modules(engine.model))
     assert 0.85 * (free_bytes - 2 * 2**30) < cache_bytes <= 0.9 * free_bytes
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("step", ["prompt", "decode"])
+def test_logits_that_are_not_finite_end_the_replay_with_step_and_request(options, device, step):
+    engine = make_engine(device=device, dtype="float16" if device == "cuda" else "float32", **options)
+    requests = make_requests([5, 3], [4, 4])
+    engine.begin(requests, 2)
+    sequences = seat(engine, requests, blocks_each=4)
+    engine.model.lm_head.weight[7].fill_(torch.nan if step == "prompt" else 1.0)
+    prompt = Batch(sequences, [0, 0], [5, 3], 8, 0)
+    if step == "prompt":
+        with pytest.raises(ValueError, match=r"step 1: the logits of request 0 are NaN or infinite, with the model in"):
+            engine.step(prompt)
+        return
+    for sequence, token in zip(sequences, engine.step(prompt).token_ids, strict=True):
+        sequence.output_token_ids.append(token)
+    engine.model.embed_positions.weight[3].fill_(torch.inf)  # of the second's next token
+    with pytest.raises(ValueError, match=r"step 2: the logits of request 1 are NaN or infinite, with the model in"):
+        engine.step(Batch(sequences, [5, 3], [1, 1], 0, 2))
