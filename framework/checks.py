@@ -11,9 +11,13 @@ MAX_THREADS = 1024  # PyTorch hangs or crashes with many thousands
 def shown(value: Any) -> str:
     """`value` as a message shows it: its repr, of which at most 80 characters are kept."""
     try:
-        text = repr(value)
+        return cut(repr(value))
     except RecursionError:
         return f"a deeply nested {type(value).__name__}"
+
+
+def cut(text: str) -> str:
+    """At most 80 characters of a text."""
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 

@@ -14,6 +14,7 @@ from experiments.quantization.figures import decode_steps, quality_bytes
 from experiments.quantization.parts import Prompt, Session, Steps, Text, measure_engines, measure_models, within
 from experiments.quantization.tables import CAPTIONS, Settings, capacity_table, footprint_notes, memory, part_tables
 from framework.build import MakeScheduler
+from framework.checks import whole
 from framework.core import StudyError
 from framework.measure.metrics import check_slo
 from framework.measure.steps import ceilings_for, check_sizes
@@ -69,7 +70,7 @@ def run(
     variants = resolve_arms(chosen, parts_of(sweep) | {"scheduler": scheduler, "clock": clock})
     check_named("reference.arms", [] if reference is None else reference["arms"], variants)
     check_serving(serving, variants, sweep["rates"], sweep["seeds"], sweep["slo"])
-    held_out = None if text is None else Text(existing(text), text_window, num_text_tokens)
+    held_out = None if text is None else Text(existing(text), whole("text_window", text_window), num_text_tokens)
     start = None if prompt is None else Prompt(prompt, num_output_tokens)
     session = Session(**vars(open_place(sweep["device"], sweep["output_dir"])), arms=variants)
     ceilings = ceilings_for(sweep["model"], sweep["engine"], session.device) if batch_sizes else None

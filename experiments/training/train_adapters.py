@@ -33,7 +33,8 @@ from experiments.training.training import Training, check_training, train
 from framework.build import Decoder, MakeModel
 from framework.checks import check_threads
 from framework.config import describe
-from framework.lora.adapters import WEIGHT_FILE, load_adapter, save_adapter
+from framework.lora.adapter_file import WEIGHT_FILE, save_adapter
+from framework.lora.adapters import load_adapter
 from framework.lora.attached import attached, initial_rows
 from framework.lora.layout import Layout, make_layout
 from framework.report.finish import Findings, finish

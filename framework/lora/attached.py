@@ -49,6 +49,8 @@ class OneAdapter:
         self.rows, self.projection = rows, projection
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(rows of x, in_features), normed → (rows of x, out_features)."""
+        """(rows of x, in_features), normed, or token ids → (rows of x, out_features)."""
         a, b = self.projection.factors(self.rows)
+        if self.projection.is_lookup:
+            return a[:, 0, x].T @ b
         return adapter_delta(x, a, b, self.projection.sizes)

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from framework.checks import whole
 from framework.kernels.arrays import IntArray
 from framework.lora.adapters import AdapterSource
-from framework.lora.layout import Layout, Projection, linear_layers, make_layout
+from framework.lora.layout import HEAD, Layout, Projection, linear_layers, make_layout, outer_layers
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
@@ -47,20 +48,22 @@ class AdapterPool:
     ) -> None:
         self.layout, self.source, self.strategy = layout, source, strategy
         self.num_slots, self.max_rank = num_slots, max_rank
+        self.has_head = layout.projection_of(layout.outer[HEAD]) is not None
+        self.has_lookup = any(projection.is_lookup for projection in layout.projections)
         shape = (num_slots + 1, max_rank, layout.width)
         try:
             self.slab = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:  # of a GPU it is an OutOfMemoryError
             size = (num_slots + 1) * max_rank * layout.width * like.dtype.itemsize
             raise ValueError(
                 f"{num_slots} adapter slots of rank {max_rank} take {size / 2**30:.1f} GiB, which {like.device} does "
                 "not have beside the model; lower lora.num_slots, lora.max_rank or lora.targets"
             ) from error
         self.ranks = torch.zeros(num_slots + 1, dtype=torch.int32, device=like.device)
-        self.num_tables = len(strategy.tables(np.zeros(1, dtype=np.int64)))
+        self.num_tables = len(self.step_tables(np.zeros(1, dtype=np.int64)))
         self._static = torch.zeros(self.num_tables, MAX_STATIC_ROWS, dtype=torch.int32, device=like.device)
-        self.tables = self._static
-        self.on_host: list[list[int]] = []  # the same, for strategies that are not static
+        self._step = self._static
+        self.on_host: list[list[int]] = []  # `tables`, for strategies that are not static
 
     def check(self, adapter_id: str) -> None:
         """ValueError naming the adapter, if it cannot be served."""
@@ -81,15 +84,31 @@ class AdapterPool:
         self.slab[slot, rank:].zero_()
         self.ranks[slot] = rank
 
+    def step_tables(self, slots: IntArray) -> IntArray:
+        """What a step whose rows take these slots needs on the device, (num_tables, rows)."""
+        tables = self.strategy.tables(slots)
+        return np.vstack((slots, tables)) if self.has_lookup else tables
+
     def set_step(self, tables: Tensor, on_host: IntArray | npt.NDArray[np.int32]) -> None:
-        """The strategy's tables (num_tables, rows) of the step that comes, on the device and on the host."""
+        """The `step_tables` of the rows that come, on the device and on the host."""
         num_rows = tables.shape[1]
         if num_rows <= MAX_STATIC_ROWS:
             self._static[:, :num_rows].copy_(tables)
-            self.tables = self._static
+            self._step = self._static
         else:
-            self.tables = tables.int()
-        self.on_host = [] if self.strategy.is_static else on_host.tolist()
+            self._step = tables.int()
+        self.on_host = [] if self.strategy.is_static else on_host[int(self.has_lookup) :].tolist()
+
+    @property
+    def tables(self) -> Tensor:
+        """The strategy's tables (num_tables, rows or more)."""
+        return self._step[int(self.has_lookup) :]
+
+    @property
+    def slots(self) -> Tensor:
+        """Each row's slot (rows or more,), where an embedding needs it."""
+        assert self.has_lookup
+        return self._step[0]
 
 
 class LoRA:
@@ -106,6 +125,20 @@ class LoRA:
         return self.pool.strategy.delta(x, self)
 
 
+class EmbeddingLoRA:
+    """What an embedding adds: a row's column of A is looked up, and the strategy multiplies it by B."""
+
+    def __init__(self, pool: AdapterPool, projection: Projection) -> None:
+        self.inner = LoRA(pool, projection)
+        self.table, self.pool = self.inner.a[:, :, 0], pool  # (slots, max_rank, vocab_size)
+        identity = torch.eye(pool.max_rank, dtype=self.table.dtype, device=self.table.device)
+        self.inner.a = identity.repeat(len(self.table), 1, 1)[:, :, None]
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        slots = self.pool.slots[: len(token_ids)].long()
+        return self.pool.strategy.delta(self.table[slots, :, token_ids], self.inner)
+
+
 def serve_adapters(
     model: Llama | GPT2,
     *,
@@ -115,22 +148,20 @@ def serve_adapters(
     max_rank: int,
     targets: list[str] | None = None,
 ) -> Llama | GPT2:
-    """Give the model's linear layers room for `num_slots` adapters of rank up to `max_rank`, in place.
+    """Give the model's layers room for `num_slots` adapters of rank up to `max_rank`, in place.
 
-    `targets` are the layers that adapters may change, as PEFT's target_modules (None: all). Raises ValueError for a
-    target that the model does not have, and if there is no room.
+    `targets` are the layers that adapters may change, as PEFT's target_modules (None: the blocks' linear ones). Raises
+    ValueError for a target that the model does not have, and if there is no room.
     """
-    for name, value in (("num_slots", num_slots), ("max_rank", max_rank)):
-        if value < 1:
-            raise ValueError(f"lora.{name} {value} must be at least 1")
+    num_slots, max_rank = whole("lora.num_slots", num_slots), whole("lora.max_rank", max_rank)
     layout = make_layout(model, targets)
     pool = AdapterPool(layout, adapters(), strategy(), num_slots, max_rank, like=model.norm.weight)
     for projection in layout.projections:
-        projection.linear.lora = LoRA(pool, projection)
+        projection.linear.lora = (EmbeddingLoRA if projection.is_lookup else LoRA)(pool, projection)
     return model
 
 
 def pool_of(model: Llama | GPT2) -> AdapterPool | None:
     """The pool of the model's adapters; None where it serves none."""
-    loras = [linear.lora for linear, _, _ in linear_layers(model)]
-    return next((lora.pool for lora in loras if isinstance(lora, LoRA)), None)
+    layers = [*(linear for linear, _, _ in linear_layers(model)), *outer_layers(model).values()]
+    return next((layer.lora.pool for layer in layers if isinstance(layer.lora, LoRA | EmbeddingLoRA)), None)

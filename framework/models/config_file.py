@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from framework.checks import shown
+from framework.checks import cut, shown
 from framework.models.rope import SCALINGS, RopeScaling
 
 LLAMA_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -102,7 +102,7 @@ def checked(kind: type[Checked], values: Any, source: str) -> Checked:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"])) or "the whole"
+        key = cut(".".join(map(str, problem["loc"])))
         if problem["type"] == "missing" or problem["input"] is None:
             raise ValueError(f"{source} lacks {key!r}") from None
         allowed = problem["msg"].removeprefix("Input ")

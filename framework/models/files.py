@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from framework.checks import shown
+from framework.checks import cut, shown
 
 MAX_NAME_BYTES = 255  # that a file system takes
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the dtypes that weights may have
@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8 (byte {error.start}): is it the right file?") from None
     except ValueError as error:
-        problem = f"is no JSON ({shown(str(error))})" if content.strip() else "is empty"
+        problem = f"is no JSON ({cut(str(error))})" if content.strip() else "is empty"
         raise ValueError(f"{path} {problem}; correct it or copy it again") from None
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply") from None
@@ -47,7 +47,7 @@ def opened_tensors(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is missing or broken ({shown(str(error))}): copy it again") from error
+        raise ValueError(f"{path} is missing or broken ({cut(str(error))}): copy it again") from error
 
 
 def inside(folder: Path, name: str) -> Path:

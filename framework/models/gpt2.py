@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from framework.kernels.attention import Attention
 from framework.models.config import ModelConfig
-from framework.models.layers import Linear, PagedAttention, SurroundedLinear
+from framework.models.layers import Linear, PagedAttention, SurroundedLinear, TokenEmbedding
 
 
 class GPT2Block(nn.Module):
@@ -41,7 +41,7 @@ class GPT2(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens: nn.Embedding = TokenEmbedding(config.vocab_size, config.hidden_size)
         self.embed_positions = nn.Embedding(config.max_positions, config.hidden_size)
         self.layers = nn.ModuleList(GPT2Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)

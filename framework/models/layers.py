@@ -1,4 +1,4 @@
-"""A linear layer with what surrounds it: the norm before, the activation and the residual addition after.
+"""A linear layer with what surrounds it: the norm before, the activation and the residual addition after; embeddings.
 
 Few rows on a GPU take one fused kernel; everything else is plain PyTorch, which torch.compile fuses.
 """
@@ -67,6 +67,25 @@ class Linear(SurroundedLinear, nn.Linear):
     def compute(self, x: Tensor, is_fused: bool, around: Surroundings) -> Tensor:
         linear = fused_linear if is_fused else plain_linear
         return linear(x, self.weight, self.bias, around)
+
+
+class TokenEmbedding(nn.Embedding):
+    """The rows of a table; `lora` gives what adapters add to them: (rows,) token ids → (rows, embedding_dim)."""
+
+    lora: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def in_features(self) -> int:
+        return self.num_embeddings
+
+    @property
+    def out_features(self) -> int:
+        return self.embedding_dim
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(rows,) → (rows, embedding_dim)."""
+        rows = super().forward(input)
+        return rows if self.lora is None else rows + self.lora(input)
 
 
 class PagedAttention(nn.Module):

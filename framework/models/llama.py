@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from framework.kernels.attention import Attention
 from framework.models.config import ModelConfig
-from framework.models.layers import Linear, PagedAttention, SurroundedLinear
+from framework.models.layers import Linear, PagedAttention, SurroundedLinear, TokenEmbedding
 from framework.models.rope import rope_table
 
 
@@ -53,7 +53,7 @@ class Llama(nn.Module):
         super().__init__()
         assert config.rope_theta is not None
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens: nn.Embedding = TokenEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(LlamaBlock(config, window) for window in config.layer_windows)
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.lm_head: SurroundedLinear = Linear(config.hidden_size, config.vocab_size, bias=False)

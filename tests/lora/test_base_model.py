@@ -6,7 +6,8 @@ import warnings
 import pytest
 import torch
 
-from framework.lora.adapters import RandomAdapters, SavedAdapters, save_adapter
+from framework.lora.adapter_file import save_adapter
+from framework.lora.adapters import RandomAdapters, SavedAdapters
 from framework.lora.base_model import base_name, check_base
 from framework.lora.layout import make_layout
 from framework.models.loading import load_model

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from framework.core import Batch, Request
 from framework.engine.torch_engine import TorchEngine
-from framework.lora.adapters import RandomAdapters, SavedAdapters, save_adapter
+from framework.lora.adapter_file import save_adapter
+from framework.lora.adapters import RandomAdapters, SavedAdapters
 from framework.lora.attached import attached
 from framework.lora.gathered import Gathered
 from framework.lora.layout import make_layout
@@ -60,7 +61,7 @@ def saved(request, tmp_path_factory):
     return folder, mixed, alone
 
 
-def engine_logits(model, adapter_ids, num_prompt_tokens):
+def engine_logits(model, adapter_ids, num_prompt_tokens, names=tuple(ADAPTERS)):
     """Logits of a prefill and of decode steps that are told the rest of PROMPT, (rows, tokens from the last, vocab)."""
     engine = TorchEngine(model, num_blocks=64, block_size=4)
     requests = [
@@ -74,7 +75,7 @@ def engine_logits(model, adapter_ids, num_prompt_tokens):
     loads = {}
     for sequence in sequences:
         if sequence.request.adapter_id is not None and engine.num_adapter_slots:
-            sequence.adapter_slot = 1 + list(ADAPTERS).index(sequence.request.adapter_id)
+            sequence.adapter_slot = 1 + names.index(sequence.request.adapter_id)
             loads[sequence.adapter_slot] = sequence.request.adapter_id
     choose = engine._sampler.choose
     engine._sampler.choose = lambda logits: seen.append(logits) or choose(logits)

@@ -6,7 +6,8 @@ import re
 import pytest
 import torch
 
-from framework.lora.adapters import WEIGHT_FILE, load_adapter
+from framework.lora.adapter_file import WEIGHT_FILE
+from framework.lora.adapters import load_adapter
 from framework.lora.attached import attached
 from framework.lora.layout import make_layout
 from framework.measure.perplexity import window_logits, window_losses

@@ -46,12 +46,13 @@ class Placement:
         """
         if self.pool is None:
             return 0
-        rows = self.pool.load(adapter_id)
-        self.pool.put(1, rows)
-        arrays = self.tables(np.ones(num_rows, dtype=np.int64))
+        loaded = self.pool.load(adapter_id)
+        self.pool.put(1, loaded)
+        rows = np.ones(num_rows, dtype=np.int64)
+        arrays = self.tables(rows, rows)
         device = self.pool.slab.device
         self.set_step({name: torch.from_numpy(array).to(device) for name, array in arrays.items()}, arrays)
-        return sum(a.numel() + b.numel() for a, b in self.pool.layout.parts(rows).values())
+        return sum(a.numel() + b.numel() for a, b in self.pool.layout.parts(loaded).values())
 
     def refused(self, requests: Iterable[Request]) -> dict[str, str]:
         """Adapter id → why it cannot be served, of those that the requests name; each is looked at once."""
@@ -109,15 +110,31 @@ class Placement:
                 self._put(loads)
                 self._on_the_way |= dict.fromkeys(loads, record_event())
 
-    def tables(self, slots: IntArray) -> dict[str, IntArray]:
-        """What goes to the device for rows whose adapters are in `slots` (0: none), by name."""
-        return {} if self.pool is None else {"adapters": self.pool.strategy.tables(slots)}
+    def tables(self, slots: IntArray, sampled_slots: IntArray) -> dict[str, IntArray]:
+        """What goes to the device for rows whose adapters are in `slots` (0: none), by name.
+
+        `sampled_slots` are those of the rows that the vocabulary head sees.
+        """
+        if self.pool is None:
+            return {}
+        tables = {"adapters": self.pool.step_tables(slots)}
+        return tables | ({"head_adapters": self.pool.step_tables(sampled_slots)} if self.pool.has_head else {})
 
     def set_step(self, sent: dict[str, Tensor], arrays: dict[str, IntArray]) -> None:
         """The arrays of `tables` are on the device, flat."""
+        self._sent, self._arrays = sent, arrays
         if self.pool is not None:
-            on_host = arrays["adapters"]
-            self.pool.set_step(sent["adapters"].view(on_host.shape), on_host)
+            self._set("adapters")
+
+    def set_head_step(self) -> None:
+        """From here on the rows are those of the vocabulary head."""
+        if self.pool is not None and self.pool.has_head:
+            self._set("head_adapters")
+
+    def _set(self, name: str) -> None:
+        assert self.pool is not None
+        on_host = self._arrays[name]
+        self.pool.set_step(self._sent[name].view(on_host.shape), on_host)
 
     def _why_not(self, adapter_id: str) -> str:
         assert self.pool is not None

@@ -41,9 +41,10 @@ class CpuSteps:
         self.sampler.set_step(compress(batch.sequences, inputs.samples))
         token_ids, positions = torch.from_numpy(inputs.token_ids), torch.from_numpy(inputs.positions)
         attention, rows = plain(self.model, inputs, options.block_size), torch.from_numpy(inputs.sampled_rows)
-        tables = self.adapters.tables(inputs.adapter_slots)
+        tables = self.adapters.tables(inputs.adapter_slots, inputs.sampled_slots)
         self.adapters.set_step({name: torch.from_numpy(table) for name, table in tables.items()}, tables)
         prepared_time = timer()
         hidden = self.model(token_ids, positions, attention).index_select(0, rows)
+        self.adapters.set_head_step()
         sampled = self.sampler.choose(self.model.logits(hidden)).tolist()
         return Done(sampled, device=timer() - prepared_time), inputs.samples.tolist(), prepared_time

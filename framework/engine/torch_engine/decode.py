@@ -177,7 +177,7 @@ class Decoder:
             if self.adapters is not None:
                 slots = np.zeros(self._captured_size(num_seqs) if self.graphs else num_seqs, dtype=np.int64)
                 slots[:num_seqs] = [sequence.adapter_slot for sequence in sequences]
-                self._host_rows[NUM_ROWS:, : len(slots)] = self.adapters.strategy.tables(slots)
+                self._host_rows[NUM_ROWS:, : len(slots)] = self.adapters.step_tables(slots)
             self._sequences = self._recent = list(sequences)
             changed = list(range(num_seqs))
             stale = np.flatnonzero(self._next_slots[seats] != starts)

@@ -68,7 +68,9 @@ class GpuSteps:
             arrays |= {"seats": seats, "sampled_seats": seats[inputs.samples], "tables": inputs.block_tables}
         sent, compute_hidden = self.prompts.lay_out(inputs, arrays)
         prepared_time, start = timer(), record_event()
-        sampled = self.sampler.choose(self.model.logits(compute_hidden().index_select(0, sent["rows"])))
+        hidden = compute_hidden().index_select(0, sent["rows"])
+        self.adapters.set_head_step()
+        sampled = self.sampler.choose(self.model.logits(hidden))
         if self.decoder is not None:
             tables = sent["tables"].view(len(batch.sequences), -1)
             self.decoder.store(sent["seats"], tables, sent["sampled_seats"], sampled)

@@ -34,6 +34,11 @@ class StepInputs:
         return rows
 
     @property
+    def sampled_slots(self) -> IntArray:
+        """The adapter slots of these rows."""
+        return self.adapter_slots[self.sampled_rows]
+
+    @property
     def lengths(self) -> tuple[IntArray, IntArray, IntArray]:
         return self.query_lens, self.context_lens, self.padding
 

@@ -61,7 +61,7 @@ class PromptSteps:
                 inputs, flash_arrays = with_spare_rows(inputs, flash_arrays, size)
             arrays = arrays | flash_arrays
         arrays = arrays | {"token_ids": inputs.token_ids, "positions": inputs.positions}
-        arrays |= self.adapters.tables(inputs.adapter_slots)
+        arrays |= self.adapters.tables(inputs.adapter_slots, inputs.sampled_slots)
         sent = upload(self.device, arrays)
         self.adapters.set_step(sent, arrays)
         if size is not None:
@@ -85,7 +85,7 @@ class PromptSteps:
         for index, size in enumerate(reversed(sizes)):  # the largest first: the others reuse its memory
             on_progress(f"prompts, size {index + 1} of {len(sizes)}")
             self._read["query_starts"].fill_(size)[0] = 0
-            tables = self.adapters.tables(np.zeros(size, dtype=np.int64))
+            tables = self.adapters.tables(np.zeros(size, dtype=np.int64), np.zeros(1, dtype=np.int64))
             self.adapters.set_step(upload(self.device, tables), tables)
             self._forward(size)
             torch.cuda.synchronize()

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from experiments.lora.multi_lora import Sizes, measure_steps
 from framework.engine.torch_engine import TorchEngine
-from framework.lora.adapters import RandomAdapters, save_adapter
+from framework.lora.adapter_file import save_adapter
+from framework.lora.adapters import RandomAdapters
 from framework.lora.layout import make_layout
 from framework.measure.steps import measure_decode
 from tests.lora.serving_models import make_engine
