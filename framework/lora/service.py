@@ -17,7 +17,7 @@ from framework.models.llama import Llama
 class AdapterService:
     """Adapters beside the weights, which have a `strategy`, or one that is `merged` into them; else none.
 
-    `adapters` makes their source; they are on the layers in `targets` (None: on all).
+    `adapters` makes their source; they are on the layers in `targets` (None: on the blocks' linear ones).
     """
 
     adapters: partial[AdapterSource] | None = None

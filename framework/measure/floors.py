@@ -5,6 +5,7 @@ No step is faster than the longer of bytes / bandwidth and operations / rate (ro
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -44,6 +45,7 @@ class Costs:
     layer_parameters: int  # of all layers' matrices: each multiplies and adds once per token
     head_parameters: int  # each once per sampled token
     score_flops: int  # per query and key it attends to: q·k and p·v over all heads and layers
+    windows: tuple[tuple[int | None, float], ...] = ((None, 1.0),)  # sliding windows, and the share of layers with each
 
 
 def model_costs(model: Llama | GPT2, kv_dtype: torch.dtype) -> Costs:
@@ -58,6 +60,7 @@ def model_costs(model: Llama | GPT2, kv_dtype: torch.dtype) -> Costs:
         layer_parameters=sum(linear.in_features * linear.out_features for linear in linears),
         head_parameters=model.lm_head.in_features * model.lm_head.out_features,
         score_flops=4 * config.num_heads * config.head_dim * config.num_layers,
+        windows=tuple((window, num / config.num_layers) for window, num in Counter(config.layer_windows).items()),
     )
 
 
@@ -73,14 +76,25 @@ def step_work(costs: Costs, batch: Batch) -> Work:
     """
     spans = list(zip(batch.starts, batch.num_tokens, strict=True))
     num_new = sum(num for _, num in spans)
-    num_scores = sum(num * start + num * (num + 1) // 2 for start, num in spans)
-    num_context = sum(start + num for start, num in spans)
+    num_scores = sum(share * scores(start, num, window) for start, num in spans for window, share in costs.windows)
+    num_context = sum(share * slots(start, num, window) for start, num in spans for window, share in costs.windows)
     return Work(
         num_bytes=costs.weight_bytes + num_new * costs.embedding_bytes + num_context * costs.kv_bytes,
         num_flops=2 * costs.layer_parameters * num_new
         + 2 * costs.head_parameters * len(spans)
         + costs.score_flops * num_scores,
     )
+
+
+def scores(start: int, num: int, window: int | None) -> int:
+    """Queries and keys that meet where `num` new tokens follow `start` others, each sees itself and those before it."""
+    num_whole = num if window is None else min(max(window - start, 0), num)  # tokens that see all before them
+    return num_whole * start + num_whole * (num_whole + 1) // 2 + (num - num_whole) * (window or 0)
+
+
+def slots(start: int, num: int, window: int | None) -> int:
+    """Keys that these tokens see together."""
+    return start + num if window is None else min(start + num, window + num - 1)
 
 
 def attention_work(model: Llama | GPT2, num_seqs: int, context: int, kv_dtype: torch.dtype) -> Work:

@@ -1,5 +1,7 @@
 """Work and floors against numbers computed by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import yaml
@@ -9,6 +11,7 @@ from framework.core import Batch, Request, Sequence
 from framework.measure.floors import Costs, Work, attention_work, model_costs, num_bytes, step_work
 from framework.models.config import parse_config
 from framework.models.loading import build_model
+from tests.models.loaded_models import LLAMA
 from tests.test_config import CONF
 
 COSTS = Costs(
@@ -81,3 +84,17 @@ def test_a_tensor_made_of_others_counts_as_these():
     """As torchao's, whose own nbytes are those of the dtype it stands for."""
     parts = torch.zeros(3, 4), torch.zeros(3, 4)
     assert num_bytes([TwoTensor(*parts), torch.zeros(5)]) == 2 * 48 + 20
+
+
+def test_a_sliding_window_bounds_what_a_token_sees():
+    """Half of the layers see 3 tokens: 1 + 2 + 3 + 3 scores of a prompt of 4, 3 of a token behind 9 others."""
+    half = replace(COSTS, windows=((None, 0.5), (3, 0.5)))
+    work = step_work(half, batch([0, 9], [4, 1]))
+    assert work.num_flops == 2 * 400 * 5 + 2 * 50 * 2 + 8 * ((10 + 10) / 2 + (9 + 3) / 2)
+    assert work.num_bytes == 1000 + 5 * 10 + 3 * ((4 + 10) / 2 + (4 + 3) / 2)
+
+
+def test_the_windows_of_a_model():
+    config = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+    model = build_model(parse_config(LLAMA | config), torch.float32, "meta")
+    assert model_costs(model, torch.float32).windows == ((None, 1 / 3), (4, 2 / 3))

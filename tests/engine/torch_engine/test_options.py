@@ -13,9 +13,10 @@ NULLS = {
 }  # fmt: skip
 
 
-def resolve(device="cuda", head_dim=64, has_static_adapters=True, **options):
+def resolve(device="cuda", head_dim=64, has_window=False, has_static_adapters=True, **options):
     weight = SimpleNamespace(device=torch.device(device), dtype=torch.bfloat16)
-    model = SimpleNamespace(norm=SimpleNamespace(weight=weight), config=SimpleNamespace(head_dim=head_dim))
+    config = SimpleNamespace(head_dim=head_dim, has_window=has_window)
+    model = SimpleNamespace(norm=SimpleNamespace(weight=weight), config=config)
     return EngineOptions.resolve(model, has_static_adapters, **NULLS | options)
 
 
@@ -29,6 +30,7 @@ def switches(options):
         ({}, (True, True, True, 1, True)),
         ({"device": "cpu"}, (False, False, False, 0, False)),
         ({"head_dim": 80}, (True, True, False, 0, False)),
+        ({"has_window": True}, (True, True, False, 0, False)),
         ({"use_cache": False}, (True, True, False, 0, False)),
         ({"has_static_adapters": False}, (True, False, False, 1, True)),
         ({"head_dim": 16}, (True, True, True, 1, True)),
@@ -51,6 +53,7 @@ def test_keys_and_values_have_the_models_dtype_or_int8():
         ({"has_static_adapters": False, "compile": True}, "engine.compile=true needs a GPU, and another lora"),
         ({"use_cache": False, "cuda_graphs": True}, "engine.cuda_graphs=true needs a GPU, a KV cache"),
         ({"head_dim": 80, "overlap": True}, "engine.overlap=true .* head_dim of 16"),
+        ({"has_window": True, "cuda_graphs": True}, "engine.cuda_graphs=true .* no sliding window below max_model_len"),
         ({"block_size": 0}, "block_size 0 must be at least 1"),
         ({"kv_dtype": "int4"}, "kv_dtype 'int4' must be null or int8"),
         ({"use_cache": False, "kv_dtype": "int8"}, "kv_dtype=int8 needs a KV cache"),
