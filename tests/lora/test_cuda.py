@@ -26,13 +26,24 @@ REQUESTS = [
 ]
 
 
-def serve(name, strategy, scheduler=ContinuousScheduler, *, dtype="float32", num_slots=4, quantize=None, **options):
+def serve(
+    name,
+    strategy,
+    scheduler=ContinuousScheduler,
+    *,
+    dtype="float32",
+    num_slots=4,
+    quantize=None,
+    targets=None,
+    **options,
+):
     """Output tokens and steps of REQUESTS."""
     model = make_model(name, dtype=dtype)
     if quantize is not None:
         model = quantize(model)
     adapters = partial(LargeAdapters, ranks=[8, 16, 64])
-    serve_adapters(model, strategy=strategy, adapters=adapters, num_slots=num_slots, max_rank=64)
+    room = {"num_slots": num_slots, "max_rank": 64, "targets": targets}
+    serve_adapters(model, strategy=strategy, adapters=adapters, **room)
     engine = TorchEngine(model, block_size=16, num_blocks=64, **options)
     sequences, steps = replay_trace(REQUESTS, make_scheduler(scheduler, engine), engine)
     return [sequence.output_token_ids for sequence in sequences], steps
@@ -50,6 +61,14 @@ def test_float32_tokens_equal_the_eager_loop(family, strategy, overlap):
     name, expected = family
     assert serve(name, strategy, overlap=overlap)[0] == expected
     assert len({token for output in expected for token in output}) > 20
+
+
+@pytest.mark.parametrize("strategy", [Loop, Gathered, Segmented])
+def test_adapters_on_the_head_and_the_embedding(family, strategy):
+    name, others = family
+    targets = ["lm_head", "wte", "c_attn"] if name == "gpt2" else ["lm_head", "embed_tokens", "q_proj"]
+    expected = serve(name, Loop, targets=targets, **EAGER)[0]
+    assert serve(name, strategy, targets=targets)[0] == expected != others
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -36,28 +36,35 @@ PLAIN = partial(ContinuousScheduler, max_num_seqs=5)
 TIGHT = partial(ContinuousScheduler, max_num_seqs=6, watermark=0.0, max_num_batched_tokens=3)
 
 
-def make_small(strategy, num_blocks=40):
+TABLES = ["attn.c_attn", "lm_head", "wte"]
+
+
+def make_small(strategy, num_blocks=40, targets=None):
     given = {"path": None, "weights": "random", "seed": 0, "max_model_len": None, "dtype": "float32"}
     model = load_model(config=SMALL, device="cpu", **given)
     for parameter in model.parameters():
         parameter.mul_(5.0)
     adapters = partial(LargeAdapters, ranks=[2, 8])
-    serve_adapters(model, strategy=strategy, adapters=adapters, num_slots=2, max_rank=8)
+    serve_adapters(model, strategy=strategy, adapters=adapters, num_slots=2, max_rank=8, targets=targets)
     return TorchEngine(model, block_size=4, num_blocks=num_blocks)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("pretend")
 @pytest.mark.parametrize(
-    ("strategy", "scheduler", "num_steps_ahead", "kernels"),
-    [(Loop, PLAIN, 0, False), (Gathered, PLAIN, 1, False), (Segmented, TIGHT, 1, False), (Segmented, PLAIN, 0, True)],
+    ("strategy", "scheduler", "num_steps_ahead", "kernels", "targets"),
+    [
+        *((Loop, PLAIN, 0, False, None), (Loop, TIGHT, 0, False, TABLES), (Gathered, PLAIN, 1, False, None)),
+        *((Segmented, TIGHT, 1, False, None), (Segmented, PLAIN, 0, True, None), (Segmented, PLAIN, 0, True, TABLES)),
+        *((Segmented, TIGHT, 1, False, TABLES), (Gathered, PLAIN, 1, False, TABLES)),
+    ],
 )
-def test_tokens_equal_the_plain_way(monkeypatch, strategy, scheduler, num_steps_ahead, kernels):
-    expected, *_ = outputs(make_small(Loop), REQUESTS)
+def test_tokens_equal_the_plain_way(monkeypatch, strategy, scheduler, num_steps_ahead, kernels, targets):
+    expected, *_ = outputs(make_small(Loop, targets=targets), REQUESTS)
     if kernels:
         monkeypatch.setattr(segmented, "plain_lora_delta", lora_delta)
     with options_of_a_gpu(num_steps_ahead=num_steps_ahead, fused=kernels):
-        engine = make_small(strategy, num_blocks=3 if scheduler is TIGHT else 40)
+        engine = make_small(strategy, num_blocks=3 if scheduler is TIGHT else 40, targets=targets)
     tokens, sequences, _ = outputs(engine, REQUESTS, scheduler)
     assert tokens == expected
     assert any(sequence.num_preemptions for sequence in sequences) == (scheduler is TIGHT)

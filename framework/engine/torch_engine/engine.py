@@ -108,7 +108,8 @@ class TorchEngine:
         else:
             self._steps = CpuSteps(model, adapters, self._sampler, options)
         self._in_flight: deque[Launched] = deque()
-        self._collected_time, self._num_collected = 0.0, 0
+        self._collected_time = 0.0
+        self._kind_of_step, self._num_collected = "step", 0
 
     def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
         return self.adapters.refused(requests)
@@ -134,6 +135,7 @@ class TorchEngine:
         configure_model(self.model, fused=self.options.fused, compile=self.options.compile)
         torch.set_num_threads(self.options.num_threads)
         self._in_flight.clear()
+        self._kind_of_step, self._num_collected = "warm-up step", 0
         try:
             self._warm_up(max_num_seqs)
         except torch.OutOfMemoryError as error:
@@ -143,7 +145,8 @@ class TorchEngine:
                 f"{total_bytes / 2**30:.1f} GiB are free beside the weights and {self.num_blocks} KV blocks; lower "
                 "engine.kv_cache_bytes or the scheduler's max_num_seqs"
             ) from error
-        self._collected_time, self._num_collected = 0.0, 0
+        self._collected_time = 0.0
+        self._kind_of_step, self._num_collected = "step", 0
         self._sampler.reseed()
 
     def add(self, sequence: Sequence) -> None:
@@ -194,12 +197,10 @@ class TorchEngine:
         return StepResult(token_ids, elapsed, prepare=launched.prepare, device=device, adapter_waits=waits)
 
     def _not_finite(self, sequence: Sequence) -> str:
+        step, request_id = f"{self._kind_of_step} {self._num_collected}", sequence.request.request_id
         dtype = str(self.dtype).removeprefix("torch.")
         reason = " (beyond 65,504 it overflows: model.dtype=bfloat16 or float32)" if dtype == "float16" else ""
-        return (
-            f"step {self._num_collected}: the logits of request {sequence.request.request_id} are NaN or infinite, "
-            f"with the model in {dtype}{reason}"
-        )
+        return f"{step}: the logits of request {request_id} are NaN or infinite, with the model in {dtype}{reason}"
 
     @torch.inference_mode()
     def _launch(self, batch: Batch, start_time: float) -> None:

@@ -266,11 +266,15 @@ def test_logits_that_are_not_finite_end_the_replay_with_step_and_request(options
     engine.model.lm_head.weight[7].fill_(torch.nan if step == "prompt" else 1.0)
     prompt = Batch(sequences, [0, 0], [5, 3], 8, 0)
     if step == "prompt":
-        with pytest.raises(ValueError, match=r"step 1: the logits of request 0 are NaN or infinite, with the model in"):
+        with pytest.raises(
+            ValueError, match=r"^step 1: the logits of request 0 are NaN or infinite, with the model in"
+        ):
             engine.step(prompt)
+        with pytest.raises(ValueError, match=r"^warm-up step 1: the logits"):
+            engine.begin(requests, 2)
         return
     for sequence, token in zip(sequences, engine.step(prompt).token_ids, strict=True):
         sequence.output_token_ids.append(token)
     engine.model.embed_positions.weight[3].fill_(torch.inf)  # of the second's next token
-    with pytest.raises(ValueError, match=r"step 2: the logits of request 1 are NaN or infinite, with the model in"):
+    with pytest.raises(ValueError, match=r"^step 2: the logits of request 1 are NaN or infinite, with the model in"):
         engine.step(Batch(sequences, [5, 3], [1, 1], 0, 2))
