@@ -8,7 +8,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from statistics import median
@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from framework.models.config import ModelConfig
+from framework.models.config import ModelConfig, config_json
 
 STATIC_BATCH_SIZE = 64
 MAX_BATCH_TOKENS = 8192
@@ -189,38 +189,8 @@ def build(run: PeerRun) -> Any:
 
 def hf_config(config: ModelConfig) -> Any:
     """transformers' config of the same shape, without an end-of-sequence token."""
-    common = {
-        "vocab_size": config.vocab_size,
-        "tie_word_embeddings": config.tie_embeddings,
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
-    }
-    if config.model_type == "gpt2":
-        return transformers.GPT2Config(
-            **common,
-            n_embd=config.hidden_size,
-            n_inner=config.intermediate_size,
-            n_layer=config.num_layers,
-            n_head=config.num_heads,
-            n_positions=config.max_positions,
-        )
-    rope = {"rope_type": "default"}
-    if config.rope_scaling is not None:
-        rope = {"rope_type": "llama3"} | asdict(config.rope_scaling)
-    return transformers.AutoConfig.for_model(
-        config.model_type,
-        **common,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=config.max_positions,
-        rms_norm_eps=config.norm_eps,
-        rope_parameters={"rope_theta": config.rope_theta, **rope},
-        attention_bias=config.qkv_bias,
-        mlp_bias=config.mlp_bias,
-    )
+    keys = config_json(config) | dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    return transformers.AutoConfig.for_model(keys.pop("model_type"), **keys)
 
 
 def plug_in_flash() -> str:

@@ -91,6 +91,9 @@ def test_a_peer_has_the_models_shape(name):
     config = parse_config(theirs.to_dict())
     with torch.device("meta"):
         peer = transformers.AutoModelForCausalLM.from_config(hf_config(config))
+    again = parse_config(peer.config.to_dict())
+    assert (again.rope_theta, again.rope_scaling) == (config.rope_theta, config.rope_scaling)
+    assert again.windows == config.windows
     assert peer.num_parameters() == sum(one.numel() for one in build_model(config, torch.float32, "meta").parameters())
 
 
