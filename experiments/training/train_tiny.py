@@ -164,8 +164,7 @@ def write_model(folder: Path, model: Decoder, state: dict[str, Tensor], dtype: t
     model.load_state_dict(state)
     tensors = {name: tensor.to(dtype) for name, tensor in model.checkpoint_tensors().items()}
     config = replace(model.config, eos_token_ids=(END_OF_DOCUMENT,))
-    prefix = "transformer." if config.model_type == "gpt2" else "model."
-    write_checkpoint(folder, config_json(config), tensors, prefix=prefix)
+    write_checkpoint(folder, config_json(config), tensors, prefix=model.prefix)
 
 
 def describe_corpus(corpus: Corpus, num_train_bytes: int, num_held_out_bytes: int) -> dict[str, object]:

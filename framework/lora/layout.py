@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from framework.models.gpt2 import CHECKPOINT_MODULES as GPT2_MODULES
 from framework.models.gpt2 import GPT2
@@ -19,7 +19,6 @@ from framework.models.llama import Llama
 
 HEAD = "lm_head"
 ALIGNMENT = 16  # numbers: a piece begins where vector loads may
-
 
 Layer = SurroundedLinear | TokenEmbedding
 
@@ -64,12 +63,7 @@ class Layout:
     width: int
     prefix: str
     checkpoint: str | None  # folder of the model's weights; None: random ones
-    outer: dict[
-        str, Layer
-    ]  # the layers beside the blocks by the checkpoint's names, whether adapters change them or not
-
-    def projection_of(self, layer: nn.Module) -> Projection | None:
-        return next((projection for projection in self.projections if projection.linear is layer), None)
+    outer: dict[str, Layer]  # by the checkpoint's names, those beside the blocks, whether adapters change them or not
 
     def is_lookup(self, name: str) -> bool:
         return isinstance(self.outer.get(name), TokenEmbedding)
@@ -99,9 +93,9 @@ def make_layout(model: Llama | GPT2, targets: Sequence[str] | None) -> Layout:
     """
     projections: list[Projection] = []
     width, outer = 0, outer_layers(model)
-    layers = [*linear_layers(model), *((layer, (name,), (layer.out_features,)) for name, layer in outer.items())]
-    if targets is None:
-        layers = list(linear_layers(model))
+    layers = list(linear_layers(model))
+    if targets is not None:
+        layers += [(layer, (name,), (layer.out_features,)) for name, layer in outer.items()]
     for linear, names, sizes in layers:
         has_adapter = tuple(targets is None or any(is_end(target, name) for target in targets) for name in names)
         if any(has_adapter):
@@ -113,8 +107,7 @@ def make_layout(model: Llama | GPT2, targets: Sequence[str] | None) -> Layout:
     if unknown or not projections:
         inner = ", ".join(dict.fromkeys(map(module_name, every)))
         raise ValueError(f"lora.targets names {unknown or 'nothing'}; the model has {inner} (null: all in the blocks)")
-    prefix = "transformer." if isinstance(model, GPT2) else "model."
-    return Layout(tuple(projections), width, prefix, model.config.checkpoint, outer)
+    return Layout(tuple(projections), width, model.prefix, model.config.checkpoint, outer)
 
 
 def module_name(name: str) -> str:
@@ -126,7 +119,7 @@ def outer_layers(model: Llama | GPT2) -> dict[str, Layer]:
     """The layers beside the blocks by the checkpoint's names: the vocabulary head, and the embedding if in floats."""
     layers: dict[str, Layer] = {HEAD: model.lm_head}
     if isinstance(model.embed_tokens, TokenEmbedding):
-        layers["wte" if isinstance(model, GPT2) else "embed_tokens"] = model.embed_tokens
+        layers[model.embedding] = model.embed_tokens
     return layers
 
 

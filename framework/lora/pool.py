@@ -48,7 +48,7 @@ class AdapterPool:
     ) -> None:
         self.layout, self.source, self.strategy = layout, source, strategy
         self.num_slots, self.max_rank = num_slots, max_rank
-        self.has_head = layout.projection_of(layout.outer[HEAD]) is not None
+        self.has_head = any(HEAD in projection.names for projection in layout.projections)
         self.has_lookup = any(projection.is_lookup for projection in layout.projections)
         shape = (num_slots + 1, max_rank, layout.width)
         try:

@@ -75,49 +75,52 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
     }
-    if config.model_type == "gpt2":
-        return common | {
-            "architectures": ["GPT2LMHeadModel"],
-            "n_embd": config.hidden_size,
-            "n_inner": config.intermediate_size,
-            "n_layer": config.num_layers,
-            "n_head": config.num_heads,
-            "n_positions": config.max_positions,
-            "layer_norm_epsilon": config.norm_eps,
-            "activation_function": "gelu_new",
-        }
+    return common | (_gpt2_json(config) if config.model_type == "gpt2" else _llama_json(config))
+
+
+def _gpt2_json(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "n_embd": config.hidden_size,
+        "n_inner": config.intermediate_size,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_positions": config.max_positions,
+        "layer_norm_epsilon": config.norm_eps,
+        "activation_function": "gelu_new",
+    }
+
+
+def _llama_json(config: ModelConfig) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": "default"}
     if config.rope_scaling is not None:
         rope_type = next(name for name, kind in SCALINGS.items() if isinstance(config.rope_scaling, kind))
         given = {name: value for name, value in asdict(config.rope_scaling).items() if value is not None}
         rope = {"rope_type": rope_type, **given}
+    return {
+        "architectures": [f"{config.model_type.capitalize()}ForCausalLM"],
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "attention_bias": config.qkv_bias,
+        "mlp_bias": config.mlp_bias,
+        "rope_parameters": {"rope_theta": config.rope_theta, **rope},
+        **_window_json(config),
+    }
+
+
+def _window_json(config: ModelConfig) -> dict[str, Any]:
     window = next((window for window in config.windows if window is not None), None)
-    return (
-        common
-        | {
-            "architectures": [f"{config.model_type.capitalize()}ForCausalLM"],
-            "hidden_size": config.hidden_size,
-            "intermediate_size": config.intermediate_size,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads,
-            "num_key_value_heads": config.num_kv_heads,
-            "head_dim": config.head_dim,
-            "max_position_embeddings": config.max_positions,
-            "rms_norm_eps": config.norm_eps,
-            "hidden_act": "silu",
-            "attention_bias": config.qkv_bias,
-            "mlp_bias": config.mlp_bias,
-            "rope_parameters": {"rope_theta": config.rope_theta, **rope},
-            "sliding_window": window,
-        }
-        | ({} if window is None or config.model_type == "mistral" else _sliding(config.windows))
-    )
-
-
-def _sliding(windows: tuple[int | None, ...]) -> dict[str, Any]:
-    """Qwen's keys for layers of which some have a window."""
-    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
-    return {"use_sliding_window": True, "layer_types": kinds}
+    if window is None or config.model_type == "mistral":
+        return {"sliding_window": window}
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in config.windows]
+    return {"sliding_window": window, "use_sliding_window": True, "layer_types": kinds}
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
@@ -129,20 +132,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
 
 
 def _from_llama(file: LlamaFile, max_model_len: int | None, source: str) -> ModelConfig:
-    num_heads, head_dim, num_kv_heads = file.num_attention_heads, file.head_dim, file.num_key_value_heads
-    if head_dim is None:
-        if file.model_type == "qwen3" or file.hidden_size % num_heads:
-            sizes = f"hidden_size {file.hidden_size}, {num_heads} attention heads"
-            raise ValueError(f"{source} needs head_dim ({sizes})")
-        head_dim = file.hidden_size // num_heads
-    if head_dim % 2:
-        raise ValueError(f"{source} has head_dim={head_dim}; it should be even, as rope turns channels in pairs")
-    if num_kv_heads is None:
-        if file.model_type != "llama":  # only llama's first checkpoints have no such key
-            raise ValueError(f"{source} lacks 'num_key_value_heads'")
-        num_kv_heads = num_heads
-    if num_heads % num_kv_heads:
-        raise ValueError(f"{source}: num_key_value_heads {num_kv_heads} must divide {num_heads} attention heads")
+    num_heads, num_kv_heads, head_dim = _heads(file, source)
     windows = file.windows()
     if len(windows) != file.num_hidden_layers:
         raise ValueError(f"{source} has {len(windows)} layer_types; num_hidden_layers is {file.num_hidden_layers}")
@@ -169,6 +159,25 @@ def _from_llama(file: LlamaFile, max_model_len: int | None, source: str) -> Mode
         rope_scaling=scaling,
         windows=windows,
     )
+
+
+def _heads(file: LlamaFile, source: str) -> tuple[int, int, int]:
+    """How many heads there are, how many of keys, and the channels of each."""
+    num_heads, head_dim, num_kv_heads = file.num_attention_heads, file.head_dim, file.num_key_value_heads
+    if head_dim is None:
+        if file.model_type == "qwen3" or file.hidden_size % num_heads:
+            sizes = f"hidden_size {file.hidden_size}, {num_heads} attention heads"
+            raise ValueError(f"{source} needs head_dim ({sizes})")
+        head_dim = file.hidden_size // num_heads
+    if head_dim % 2:
+        raise ValueError(f"{source} has head_dim={head_dim}; it should be even, as rope turns channels in pairs")
+    if num_kv_heads is None:
+        if file.model_type != "llama":  # only llama's first checkpoints have no such key
+            raise ValueError(f"{source} lacks 'num_key_value_heads'")
+        num_kv_heads = num_heads
+    if num_heads % num_kv_heads:
+        raise ValueError(f"{source}: num_key_value_heads {num_kv_heads} must divide {num_heads} attention heads")
+    return num_heads, num_kv_heads, head_dim
 
 
 def _from_gpt2(file: GPT2File, max_model_len: int | None, source: str) -> ModelConfig:

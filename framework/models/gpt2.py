@@ -38,6 +38,8 @@ class GPT2Block(nn.Module):
 class GPT2(nn.Module):
     """GPT-2 over a flattened batch of tokens."""
 
+    prefix, embedding = "transformer.", "wte"  # of the checkpoint's names
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config

@@ -47,6 +47,7 @@ class Llama(nn.Module):
     `rope` is (max_model_len, 2, head_dim): cos and sin of every position, the first half of sin negated.
     """
 
+    prefix, embedding = "model.", "embed_tokens"  # of the checkpoint's names
     rope: Tensor
 
     def __init__(self, config: ModelConfig) -> None:

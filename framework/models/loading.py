@@ -66,20 +66,17 @@ def load_model(
 
 def _read_model(config: ModelConfig, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Llama | GPT2:
     """The model of the folder's files, whose sizes are compared before anything is allocated."""
-    prefix, embeddings = (
-        ("transformer.", "wte.weight") if config.model_type == "gpt2" else ("model.", "embed_tokens.weight")
-    )
-    stored = stored_tensors(folder, prefix)
-    if config.tie_embeddings and HEAD in stored:
-        if has_own_head(stored, embeddings):
-            warnings.warn(
-                f"{folder}/config.json says that the vocabulary head is the embedding table (tie_word_embeddings), and "
-                f"the files hold another one ({HEAD}), which is used, as transformers does",
-                stacklevel=3,
-            )
-            config = replace(config, tie_embeddings=False)
-        else:
-            del stored[HEAD]
+    family = family_of(config)
+    stored = stored_tensors(folder, family.prefix)
+    if config.tie_embeddings and has_own_head(stored, f"{family.embedding}.weight"):
+        warnings.warn(
+            f"{folder}/config.json says that the vocabulary head is the embedding table (tie_word_embeddings), and the "
+            f"files hold another one ({HEAD}), which is used, as transformers does",
+            stacklevel=3,
+        )
+        config = replace(config, tie_embeddings=False)
+    elif config.tie_embeddings:
+        stored.pop(HEAD, None)
     shapes = {name: tensor.shape for name, tensor in _on_meta(config).checkpoint_tensors().items()}
     check_tensors(stored, shapes, folder)
     model = build_model(config, dtype, device)
@@ -87,9 +84,13 @@ def _read_model(config: ModelConfig, folder: Path, dtype: torch.dtype, device: t
     return model
 
 
+def family_of(config: ModelConfig) -> type[Llama] | type[GPT2]:
+    return GPT2 if config.model_type == "gpt2" else Llama
+
+
 def _on_meta(config: ModelConfig) -> Llama | GPT2:
     with torch.device("meta"):
-        return GPT2(config) if config.model_type == "gpt2" else Llama(config)
+        return family_of(config)(config)
 
 
 def build_model(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> Llama | GPT2:
