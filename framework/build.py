@@ -24,6 +24,8 @@ MakeScheduler = partial[Scheduler]  # called with num_blocks=, block_size= and, 
 MakeRouter = partial[Router]  # called with the servers of a replay
 MakeTrace = partial[Trace]  # called with rate= and seed=
 
+SIZES = ("num_blocks", "kv_cache_bytes", "memory_bytes", "max_num_blocks")  # keywords of an engine's KV cache
+
 
 def free(device: torch.device) -> None:
     """Give back the device memory of what nothing refers to any more."""
@@ -51,8 +53,29 @@ def seat_adapters(engine: Engine, sequences: list[Sequence]) -> dict[int, str]:
 def make_engine_for(requests: list[Request], engine: partial[Engine], model: Any) -> Engine:
     """An engine whose KV cache holds `requests` in one padded batch and no more, so that others fit beside it."""
     num_slots = max(one.num_prompt_tokens for one in requests) + max(one.num_output_tokens for one in requests)
-    num_blocks = len(requests) * -(-num_slots // describe(engine)["block_size"])
+    num_blocks = num_blocks_for(engine, len(requests), num_slots)
     return with_keywords(engine, num_blocks=num_blocks, kv_cache_bytes=None, memory_bytes=None)(model=model)
+
+
+def num_blocks_for(engine: partial[Engine], num_seqs: int, num_tokens: int) -> int:
+    """KV blocks that hold `num_seqs` sequences of `num_tokens`."""
+    return num_seqs * int(-(-num_tokens // describe(engine)["block_size"]))
+
+
+def takes_what_is_free(engine: partial[Engine]) -> bool:
+    """Whether the KV cache's size is left to the engine, and may be limited by `max_num_blocks`."""
+    keywords = describe(engine)
+    return "max_num_blocks" in keywords and all(keywords[name] is None for name in SIZES)
+
+
+def at_most(engine: partial[Engine], num_seqs: int, num_tokens: int) -> partial[Engine]:
+    """If the size is left to the engine: one for no more than `num_seqs` sequences of `num_tokens`.
+
+    So others fit beside it.
+    """
+    if not takes_what_is_free(engine):
+        return engine
+    return with_keywords(engine, max_num_blocks=num_blocks_for(engine, num_seqs, num_tokens))
 
 
 def warm_up_requests(requests: list[Request], max_num_seqs: int) -> list[Request]:

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from experiments.lora.figures import steps_by_arm
 from experiments.lora.tables import adapter_rows, adapter_tables, reference_notes
 from experiments.peers import PeerRun, mixed_adapters, run_peer
-from framework.build import MakeScheduler, free
+from framework.build import MakeScheduler, at_most, free
 from framework.core import Request
 from framework.engine.measured import MeasuredEngine, measured
 from framework.lora.service import AdapterService, service_of
@@ -152,6 +152,10 @@ def measure_batches(
     Before the first step, adapters that `traces` name and an arm cannot serve are told.
     """
     engines = EngineCache(place.device, place.say)
+    num_tokens = sizes.context + sizes.num_steps
+    arms = {  # which take turns
+        name: replace(arm, engine=at_most(arm.engine, max(sizes.batch_sizes), num_tokens)) for name, arm in arms.items()
+    }
     tell_refused(arms, engines, traces, place.say)
     with GrowingTable(place.output_dir / "steps.csv") as steps:
         peer_run = measure_rounds(arms, engines, sizes, place, steps)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from framework.build import Decoder, free, make_scheduler, replay_trace
+from framework.build import Decoder, at_most, free, make_scheduler, replay_trace
 from framework.config import describe, with_keywords
 from framework.core import StudyError, describe_error
 from framework.engine.measured import MeasuredEngine, measured
@@ -191,11 +191,13 @@ def measure_steps(
     """Decode steps against their floors, and how the prompt goes on, by the arm's own engine."""
     components = session.arms[arm]
     rows: list[dict[str, object]] = []
-    engine = measured(components.engine(model=loaded))
+    num_seats = max([*([] if steps is None else steps.batch_sizes), max_num_seqs_of(components.scheduler)])
+    make = at_most(components.engine, num_seats, 2 * loaded.config.max_model_len)
+    engine = measured(make(model=loaded))
     if steps is not None:
         with session.console.status(f"{arm}: engine") as status:
             engine.on_progress = status.update
-            get_ready(engine, max([*steps.batch_sizes, max_num_seqs_of(components.scheduler)]))
+            get_ready(engine, num_seats)
         session.say(f"{arm}:")
         sizes = {"decode": [[batch_size, steps.context] for batch_size in steps.batch_sizes]}
         cases = measure_cases(sizes, engine, steps.num_steps, steps.ceilings, session.say)

@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 import numpy as np
@@ -93,7 +93,7 @@ def start_engine(
     max_num_seqs: int,
     on_progress: Say,
 ) -> tuple[MeasuredEngine, dict[str, float]]:
-    """An engine that is ready for batches of `max_num_seqs`, and the seconds that its model and the rest took."""
+    """An engine that is ready for batches of `max_num_seqs` and every prompt; the seconds of its model and the rest."""
     started = time.perf_counter()
     on_progress("building the model")
     model = make_model()
@@ -101,16 +101,17 @@ def start_engine(
     built = time.perf_counter()
     engine = measured(make_engine(model=model))
     engine.on_progress = on_progress
-    get_ready(engine, max_num_seqs)
+    get_ready(engine, max_num_seqs, longest_prompt=engine.max_model_len)
     return engine, {"model": built - started, "engine": time.perf_counter() - built}
 
 
-def get_ready(engine: MeasuredEngine, max_num_seqs: int) -> None:
-    """Compile and capture everything up to `max_num_seqs`; later, smaller batches take what is there.
+def get_ready(engine: MeasuredEngine, max_num_seqs: int, longest_prompt: int = 1) -> None:
+    """Compile and capture what decode steps of up to `max_num_seqs` need, and prompts of up to `longest_prompt` tokens.
 
-    The cache is filled with random numbers: zeros would take less power, and so less time.
+    Later, smaller batches take what is there. The cache is filled with random numbers: zeros would take less power, and
+    so less time.
     """
-    engine.begin([], max_num_seqs)
+    engine.begin([Request(0, 0.0, longest_prompt, 0)], max_num_seqs)
     for module in attention_modules(engine.model):
         if module.cache is None:
             raise ValueError("engine.use_cache=false keeps no keys and values: there are no decode steps to time")
@@ -193,7 +194,8 @@ def measure_decode(
     num_all = NUM_WARM_UP_STEPS + num_steps
     names = islice(cycle(adapter_ids or [None]), num_seqs)
     requests = [Request(index, 0.0, first, num_all + 1, adapter_id=name) for index, name in enumerate(names)]
-    engine.begin(requests, num_seqs)
+    # Their prompts are never computed, so nothing of that length has to be warm
+    engine.begin([replace(request, num_prompt_tokens=1, num_output_tokens=0) for request in requests], num_seqs)
     sequences = make_sequences(engine, requests)
     for sequence in sequences:  # like seats that a static batch goes on computing: no token is waited for
         sequence.output_token_ids, sequence.is_finished = [0], True

@@ -1,37 +1,90 @@
-"""Keeps the model and the engine while a study goes from arm to arm, and warms them up before they are timed."""
+"""Keeps models and engines while a study goes from arm to arm, and warms them up before they are timed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
-from framework.build import Decoder, free, make_scheduler, replay_trace, warm_up_requests
+from framework.build import (
+    Decoder,
+    MakeEngine,
+    at_most,
+    free,
+    make_scheduler,
+    replay_trace,
+    takes_what_is_free,
+    warm_up_requests,
+)
+from framework.config import describe
 from framework.core import Engine, Request, Step
+from framework.measure.serving import max_num_seqs_of
 from framework.replay import Server, check_several
 from framework.study.arms import Arm, EngineParts
 
+ROOM_BYTES = 4 * 2**30  # that stay free of a GPU's memory, for steps and graphs
+
 
 class EngineCache:
-    """Keeps one model and one engine, so that neighbouring arms which share them load them once."""
+    """Keeps what it has loaded, so that arms that take turns load and warm theirs once.
 
-    def __init__(self, device: torch.device, on_progress: Callable[[str], None]) -> None:
-        self.device, self.on_progress = device, on_progress
-        self.model_key = self.engine_key = ""
-        self.model: Decoder | None = None
-        self.engine: Engine | None = None
-        self.warmed: set[str] = set()
+    On a GPU models and engines stay side by side as far as its memory goes; on a CPU there is one of each. `arms` are
+    those that serve: an engine whose KV cache would take what is free gets no more than their seats can fill.
+    """
+
+    def __init__(self, device: torch.device, on_progress: Callable[[str], None], arms: Iterable[Arm] = ()) -> None:
+        self.device, self.on_progress, self.arms = device, on_progress, list(arms)
+        self.models: dict[str, Decoder] = {}
+        self.engines: dict[str, Engine] = {}
+        self.engine: Engine | None = None  # the last one
+        self.warmed: set[tuple[str, str]] = set()
 
     def get(self, parts: EngineParts) -> Engine:
-        if parts.engine_key != self.engine_key or self.engine is None:
-            self.engine, self.engine_key = None, ""
-            self.warmed.clear()
-            if parts.model_key != self.model_key:
-                self.model, self.model_key = None, ""
-            free(self.device)
-            if self.model is None:
-                self.model, self.model_key = parts.load_model(self.device), parts.model_key
-            self.engine, self.engine_key = parts.engine(model=self.model), parts.engine_key
-            self.engine.on_progress = self.on_progress
+        if parts.engine_key not in self.engines:
+            self.engines[parts.engine_key] = self.build_where_there_is_room(parts)
+        self.engine = self.engines[parts.engine_key]
+        self.engine.on_progress = self.on_progress
         return self.engine
+
+    def build_where_there_is_room(self, parts: EngineParts) -> Engine:
+        """Beside the others, or else in their place."""
+        free(self.device)
+        beside = self.build_beside(parts) if self.engines else None
+        if beside is not None:
+            return beside
+        self.drop_all_but(parts.model_key)
+        return self.build(parts)
+
+    def build_beside(self, parts: EngineParts) -> Engine | None:
+        """None unless it is as it would be alone, with enough memory free before and after."""
+        if free_bytes(self.device) < ROOM_BYTES:
+            return None
+        try:
+            engine = self.build(parts)
+        except (ValueError, torch.OutOfMemoryError):
+            return None
+        is_whole = has_full_cache(self.limited(parts), engine)
+        return engine if is_whole and free_bytes(self.device) >= ROOM_BYTES else None
+
+    def build(self, parts: EngineParts) -> Engine:
+        if parts.model_key not in self.models:
+            self.on_progress("loading the model")
+            self.models[parts.model_key] = parts.load_model(self.device)
+        self.on_progress("building the engine")
+        return self.limited(parts)(model=self.models[parts.model_key])
+
+    def limited(self, parts: EngineParts) -> MakeEngine:
+        """The engine with room for two full contexts per seat: static batches may reserve as much."""
+        seats = [max_num_seqs_of(arm.scheduler) for arm in self.arms if arm.engine_key == parts.engine_key]
+        if not seats or not takes_what_is_free(parts.engine):
+            return parts.engine
+        return at_most(parts.engine, max(seats), 2 * self.models[parts.model_key].config.max_model_len)
+
+    def drop_all_but(self, model_key: str) -> None:
+        """Forget every engine, and the models but one; the memory is free unless somebody else keeps them."""
+        self.engine = None
+        self.engines.clear()
+        self.warmed.clear()
+        self.models = {key: model for key, model in self.models.items() if key == model_key}
+        free(self.device)
 
     def get_servers(self, arm: Arm, on_step: Callable[[Step], None] | None) -> list[Server]:
         """The arm's servers, each with an engine and a scheduler of its own.
@@ -40,8 +93,8 @@ class EngineCache:
         """
         engines = [self.get(arm)]
         check_several(arm.servers, engines[0], arm.clock)
-        assert self.model is not None
-        engines += [arm.engine(model=self.model) for _ in range(arm.servers - 1)]
+        model = self.models[arm.model_key]
+        engines += [arm.engine(model=model) for _ in range(arm.servers - 1)]
         return [
             Server(make_scheduler(arm.scheduler, engine), engine, index, on_step)
             for index, engine in enumerate(engines)
@@ -49,8 +102,23 @@ class EngineCache:
 
     def warm_up(self, arm: Arm, engine: Engine, requests: list[Request]) -> None:
         """Before an arm's first point, replay some of its requests at once: full batches, then ever smaller ones."""
-        if arm.warm_up_key in self.warmed:
+        key = arm.engine_key, arm.warm_up_key
+        if key in self.warmed:
             return
         scheduler = make_scheduler(arm.scheduler, engine)
         replay_trace(warm_up_requests(requests, scheduler.max_num_seqs), scheduler, engine)
-        self.warmed.add(arm.warm_up_key)
+        self.warmed.add(key)
+
+
+def has_full_cache(make: MakeEngine, engine: Engine) -> bool:
+    """Whether the KV cache that `make` gave the engine is none that depends on what was free."""
+    keywords = describe(make)
+    if takes_what_is_free(make):
+        return False
+    limit = keywords.get("max_num_blocks")  # other engines have no such keyword
+    return limit is None or engine.num_blocks == limit
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of a GPU's memory; a CPU counts as full, since several engines would gain nothing there."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

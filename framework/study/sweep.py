@@ -114,7 +114,7 @@ def run_study(arms: dict[str, Arm], sweep: Replays) -> Study:
         for arm, rate, seed in point_order(study.arms, rates, seeds)
     ]
     with SweepProgress(study.console, len(points)) as progress, table_saved_at_end(study, fresh):
-        engines = EngineCache(study.device, progress.say)
+        engines = EngineCache(study.device, progress.say, study.arms.values())
         for point in points:
             compute_or_reuse(study, point, engines, progress, fresh)
     if progress.num_reused:

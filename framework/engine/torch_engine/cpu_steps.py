@@ -27,7 +27,7 @@ class CpuSteps:
     def begin(self, max_num_seqs: int) -> None:
         """Nothing is kept from step to step."""
 
-    def capture(self, on_progress: Callable[[str], None]) -> None:
+    def capture(self, num_rows: int, on_progress: Callable[[str], None]) -> None:
         """Nothing is captured."""
 
     def launch(self, batch: Batch, timer: Callable[[], float]) -> Started:

@@ -12,7 +12,12 @@ import torch
 
 from framework.core import Batch, Request, Sequence, StepResult
 from framework.engine.torch_engine.adapters import Placement
-from framework.engine.torch_engine.compilation import compilation_refused, configure_model
+from framework.engine.torch_engine.compilation import (
+    compilation_refused,
+    compile_blocks,
+    configure_model,
+    hints_ignored,
+)
 from framework.engine.torch_engine.cpu_steps import CpuSteps
 from framework.engine.torch_engine.gpu_steps import GpuSteps
 from framework.engine.torch_engine.grammar import Grammars
@@ -21,7 +26,7 @@ from framework.engine.torch_engine.kv_cache import CacheSize, allocate_cache, at
 from framework.engine.torch_engine.options import EngineOptions
 from framework.engine.torch_engine.prompt_tokens import check_prompt, prompt_token_ids
 from framework.engine.torch_engine.sampling import Sampler, Sampling
-from framework.engine.torch_engine.warm_up import warm_up_sizes, warm_up_steps
+from framework.engine.torch_engine.warm_up import most_rows, warm_up_sizes, warm_up_steps
 from framework.kernels.decode_step import NO_TOKEN
 from framework.lora.pool import pool_of
 from framework.models.gpt2 import GPT2
@@ -33,18 +38,20 @@ class TorchEngine:
 
     The cache's size is `num_blocks`, or what `kv_cache_bytes` hold beside the adapter slots, or what `memory_bytes`
     hold beside these and the weights; with none of them, 90% of the GPU memory that is free now after a headroom of 2
-    GiB, or 512 MiB on a CPU. `kv_dtype` "int8" keeps keys and values in about half the bytes (None: in the model's
-    dtype). Tokens are sampled with `temperature` (0: greedy), `top_k` (0: off) and `top_p` (1: off). `use_cache=False`
-    keeps no keys and values: every step recomputes prompt and output so far. `num_threads` CPU threads compute a step,
-    in the whole process (None: one per core); more than one makes times unsteady where cores are shared.
+    GiB, or 512 MiB on a CPU, and no more than `max_num_blocks`. `kv_dtype` "int8" keeps keys and values in about half
+    the bytes (None: in the model's dtype). Tokens are sampled with `temperature` (0: greedy), `top_k` (0: off) and
+    `top_p` (1: off). `use_cache=False` keeps no keys and values: every step recomputes prompt and output so far.
+    `num_threads` CPU threads compute a step, in the whole process (None: one per core); more than one makes times
+    unsteady where cores are shared.
 
     For a GPU: `fused` takes linear layers of few rows with their norm, activation and residual in one Triton kernel,
     `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps, and steps of up to
     2,048 tokens of whole prompts, from captured graphs, `overlap` launches a step before the tokens of the one before
-    are on the host (None: on, where the model is on a GPU). Models whose head_dim is not 16 (with int8 keys neither),
-    32, 64 or 128, or that have a sliding window below `max_model_len`, take plain attention, without graphs; prompts in
-    float32 do too. A model serves one engine at a time:
-    the last one built, or the last one whose `begin` was called.
+    are on the host. None: on, where the model is on a GPU; but a model of few weights is not compiled, and a step is
+    not launched ahead where a json_schema needs the token before. Models whose head_dim is not 16 (with int8 keys
+    neither), 32, 64 or 128, or that have a sliding window below `max_model_len`, take plain attention, without graphs;
+    prompts in float32 do too. A model serves one engine at a time: the last one built, or the last one whose `begin`
+    was called.
     """
 
     def __init__(
@@ -55,6 +62,7 @@ class TorchEngine:
         num_blocks: int | None = None,
         kv_cache_bytes: int | None = None,
         memory_bytes: int | None = None,
+        max_num_blocks: int | None = None,
         kv_dtype: Literal["int8"] | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -63,7 +71,7 @@ class TorchEngine:
         fused: bool | None = None,
         compile: bool | None = None,
         cuda_graphs: bool | None = None,
-        overlap: bool | None = False,
+        overlap: bool | None = None,
         seed: int = 0,
         num_threads: int | None = 1,
     ) -> None:
@@ -81,8 +89,15 @@ class TorchEngine:
             num_threads=num_threads,
         )
         attach_cache(model, [])  # what an earlier engine left would count as used memory
-        budget = {"num_blocks": num_blocks, "kv_cache_bytes": kv_cache_bytes, "memory_bytes": memory_bytes}
-        size = size_cache(model, options, adapters.num_bytes, **budget)
+        size = size_cache(
+            model,
+            options,
+            adapters.num_bytes,
+            num_blocks=num_blocks,
+            kv_cache_bytes=kv_cache_bytes,
+            memory_bytes=memory_bytes,
+            max_num_blocks=max_num_blocks,
+        )
         self._build(model, adapters, sampling, options, size)
 
     def _build(
@@ -96,8 +111,7 @@ class TorchEngine:
         self.max_model_len, self.num_steps_ahead = model.config.max_model_len, options.num_steps_ahead
         self.timer: Callable[[], float] = time.perf_counter
         self.on_progress: Callable[[str], None] = lambda message: None
-        if options.compile:
-            torch.compiler.reset()  # what was compiled for other models counts against a limit
+        self._compiled = compile_blocks(model) if options.compile else {}
         num_slots = size.num_blocks * options.block_size
         self._cache = allocate_cache(model.config, num_slots, self.kv_dtype, self.device) if options.use_cache else []
         attach_cache(model, self._cache)
@@ -110,6 +124,14 @@ class TorchEngine:
         self._in_flight: deque[Launched] = deque()
         self._collected_time = 0.0
         self._kind_of_step, self._num_collected = "step", 0
+        self._warm_for: dict[bool, tuple[int, int]] = {}  # by whether sampling is greedy: sequences, rows
+
+    @property
+    def switches(self) -> dict[str, bool]:
+        """What was decided of how steps are computed; `overlap` by the last `begin`."""
+        options = self.options
+        decided = {"fused": options.fused, "compile": options.compile, "cuda_graphs": options.cuda_graphs}
+        return decided | {"overlap": self.num_steps_ahead > 0}
 
     def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
         return self.adapters.refused(requests)
@@ -123,21 +145,22 @@ class TorchEngine:
     def begin(self, requests: list[Request], max_num_seqs: int) -> None:
         """Check the requests, attach the cache, warm up, and reseed the sampling: equal batches give equal tokens.
 
+        What is warm already is not warmed again, so a second replay of such requests begins at once.
+
         Raises ValueError naming the request that is longer than `max_model_len`, or whose prompt is no prompt of this
         model, or whose id is there twice; naming the adapters that cannot be served; and as `Grammars.begin` does.
         """
         self._check(requests)
         self.adapters.begin(requests)
         self._sampler.grammars.begin(requests)
-        if self._sampler.grammars.is_needed and self.num_steps_ahead:
-            raise ValueError("a json_schema's mask needs the tokens of the step before: set engine.overlap=false")
+        self.num_steps_ahead = self._decide_steps_ahead()
         attach_cache(self.model, self._cache)
-        configure_model(self.model, fused=self.options.fused, compile=self.options.compile)
+        configure_model(self.model, fused=self.options.fused, compiled=self._compiled)
         torch.set_num_threads(self.options.num_threads)
         self._in_flight.clear()
         self._kind_of_step, self._num_collected = "warm-up step", 0
         try:
-            self._warm_up(max_num_seqs)
+            self._warm_up(max_num_seqs, most_rows(requests, max_num_seqs))
         except torch.OutOfMemoryError as error:
             free_bytes, total_bytes = torch.cuda.mem_get_info(self.device)
             raise ValueError(
@@ -153,6 +176,17 @@ class TorchEngine:
         """Set the prompt's tokens."""
         vocab_size = self.model.config.vocab_size
         sequence.prompt_token_ids = prompt_token_ids(sequence.request, vocab_size, self._sampler.sampling.seed)
+
+    def _decide_steps_ahead(self) -> int:
+        """As the options say, but none where a json_schema's mask needs the tokens of the step before."""
+        if not self._sampler.grammars.is_needed:
+            return self.options.num_steps_ahead
+        if self.options.must_overlap:
+            raise ValueError(
+                "engine.overlap=true launches a step before the tokens that a json_schema's mask needs: leave it out, "
+                "or set engine.overlap=false"
+            )
+        return 0
 
     def _check(self, requests: list[Request]) -> None:
         request_ids: set[int] = set()
@@ -210,15 +244,20 @@ class TorchEngine:
         prepare = prepared_time - start_time
         self._in_flight.append(Launched(start_time, prepare, batch.sequences, samples, running, loading))
 
-    def _warm_up(self, max_num_seqs: int) -> None:
-        """Everything that is loaded, compiled or captured once, before anything is timed."""
+    def _warm_up(self, max_num_seqs: int, num_rows: int) -> None:
+        """Everything that is loaded, compiled or captured once for such steps, before anything is timed."""
         self._steps.begin(max_num_seqs)
         cache = {"num_blocks": self.num_blocks, "block_size": self.block_size}
-        for num_seqs, num_prompt_tokens in warm_up_sizes(
-            max_num_seqs, self.max_model_len, **cache, on_gpu=self.options.is_on_gpu
-        ):
-            self.on_progress(f"warming up: {num_seqs} prompts of {num_prompt_tokens} tokens")
-            for batch in warm_up_steps(num_seqs, num_prompt_tokens, **cache):
-                self._launch(batch, self.timer())
-                self.collect()
-        self._steps.capture(self.on_progress)
+        sizes = warm_up_sizes(max_num_seqs, self.max_model_len, num_rows, **cache, on_gpu=self.options.is_on_gpu)
+        is_greedy = self._sampler.is_greedy
+        warm_seqs, warm_rows = self._warm_for.get(is_greedy, (0, 0))
+        if max_num_seqs <= warm_seqs and num_rows <= warm_rows:
+            sizes = sizes[-1:]  # the memory that its steps take may have been another engine's since
+        with hints_ignored():
+            for num_seqs, num_prompt_tokens in sizes:
+                self.on_progress(f"warming up: {num_seqs} prompts of {num_prompt_tokens} tokens")
+                for batch in warm_up_steps(num_seqs, num_prompt_tokens, **cache):
+                    self._launch(batch, self.timer())
+                    self.collect()
+            self._steps.capture(num_rows, self.on_progress)
+        self._warm_for[is_greedy] = max(max_num_seqs, warm_seqs), max(num_rows, warm_rows)

@@ -38,12 +38,15 @@ class GpuSteps:
             self.decoder.reset()
         self.prompts.is_replayed = False
 
-    def capture(self, on_progress: Callable[[str], None]) -> None:
-        """Warm every decode batch size and capture what is replayed, if that has not been done."""
+    def capture(self, num_rows: int, on_progress: Callable[[str], None]) -> None:
+        """Warm every decode batch size and capture what is replayed, if that has not been done.
+
+        Steps have at most `num_rows` rows.
+        """
         if self.decoder is not None and not self.decoder.is_warm:
             self.decoder.warm_up(on_progress, capture=self.options.cuda_graphs)
         if self.options.cuda_graphs:
-            self.prompts.capture(self.num_blocks * self.options.block_size, on_progress)
+            self.prompts.capture(min(num_rows, self.num_blocks * self.options.block_size), on_progress)
             self.prompts.is_replayed = self.prompts.has_flash
 
     def launch(self, batch: Batch, timer: Callable[[], float]) -> Started:

@@ -48,12 +48,13 @@ def size_cache(
     num_blocks: int | None,
     kv_cache_bytes: int | None,
     memory_bytes: int | None,
+    max_num_blocks: int | None,
 ) -> CacheSize:
     """The cache of `num_blocks` blocks, or of the most that its share of the memory holds.
 
     That is `kv_cache_bytes` less the `adapter_bytes` that slots have taken already; or what `memory_bytes` leave beside
-    the weights, less the same; or the default of the device. Raises ValueError if more than one of the three is given,
-    or if not even one block fits.
+    the weights, less the same; or the default of the device, and then at most `max_num_blocks`. Raises ValueError if
+    more than one of the first three is given, or if not even one block fits.
     """
     if memory_bytes is not None:
         if num_blocks is not None or kv_cache_bytes is not None:
@@ -69,6 +70,8 @@ def size_cache(
     block_bytes = bytes_per_block(model.config, options.block_size, options.kv_dtype)
     if num_blocks is None:
         num_blocks = _blocks_that_fit(model.norm.weight.device, block_bytes, options, kv_cache_bytes, adapter_bytes)
+        if kv_cache_bytes is None and max_num_blocks is not None:
+            num_blocks = min(num_blocks, max_num_blocks)
     if num_blocks < 1:
         raise ValueError(f"num_blocks {num_blocks} must be at least 1")
     return CacheSize(num_blocks, num_blocks * block_bytes if options.use_cache else 0)

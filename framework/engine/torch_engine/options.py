@@ -9,8 +9,12 @@ import torch
 
 from framework.checks import check_threads
 from framework.kernels.gpu_attention import is_supported
+from framework.models.config import ModelConfig
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
+
+# Of the blocks' linear layers; with fewer, a compiled block saves some microseconds a step and its start costs seconds
+MIN_COMPILED_WEIGHTS = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,7 @@ class EngineOptions:
     compile: bool
     cuda_graphs: bool
     num_steps_ahead: int
+    must_overlap: bool  # asked for by name: it gives way to nothing
     num_threads: int
     is_on_gpu: bool
     has_decoder: bool  # decode steps may keep the sequences' state on the GPU
@@ -61,11 +66,18 @@ class EngineOptions:
             kv_dtype=kept,
             use_cache=use_cache,
             fused=_decide("fused", fused, is_on_gpu, "needs a GPU"),
-            compile=_decide("compile", compile, is_on_gpu and has_static_adapters, f"needs a GPU, {no_loop}"),
+            compile=_decide(
+                "compile",
+                compile,
+                is_on_gpu and has_static_adapters,
+                f"needs a GPU, {no_loop}",
+                is_worth_it=num_block_weights(model.config) >= MIN_COMPILED_WEIGHTS,
+            ),
             cuda_graphs=_decide(
                 "cuda_graphs", cuda_graphs, has_decoder and has_static_adapters, f"{needs_decoder}, {no_loop}"
             ),
             num_steps_ahead=int(_decide("overlap", overlap, has_decoder, needs_decoder)),
+            must_overlap=overlap is True,
             num_threads=(os.cpu_count() or 1) if num_threads is None else num_threads,
             is_on_gpu=is_on_gpu,
             has_decoder=has_decoder,
@@ -80,8 +92,15 @@ def _kv_dtype(name: str | None, use_cache: bool, model_dtype: torch.dtype) -> to
     return model_dtype if name is None else torch.int8
 
 
-def _decide(name: str, value: bool | None, is_possible: bool, needs: str) -> bool:
-    """`value`, or whether it is possible; ValueError if it asks for what is not."""
+def num_block_weights(config: ModelConfig) -> int:
+    """Weights of the linear layers of all blocks, whatever they are kept as."""
+    attention = config.hidden_size * (sum(config.qkv_sizes) + config.num_heads * config.head_dim)
+    num_matrices = 2 if config.model_type == "gpt2" else 3  # with a gate
+    return config.num_layers * (attention + num_matrices * config.hidden_size * config.intermediate_size)
+
+
+def _decide(name: str, value: bool | None, is_possible: bool, needs: str, *, is_worth_it: bool = True) -> bool:
+    """`value`, or for a null whether it is possible and worth it; ValueError if it asks for what is not possible."""
     if value and not is_possible:
         raise ValueError(f"engine.{name}=true {needs} (null: on wherever it can be)")
-    return is_possible if value is None else value
+    return is_possible and is_worth_it if value is None else value

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ class PromptSteps:
         self.is_replayed = False  # whether graphs are used: not while what runs without them is warmed
         self.sizes: list[int] = []  # those that are captured
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._pool: Any = None  # the memory that they share
         self._read = {name: torch.zeros(SIZES[-1], dtype=torch.int32, device=self.device) for name in READ}
 
     def lay_out(
@@ -73,15 +75,16 @@ class PromptSteps:
 
     @torch.inference_mode()
     def capture(self, max_tokens: int, on_progress: Callable[[str], None]) -> None:
-        """Run the sizes that `max_tokens` need and capture them, if they have not been.
+        """Run the sizes that steps of up to `max_tokens` need and capture them, if they have not been.
 
         All rows are spare, so no cache slot is written.
         """
-        if not self.has_flash or self.sizes:
+        sizes = [size for size in SIZES[: bisect_left(SIZES, max_tokens) + 1] if size not in self._graphs]
+        if not self.has_flash or not sizes:
             return
-        sizes = list(SIZES[: bisect_left(SIZES, max_tokens) + 1])
         self._read["slots"].fill_(-1)
-        pool = torch.cuda.graph_pool_handle()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
         for index, size in enumerate(reversed(sizes)):  # the largest first: the others reuse its memory
             on_progress(f"prompts, size {index + 1} of {len(sizes)}")
             self._read["query_starts"].fill_(size)[0] = 0
@@ -90,10 +93,10 @@ class PromptSteps:
             self._forward(size)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=self._pool):
                 hidden = self._forward(size)
             self._graphs[size] = graph, hidden
-        self.sizes = sizes  # only now: a capture that fails, such as for lack of memory, is tried again
+        self.sizes = sorted(self._graphs)
 
     def _replay(self, size: int, sent: dict[str, Tensor]) -> Tensor:
         self._write(sent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -14,19 +14,32 @@ MANY_ROWS = 257  # blocks are compiled, and the kernels of adapters have larger 
 BATCHES = (16, 32, 64, 128)  # prompts of one token: one for each size of the vocabulary head's
 
 
+def most_rows(requests: Iterable[Request], max_num_seqs: int) -> int:
+    """The most rows that a step of `max_num_seqs` sequences can have.
+
+    A preempted sequence computes its output again with its prompt, and static batches pad to the longest.
+    """
+    lengths = [request.num_prompt_tokens + request.num_output_tokens for request in requests]
+    return max(max_num_seqs, min(max_num_seqs, len(lengths)) * max(lengths, default=0))
+
+
 def warm_up_sizes(
-    max_num_seqs: int, max_model_len: int, *, num_blocks: int, block_size: int, on_gpu: bool
+    max_num_seqs: int, max_model_len: int, num_rows: int, *, num_blocks: int, block_size: int, on_gpu: bool
 ) -> list[tuple[int, int]]:
-    """How many prompts of how many tokens: on a GPU every number of rows that has kernels of its own."""
-    capacity = min(num_blocks * block_size, max_model_len) - 1
+    """How many prompts of how many tokens, the most tokens last.
+
+    On a GPU every number of rows that has kernels of its own, as far as a step may have up to `num_rows`.
+    """
+    capacity = max(1, min(num_blocks * block_size, max_model_len) - 1)
     if not on_gpu:
-        return [(1, max(1, min(LENGTHS[0], capacity)))]
-    sizes = {(1, max(1, min(length, capacity))) for length in LENGTHS}
+        return [(1, min(LENGTHS[0], capacity))]
+    sizes = {(1, min(length, capacity, num_rows)) for length in LENGTHS}
     sizes |= {(min(num_seqs, max_num_seqs, num_blocks), 1) for num_seqs in BATCHES}
-    length = max(1, min(MANY_ROWS, capacity))
-    most = max(1, min(max_num_seqs, num_blocks // (length // block_size + 1)))
-    sizes.add((min(most, MANY_ROWS // length + 1), length))
-    return sorted(sizes)
+    if num_rows >= MANY_ROWS:
+        length = min(MANY_ROWS, capacity)
+        most = max(1, min(max_num_seqs, num_blocks // (length // block_size + 1)))
+        sizes.add((min(most, MANY_ROWS // length + 1), length))
+    return sorted(sizes, key=lambda size: (size[0] * size[1], size))
 
 
 def warm_up_steps(num_seqs: int, num_prompt_tokens: int, *, num_blocks: int, block_size: int) -> Iterator[Batch]:

@@ -11,7 +11,7 @@ import torch
 from framework.build import replay_trace
 from framework.core import Batch
 from framework.engine.torch_engine import TorchEngine, decode, gpu_steps, in_flight, warm_up
-from framework.engine.torch_engine.compilation import configure_model
+from framework.engine.torch_engine.compilation import compile_blocks, configure_model
 from framework.engine.torch_engine.decode import batch_sizes
 from framework.engine.torch_engine.options import EngineOptions
 from framework.scheduler.continuous import ContinuousScheduler
@@ -54,8 +54,8 @@ def pretend(monkeypatch):
     monkeypatch.setattr(warm_up, "BATCHES", ())
     monkeypatch.setattr(decode, "batch_sizes", lambda max_num_seqs: [max_num_seqs])
 
-    def make(num_steps_ahead: int = 0, **keywords) -> TorchEngine:
-        with options_of_a_gpu(num_steps_ahead=num_steps_ahead):
+    def make(num_steps_ahead: int = 0, must_overlap: bool = False, **keywords) -> TorchEngine:
+        with options_of_a_gpu(num_steps_ahead=num_steps_ahead, must_overlap=must_overlap):
             return make_engine(**keywords)
 
     return make
@@ -137,8 +137,8 @@ def test_rows_that_are_nobodys_change_no_token(pretend, monkeypatch, name, sizes
     monkeypatch.setattr(steps, "_replay", replay_graph)
     warm_up_engine = engine._warm_up
 
-    def warm_up(max_num_seqs):
-        warm_up_engine(max_num_seqs)
+    def warm_up(*sizes):
+        warm_up_engine(*sizes)
         steps.has_flash = steps.is_replayed = True
         steps.sizes = [16, 32, 64]
 
@@ -159,6 +159,32 @@ def test_a_capture_that_fails_is_tried_again(pretend, monkeypatch):
     for _ in range(2):
         with pytest.raises(torch.OutOfMemoryError):
             steps.capture(64, lambda message: None)
+    assert steps.sizes == []
+
+
+def test_only_sizes_that_steps_need_are_captured_and_each_once(pretend, monkeypatch):
+    class Graph:
+        def __init__(self):
+            self.pool = None
+
+    @contextmanager
+    def capture(graph, pool):
+        graph.pool = pool
+        yield
+
+    captured = []
+    steps = pretend()._steps.prompts
+    steps.has_flash = True
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(steps, "_forward", captured.append)
+    for num_rows in (20, 60, 40):
+        steps.capture(num_rows, lambda message: None)
+    assert captured == [32, 32, 16, 16, 64, 64]  # run, then captured
+    assert steps.sizes == [16, 32, 64]
+    assert {graph.pool for graph, _ in steps._graphs.values()} == {(0, 1)}
 
 
 def test_a_seat_taken_away_is_brought_anew(pretend):
@@ -198,9 +224,45 @@ def test_decode_steps_take_a_json_schemas_mask_and_are_sampled_in_the_graph_with
         assert tokens == expected(requests, config=shape)
         is_document = [bytes(output) in (b'"ab"\0', b"12\0", b"null\0") for output in tokens]
         assert is_document == [requests is bound] * 2
-    engine.num_steps_ahead = 1
-    with pytest.raises(ValueError, match=r"engine\.overlap=false"):
-        engine.begin(bound, 2)
+
+
+@pytest.mark.parametrize("must_overlap", [False, True])
+def test_a_json_schema_needs_the_last_token_so_its_steps_are_not_launched_ahead(pretend, must_overlap):
+    pytest.importorskip("llguidance")
+    shape = GPT2_CONFIG | {"n_embd": 64, "n_head": 2, "n_layer": 1, "vocab_size": 256, "eos_token_id": 0}
+    bound = make_requests([3], [9], stop_token_ids=frozenset({0}), json_schema='{"enum": ["ab"]}')
+    engine = pretend(config=shape, num_steps_ahead=1, must_overlap=must_overlap)
+    engine.begin(make_requests([3], [9]), 1)
+    assert engine.switches["overlap"]
+    if must_overlap:
+        with pytest.raises(ValueError, match=r"engine\.overlap=true .* json_schema"):
+            engine.begin(bound, 1)
+        return
+    engine.begin(bound, 1)
+    assert not engine.switches["overlap"]
+    engine.begin(make_requests([3], [9]), 1)
+    assert engine.switches["overlap"]
+
+
+def test_what_is_warm_is_not_warmed_again(pretend, monkeypatch):
+    monkeypatch.setattr(warm_up, "LENGTHS", (3, 9, 20))
+    engine = pretend()
+    said = []
+    engine.on_progress = said.append
+    counts = []
+    for requests, max_num_seqs in [
+        (make_requests([2], [2]), 2),
+        (make_requests([2], [2]), 1),
+        (make_requests([9], [9]), 2),
+        (make_requests([2, 3], [4, 9]), 2),
+    ]:
+        said.clear()
+        engine.begin(requests, max_num_seqs)
+        counts.append([line for line in said if line.startswith("warming")])
+    assert [len(lines) for lines in counts] == [2, 1, 3, 3]
+    assert counts[1] == ["warming up: 1 prompts of 4 tokens"]
+    engine.begin(make_requests([2, 3], [4, 9]), 2)
+    assert len(said) == 3 + 1
 
 
 def test_batch_sizes():
@@ -214,7 +276,7 @@ def test_blocks_are_configured_anew_each_time():
     model = make_engine().model
     rows = []
     for compile in (True, False):
-        configure_model(model, fused=compile, compile=compile)
+        configure_model(model, fused=compile, compiled=compile_blocks(model) if compile else {})
         rows.append(["project" in vars(block) for block in model.layers])
         assert (model.layers[0].qkv_proj.max_fused_rows > 0) == (model.lm_head.max_fused_rows > 0) == compile
     assert rows == [[True], [False]]

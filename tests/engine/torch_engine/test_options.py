@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from framework.engine.torch_engine.options import EngineOptions
+from framework.engine.torch_engine.options import MIN_COMPILED_WEIGHTS, EngineOptions, num_block_weights
+from framework.models.loading import load_model
+from tests.models.checkpoints import MODEL_NAMES, make_hf_model
 
 NULLS = {
     "block_size": 16, "kv_dtype": None, "use_cache": True, "fused": None, "compile": None, "cuda_graphs": None,
@@ -13,9 +15,11 @@ NULLS = {
 }  # fmt: skip
 
 
-def resolve(device="cuda", head_dim=64, has_window=False, has_static_adapters=True, **options):
+def resolve(device="cuda", head_dim=64, has_window=False, has_static_adapters=True, num_layers=12, **options):
     weight = SimpleNamespace(device=torch.device(device), dtype=torch.bfloat16)
-    config = SimpleNamespace(head_dim=head_dim, has_window=has_window)
+    width = 12 * head_dim
+    shape = {"hidden_size": width, "intermediate_size": 4 * width, "qkv_sizes": [width] * 3, "num_layers": num_layers}
+    config = SimpleNamespace(model_type="gpt2", num_heads=12, head_dim=head_dim, has_window=has_window, **shape)
     model = SimpleNamespace(norm=SimpleNamespace(weight=weight), config=config)
     return EngineOptions.resolve(model, has_static_adapters, **NULLS | options)
 
@@ -33,13 +37,28 @@ def switches(options):
         ({"has_window": True}, (True, True, False, 0, False)),
         ({"use_cache": False}, (True, True, False, 0, False)),
         ({"has_static_adapters": False}, (True, False, False, 1, True)),
-        ({"head_dim": 16}, (True, True, True, 1, True)),
-        ({"head_dim": 16, "kv_dtype": "int8"}, (True, True, False, 0, False)),
+        ({"head_dim": 16, "num_layers": 120}, (True, True, True, 1, True)),
+        ({"head_dim": 16, "num_layers": 120, "kv_dtype": "int8"}, (True, True, False, 0, False)),
+        ({"num_layers": 7}, (True, False, True, 1, True)),  # too few weights to gain from torch.compile
+        ({"num_layers": 7, "compile": True}, (True, True, True, 1, True)),
         ({"fused": False, "compile": False, "cuda_graphs": False, "overlap": False}, (False, False, False, 0, True)),
     ],
 )
 def test_null_is_on_wherever_it_can_be(given, expected):
     assert switches(resolve(**given)) == expected
+
+
+def test_only_an_overlap_that_was_asked_for_by_name_gives_way_to_nothing():
+    assert [resolve(overlap=overlap).must_overlap for overlap in (None, False, True)] == [False, False, True]
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_the_weights_of_the_blocks_are_counted(tmp_path, name):
+    make_hf_model(name).save_pretrained(tmp_path)
+    keywords = {"weights": "random", "config": None, "dtype": "float32", "seed": 0, "max_model_len": None}
+    model = load_model(path=str(tmp_path), device="cpu", **keywords)
+    matrices = [parameter for parameter in model.layers.parameters() if parameter.dim() == 2]
+    assert num_block_weights(model.config) == sum(matrix.numel() for matrix in matrices) < MIN_COMPILED_WEIGHTS
 
 
 def test_keys_and_values_have_the_models_dtype_or_int8():

@@ -2,11 +2,27 @@
 
 import pytest
 
+from framework.core import Request
 from framework.engine.torch_engine import warm_up
 
 
 @pytest.mark.parametrize("capacity", [40, 200, 4096])
 def test_the_warm_up_reaches_blocks_that_are_compiled(capacity):
-    sizes = warm_up.warm_up_sizes(64, capacity, num_blocks=2048, block_size=16, on_gpu=True)
-    assert max(num_seqs * length for num_seqs, length in sizes) > 256
+    sizes = warm_up.warm_up_sizes(64, capacity, 2048, num_blocks=2048, block_size=16, on_gpu=True)
+    rows = [num_seqs * length for num_seqs, length in sizes]
+    assert max(rows) > 256
+    assert rows == sorted(rows)
     assert all(length < capacity for _, length in sizes)
+
+
+@pytest.mark.parametrize("num_rows", [1, 8, 40, 256])
+def test_no_more_rows_are_warmed_than_a_step_has(num_rows):
+    sizes = warm_up.warm_up_sizes(8, 4096, num_rows, num_blocks=2048, block_size=16, on_gpu=True)
+    assert max(num_seqs * length for num_seqs, length in sizes) == max(num_rows, 8)
+
+
+def test_the_most_rows_of_a_step():
+    requests = [Request(0, 0.0, 30, 10), Request(1, 0.0, 5, 6)]
+    assert warm_up.most_rows(requests, 1) == 40  # a preempted one computes its output anew
+    assert warm_up.most_rows(requests, 64) == 80  # padded to the longest
+    assert warm_up.most_rows([], 64) == 64
