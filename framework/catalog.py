@@ -19,6 +19,7 @@ MOVED = {  # a preset that is a study of its own now → how to call it
     "multi_lora/punica": "experiment=papers/punica",
     "multi_lora/punica_8b": "experiment=papers/punica preset=llama_8b",
 }
+UNTOLD = "(says nothing of itself)"
 HELP_WIDTH, HELP_INDENT = 100, 34
 OVERRIDES = {
     "model=gpt2": "another model; model=local model.path=DIR for a checkpoint",
@@ -60,7 +61,7 @@ def presets_of(study: str) -> list[str]:
 
 def about(option: str) -> str:
     """The first line of a study's docstring; for a preset, the first comment of its YAML that is for people."""
-    text = yaml_of(option).read_text()
+    text = yaml_of(option).read_text(encoding="utf-8", errors="replace")
     _, preset = study_and_preset(option)
     return first_comment(text) if preset else first_line_of_docstring(text)
 
@@ -71,16 +72,16 @@ def yaml_of(option: str) -> Path:
 
 def first_comment(text: str) -> str:
     lines = text.splitlines()
-    return next(line.removeprefix("# ") for line in lines if line.startswith("# ") and not line.startswith("# @"))
+    comments = (line.removeprefix("# ") for line in lines if line.startswith("# ") and not line.startswith("# @"))
+    return next(comments, UNTOLD)
 
 
 def first_line_of_docstring(text: str) -> str:
     """Of the module that the study's `_target_` names, which is not imported: that would load torch."""
-    [module] = re.findall(r"^_target_: (.+)\.\w+$", text, re.MULTILINE)
-    source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
-    docstring = ast.get_docstring(ast.parse(source))
-    assert docstring, f"{module} has no docstring"
-    return docstring.splitlines()[0]
+    target = re.search(r"^_target_: (.+)\.\w+$", text, re.MULTILINE)
+    source = (ROOT / target[1].replace(".", "/")).with_suffix(".py") if target else CONF
+    docstring = ast.get_docstring(ast.parse(source.read_bytes())) if source.is_file() else None
+    return docstring.splitlines()[0] if docstring else UNTOLD
 
 
 def check_choices(arguments: list[str]) -> None:

@@ -4,15 +4,18 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from framework.catalog import CONF, check_choices, groups, help_text, presets_of
+from framework.checks import message, shown
 from framework.config import suggest
 
 DEFAULT_EXPERIMENT = "multi_lora"  # as in conf/config.yaml
@@ -36,11 +39,11 @@ def prepare(arguments: list[str]) -> list[str]:
         arguments = expand_preset(arguments)
         arguments = sorted(arguments, key=lambda argument: argument not in SWEEP)  # -m may stand anywhere
         check_choices(arguments)
-        check_overrides(arguments)
+        make_folder_of_hydra(check_overrides(arguments), arguments)
     except ValueError as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {message(str(error))}")
     return arguments
 
 
@@ -58,19 +61,41 @@ def answer_shell(line: str) -> None:
         sys.exit()
 
 
-def check_overrides(arguments: list[str]) -> None:
+def check_overrides(arguments: list[str]) -> DictConfig:
     """Raise ValueError for overrides that Hydra cannot read or compose; for an unknown key, with the allowed ones.
 
-    With -m, every option of a group that is swept is composed once, and else the first value of each sweep.
+    With -m, every option of a group that is swept is composed once, and else the first value of each sweep. Returns the
+    last config, with Hydra's own part.
     """
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             for overrides in variants(arguments):
-                hydra.compose("config", overrides)
+                config = hydra.compose("config", overrides, return_hydra_config=True)
         except OverrideParseException as error:
             raise ValueError(describe_unreadable(error)) from error
+        except yaml.YAMLError as error:
+            raise ValueError(describe_yaml(error)) from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"a YAML in {CONF} is not UTF-8 text: {error}") from error
         except (HydraException, OmegaConfBaseException) as error:
             raise ValueError(describe_unused(error, overrides) or describe_composition(error)) from error
+    return config
+
+
+def make_folder_of_hydra(config: DictConfig, arguments: list[str]) -> None:
+    """ValueError for a `hydra.run.dir`, or with -m a `hydra.sweep.dir`, that cannot be made."""
+    if any(argument.startswith("-") and argument not in SWEEP for argument in arguments):
+        return  # such as --cfg: nothing runs
+    key = "hydra.sweep.dir" if is_sweep(arguments) else "hydra.run.dir"
+    folder = Path(OmegaConf.select(config, key))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{key}={folder} cannot be made: {error.strerror}") from error
+
+
+def is_sweep(arguments: list[str]) -> bool:
+    return bool({*SWEEP, "hydra.mode=MULTIRUN"} & set(arguments))
 
 
 def variants(arguments: list[str]) -> Iterator[list[str]]:
@@ -80,7 +105,7 @@ def variants(arguments: list[str]) -> Iterator[list[str]]:
         for before, argument in zip(["", *arguments], arguments, strict=False)
         if not argument.startswith("-") and ("=" in argument or not before.startswith("-") or before in SWEEP)
     ]
-    if not {*SWEEP, "hydra.mode=MULTIRUN"} & set(arguments):
+    if not is_sweep(arguments):
         yield overrides
         return
     parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
@@ -100,12 +125,21 @@ def variants(arguments: list[str]) -> Iterator[list[str]]:
 def describe_unreadable(error: OverrideParseException) -> str:
     key, is_pair, value = error.override.partition("=")
     if not is_pair:
-        return f"{error.override!r} is no override: key=value, as in experiment=NAME"
+        return f"{shown(error.override)} is no override: key=value, as in experiment=NAME"
     if not set(value) & set("[]{}'\""):  # else what is wrong may be a bracket or a quote
         quoted = f'{key}="{value}"'
         return f"{error.override} cannot be read: quote the value, '{quoted}'"
     reasons = [line for line in str(error).splitlines() if not line.startswith(("Error parsing", "See https"))]
     return f"{error.override} cannot be read: {' '.join(reasons)}"
+
+
+def describe_yaml(error: yaml.YAMLError) -> str:
+    """The file, the line and what is wrong there."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    reasons = ", ".join(reason for reason in (error.context, error.problem) if reason)
+    return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: {reasons}"
 
 
 def describe_unused(error: HydraException | OmegaConfBaseException, overrides: list[str]) -> str | None:
@@ -123,8 +157,8 @@ def describe_composition(error: HydraException | OmegaConfBaseException) -> str:
         path, _, key = str(cause.full_key).rpartition(".")
         names = [] if path else ["experiment", "preset"]
         names += [name for name in map(str, cause.parent_node) if name != "hydra" and not name.startswith("_")]
-        message = f"unknown key {key!r} in {path or 'the study'}{suggest(key, names) if names else ''}"
-        return f"{message} (to add it: +{cause.full_key}=…)"
+        unknown = f"unknown key {shown(key)} in {path or 'the study'}{suggest(key, names) if names else ''}"
+        return f"{unknown} (to add it: +{cause.full_key}=…)"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option}: there is no such {group}{suggest(option, error.options)}"

@@ -14,6 +14,8 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import Unpack, get_type_hints, is_typeddict
 
+from framework.checks import MAX_SHOWN, shown
+
 T = TypeVar("T")
 SPECIAL_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 MOVED = {  # what a config may have named by its path → where it is now
@@ -75,16 +77,20 @@ def check_keywords(target: Callable[..., Any], given: Mapping[str, object], path
     place = f"{path} ({target.__module__}.{target.__qualname__})" if path else target.__qualname__
     for key, value in given.items():
         if key not in parameters:
-            raise ValueError(f"unknown key {key!r} in {place}{suggest(key, parameters)}")
+            raise ValueError(f"unknown key {shown(key)} in {place}{suggest(key, parameters)}")
         if not holds_call(value):
             check_type(parameters[key].hint, value, f"{path}.{key}" if path else key)
 
 
 def parameters_of(target: Callable[..., Any]) -> dict[str, Parameter]:
     """The keywords that `target` takes, in order; of `**keywords: Unpack[SomeTypedDict]`, each of the dict's keys."""
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+        signature = inspect.signature(target)
+    except (TypeError, ValueError, NameError) as error:  # of builtins and of other people's code
+        raise ValueError(f"{shown(target)} does not tell what it takes: {error}") from error
     parameters: dict[str, Parameter] = {}
-    for name, parameter in inspect.signature(target).parameters.items():
+    for name, parameter in signature.parameters.items():
         hint = hints.get(name, Any)
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             parameters |= parameters_in(hint)
@@ -109,7 +115,7 @@ def check_type(hint: Any, value: Any, path: str) -> None:
         first = error.errors()[0]
         where = place_in(value, first["loc"])
         reasons = dict.fromkeys(problem["msg"] for problem in error.errors())
-        raise ValueError(f"{path}{where} is {first['input']!r}: {'; '.join(reasons).lower()}") from None
+        raise ValueError(f"{path}{where} is {shown(first['input'])}: {'; '.join(reasons).lower()}") from None
 
 
 def place_in(value: object, parts: tuple[int | str, ...]) -> str:
@@ -130,20 +136,26 @@ def holds_call(value: object) -> bool:
     return isinstance(value, list) and any(holds_call(item) for item in value)
 
 
-def import_target(dotted_path: str, path: str) -> Callable[..., Any]:
+def import_target(dotted_path: object, path: str) -> Callable[..., Any]:
     """What `dotted_path` names; ValueError with its new path for what has moved. `path` is its place in the config."""
     place = path or "the config"
+    if not isinstance(dotted_path, str):
+        raise ValueError(f"{place}: _target_ is {shown(dotted_path)}: name a class or a function by its dotted path")
     if dotted_path in MOVED:
         raise ValueError(f"{place}: {dotted_path} has moved to {MOVED[dotted_path]}")
     module_name, _, name = dotted_path.rpartition(".")
     try:
-        return getattr(import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{place}: cannot import {dotted_path!r}: {error}") from error
+        target = getattr(import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(f"{place}: cannot import {shown(dotted_path)}: {error}") from error
+    if not callable(target):
+        raise ValueError(f"{place}: {dotted_path} is {shown(target)}: name a class or a function")
+    return target
 
 
 def suggest(word: str, allowed: Collection[str]) -> str:
     """'; did you mean …' for a typo or a part of a name, with everything that is allowed."""
+    word = word[:MAX_SHOWN]
     in_folders = [name for name in allowed if name.endswith(f"/{word}")]
     parts = [name for name in allowed if word in name and len(word) > 2]
     close = in_folders or difflib.get_close_matches(word, list(allowed), n=1) or parts

@@ -6,6 +6,7 @@ from framework.catalog import (
     HELP_WIDTH,
     MOVED,
     OVERRIDES,
+    UNTOLD,
     about,
     check_choices,
     entry,
@@ -101,3 +102,13 @@ def test_what_moved_is_told_where_to():
 
 def test_shared_files_are_no_options():
     assert not [option for options in groups().values() for option in options if "_" in option.rpartition("/")[2][:1]]
+
+
+@pytest.mark.parametrize(
+    "text", ["rates: [1]", "_target_: 7", "_target_: nowhere.to.be", "_target_: framework.measure.run", "\udcff"]
+)
+def test_a_study_that_says_nothing_of_itself_is_no_error(tmp_path, monkeypatch, text):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    monkeypatch.setattr("framework.catalog.CONF", tmp_path)
+    assert about("mine") == UNTOLD

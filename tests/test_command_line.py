@@ -1,7 +1,10 @@
 """The command line before Hydra takes it: presets, sweeps, and one line for what cannot be read or composed."""
 
+import shutil
+
 import pytest
 
+from framework.catalog import CONF
 from framework.command_line import check_overrides, expand_preset, prepare, study_of
 
 
@@ -63,3 +66,36 @@ def test_what_is_wrong_ends_the_process_with_one_line(monkeypatch):
     assert str(raised.value).startswith("error: ")
     assert "did you mean 'kv_cache'" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("x:\ty", "bad.yaml, line 3, column 3: .*cannot start any token"),
+        ("x: [1", r"bad.yaml, line 4, column 1: .*expected ',' or '\]'"),
+        ("x: 1\nx: 2", "bad.yaml, line 4, column 1: .*found duplicate key x"),
+        ("x: !!python/object/apply:os.getcwd []", "bad.yaml, line 3, column 4: could not determine a constructor"),
+        ("x: *y", "bad.yaml, line 3, column 4: found undefined alias"),
+        ("x: \x00", "unacceptable character"),
+        ("x: \udcff", "is not UTF-8 text"),
+    ],
+)
+def test_a_yaml_that_cannot_be_read_is_named_with_its_line(tmp_path, monkeypatch, line, message):
+    shutil.copytree(CONF, tmp_path / "conf")
+    text = f"# @package _global_\n_target_: experiments.report.run\n{line}\n"
+    (tmp_path / "conf" / "experiment" / "bad.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    monkeypatch.setattr("framework.command_line.CONF", tmp_path / "conf")
+    with pytest.raises(ValueError, match=message) as raised:
+        check_overrides(["experiment=bad"])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_that_hydra_cannot_make_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for arguments in (["hydra.run.dir=file/x"], ["-m", "hydra.sweep.dir=file/x"]):
+        with pytest.raises(SystemExit, match=r"error: hydra\.(run|sweep)\.dir=file/x cannot be made: "):
+            prepare(arguments)
+    assert prepare(["--cfg", "job", "hydra.run.dir=file/x"])  # where nothing runs, nothing is made
+    assert prepare(["hydra.run.dir=new/x"])
+    assert (tmp_path / "new" / "x").is_dir()

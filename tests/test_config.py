@@ -82,6 +82,12 @@ TARGET = {"_target_": f"{__name__}.target"}
         ({**TARGET, "size": 1, "rates": [1.0, "fast"]}, r"rates\[1\] is 'fast': input should be a valid number"),
         ({**TARGET, "size": 1, "limits": {"a": [], "b": [1.0, None]}}, r"limits\.b\[1\] is None: input should be a"),
         ({"model": {"_target_": "framework.modles.x"}}, "model: cannot import 'framework.modles.x'"),
+        ({"model": {"_target_": 7}}, "model: _target_ is 7: name a class or a function"),
+        ({"model": {"_target_": None}}, "model: _target_ is None"),
+        ({"model": {"_target_": ["os"]}}, r"model: _target_ is \['os'\]"),
+        ({"model": {"_target_": "os.sep"}}, "model: os.sep is '/': name a class or a function"),
+        ({"model": {"_target_": "builtins.print", "x": 1}}, r"unknown key 'x' in model \(builtins.print\)"),
+        ({"model": {"_target_": "builtins.int"}}, "<class 'int'> does not tell what it takes"),
     ],
 )
 def test_a_wrong_key_or_type_is_named(config, message):

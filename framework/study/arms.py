@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from framework.build import ChangeModel, Decoder, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
-from framework.checks import whole
+from framework.checks import shown, whole
 from framework.config import check_keywords, check_type, describe, suggest, with_keywords
 from framework.replay import Clock
 from framework.router.round_robin import round_robin
@@ -76,9 +76,9 @@ def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
     resolved = {}
     for arm, components in arms.items():
         if not re.fullmatch(r"[\w.+-]+", arm):
-            raise ValueError(f"arm name {arm!r} names a folder: use letters, digits, '_', '.', '+' and '-' only")
+            raise ValueError(f"arm name {shown(arm)} names a folder: use letters, digits, '_', '.', '+' and '-' only")
         if not isinstance(components, dict):
-            raise ValueError(f"arms.{arm} is {components!r}: give a mapping of {', '.join(COMPONENTS)}")
+            raise ValueError(f"arms.{arm} is {shown(components)}: give a mapping of {', '.join(COMPONENTS)}")
         changed = {name: resolve_component(arm, name, value, defaults) for name, value in components.items()}
         parts = {**defaults, **changed}
         missing = [name for name in COMPONENTS if name not in parts]
@@ -102,7 +102,7 @@ def check_named(key: str, names: list[str], arms: Collection[str]) -> None:
 
 def resolve_component(arm: str, name: str, value: Any, defaults: Mapping[str, Any]) -> Any:
     if name not in COMPONENTS + OPTIONAL:
-        raise ValueError(f"unknown component {name!r} in arms.{arm}{suggest(name, COMPONENTS + OPTIONAL)}")
+        raise ValueError(f"unknown component {shown(name)} in arms.{arm}{suggest(name, COMPONENTS + OPTIONAL)}")
     if name == "clock":
         check_type(Clock, value, f"arms.{arm}.clock")
         return value
@@ -111,7 +111,9 @@ def resolve_component(arm: str, name: str, value: Any, defaults: Mapping[str, An
     if callable(value):
         return value
     if not isinstance(value, dict):
-        raise ValueError(f"arms.{arm}.{name} is {value!r}: give another {name}, or a mapping of keywords to change")
+        raise ValueError(
+            f"arms.{arm}.{name} is {shown(value)}: give another {name}, or a mapping of keywords to change"
+        )
     if name not in defaults:
         raise ValueError(f"arms.{arm}.{name} changes keywords of a {name} that the study does not have")
     check_keywords(defaults[name].func, value, f"arms.{arm}.{name}")

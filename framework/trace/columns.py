@@ -20,6 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from framework.checks import shown
+
+MAX_FOUND = 400  # characters of a list of columns
+MAX_DIGITS = 300
 MAX_WHOLE = 2**53  # up to here float64 holds every whole number
 
 
@@ -44,9 +48,10 @@ def load_csv(path: Path, required: Sequence[str], text: Sequence[str] = (), num_
             skip_blank_lines=False,  # keeps row and line in step
             nrows=num_rows,
         )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        csv.field_size_limit(len(content) + 1)
+        header, *rows = islice(csv.reader(StringIO(content)), 2)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a readable CSV file: {str(error).strip()}") from error
-    header, *rows = islice(csv.reader(StringIO(content)), 2)
     if rows and len(rows[0]) > len(header):  # pandas would take the first column for row names
         raise ValueError(f"{path}: row 1 (line 2) has more values than the header has columns")
     return _checked(Table(path, frame, first_line=2), required)
@@ -97,7 +102,7 @@ def fault(table: Table, position: int, column: str, problem: str) -> ValueError:
     """The error to raise for what is at `position` (an offset into the frame) of `column`."""
     row = int(table.frame.index[position])
     line = "" if table.first_line is None else f" (line {row + table.first_line})"
-    return ValueError(f"{table.path}: row {row + 1}{line}, column {column!r}: {problem}")
+    return ValueError(f"{table.path}: row {row + 1}{line}, column {shown(column)}: {problem}")
 
 
 def timestamps(table: Table, column: str) -> npt.NDArray[np.float64]:
@@ -154,7 +159,7 @@ def _checked(table: Table, required: Sequence[str]) -> Table:
     found = [str(column) for column in table.frame.columns]
     missing = [column for column in required if column not in found]
     if missing:
-        raise ValueError(f"{table.path}: missing columns {missing}; found {found}")
+        raise ValueError(f"{table.path}: missing columns {missing}; found {shown(found, MAX_FOUND)}")
     if table.frame.empty:
         raise ValueError(f"{table.path}: the trace is empty (no rows)")
     return table
@@ -167,7 +172,7 @@ def _parse_line(path: Path, number: int, line: bytes, required: Sequence[str]) -
         reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise ValueError(f"{path}: line {number} is not JSON: {reason}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{path}: line {number} is not a JSON object: {str(row)!r}")
+        raise ValueError(f"{path}: line {number} is not a JSON object: {shown(str(row))}")
     _require_keys(path, number, row, required)
     return row
 
@@ -175,7 +180,7 @@ def _parse_line(path: Path, number: int, line: bytes, required: Sequence[str]) -
 def _require_keys(path: Path, number: int, row: dict[str, Any], keys: Sequence[str]) -> None:
     missing = [key for key in keys if key not in row]
     if missing:
-        raise ValueError(f"{path}: line {number}: missing columns {missing}; found {sorted(row)}")
+        raise ValueError(f"{path}: line {number}: missing columns {missing}; found {shown(sorted(row), MAX_FOUND)}")
 
 
 def _parse_ids(table: Table, column: str, position: int) -> tuple[int, ...]:
@@ -188,20 +193,23 @@ def _parse_ids(table: Table, column: str, position: int) -> tuple[int, ...]:
             raise ValueError
         return ids
     except (TypeError, ValueError):
-        raise fault(table, position, column, f"{str(value)!r} is not a list of whole numbers from 0") from None
+        raise fault(table, position, column, f"{shown(str(value))} is not a list of whole numbers from 0") from None
 
 
 def _numbers(table: Table, column: str) -> npt.NDArray[np.float64]:
     if table.frame[column].dtype.kind in "mMb":  # to_numeric would make numbers of times and truth values
-        raise fault(table, 0, column, f"{str(table.frame[column].iloc[0])!r} is no plain number")
-    return pd.to_numeric(table.frame[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        raise fault(table, 0, column, f"{shown(str(table.frame[column].iloc[0]))} is no plain number")
+    values = table.frame[column]
+    if values.dtype == object or isinstance(values.dtype, pd.StringDtype):
+        values = values.mask(values.astype(str).str.len() > MAX_DIGITS)  # where to_numeric overflows: no number of ours
+    return pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def _refuse(table: Table, column: str, refused: npt.NDArray[np.bool_], allowed: str) -> None:
     if refused.any():
         position = int(np.argmax(refused))
         value = str(table.frame[column].iloc[position])
-        raise fault(table, position, column, f"{value!r} is not {allowed}")
+        raise fault(table, position, column, f"{shown(value)} is not {allowed}")
 
 
 def _require_sorted(table: Table, column: str, times: npt.NDArray[np.float64]) -> None:
@@ -209,5 +217,6 @@ def _require_sorted(table: Table, column: str, times: npt.NDArray[np.float64]) -
     if falls.any():
         position = int(np.argmax(falls)) + 1
         before, value = table.frame[column].iloc[position - 1], table.frame[column].iloc[position]
-        problem = f"{str(value)!r} is earlier than {str(before)!r} in the row before; sort the rows by arrival time"
+        falling = f"{shown(str(value))} is earlier than {shown(str(before))} in the row before"
+        problem = f"{falling}; sort the rows by arrival time"
         raise fault(table, position, column, problem)

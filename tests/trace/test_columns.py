@@ -145,3 +145,23 @@ def test_ctrl_c_while_a_file_is_read_is_no_broken_file(tmp_path: Path, monkeypat
         interrupted.set()
         writer.join()
         signal.signal(signal.SIGALRM, handler)
+
+
+def test_a_field_may_be_as_long_as_it_is(tmp_path: Path) -> None:
+    ids = " ".join(str(number) for number in range(30_000))  # 168,889 characters; Python's csv stops at 131,072
+    path = tmp_path / "long.csv"
+    path.write_text(f"arrival_time,num_prompt_tokens,num_output_tokens,prefix_ids\n0,{30_000 * 512},1,{ids}\n")
+    [request] = read_table(path).requests
+    assert request.prefix_ids == tuple(range(30_000))
+
+
+@pytest.mark.parametrize("column", ["arrival_time", "num_prompt_tokens", "prefix_ids"])
+def test_a_message_shows_a_long_value_in_short(tmp_path: Path, column: str) -> None:
+    row = {"arrival_time": "0", "num_prompt_tokens": "4", "num_output_tokens": "1", "prefix_ids": "1"} | {
+        column: "x" * 9_000_000
+    }
+    path = tmp_path / "long.csv"
+    path.write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
+    with pytest.raises(ValueError, match=f"row 1 .line 2., column '{column}': 'xxx") as raised:
+        read_table(path)
+    assert len(str(raised.value)) < len(str(path)) + 200
