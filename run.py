@@ -5,6 +5,7 @@ import shlex
 import signal
 import sys
 from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from framework.catalog import CONF, about
+from framework.checks import message, printable
 from framework.command_line import prepare
 from framework.config import check, import_target, parameters_of
 from framework.core import StudyError, describe_error
+from framework.paths import output_folder
 
 USER_ERRORS = (ValueError, OSError, StudyError, InstantiationException, OmegaConfBaseException)
 
@@ -33,19 +36,20 @@ def main() -> None:
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(config: DictConfig) -> None:
+        replace_unknown_characters()
         try:
             run(config)
         except USER_ERRORS as error:
             if os.environ.get("HYDRA_FULL_ERROR"):
                 raise
             in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-            message = f"error: {describe_failure(error)}" + (f" ({command()})" if in_sweep else "")
+            line = f"error: {message(describe_failure(error))}" + (f" ({message(command())})" if in_sweep else "")
             if os.getpid() != process:  # a launcher's: only an exception reaches the process that waits for it
-                raise CompactHydraException(message) from None
-            failed.append(message)
-            print(message, file=sys.stderr)
+                raise CompactHydraException(line) from None
+            failed.append(line)
+            print(line, file=sys.stderr)
         else:
-            print("reproduce with:", command())
+            print("reproduce with:", printable(command()))
 
     job()
     if failed:
@@ -57,6 +61,7 @@ def run(config: DictConfig) -> None:
         raise ValueError("output_dir is empty: name a folder (. is this one)")
     check_groups(config)
     check(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    config.output_dir = str(output_folder(config.output_dir))
     from framework.report.pages import write_page  # here, so that help and typos need not wait for pandas
 
     try:
@@ -69,8 +74,12 @@ def run(config: DictConfig) -> None:
 
 def check_groups(config: DictConfig) -> None:
     """Raise ValueError for a chosen group that the study has no use for, such as tracking=wandb for kv_cache."""
-    keywords = parameters_of(import_target(config._target_, ""))
     choices = HydraConfig.get().runtime.choices
+    if "_target_" not in config:
+        raise ValueError(f"experiment={choices.experiment} has no _target_: name the function that runs the study")
+    keywords = parameters_of(import_target(config._target_, ""))
+    if "output_dir" not in keywords:
+        raise ValueError(f"{config._target_} runs no study: it takes no output_dir")
     for group, option in choices.items():
         if group in config and group not in keywords:
             raise ValueError(f"experiment={choices.experiment} has no use for {group}={option}: leave it out")
@@ -103,6 +112,12 @@ def describe_failure(error: BaseException) -> str:
     return describe_error(error)
 
 
+def replace_unknown_characters() -> None:
+    """A terminal that lacks a character shows another one in its place."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def stop(signal_number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
@@ -110,6 +125,7 @@ def stop(signal_number: int, frame: Any) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    replace_unknown_characters()
     try:
         sys.argv[1:] = prepare(sys.argv[1:])
         main()

@@ -188,6 +188,13 @@ GOOD_TRACE = "arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2
         ([], GOOD_TRACE + "2.0,4,0\n", "column 'num_output_tokens'"),
         ([], GOOD_TRACE + "inf,4,2\n", "column 'arrival_time'"),
         (["model=local", "model.path=."], None, "config.json"),
+        (["output_dir=bad.csv"], GOOD_TRACE, "error: output_dir=bad.csv: bad.csv is a file, where a folder belongs"),
+        (["output_dir=bad.csv/x"], GOOD_TRACE, "bad.csv is a file, where a folder belongs"),
+        (["_target_=7"], None, "the config: _target_ is 7: name a class or a function"),
+        (["_target_=framework.core.Request"], None, "framework.core.Request runs no study"),
+        (["~_target_"], None, "has no _target_: name the function that runs the study"),
+        (["trace._target_=os.sep"], None, "trace: os.sep is '/': name a class or a function"),
+        (["hydra.run.dir=bad.csv/x"], GOOD_TRACE, "hydra.run.dir=bad.csv/x cannot be made"),
         (["engine.top_p=2"], None, "top_p"),
         (["engine.kv_dtype=int4"], None, "engine.kv_dtype is 'int4'"),
         (["engine.num_blocks=1", "engine.kv_cache_bytes=null"], None, "KV blocks"),
@@ -199,7 +206,7 @@ def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, overrides, trac
     if trace is not None:
         (tmp_path / "bad.csv").write_text(trace)
         smallest = [override for override in smallest if not override.startswith("trace.")]
-        overrides = ["trace=csv", f"trace.path={tmp_path / 'bad.csv'}", "rates=[null]"]
+        overrides = ["trace=csv", f"trace.path={tmp_path / 'bad.csv'}", "rates=[null]", *overrides]
     code, output = cli(*smallest, *overrides)
     assert code == 1
     assert message in output
@@ -326,6 +333,29 @@ def test_refused_requests_are_offered_and_not_met(cli, smallest, tmp_path, limit
     refused = requests[requests["refused"] == told]
     assert len(refused) == num_refused
     assert refused[["scheduled_time", "first_token_time", "finish_time", "ttft", "e2e"]].isna().all(axis=None)
+
+
+def test_a_tilde_in_output_dir_is_the_home_folder(cli, smallest, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    code, output = cli(*smallest, "rates=[50]", 'output_dir="~/x"')
+    assert code == 0, output
+    check_page(Page(tmp_path / "home/x/report.html"), tmp_path / "home/x")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_characters_shows_others_and_files_are_utf_8(smallest, tmp_path, encoding):
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # of files, unless they are told
+    process = spawn(*smallest, "rates=[50]", cwd=tmp_path, PYTHONIOENCODING=encoding, **locale)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "continuous: saturated ?" in output
+    folder = tmp_path / "outputs/continuous_batching"
+    assert "saturated –" in (folder / "report.html").read_text(encoding="utf-8")
+    process = spawn("--help", cwd=tmp_path, PYTHONIOENCODING=encoding, **locale)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
 
 
 def spawn(*overrides: str, cwd: Path, **environment: str) -> subprocess.Popen:

@@ -24,6 +24,7 @@ from framework.lora.service import service_of
 from framework.models.tokenizer import load_tokenizer
 from framework.paths import locate
 from framework.report.finish import Findings, finish
+from framework.study.files import locked, write_atomically
 from framework.study.place import open_place
 from framework.study.sweep import Serving
 from framework.trace.prompts import make_requests
@@ -123,7 +124,7 @@ def read_schema(json_schema: dict[str, object] | str) -> str:
     path = locate(json_schema)
     if not path.is_file():
         raise ValueError(f"json_schema={json_schema} is no file: give one, or the schema itself")
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def check_adapters(adapter_ids: list[str | None], engine: Engine) -> None:
@@ -157,5 +158,5 @@ def random_notes(lora: ChangeModel, adapter_ids: list[str | None]) -> list[str]:
 
 def write_generations(path: Path, records: list[Generation]) -> None:
     """One JSON line each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    with locked(path.parent):
+        write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

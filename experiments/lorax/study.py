@@ -30,6 +30,7 @@ from framework.report.finish import Findings, finish_sweep, write_files
 from framework.report.plots import Figure
 from framework.study.arms import Arm, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
+from framework.study.files import locked
 from framework.study.place import Place, open_place
 from framework.study.sweep import Replays, Study, run_study
 
@@ -78,7 +79,8 @@ def run(
     arms = resolve_arms(combine(axes), parts_of(sweep) | {"clock": clock})
     place = open_place(sweep["device"], sweep["output_dir"])
     tokens = time_streams(arms[name_of(full)], streams, num_prompt_tokens, num_repeats, place)
-    write_files(place.output_dir, {"streams.csv": tokens})
+    with locked(place.output_dir):
+        write_files(place.output_dir, {"streams.csv": tokens})
     study = run_study(arms, sweep)
     finish_sweep(study, "lorax", partial(find, study, axes, corners, tokens))
     study.raise_failures()

@@ -21,7 +21,7 @@ from framework.measure.steps import get_ready, measure_cases
 from framework.models.footprint import cache_footprint, footprint
 from framework.models.tokenizer import load_tokenizer
 from framework.study.arms import Arm
-from framework.study.files import GrowingTable, digest_of, write_json
+from framework.study.files import GrowingTable, digest_of, locked, write_json
 from framework.study.place import Place
 from framework.study.sweep import Study
 from framework.trace.prompts import make_requests
@@ -93,8 +93,8 @@ class Session(Place):
             self.written[table.path] = None
 
     def write_json(self, name: str, record: dict[str, object]) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(self.output_dir / name, record)
+        with locked(self.output_dir):
+            write_json(self.output_dir / name, record)
         self.written[self.output_dir / name] = None
 
     def load(self, arm: str) -> Decoder:

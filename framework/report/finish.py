@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from framework.core import StudyError
 from framework.measure.rates import aggregate
+from framework.paths import is_writable
 from framework.report.notes import limits, service_notes
 from framework.report.pages import write_record
 from framework.report.plots import Drawn, save
@@ -15,7 +17,7 @@ from framework.study.arms import configs_of
 from framework.study.files import locked, write_atomically, write_json
 from framework.study.place import Place
 from framework.study.points import write_table
-from framework.study.sweep import Study
+from framework.study.sweep import Study, Tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class Findings:
 
 def finish(place: Place, title: str, findings: Findings) -> None:
     """Write what a study found, and the record that its page is made of; print its tables, notes and where they are."""
-    figures = write_findings(place, title, findings)
+    with locked(place.output_dir):
+        figures = write_findings(place, title, findings)
     print_findings(place, findings, figures)
 
 
@@ -43,11 +46,10 @@ def finish_sweep(study: Study, name: str, find: Callable[[pd.DataFrame], Finding
     """As `finish`, of what `find` makes of every finished point in the folder, beside what every sweep shows.
 
     Jobs that share a folder take turns, so the last one to end draws every point. The study's tracker is given the
-    points, too.
+    points when all else is on disk. Where the folder is read only, what is finished there is printed.
     """
     title = f"{name} on {study.device_name}"
-    with locked(study.output_dir):
-        points = study.table()
+    with study.points() as points:
         csv = write_table(study.output_dir, points)
         print_overview(study.console, aggregate(points), title)
         own = find(points)
@@ -57,10 +59,24 @@ def finish_sweep(study: Study, name: str, find: Callable[[pd.DataFrame], Finding
             tables={"Every arm at every rate": overview(points), **own.tables},
             notes=[*findings.notes, *(f"Failed: {message}" for message in study.failures)],
         )
+        if not is_writable(study.output_dir):
+            print_findings(study, replace(findings, files={}), [])
+            study.say(f"{study.output_dir} is read only: nothing was written")
+            return
         figures = write_findings(study, title, page)
-        if study.tracking is not None:  # may fail: the page is on disk
-            study.tracking(points, configs_of(study.arms), figures, study=name, output_dir=study.output_dir)
     print_findings(study, findings, [csv, study.output_dir / "points", *figures])
+    if study.tracking is not None:
+        track(study, study.tracking, name, points, figures)
+
+
+def track(study: Study, tracking: Tracker, name: str, points: pd.DataFrame, figures: list[Path]) -> None:
+    """StudyError if the points could not be logged; it says what is on disk. Jobs that share a folder take turns."""
+    try:
+        with locked(study.output_dir):
+            tracking(points, configs_of(study.arms), figures, study=name, output_dir=study.output_dir)
+    except Exception as error:  # whatever the tracker's library raises
+        kept = f"{len(points)} points, the tables and the figures are in {study.output_dir}"
+        raise StudyError(f"{error} (tracking failed: {kept}; the same command logs them)") from error
 
 
 def write_findings(place: Place, title: str, findings: Findings) -> list[Path]:

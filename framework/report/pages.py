@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from framework.measure.definitions import defined_in
+from framework.paths import is_writable
 from framework.report.records import PAGE_RECORD
 from framework.report.tables import cell, with_intervals
 from framework.study.files import locked, write_atomically, write_json
@@ -63,10 +64,11 @@ def write_page(folder: Path, run: Mapping[str, str]) -> Path | None:
     """Complete the record that a study has just left in `folder` with `run`, and render it; None if it left none.
 
     `run` has the study's `name`, what it is `about`, the `command`, the `config` as YAML and when it was `finished`.
-    A record that is damaged, as an earlier run may have left it, is ignored with a warning.
+    A record that is damaged, as an earlier run may have left it, is ignored with a warning. A folder that is read only
+    stays as it is.
     """
     path = folder / RECORD
-    if not path.exists():
+    if not path.exists() or not is_writable(folder):
         return None
     with locked(folder):
         try:
@@ -83,7 +85,7 @@ def write_page(folder: Path, run: Mapping[str, str]) -> Path | None:
 
 def read_record(path: Path) -> dict[str, Any]:
     """The record at `path`; ValueError if it is none."""
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_bytes())
     check_record(PAGE_RECORD, record)
     return dict(record)
 
@@ -117,12 +119,14 @@ def write_index(root: Path) -> list[str]:
     for path in sorted(root.rglob(RECORD), key=lambda path: path.parent):
         try:
             studies.append(study_entry(root, path))
-            lines.append(f"wrote {path.parent / PAGE}")
+            is_new = is_writable(path.parent)
+            lines.append(f"wrote {path.parent / PAGE}" if is_new else f"{path.parent} is read only: its page stays")
         except (ValueError, OSError) as error:
             lines.append(f"{path} is left out: {error}")
     if not studies:
         raise ValueError("\n".join([f"no study has ended in {root}: run one first, such as python run.py", *lines]))
-    write_atomically(root / INDEX, templates().get_template(INDEX).render(studies=studies, page=PAGE))
+    with locked(root):
+        write_atomically(root / INDEX, templates().get_template(INDEX).render(studies=studies, page=PAGE))
     return [*lines, f"wrote {root / INDEX}"]
 
 
@@ -131,7 +135,9 @@ def study_entry(root: Path, path: Path) -> dict[str, Any]:
     record = read_record(path)
     if "run" not in record:
         raise ValueError("its study has not ended")
-    render_page(path.parent, record)
+    if is_writable(path.parent):
+        with locked(path.parent):
+            render_page(path.parent, record)
     place = path.parent.relative_to(root).as_posix()
     first = next(iter(record["figures"].items()), None)
     prefix = re.sub(r"\W", "-", place)
@@ -145,7 +151,7 @@ def figure_path(folder: Path, name: str) -> Path:
 
 def inline_svg(path: Path, prefix: str, label: str) -> Markup:
     """Matplotlib's <svg> to stand in a page beside others: its ids begin with `prefix`, its style is the page's."""
-    _, start, rest = path.read_text().partition("<svg")
+    _, start, rest = path.read_text(encoding="utf-8").partition("<svg")
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", start + rest, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     size = re.search(r'width="([\d.]+)pt" height="[\d.]+pt"', svg)

@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+from framework.study.files import UNFINISHED
+
 P = ParamSpec("P")
 COLUMN_WIDTH, TEXT_WIDTH = 3.35, 6.9  # inches
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -64,19 +66,21 @@ def arm_style(index: int) -> dict[str, Any]:
 
 
 def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
-    """Write every figure as PNG and SVG; the paths written."""
+    """Write every figure as PNG and SVG, and remove those of before; the paths written."""
     folder.mkdir(parents=True, exist_ok=True)
-    for earlier in (*folder.glob("*.png"), *folder.glob("*.svg")):
-        earlier.unlink()
     paths = []
     for name, figure in figures.items():
         for path, options in (
             (folder / f"{name}.png", {"dpi": 200}),
             (folder / f"{name}.svg", {"metadata": {"Date": None}}),
         ):
+            unfinished = path.with_name(UNFINISHED + path.name)
             with mpl.rc_context(STYLE):
-                figure.savefig(path, **options)
+                figure.savefig(unfinished, **options)
+            unfinished.replace(path)
             paths.append(path)
+    for earlier in {*folder.glob("*.png"), *folder.glob("*.svg")} - {*paths}:
+        earlier.unlink()
     return paths
 
 

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from math import inf
 
 import pandas as pd
+from rich.cells import cell_len
 from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from framework.checks import printable
 from framework.measure.metrics import METRIC_OF, MILLISECONDS
 from framework.measure.rates import aggregate
 
@@ -58,16 +60,33 @@ def with_intervals(frame: pd.DataFrame) -> tuple[list[str], list[list[object]]]:
 
 
 def print_frame(console: Console, frame: pd.DataFrame, title: str, caption: str | None = None) -> None:
-    """A table as it is, numbers to the right and over their intervals; where room is short, arms keep their names."""
-    table = Table(title=escape(title), caption=caption and escape(caption))
+    """A table as it is, numbers to the right and over their intervals; a list of its rows where it is too wide."""
     names, rows = with_intervals(frame)
-    for name in names:
-        is_text = frame[name].map(lambda value: isinstance(value, str)).all()
-        justify: JustifyMethod = "left" if is_text else "right"
-        table.add_column(Text(name), justify=justify, no_wrap=name == "arm", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell(value)) for value in row))
+    headers, texts = [printable(name) for name in names], [[printable(cell(value)) for value in row] for row in rows]
+    table = Table(title=escape(printable(title)), caption=caption and escape(printable(caption)))
+    if needed_width(headers, texts) > console.width:
+        table.show_header, table.title_justify = False, "left"
+        table.add_column(no_wrap=True, overflow="fold")
+        table.add_column(overflow="fold")
+        for row in texts:
+            for header, text in zip(headers, row, strict=True):
+                table.add_row(*(Text(" ".join(part.splitlines())) for part in (header, text)))
+            table.add_section()
+    else:
+        for name, header in zip(names, headers, strict=True):
+            is_text = frame[name].map(lambda value: isinstance(value, str)).all()
+            justify: JustifyMethod = "left" if is_text else "right"
+            table.add_column(Text(header), justify=justify, no_wrap=name == "arm", overflow="fold")
+        for row in texts:
+            table.add_row(*map(Text, row))
     console.print(table)
+
+
+def needed_width(headers: list[str], rows: list[list[str]]) -> int:
+    """Columns of a terminal at which a table breaks no word of a header and no number."""
+    columns = zip(headers, *rows, strict=True)
+    widths = [max(cell_len(word) for text in column for word in text.split() or [""]) for column in columns]
+    return sum(width + 3 for width in widths) + 1
 
 
 def cell(value: object) -> str:

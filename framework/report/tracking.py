@@ -6,7 +6,6 @@ one group per study.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +14,10 @@ from typing import Any, Literal
 
 import pandas as pd
 import wandb
+from wandb.env import get_cache_dir, get_data_dir
+
+from framework.checks import shown
+from framework.paths import check_folders, check_writable
 
 Mode = Literal["offline", "online", "disabled"]
 
@@ -22,7 +25,16 @@ Mode = Literal["offline", "online", "disabled"]
 def wandb_tracker(
     *, project: str = "llm-serving-replay", mode: Mode = "offline", entity: str | None = None
 ) -> Callable[..., None]:
-    """`track_wandb` with these options; ValueError for `online` without an API key, before a study has run."""
+    """`track_wandb` with these options; ValueError, before a study has run, for what W&B would refuse after it."""
+    if mode == "disabled":
+        return partial(track_wandb, project=project, mode=mode, entity=entity)
+    try:
+        wandb.Settings(project=project, entity=entity)
+    except (wandb.Error, ValueError) as error:
+        raise ValueError(f"tracking.project={shown(project)}: {' '.join(str(error).split())}") from error
+    for name, folder in {"WANDB_CACHE_DIR": Path(get_cache_dir()), "WANDB_DATA_DIR": Path(get_data_dir())}.items():
+        check_folders(name, folder)
+        check_writable(folder)
     if mode == "online" and not has_api_key():
         raise ValueError("tracking.mode=online needs an account: run `wandb login`, or use tracking.mode=offline")
     return partial(track_wandb, project=project, mode=mode, entity=entity)
@@ -75,4 +87,9 @@ def numbers(row: dict[str, Any]) -> dict[str, float]:
 
 
 def has_api_key() -> bool:
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    """Whether one is in the environment, the settings or .netrc; nothing is asked, printed or sent."""
+    wandb.setup(settings=wandb.Settings(silent=True))
+    try:
+        return wandb.login(prompt=False, verify=False)
+    except wandb.Error as error:
+        raise ValueError(f"tracking.mode=online: {error}") from error

@@ -1,10 +1,14 @@
-"""Files that appear whole or not at all, digests of data, and a lock that jobs in one folder share."""
+"""Files that appear whole or not at all, digests of data, and a lock that jobs in one folder share.
 
+What is unfinished has UNFINISHED before its name. One job at a time writes in a folder, so that what a killed one left
+is overwritten or goes away.
+"""
+
+import errno
 import fcntl
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +17,11 @@ from typing import Any, Self
 
 import pandas as pd
 
+from framework.paths import is_writable
+
 Json = dict[str, Any]  # what a JSON file holds
+UNFINISHED = ".unfinished-"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def digest_of(data: object) -> str:
@@ -31,8 +39,8 @@ class GrowingTable:
         self.rows += list(rows)  # all or none: measuring them may be interrupted
         if not self.rows:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.unfinished, self.table().to_csv(index=False))
+        with locked(self.path.parent):
+            write_atomically(self.unfinished, self.table().to_csv(index=False))
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows)
@@ -62,19 +70,28 @@ def finite(data: object) -> object:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """`path` gets the whole content (text: as UTF-8) or stays as it was; a full disk's OSError says what was needed."""
+    data = content.encode() if isinstance(content, str) else content
+    unfinished = path.with_name(UNFINISHED + path.name)
     try:
-        temporary.write_text(text)
-        temporary.replace(path)
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise OSError(error.errno, f"{error.strerror}: {path} needs {len(data):,} bytes") from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
-def locked(output_dir: Path) -> Iterator[None]:
-    """One job at a time gathers the points and draws, so that the last one to end draws them all."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with (output_dir / ".lock").open("w") as lock:
+def locked(folder: Path) -> Iterator[None]:
+    """One job at a time reads and writes in `folder`. Not to be taken twice. What is read only needs no lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not is_writable(folder):
+        yield
+        return
+    with (folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 
 from framework.build import resolve_device
+from framework.paths import output_folder
 from framework.study.progress import make_console, say
 from framework.study.provenance import Environment, environment
 
@@ -29,6 +30,6 @@ class Place:
 
 
 def open_place(device: str, output_dir: str) -> Place:
-    """`device` is auto, cpu or cuda; nothing is written yet."""
+    """`device` is auto, cpu or cuda. ValueError where nothing could be written; nothing is written yet."""
     resolved = resolve_device(device)
-    return Place(resolved, Path(output_dir), environment(resolved), make_console())
+    return Place(resolved, output_folder(output_dir), environment(resolved), make_console())

@@ -1,29 +1,36 @@
 """Finished points on disk: `points/<arm>-rate<rate>-seed<seed>-<digest>/{requests.parquet, steps.parquet, point.json}`.
 
 The digest covers config, files, the source that a replay runs through, torch and device, so that a point is reused
-exactly when it would come out the same. A folder appears under its name only when it is complete.
+exactly when it would come out the same. A folder appears under its name only when it is complete, and counts only while
+its tables are those that point.json describes.
 """
 
 import hashlib
 import json
 import math
-import tempfile
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from framework.checks import shown
 from framework.measure.metrics import METRIC_OF, metric_names, summarize
-from framework.paths import locate
-from framework.study.files import digest_of, locked, write_atomically, write_json
+from framework.paths import is_writable, locate
+from framework.study.files import UNFINISHED, digest_of, locked, write_atomically, write_json
 from framework.study.provenance import Environment, metrics_version
-from framework.study.records import POINT_RECORD, PointRecord, check_record
+from framework.study.records import POINT_RECORD, PointRecord, TableRecord, check_record
 from framework.trace.recorded import available
 
 TABLES = ("requests.parquet", "steps.parquet")
+EARLIER = ".earlier-"  # before the name of a point while another takes its place
 
 
 @dataclass(frozen=True)
@@ -90,25 +97,60 @@ def fingerprint(path: str, url: str | None, sha256: str | None) -> dict[str, str
 def write_point(
     folder: Path, point: Point, requests: pd.DataFrame, steps: pd.DataFrame, record: Mapping[str, object]
 ) -> None:
-    """Write all files beside `folder` and rename them into place together."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder.parent) as parent:
-        unfinished = Path(parent) / folder.name
-        unfinished.mkdir()
-        requests.to_parquet(unfinished / "requests.parquet", compression="zstd")
-        steps.to_parquet(unfinished / "steps.parquet", compression="zstd")
-        identity = {"arm": point.arm, "rate": point.rate, "seed": point.seed, "arm_digest": point.arm_digest}
-        write_json(unfinished / "point.json", {**identity, **record})
-        with locked(folder.parents[1]):
+    """Write all files beside `folder` and rename them into place together, which takes what was there away.
+
+    A job that is killed between two of these operations leaves the earlier point or the new one: see `settle`.
+    """
+    points, unfinished = folder.parent, folder.with_name(UNFINISHED + folder.name)
+    earlier = folder.with_name(EARLIER + folder.name)
+    files = {name: to_parquet(table) for name, table in zip(TABLES, (requests, steps), strict=True)}
+    identity = {"arm": point.arm, "rate": point.rate, "seed": point.seed, "arm_digest": point.arm_digest}
+    tables = {"tables": {name: describe_table(data) for name, data in files.items()}}
+    with settled(points.parent):
+        unfinished.mkdir(parents=True)
+        try:
+            for name, data in files.items():
+                write_atomically(unfinished / name, data)
+            write_json(unfinished / "point.json", {**identity, **record, **tables})
             if folder.exists():  # a job beside this one was quicker, or `fresh` redoes it
-                folder.rename(Path(parent) / "earlier")
+                folder.rename(earlier)
             unfinished.rename(folder)
+        finally:
+            settle(points.parent)
+
+
+def to_parquet(table: pd.DataFrame) -> bytes:
+    content = BytesIO()
+    table.to_parquet(content, compression="zstd")
+    return content.getvalue()
+
+
+@contextmanager
+def settled(output_dir: Path) -> Iterator[None]:
+    """The study's folder, locked and without what killed jobs left: a point in it is the earlier one or the new one."""
+    with locked(output_dir):
+        if is_writable(output_dir):
+            settle(output_dir)
+        yield
+
+
+def settle(output_dir: Path) -> None:
+    """Bring a point back whose successor never came, and remove what else is left."""
+    points = output_dir / "points"
+    for earlier in points.glob(f"{EARLIER}*"):
+        folder = points / earlier.name.removeprefix(EARLIER)
+        if not folder.exists():
+            earlier.rename(folder)
+    for pattern in (f"points/{EARLIER}*", f"points/{UNFINISHED}*", f"{UNFINISHED}*", ".points.csv-*"):
+        for leftover in output_dir.glob(pattern):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def read_metrics(folder: Path, slo: dict[str, float]) -> dict[str, float] | None:
     """The metrics of a finished point; None if there is none."""
-    record = load_record(folder)
-    return None if record is None else current_metrics(folder, record, slo)
+    with settled(folder.parents[1]):
+        record = load_record(folder)
+        return None if record is None else current_metrics(folder, record, slo)
 
 
 def current_metrics(folder: Path, record: PointRecord, slo: dict[str, float]) -> dict[str, float]:
@@ -118,7 +160,8 @@ def current_metrics(folder: Path, record: PointRecord, slo: dict[str, float]) ->
     requests, steps = (pd.read_parquet(folder / file) for file in TABLES)
     metrics = summarize(requests, steps, slo)
     changed = {"slo": slo, "metrics_version": metrics_version(), "metrics": metrics}
-    write_json(folder / "point.json", {**record, **changed})
+    if is_writable(folder):
+        write_json(folder / "point.json", {**record, **changed})
     return metrics
 
 
@@ -128,30 +171,79 @@ def has_current_metrics(record: PointRecord) -> bool:
 
 
 def load_record(folder: Path) -> PointRecord | None:
-    """What `point.json` says; None, with a warning, where the folder is damaged or no point's."""
+    """What `point.json` says of a finished point; None, with a warning, where the folder is damaged or no point's."""
+    record = read_record(folder)
+    return record if record is not None and is_whole(folder, record) else None
+
+
+def read_record(folder: Path) -> PointRecord | None:
+    """What `point.json` says, whatever the tables beside it are."""
     if not folder.exists():
         return None
-    file = "point.json"
     try:
-        record: PointRecord = json.loads((folder / file).read_text())
+        record: PointRecord = json.loads((folder / "point.json").read_bytes())
         check_record(POINT_RECORD, record)
         lacking = sorted(set(metric_names()) - set(record["metrics"]))
         if lacking and has_current_metrics(record):
             raise ValueError(f"no metrics.{lacking[0]}")
-        for file in TABLES:
-            pq.read_metadata(folder / file)  # stands at the end: not there if the file was emptied or cut
     except (ValueError, OSError) as error:
-        warnings.warn(f"{folder} is no finished point: {file}: {error}; ignored", stacklevel=2)
+        ignore(folder, f"point.json: {error}")
         return None
     return record
+
+
+def is_whole(folder: Path, record: PointRecord) -> bool:
+    """Whether the folder's name and tables are those of its record; a warning says what is not."""
+    try:
+        name = Point(record["arm"], record["rate"], record["seed"], record["arm_digest"]).name
+        if folder.name != name:
+            raise ValueError(f"point.json is of {name}")
+        tables = record.get("tables", {})
+        if set(tables) != {*TABLES}:
+            raise ValueError(f"point.json describes {', '.join(tables) or 'no tables'}")
+        for file, expected in tables.items():
+            check_table(folder / file, expected)
+    except (ValueError, OSError) as error:
+        ignore(folder, str(error))
+        return False
+    return True
+
+
+def check_table(path: Path, expected: TableRecord) -> None:
+    """ValueError or OSError if the file at `path` is not the one that was written."""
+    found = describe_file(path, path.stat().st_mtime_ns)
+    for key, value in expected.items():
+        if found[key] != value:
+            raise ValueError(f"{path.name}: {key} is {shown(found[key])}, in point.json {shown(value)}")
+
+
+@cache
+def describe_file(path: Path, mtime_ns: int) -> Mapping[str, object]:
+    """Once per state of the file: the table of a study is made after every point."""
+    try:
+        return describe_table(path.read_bytes())
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from error
+
+
+def describe_table(data: bytes) -> TableRecord:
+    """Of a Parquet file."""
+    file = pq.ParquetFile(BytesIO(data))
+    sha256 = hashlib.sha256(data).hexdigest()
+    return {"num_rows": file.metadata.num_rows, "columns": file.schema_arrow.names, "sha256": sha256}
+
+
+def ignore(folder: Path, problem: str) -> None:
+    warnings.warn(f"{folder} is no finished point: {problem}; ignored", stacklevel=3)
 
 
 def point_table(output_dir: Path, arm_digests: dict[str, str], slo: dict[str, float]) -> pd.DataFrame:
     """Every finished point of these arms in the folder, whichever run or job computed it, one row each."""
     rows = []
-    for path in sorted((output_dir / "points").glob("*/point.json")):
-        record = load_record(path.parent)
-        if record is None or arm_digests.get(record["arm"]) != record["arm_digest"]:
+    for path in sorted((output_dir / "points").glob("[!.]*/point.json")):
+        record = read_record(path.parent)
+        is_theirs = record is not None and arm_digests.get(record["arm"]) == record["arm_digest"]
+        if record is None or not is_theirs or not is_whole(path.parent, record):
             continue
         metrics = current_metrics(path.parent, record, slo)
         offered_rate = record["trace"]["offered_rate"] or math.inf  # null: all at once
@@ -171,8 +263,8 @@ def point_table(output_dir: Path, arm_digests: dict[str, str], slo: dict[str, fl
 
 
 def write_table(output_dir: Path, table: pd.DataFrame) -> Path:
-    """`points.csv`, unless nothing has finished: then what an earlier run wrote stays."""
+    """`points.csv`, unless nothing has finished or the folder is read only: then what an earlier run wrote stays."""
     path = output_dir / "points.csv"
-    if not table.empty:
+    if not table.empty and is_writable(output_dir):
         write_atomically(path, table.to_csv(index=False))
     return path

@@ -1,23 +1,34 @@
 """The console of a study, and how far a sweep has come."""
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.text import Text
 
+from framework.checks import printable
 from framework.core import Step
 
 NUM_TOLD = 5  # reasons for which a point's requests are dropped or refused
 REFRESH_INTERVAL = 0.5  # seconds of real time; drawn between steps, so never inside a measured window
 
 
+class EscapingConsole(Console):
+    """Prompts, names and paths are other people's: what in them would steer the terminal is escaped."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
 def make_console() -> Console:
     """A terminal of its own width, or 140 columns where the output goes to a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
+    console = EscapingConsole()
+    return console if console.is_terminal else EscapingConsole(width=140)
 
 
 def say(console: Console, line: str) -> None:

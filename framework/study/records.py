@@ -32,6 +32,14 @@ class EngineRecord(TypedDict):
     num_cache_bytes: int
 
 
+class TableRecord(TypedDict):
+    """What a Parquet file holds; `sha256` is of the file."""
+
+    num_rows: int
+    columns: list[str]
+    sha256: str
+
+
 class PointRecord(TypedDict):
     """`point.json`, as far as it is read again."""
 
@@ -40,7 +48,8 @@ class PointRecord(TypedDict):
     seed: int
     arm_digest: str
     slo: dict[str, float]
-    metrics_version: NotRequired[str]  # points from before it lack it
+    metrics_version: NotRequired[str]  # points from before lack it, and the tables
+    tables: NotRequired[dict[str, TableRecord]]  # by file
     metrics: dict[str, Number]
     trace: TraceRecord
     engine: EngineRecord

@@ -1,6 +1,5 @@
 """A study runs arms × rates × seeds as replays in one process and gathers them in one folder."""
 
-import errno
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +14,10 @@ from typing_extensions import TypedDict
 from framework.build import ChangeModel, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
 from framework.core import StudyError, describe_error
 from framework.measure.metrics import check_slo, summarize
+from framework.paths import check_writable
 from framework.study.arms import Arm, Arms, point_order
 from framework.study.engine_cache import EngineCache
-from framework.study.files import locked
+from framework.study.files import DISK_FULL
 from framework.study.place import Place, open_place
 from framework.study.points import (
     Point,
@@ -25,6 +25,7 @@ from framework.study.points import (
     fingerprint_files,
     point_table,
     read_metrics,
+    settled,
     write_point,
     write_table,
 )
@@ -86,9 +87,16 @@ class Study(Place):
     arm_digests: dict[str, str]
     failures: dict[str, list[Point]]  # message → the points that failed with it
 
+    @contextmanager
+    def points(self) -> Iterator[pd.DataFrame]:
+        """One row per finished point in the folder; until the block ends, no other job changes what is in there."""
+        with settled(self.output_dir):
+            yield point_table(self.output_dir, self.arm_digests, self.slo)
+
     def table(self) -> pd.DataFrame:
         """One row per finished point in the folder."""
-        return point_table(self.output_dir, self.arm_digests, self.slo)
+        with self.points() as points:
+            return points
 
     def folder(self, point: str) -> Path:
         return self.output_dir / "points" / point
@@ -121,7 +129,7 @@ def run_study(arms: dict[str, Arm], sweep: Replays) -> Study:
         study.say(
             f"{progress.num_reused} of {len(points)} points reused: same config, code, device (fresh=true redoes them)"
         )
-    if study.table().empty:
+    if save_table(study).empty:
         study.raise_failures()
     return study
 
@@ -139,10 +147,11 @@ def compute_or_reuse(study: Study, point: Point, engines: EngineCache, progress:
     metrics = None if fresh else read_metrics(study.folder(point.name), study.slo)
     is_reused = metrics is not None
     if metrics is None:
+        check_writable(study.output_dir, study.output_dir / "points")
         try:
             metrics = compute_point(study, point, engines, progress)
         except Exception as error:
-            is_disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            is_disk_full = isinstance(error, OSError) and error.errno in DISK_FULL
             if is_disk_full or os.environ.get("HYDRA_FULL_ERROR"):
                 raise  # the other points could not be written either
             message = describe_error(error)
@@ -159,9 +168,11 @@ def name_points(points: list[Point]) -> str:
     return str(points[0]) if len(points) == 1 else f"{len(points)} points of {', '.join(arms)}"
 
 
-def save_table(study: Study) -> None:
-    with locked(study.output_dir):
-        write_table(study.output_dir, study.table())
+def save_table(study: Study) -> pd.DataFrame:
+    """Write `points.csv`; its rows."""
+    with study.points() as points:
+        write_table(study.output_dir, points)
+        return points
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -74,4 +75,4 @@ def check_page(page: Page, folder: Path) -> None:
     assert page.count("link") == page.count("img") == page.count("iframe") == 0
     assert not page.values("src")
     for link in page.values("href"):
-        assert (folder / link).is_file(), link
+        assert (folder / unquote(link)).is_file(), link

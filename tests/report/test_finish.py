@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from framework.core import StudyError
 from framework.report.finish import Findings, finish, finish_sweep
 from framework.study.place import open_place
 
@@ -64,13 +65,35 @@ def test_a_sweep_finds_from_every_point_and_tracks_them(study, tmp_path, capsys)
 
 
 @pytest.mark.usefixtures("placeholders")
-def test_the_page_is_there_when_tracking_fails(study, tmp_path):
+def test_the_page_is_there_when_tracking_fails(study, tmp_path, capsys):
     done = study({"only": {}}, [1.0])
 
     def fail(*arguments, **keywords):
         raise OSError("no room")
 
     done.tracking = fail
-    with pytest.raises(OSError, match="no room"):
+    with pytest.raises(StudyError, match=f"no room .*1 points.* are in {tmp_path}; the same command logs them"):
         finish_sweep(done, "mine", lambda points: FOUND)
     assert (tmp_path / "report.json").exists()
+    output = capsys.readouterr().out
+    assert "wrote " in output  # all is told before
+    assert "one [note]" in output
+
+
+@pytest.mark.usefixtures("placeholders")
+def test_what_is_finished_in_a_folder_that_is_read_only_is_told(study, tmp_path, capsys, monkeypatch):
+    finish_sweep(study({"only": {}}, [1.0]), "mine", lambda points: FOUND)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # a test may run as root
+    again = study({"only": {}}, [1.0], slo={"ttft": 1.0})
+    again.tracking = lambda *arguments, **keywords: pytest.fail("nothing is tracked")
+    finish_sweep(again, "mine", lambda points: FOUND)
+    output = capsys.readouterr().out
+    assert "one [note]" in output
+    assert "1 of 1 points reused" in output
+    assert f"{tmp_path} is read only: nothing was written" in output
+    assert "wrote" not in output
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with pytest.raises(ValueError, match="cannot be written"):
+        study({"only": {}}, [2.0])

@@ -1,6 +1,8 @@
 """report.html and index.html: what is on them, and that nothing on them collides, dangles or needs a network."""
 
 import json
+import os
+from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 import pytest
@@ -69,6 +71,32 @@ def test_a_page_has_everything_and_needs_nothing(tmp_path):
         ["c", "–", "10,000"],
     ]
     assert page.values("data-value") == ["1234.5", "3", "", "10000"]
+
+
+@pytest.mark.usefixtures("placeholders")
+def test_a_file_of_any_name_is_a_link_to_that_file(tmp_path):
+    names = ["javascript:alert(1).csv", "a b&c.csv", "50%.csv", "ü#?.json"]
+    for name in names:
+        (tmp_path / name).touch()
+    page = Page(leave(tmp_path))
+    check_page(page, tmp_path)
+    links = page.values("href")
+    assert {*map(unquote, links)} >= {*names}
+    assert all(urlsplit(link).scheme == "" for link in links)
+
+
+@pytest.mark.usefixtures("placeholders")
+def test_a_page_that_is_read_only_stays_and_is_on_the_index(tmp_path, monkeypatch):
+    page = leave(tmp_path / "javascript:study")
+    page.write_text("as it was")
+    may_write = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: path != page.parent and may_write(path, mode))
+    assert write_index(tmp_path) == [f"{page.parent} is read only: its page stays", f"wrote {tmp_path / 'index.html'}"]
+    assert page.read_text() == "as it was"
+    index = Page(tmp_path / "index.html")
+    check_page(index, tmp_path)
+    assert all(urlsplit(link).scheme == "" for link in index.values("href"))
+    assert write_page(page.parent, RUN) is None
 
 
 @pytest.mark.usefixtures("placeholders")

@@ -76,3 +76,27 @@ def test_any_table_is_printed_as_it_is():
     assert ["x", "1,234", "3"] in lines
     assert ["[red]", "–", "40,000"] in lines
     assert "case [a]" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("width", "is_list"), [(60, True), (140, False)])
+def test_a_table_that_is_too_wide_is_a_list_of_its_rows(width, is_list):
+    names = [*metric_names(), *(f"{name}{end}" for name in metric_names() for end in ("_low", "_high"))]
+    rows = [dict.fromkeys(names, 0.25) | {"arm": arm, "offered_rate": 2.0} for arm in ("static", "continuous")]
+    console = Console(file=io.StringIO(), width=width)
+    print_overview(console, pd.DataFrame(rows), title="study")
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    assert (["TTFT P50 (ms)", "250 [250, 250]"] in cells) == is_list
+    assert [row[1] for row in cells if row[0] == "arm"] == (["static", "continuous"] if is_list else [])
+    assert "250" in " ".join(lines)
+
+
+def test_no_cell_and_no_header_steers_the_terminal():
+    frame = pd.DataFrame({"case \x1b[1m": ["\x1b[31mx", "y\x9b"], "n": [1, 2]})
+    console = Console(file=io.StringIO(), width=100)
+    print_frame(console, frame, "title\x07", "caption\x1b[0m")
+    output = console.file.getvalue()
+    assert not {"\x1b", "\x9b", "\x07"} & set(output)
+    for text in (r"case \x1b[1m", r"\x1b[31mx", r"y\x9b", r"title\x07", r"caption\x1b[0m"):
+        assert text in output

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -61,6 +62,34 @@ def test_one_run_per_arm_and_a_summary(tmp_path, monkeypatch):
 def test_online_without_a_key_is_an_error(monkeypatch):
     monkeypatch.setattr("framework.report.tracking.has_api_key", lambda: False)
     with pytest.raises(ValueError, match="wandb login"):
+        wandb_tracker(mode="online")
+
+
+@pytest.mark.parametrize("project", ["a/b", "a:b", "x" * 129])
+def test_a_project_that_wandb_refuses_is_an_error_before_anything_runs(project):
+    with pytest.raises(ValueError, match=r"tracking\.project='.*Invalid project name") as raised:
+        wandb_tracker(project=project)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["WANDB_CACHE_DIR", "WANDB_DATA_DIR"])
+def test_a_folder_that_wandb_cannot_write_is_an_error_before_anything_runs(tmp_path, monkeypatch, name):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(name, str(tmp_path / "file" / "x"))
+    with pytest.raises(ValueError, match=f"{name}=.*file is a file, where a folder belongs"):
+        wandb_tracker()
+    wandb_tracker(mode="disabled")
+    monkeypatch.setenv(name, str(tmp_path / "new"))
+    wandb_tracker()
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="cannot be written"):
+        wandb_tracker()
+
+
+def test_nothing_of_wandb_that_is_used_is_deprecated(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with warnings.catch_warnings(action="error"), pytest.raises(ValueError, match="wandb login"):
         wandb_tracker(mode="online")
 
 

@@ -100,7 +100,10 @@ MISSHAPEN = {
     "null engine": {"engine": None},
     "a seed that is text": {"seed": "0"},
     "an arm that is a list": {"arm": ["only"]},
+    "no tables": {"tables": {}},
+    "another point's": {"rate": 2.0},
 }
+TABLES = ("without requests", "empty steps", "cut requests", "flipped bits", "half of the rows", "swapped tables")
 
 
 FILES = {"truncated": "{", "foreign": "{}", "list": "[]"}  # what stands in point.json
@@ -113,6 +116,14 @@ def damage(folder, how):
         (folder / "steps.parquet").write_bytes(b"")
     elif how == "cut requests":
         (folder / "requests.parquet").write_bytes((folder / "requests.parquet").read_bytes()[:-100])
+    elif how == "flipped bits":
+        content = bytearray((folder / "requests.parquet").read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        (folder / "requests.parquet").write_bytes(content)
+    elif how == "half of the rows":
+        pd.read_parquet(folder / "steps.parquet").iloc[::2].to_parquet(folder / "steps.parquet")
+    elif how == "swapped tables":
+        (folder / "requests.parquet").write_bytes((folder / "steps.parquet").read_bytes())
     elif how in MISSHAPEN:
         record = json.loads((folder / "point.json").read_text())
         (folder / "point.json").write_text(json.dumps(record | MISSHAPEN[how]))
@@ -127,7 +138,7 @@ def finished(tmp_path_factory):
     return result.folder(result.table()["point"][0])
 
 
-@pytest.mark.parametrize("how", [*FILES, "without requests", "empty steps", "cut requests", *MISSHAPEN])
+@pytest.mark.parametrize("how", [*FILES, *TABLES, *MISSHAPEN])
 def test_a_damaged_point_is_none(finished, tmp_path, how):
     folder = tmp_path / finished.name
     shutil.copytree(finished, folder)
@@ -137,7 +148,7 @@ def test_a_damaged_point_is_none(finished, tmp_path, how):
         assert load_record(folder) is None
 
 
-@pytest.mark.parametrize("how", ["truncated", "cut requests"])
+@pytest.mark.parametrize("how", ["truncated", "cut requests", "flipped bits", "half of the rows", "another point's"])
 def test_a_damaged_point_is_computed_again_and_stops_no_other(study, how):
     result = study({"only": {}}, [1.0])
     folder = result.folder(result.table()["point"][0])
@@ -146,3 +157,28 @@ def test_a_damaged_point_is_computed_again_and_stops_no_other(study, how):
         assert study({"only": {}}, [2.0]).table()["rate"].tolist() == [2.0]
     with pytest.warns(UserWarning, match="is no finished point"):
         assert len(study({"only": {}}, [1.0]).table()) == 2
+
+
+def test_what_a_killed_job_left_is_put_right(study):
+    result = study({"only": {}}, [1.0, 2.0])
+    first, second = (result.folder(point) for point in result.table()["point"])
+    before = sorted(result.output_dir.rglob("*"))
+    first.rename(first.with_name(f".earlier-{first.name}"))  # its successor never came
+    shutil.copytree(second, second.with_name(f".earlier-{second.name}"))  # its successor did
+    shutil.copytree(second, second.with_name(".unfinished-only-rate3-seed0-01234567"))
+    for name in (".unfinished-report.json", ".points.csv-123"):  # the latter of an earlier version
+        (result.output_dir / name).touch()
+    assert result.table()["rate"].tolist() == [1.0, 2.0]
+    assert sorted(result.output_dir.rglob("*")) == before
+
+
+def test_point_json_describes_its_tables(study):
+    result = study({"only": {}}, [1.0])
+    folder = result.folder(result.table()["point"][0])
+    record = json.loads((folder / "point.json").read_text())
+    for name, table in record["tables"].items():
+        frame = pd.read_parquet(folder / name)
+        assert table["num_rows"] == len(frame)
+        assert table["columns"] == list(frame.columns)
+        assert table["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    assert sorted(record["tables"]) == ["requests.parquet", "steps.parquet"]

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from framework.core import Step
-from framework.study.progress import SweepProgress
+from framework.study.progress import EscapingConsole, SweepProgress, say
 
 STEP = Step(0.0, 0.1, "decode", 8, 0, 8, 80, 0, 5, 0, 0, 0, 0.1, num_output_tokens=8)
 METRICS = {"output_throughput": 1234.5, "ttft_p50": 0.0123, "tpot_p50": 0.00456}
@@ -41,3 +41,22 @@ def test_a_terminal_has_a_bar_with_speed_and_point():
     assert "tok/s" in output
     assert "━" in output
     assert "━" not in sweep(is_terminal=False)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_what_would_steer_the_terminal_is_escaped(is_terminal):
+    console = EscapingConsole(
+        file=io.StringIO(), force_terminal=is_terminal, width=100, color_system="standard" if is_terminal else None
+    )
+    with SweepProgress(console, num_points=2) as progress:
+        progress.begin_point("a\x1b[2J", 16)
+        progress.tell("refused", {"adapter \x1b]0;owned\x07": 3})
+        progress.end_point("a\x1b[2J", METRICS, reused=False)
+        progress.fail_point("b\x9b", "no \x1b[31mroom")
+    say(console, "\x1b[1A line\r")
+    output = console.file.getvalue()
+    for char in ("\x1b[2J", "\x1b]", "\x07", "\x9b", "\x1b[31mroom", "\x1b[1A line"):
+        assert char not in output
+    for text in (r"a\x1b[2J: 1,234 tok/s", r"adapter \x1b]0;owned", r"no \x1b[31mroom", r"\x1b[1A line"):
+        assert text in output
+    assert ("\x1b[31mfailed" in output) == is_terminal  # its own colours stay
