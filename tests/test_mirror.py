@@ -56,7 +56,7 @@ def test_every_module_has_a_test_file_of_its_name():
 
 
 def test_every_test_file_has_a_module_of_its_name_or_says_what_it_tests():
-    apart = {"bench", "contracts", "experiments"}
+    apart = {"bench", "contracts", "experiments", "robustness"}
     files = [path.relative_to(TESTS) for path in TESTS.rglob("test_*.py")]
     files = [path.as_posix() for path in files if path.parts[0] not in apart]
     known = {file_of(path.relative_to(ROOT / "framework").as_posix()) for path in (ROOT / "framework").rglob("*.py")}
