@@ -96,13 +96,12 @@ def _begin_rows_kernel(
 def _largest_kernel(logits, values, indices, vocab_size, logits_stride, num_blocks, BLOCK: tl.constexpr):
     block, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     token = block * BLOCK + tl.arange(0, BLOCK)
-    logit = tl.load(logits + row * logits_stride + token, token < vocab_size, other=float("-inf")).to(tl.float32)
-    exponent = logit.to(tl.int32, bitcast=True) & 0x7F800000
-    is_finite = exponent != 0x7F800000  # all ones in NaN and infinities
-    value, index = tl.max(tl.where(is_finite, logit, float("-inf")), 0, return_indices=True)
-    all_finite = tl.min((is_finite | (token >= vocab_size)).to(tl.int32), 0)
+    is_token = token < vocab_size
+    logit = tl.load(logits + row * logits_stride + token, is_token, other=0.0).to(tl.float32)
+    logit = tl.where(tl.abs(logit) < float("inf"), logit, float("inf"))  # so that one maximum finds NaN and -inf too
+    value, index = tl.max(tl.where(is_token, logit, float("-inf")), 0, return_indices=True)
     tl.store(values + row * num_blocks + block, value)
-    tl.store(indices + row * num_blocks + block, tl.where(all_finite == 1, block * BLOCK + index, -1))
+    tl.store(indices + row * num_blocks + block, block * BLOCK + index)
 
 
 @jit
@@ -110,8 +109,7 @@ def _finish_rows_kernel(values, indices, seats, sampled, last_tokens, num_blocks
     row = tl.program_id(0).to(tl.int64)
     block = tl.arange(0, BLOCK)
     value = tl.load(values + row * num_blocks + block, block < num_blocks, other=float("-inf"))
-    index = tl.load(indices + row * num_blocks + block, block < num_blocks, other=0)
-    best = tl.argmax(value, 0)
+    value, best = tl.max(value, 0, return_indices=True)
     token = tl.load(indices + row * num_blocks + best).to(tl.int64)
-    tl.store(sampled + row, tl.where(tl.min(index, 0) < 0, -1, token))
-    tl.store(last_tokens + tl.load(seats + row), tl.maximum(token, 0))
+    tl.store(sampled + row, tl.where(value == float("inf"), -1, token))
+    tl.store(last_tokens + tl.load(seats + row), token)
