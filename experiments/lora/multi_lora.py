@@ -26,7 +26,7 @@ from framework.study.arms import Arm, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.files import GrowingTable
 from framework.study.place import Place, open_place
-from framework.study.sweep import Study, Sweep, check_points, run_study
+from framework.study.sweep import Rates, Study, Sweep, check_points, rates_to_try, run_study
 
 PEFT = "PEFT"  # the peer, in tables and figures
 NUM_PEFT_STEPS = 4
@@ -84,7 +84,7 @@ def run(
     place = open_place(sweep["device"], sweep["output_dir"])
     medians = pd.DataFrame()
     if batch_sizes:
-        traces = [(rate, seed) for rate in rates for seed in seeds]
+        traces = [(rate, seed) for rate in rates_to_try(rates) for seed in seeds]
         medians = measure_batches(variants, place, sizes, traces, peft_batch_sizes)
     if medians.empty and not rates:
         raise ValueError(f"no decode step could be measured of batch_sizes={batch_sizes} with context={context}")
@@ -128,7 +128,7 @@ def check_parts(
     arms: dict[str, Arm],
     sizes: Sizes,
     peft_batch_sizes: list[int],
-    rates: list[float | None],
+    rates: Rates,
     seeds: list[int],
     slo: dict[str, float],
 ) -> None:
@@ -137,7 +137,7 @@ def check_parts(
         check_slo(slo)
         check_points(arms, rates, seeds)
         for arm in arms.values():
-            arm.trace(rate=rates[0], seed=seeds[0])
+            arm.trace(rate=rates_to_try(rates)[0], seed=seeds[0])
     elif not sizes.batch_sizes:
         raise ValueError("rates and batch_sizes are both empty: nothing is left to measure")
     if peft_batch_sizes:

@@ -25,7 +25,7 @@ from framework.report.plots import Drawn
 from framework.report.sweep_plots import cache_figure, rate_figures
 from framework.study.arms import Arm, check_named, configs_of, parts_of, resolve_arms
 from framework.study.place import open_place
-from framework.study.sweep import Replays, Study, Sweep, check_points, run_study
+from framework.study.sweep import Rates, Replays, Study, Sweep, check_points, rates_to_try, run_study
 
 
 class Reference(TypedDict):
@@ -116,7 +116,7 @@ def serve(session: Session, arms: dict[str, Arm], sweep: Replays) -> Study | Non
 
 
 def check_serving(
-    serving: list[str], arms: dict[str, Arm], rates: list[float | None], seeds: list[int], slo: dict[str, float]
+    serving: list[str], arms: dict[str, Arm], rates: Rates, seeds: list[int], slo: dict[str, float]
 ) -> None:
     """What the last part would refuse, before the first one begins."""
     check_named("serving", serving, arms)
@@ -124,7 +124,7 @@ def check_serving(
     if serving:
         check_points(arms, rates, seeds)
     for arm in serving:
-        arms[arm].trace(rate=rates[0], seed=seeds[0])
+        arms[arm].trace(rate=rates_to_try(rates)[0], seed=seeds[0])
 
 
 def part_figures(models: pd.DataFrame, cases: pd.DataFrame, title: str) -> dict[str, Drawn]:

@@ -86,12 +86,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One job at a time reads and writes in `folder`. Not to be taken twice. What is read only needs no lock."""
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """One job at a time reads and writes in `folder`. Not to be taken twice. What is read only needs no lock.
+
+    A lock of another name is for something else.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if not is_writable(folder):
         yield
         return
-    with (folder / ".lock").open("a") as lock:
+    with (folder / name).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -75,6 +75,9 @@ class SweepProgress:
         self.bar.update(self.task, total=completed + remaining)
         self.say(label)
 
+    def tell_line(self, line: str) -> None:
+        say(self.console, line)
+
     def tell(self, what: str, counts: dict[str, int]) -> None:
         """How many requests were `what` (dropped or refused), by the most frequent reasons; the page has all."""
         reasons = sorted(counts.items(), key=lambda item: -item[1])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired
+from typing import Literal, NotRequired
 
 import pandas as pd
 from typing_extensions import TypedDict
@@ -16,6 +16,7 @@ from framework.core import StudyError, describe_error
 from framework.measure.metrics import check_slo, summarize
 from framework.paths import check_writable
 from framework.study.arms import Arm, Arms, point_order
+from framework.study.auto_rates import NUM_RATES, find_rates
 from framework.study.engine_cache import EngineCache
 from framework.study.files import DISK_FULL
 from framework.study.place import Place, open_place
@@ -36,6 +37,7 @@ from framework.study.replay_point import replay_point
 MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
 
 
+Rates = list[float | None] | Literal["auto"]  # requests/s; None: as recorded; auto: whatever shows every arm's knee
 Tracker = Callable[..., None]  # called with the points, every arm's config and the figures' files
 
 
@@ -60,7 +62,7 @@ class Replays(Setup):
     """What every sweep takes, whoever makes its arms: a trace to replay at every rate with every seed."""
 
     trace: MakeTrace
-    rates: list[float | None]  # requests/s; None: as recorded
+    rates: Rates
     seeds: list[int]
     slo: dict[str, float]  # metric → seconds
     servers: NotRequired[int]  # of each arm; 1 unless given
@@ -117,17 +119,17 @@ def run_study(arms: dict[str, Arm], sweep: Replays) -> Study:
     check_points(arms, rates, seeds)
     check_slo(sweep["slo"])
     study = open_study(arms, sweep)
-    points = [
-        Point(arm, None if rate is None else float(rate), seed, study.arm_digests[arm])
-        for arm, rate, seed in point_order(study.arms, rates, seeds)
-    ]
-    with SweepProgress(study.console, len(points)) as progress, table_saved_at_end(study, fresh):
+    num_points = len(arms) * (NUM_RATES if rates == "auto" else len(rates)) * len(seeds)
+    with SweepProgress(study.console, num_points) as progress, table_saved_at_end(study, fresh):
         engines = EngineCache(study.device, progress.say, study.arms.values())
-        for point in points:
+        if rates == "auto":
+            rates = [*find_rates(study.output_dir, arms, study.arm_digests, seeds[0], engines, progress)]
+        for arm, rate, seed in point_order(arms, rates, seeds):
+            point = Point(arm, None if rate is None else float(rate), seed, study.arm_digests[arm])
             compute_or_reuse(study, point, engines, progress, fresh)
     if progress.num_reused:
         study.say(
-            f"{progress.num_reused} of {len(points)} points reused: same config, code, device (fresh=true redoes them)"
+            f"{progress.num_reused} of {num_points} points reused: same config, code, device (fresh=true redoes them)"
         )
     if save_table(study).empty:
         study.raise_failures()
@@ -211,11 +213,16 @@ def compute_point(study: Study, point: Point, engines: EngineCache, progress: Sw
     return metrics
 
 
-def check_points(arms: Mapping[str, object], rates: list[float | None], seeds: list[int]) -> None:
+def rates_to_try(rates: Rates) -> list[float | None]:
+    """Rates with which a trace can be tried before a sweep begins."""
+    return [1.0] if rates == "auto" else rates
+
+
+def check_points(arms: Mapping[str, object], rates: Rates, seeds: list[int]) -> None:
     for name, values in (("arms", arms), ("rates", rates), ("seeds", seeds)):
         if not values:
             raise ValueError(f"{name} is empty: a study needs at least one")
-    for rate in rates:
+    for rate in rates_to_try(rates):
         if rate is not None and not (math.isfinite(rate) and rate > 0):
             raise ValueError(f"rates must be positive finite numbers of requests/s (or null: as recorded), not {rate}")
         if rate is not None and rate > MAX_RATE:

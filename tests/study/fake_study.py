@@ -40,4 +40,5 @@ DEFAULTS = {
 
 def run_fake_study(output_dir, arms, rates, seeds=(0,), slo=None, defaults=DEFAULTS, fresh=False):
     options = {"slo": slo or {}, "device": "cpu", "output_dir": str(output_dir), "fresh": fresh}
-    return run_study(resolve_arms(arms, defaults), {"rates": list(rates), "seeds": list(seeds), **options})
+    sweep = {"rates": rates if rates == "auto" else list(rates), "seeds": list(seeds), **options}
+    return run_study(resolve_arms(arms, defaults), sweep)

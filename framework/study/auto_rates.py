@@ -1,0 +1,124 @@
+"""`rates: auto`: six arrival rates from idle to more than the fastest arm can serve, whatever the machine.
+
+Every arm first serves a few requests that are all there at once. What comes of it is kept in the folder.
+"""
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from framework.build import MakeTrace
+from framework.core import StudyError, Trace, describe_error
+from framework.measure.metrics import summarize
+from framework.measure.serving import max_num_seqs_of
+from framework.study.arms import Arm
+from framework.study.engine_cache import EngineCache
+from framework.study.files import digest_of, locked, write_json
+from framework.study.points import Point
+from framework.study.progress import SweepProgress
+from framework.study.records import check_record
+from framework.study.replay_point import replay_point
+
+NUM_RATES = 6
+IDLE, OVERLOAD = 0.25, 2.0  # the lowest rate is so much of what the slowest arm serves, the highest of the fastest's
+NUM_ROUNDS = 4  # requests per seat in the overloaded replays
+FILE, LOCK = "rates.json", ".rates.lock"
+
+
+class RatesRecord(TypedDict):
+    """Rates (requests/s), and what each arm served at most; they hold for the arms with these digests."""
+
+    rates: list[float]
+    served_at_most: dict[str, float]
+    arm_digests: dict[str, str]
+
+
+RECORDS = TypeAdapter(dict[str, RatesRecord])  # by the digest of the arms
+
+
+def find_rates(
+    folder: Path,
+    arms: dict[str, Arm],
+    digests: dict[str, str],
+    seed: int,
+    engines: EngineCache,
+    progress: SweepProgress,
+) -> list[float]:
+    """The folder's rates for these arms; measured if it has none. Jobs that share it wait for the first one's.
+
+    Raises StudyError if no arm could be measured.
+    """
+    key = digest_of(digests)
+    with locked(folder, LOCK):
+        known = read_rates(folder / FILE)
+        if key not in known:
+            served = dict(measure_arms(arms, seed, engines, progress))
+            known[key] = {"rates": spread(served), "served_at_most": served, "arm_digests": digests}
+            with locked(folder):
+                write_json(folder / FILE, known)
+    rates, served = known[key]["rates"], known[key]["served_at_most"]
+    each = ", ".join(f"{arm} {rate:.3g}" for arm, rate in served.items())
+    progress.tell_line(f"rates: {', '.join(f'{rate:g}' for rate in rates)} requests/s (served at most: {each})")
+    return rates
+
+
+def read_rates(path: Path) -> dict[str, RatesRecord]:
+    """What is there; nothing, with a warning, where the file is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        known: dict[str, RatesRecord] = json.loads(path.read_text())
+        check_record(RECORDS, known)
+    except ValueError as error:
+        warnings.warn(f"{path} is damaged: {error}; the rates are measured again", stacklevel=2)
+        return {}
+    return known
+
+
+def measure_arms(
+    arms: dict[str, Arm], seed: int, engines: EngineCache, progress: SweepProgress
+) -> Iterator[tuple[str, float]]:
+    """What each arm serves at most (requests/s); one that fails is left out, since its points will tell why."""
+    failures = {}
+    num_measured = 0
+    for name, arm in reversed(arms.items()):  # the first one's engine is then at hand
+        try:
+            yield name, measure_arm(name, arm, seed, engines, progress)
+            num_measured += 1
+        except Exception as error:
+            if os.environ.get("HYDRA_FULL_ERROR"):
+                raise
+            failures[name] = describe_error(error)
+    if not num_measured:
+        raise StudyError("rates=auto needs an arm that serves: " + "; ".join(dict.fromkeys(failures.values())))
+
+
+def measure_arm(name: str, arm: Arm, seed: int, engines: EngineCache, progress: SweepProgress) -> float:
+    num_requests = NUM_ROUNDS * max_num_seqs_of(arm.scheduler)
+    trace = partial(all_at_once, trace=arm.trace, num_requests=num_requests)
+    overloaded = replace(arm, trace=trace, clock="virtual")
+    replayed = replay_point(Point(name, math.inf, seed, ""), overloaded, engines, progress)
+    metrics = summarize(replayed.requests, replayed.steps, {})
+    sustained = metrics["sustained_throughput"]
+    return sustained if math.isfinite(sustained) else metrics["request_throughput"]
+
+
+def all_at_once(*, trace: MakeTrace, num_requests: int, rate: float, seed: int) -> Trace:
+    """The first requests of the trace at 0 s, whatever the rate."""
+    given = trace(rate=1.0, seed=seed)
+    return replace(given, requests=[replace(one, arrival_time=0.0) for one in given.requests[:num_requests]])
+
+
+def spread(served: dict[str, float]) -> list[float]:
+    """From idle for the slowest arm to overload for the fastest, by equal factors, to two digits."""
+    low, high = IDLE * min(served.values()), OVERLOAD * max(served.values())
+    factor = (high / low) ** (1 / (NUM_RATES - 1))
+    return [float(f"{low * factor**index:.2g}") for index in range(NUM_RATES)]
