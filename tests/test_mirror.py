@@ -20,6 +20,7 @@ OF_SEVERAL_MODULES = {  # test file → what it tests
     "lora/test_peft_tables.py": "what PEFT has beyond A and B on plain projections",
     "lora/test_shipped.py": "the adapters in models/adapters",
     "models/test_conf.py": "the shapes in conf/model",
+    "models/test_malformed.py": "seeded malformed checkpoints and adapters",
     "models/test_tiny.py": "the model in models/tiny",
     "models/test_unusual.py": "checkpoints that users reported",
     "quantization/test_run.py": "quantization= on the command line",

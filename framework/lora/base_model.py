@@ -6,6 +6,7 @@ import re
 import warnings
 from pathlib import Path
 
+from framework.checks import shown
 from framework.paths import ROOT, locate
 
 IN_HUB_CACHE = re.compile(r"models--([\w.-]+)/snapshots/[^/]+/?$")
@@ -32,16 +33,23 @@ def check_base(adapter_id: str, named: str, checkpoint: str | None) -> None:
     if not named or checkpoint is None:
         return
     base, served = base_name(named) if IN_HUB_CACHE.search(named) else named, base_name(checkpoint)
-    is_here, is_same = locate(base).is_dir(), Path(base).name.lower() == Path(served).name.lower()
+    is_here, is_same = is_folder(base), Path(base).name.lower() == Path(served).name.lower()
     if is_same or (is_here and locate(base).resolve() == locate(served).resolve()):
         return
-    is_served_here = locate(served).is_dir()
+    is_served_here = is_folder(served)
     if is_here == is_served_here and (is_here or ON_HUB.fullmatch(base)):
         raise ValueError(
-            f"adapter {adapter_id!r} belongs to another base model: {base!r}, and {served!r} is served; if they are "
+            f"adapter {adapter_id!r} belongs to another base model: {shown(base)}, and {served!r} is served; if they are "
             "the same, say so in its adapter_config.json (base_model_name_or_path)"
         )
     warnings.warn(
-        f"adapters of the base model {base!r} are served on {served!r}; their names do not tell whether it is a copy",
+        f"adapters of the base model {shown(base)} are served on {served!r}; their names do not tell whether it is a copy",
         stacklevel=2,
     )
+
+
+def is_folder(path: str) -> bool:
+    try:
+        return locate(path).is_dir()
+    except OSError:  # too long a name for a file system
+        return False
