@@ -27,7 +27,7 @@ from framework.paths import is_writable, locate
 from framework.study.files import UNFINISHED, digest_of, locked, write_atomically, write_json
 from framework.study.provenance import Environment, metrics_version
 from framework.study.records import POINT_RECORD, PointRecord, TableRecord, check_record
-from framework.trace.recorded import available
+from framework.trace.recorded import get_published
 
 TABLES = ("requests.parquet", "steps.parquet")
 EARLIER = ".earlier-"  # before the name of a point while another takes its place
@@ -63,27 +63,30 @@ def arm_digest(config: dict[str, object], environment: Environment) -> str:
 
 
 def fingerprint_files(config: object) -> dict[str, str]:
-    """Every `path` of the config that is there, with a hash of what it is."""
+    """Every `path` of the config that is there, with a hash of what it is; and published files."""
     if not isinstance(config, dict | list):
         return {}
     prints: dict[str, str] = {}
     for item in config.values() if isinstance(config, dict) else config:
         prints |= fingerprint_files(item)
     if isinstance(config, dict) and config.get("path") is not None:
-        prints |= fingerprint(str(config["path"]), config.get("url"), config.get("sha256"))
+        prints |= fingerprint(str(config["path"]))
+    elif isinstance(config, dict) and config.get("url") is not None:
+        prints |= fingerprint_published(str(config["file"]), config["url"], config["sha256"])
     return prints
 
 
-def fingerprint(path: str, url: str | None, sha256: str | None) -> dict[str, str]:
-    """The SHA-256 of a file, or a hash of the names, sizes and times of all files in a folder.
+def fingerprint_published(file: str, url: str, sha256: str | None) -> dict[str, str]:
+    """A published sum is checked when the file is read; without one it is downloaded now, since only its bytes tell."""
+    if sha256 is not None:
+        return {file: sha256}
+    get_published(file, url, None)
+    return fingerprint(file)
 
-    A published sum is checked when the file is read; a file without one is downloaded now, since only its bytes tell.
-    """
+
+def fingerprint(path: str) -> dict[str, str]:
+    """The SHA-256 of a file, or a hash of the names, sizes and times of all files in a folder."""
     place = locate(path)
-    if url is not None and sha256 is not None:
-        return {path: sha256}
-    if url is not None:
-        available(path, url, None)
     if place.is_file():
         with place.open("rb") as file:
             return {path: hashlib.file_digest(file, "sha256").hexdigest()}

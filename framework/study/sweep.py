@@ -223,6 +223,11 @@ def check_points(arms: Mapping[str, object], rates: Rates, seeds: list[int]) -> 
         if not values:
             raise ValueError(f"{name} is empty: a study needs at least one")
     for rate in rates_to_try(rates):
+        if rate == math.inf:
+            raise ValueError(
+                "rates=[inf]: requests that arrive all at once have no arrival rate; set rates=[null] and "
+                "trace=all_at_once or, of a recorded trace, trace.rescale=all_at_once"
+            )
         if rate is not None and not (math.isfinite(rate) and rate > 0):
             raise ValueError(f"rates must be positive finite numbers of requests/s (or null: as recorded), not {rate}")
         if rate is not None and rate > MAX_RATE:

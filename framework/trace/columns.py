@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from framework.checks import shown
+from framework.trace.transforms import MAX_TIME
 
 MAX_FOUND = 400  # characters of a list of columns
 MAX_DIGITS = 300
@@ -105,11 +106,12 @@ def fault(table: Table, position: int, column: str, problem: str) -> ValueError:
     return ValueError(f"{table.path}: row {row + 1}{line}, column {shown(column)}: {problem}")
 
 
-def timestamps(table: Table, column: str) -> npt.NDArray[np.float64]:
-    """A column of numbers that are finite, at least 0 and never fall; in the file's own unit."""
+def timestamps(table: Table, column: str, units_per_second: int = 1) -> npt.NDArray[np.float64]:
+    """A column of numbers that are finite, at least 0 and never fall, as seconds of the file's clock."""
     times = _numbers(table, column)
     _refuse(table, column, ~(np.isfinite(times) & (times >= 0)), "a finite number of at least 0")
-    _require_sorted(table, column, times)
+    times = times / units_per_second
+    _require_clock(table, column, times)
     return times
 
 
@@ -118,7 +120,7 @@ def clock_times(table: Table, column: str) -> npt.NDArray[np.float64]:
     dates = pd.to_datetime(table.frame[column], format="ISO8601", utc=True, errors="coerce")
     _refuse(table, column, dates.isna().to_numpy(), "a date and time such as 2023-11-16 18:17:03.9799600")
     times = np.asarray((dates - dates.iloc[0]).dt.total_seconds(), dtype=np.float64)
-    _require_sorted(table, column, times)
+    _require_clock(table, column, times)
     return times
 
 
@@ -212,7 +214,9 @@ def _refuse(table: Table, column: str, refused: npt.NDArray[np.bool_], allowed: 
         raise fault(table, position, column, f"{shown(value)} is not {allowed}")
 
 
-def _require_sorted(table: Table, column: str, times: npt.NDArray[np.float64]) -> None:
+def _require_clock(table: Table, column: str, times: npt.NDArray[np.float64]) -> None:
+    """Of times (s): they never fall, and the clock can resolve a microsecond at each of them."""
+    _refuse(table, column, times > MAX_TIME, f"at most {MAX_TIME:.3g} s: later, the clock resolves no microsecond")
     falls = np.diff(times) < 0
     if falls.any():
         position = int(np.argmax(falls)) + 1

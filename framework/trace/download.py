@@ -41,7 +41,7 @@ def check_sum(path: Path, sha256: str) -> None:
     if actual != sha256.lower():
         raise ValueError(
             f"{path} is not the published file: its SHA-256 is {actual}, not {sha256}; delete it, and it is downloaded "
-            "again, or set trace.url=null to replay the file as it is"
+            "again, or name it as trace.path to replay it as it is"
         )
 
 

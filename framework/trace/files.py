@@ -59,7 +59,7 @@ def read_mooncake(path: str | Path, block_size: int = PREFIX_BLOCK_SIZE, time_un
     table = load_json_lines(Path(path), ("timestamp", "input_length", "output_length"), optional=("hash_ids",))
     prompts = whole_numbers(table, "input_length")
     columns: dict[str, Iterable[Any]] = {
-        "arrival_time": timestamps(table, "timestamp") / UNITS_PER_SECOND[time_unit],
+        "arrival_time": timestamps(table, "timestamp", UNITS_PER_SECOND[time_unit]),
         "num_prompt_tokens": prompts,
         "num_output_tokens": whole_numbers(table, "output_length"),
     }

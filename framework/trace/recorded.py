@@ -1,8 +1,8 @@
-"""A recorded trace: find the file (or download it), read it, choose a part and rescale its arrival rate."""
+"""A recorded trace: find the file or download a published one, read it, choose a part and rescale its arrival rate."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -12,32 +12,41 @@ from framework.trace import transforms
 from framework.trace.download import check_sum, download
 from framework.trace.popularity import Law, assign_adapters
 
+Rescale = Literal["stretch", "thin", "all_at_once"]
+
 
 def recorded(
     *,
     reader: Callable[[Path], Trace],
-    path: str | Path,
+    path: str | Path | None = None,
+    file: str | Path | None = None,
     url: str | None = None,
     sha256: str | None = None,
     window: list[float | None] | None = None,
     num_requests: int | None = None,
-    rescale: Literal["stretch", "thin"] = "stretch",
+    rescale: Rescale = "stretch",
     max_prompt_tokens: int | None = None,
     max_output_tokens: int | None = None,
     adapters: Law | None = None,
     rate: float | None = None,
     seed: int = 0,
 ) -> Trace:
-    """The file at `path` as a trace that starts at 0 s with request 0; a missing file is downloaded if `url` is given.
+    """A file as a trace that starts at 0 s with request 0.
+
+    `path` is a file of yours, read as it is. None: the published one is read, which is kept at `file`. It is downloaded
+    from `url` if it is missing, and has to have the `sha256` (None: any).
 
     In this order: `window` [start, end) in seconds of the file's clock (None: open); clipping to the two limits;
-    thinning to `rate` requests/s (rescale=thin); the first `num_requests`; stretching to `rate` (rescale=stretch).
-    `rate` None keeps the recorded rate. `adapters` is a law of popularity.py that says which adapter each request
-    wants, before thinning (None: as recorded). `seed` matters to thinning and adapters only.
+    thinning to `rate` requests/s (rescale=thin); the first `num_requests`; stretching to `rate` (rescale=stretch), or
+    all of them at 0 s (rescale=all_at_once, which takes no rate). `rate` None keeps the recorded rate. `adapters` is a
+    law of popularity.py that says which adapter each request wants, before thinning (None: as recorded). `seed` matters
+    to thinning and adapters only.
     """
-    if rescale not in ("stretch", "thin"):
-        raise ValueError(f"rescale={rescale!r} is not one of 'stretch', 'thin'")
-    trace = reader(available(path, url, sha256))
+    if rescale not in get_args(Rescale):
+        raise ValueError(f"rescale={rescale!r} is not one of {', '.join(map(repr, get_args(Rescale)))}")
+    if rescale == "all_at_once" and rate is not None:
+        raise ValueError(f"rate={rate!r}: requests that arrive all at once have no arrival rate; set rates=[null]")
+    trace = reader(find_file(path) if path is not None else get_published(file, url, sha256))
     if window is not None:
         if len(window) != 2:
             raise ValueError(f"window={window!r} is not a pair [start, end] of seconds (null: open)")
@@ -52,17 +61,26 @@ def recorded(
         trace = transforms.first(trace, num_requests)
     if rate is not None and rescale == "stretch":
         trace = transforms.stretch(trace, rate)
+    if rescale == "all_at_once":
+        trace = transforms.all_at_once(trace)
     return transforms.restart(trace)
 
 
-def available(path: str | Path, url: str | None, sha256: str | None) -> Path:
-    """Where `path` is, downloaded if missing; FileNotFoundError without a `url`, ValueError for another `sha256`."""
+def find_file(path: str | Path) -> Path:
+    """Where `path` is, from the current directory or the project's root; FileNotFoundError if it is nowhere."""
     place = locate(path)
-    if url is None:
-        if not place.exists():
-            looked_at = dict.fromkeys([str(Path.cwd() / Path(path).expanduser()), str(place)])
-            raise FileNotFoundError(f"no trace file at {' or '.join(looked_at)}: check `path`")
-    elif not place.exists():
+    if not place.exists():
+        looked_at = dict.fromkeys([str(Path.cwd() / Path(path).expanduser()), str(place)])
+        raise FileNotFoundError(f"no trace file at {' or '.join(looked_at)}: check `path`")
+    return place
+
+
+def get_published(file: str | Path | None, url: str | None, sha256: str | None) -> Path:
+    """Where the published `file` is, downloaded if missing; ValueError if it has another `sha256`."""
+    if file is None or url is None:
+        raise ValueError(f"path=None, file={file!r}, url={url!r}: name your own trace file, as path")
+    place = locate(file)
+    if not place.exists():
         download(url, place, sha256)
     elif sha256 is not None:
         check_sum(place, sha256)

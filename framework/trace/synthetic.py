@@ -14,7 +14,7 @@ from framework.core import Request, Trace
 from framework.trace.arrivals import Times
 from framework.trace.lengths import Lengths
 from framework.trace.popularity import Law, assign_adapters
-from framework.trace.transforms import clip
+from framework.trace.transforms import check_span, clip
 
 
 def synthetic(
@@ -45,6 +45,7 @@ def synthetic(
         raise ValueError(f"the arrival process gives times that are not finite at rate={rate}: check its keys")
     if rate is not None:
         times = at_rate(times, rate)
+    check_span(float(times[-1]), f"rate={rate}: {num_requests} requests at this rate")
     requests = [
         replace(request, arrival_time=time) for request, time in zip(trace.requests, times.tolist(), strict=True)
     ]

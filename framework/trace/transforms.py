@@ -1,6 +1,6 @@
-"""Pure functions Trace → Trace: window, first, stretch, thin, clip, restart.
+"""Pure functions Trace → Trace: window, first, stretch, all_at_once, thin, clip, restart.
 
-Times are seconds on the trace's own clock; only `stretch` and `restart` change them, only `restart` renumbers.
+Times are seconds on the trace's own clock. `stretch`, `all_at_once` and `restart` change them; `restart` renumbers.
 """
 
 import math
@@ -11,6 +11,8 @@ import numpy as np
 from framework.checks import positive, whole
 from framework.core import Request, Trace
 
+MAX_TIME = 2.0**33  # seconds, 272 years; above it, neighbours of a float64 are more than a microsecond apart
+
 
 def mean_rate(trace: Trace) -> float:
     """Mean arrival rate in requests/s: (n − 1) / (last − first arrival); needs two arrivals at different times."""
@@ -20,6 +22,12 @@ def mean_rate(trace: Trace) -> float:
             f"a trace of {len(times)} request(s) that span 0 s has no arrival rate to rescale: set rates=[null]"
         )
     return (len(times) - 1) / (times[-1] - times[0])
+
+
+def check_span(span: float, what: str) -> None:
+    """ValueError if the clock could not tell microseconds apart over `span` seconds: short steps would take none."""
+    if span > MAX_TIME:
+        raise ValueError(f"{what} last {span:.3g} s, and the clock resolves a microsecond up to {MAX_TIME:.3g} s only")
 
 
 def window(trace: Trace, start: float | None, end: float | None) -> Trace:
@@ -45,8 +53,15 @@ def first(trace: Trace, num_requests: int) -> Trace:
 def stretch(trace: Trace, rate: float) -> Trace:
     """All requests, with the clock scaled so that the mean arrival rate becomes `rate` (requests/s)."""
     factor = mean_rate(trace) / positive("rate", rate)
+    num_requests = len(trace.requests)
+    check_span((num_requests - 1) / rate, f"rate={rate:g}: {num_requests} requests at this rate")
     requests = [replace(request, arrival_time=request.arrival_time * factor) for request in trace.requests]
     return replace(trace, requests=requests)
+
+
+def all_at_once(trace: Trace) -> Trace:
+    """All requests at 0 s."""
+    return replace(trace, requests=[replace(request, arrival_time=0.0) for request in trace.requests])
 
 
 def thin(trace: Trace, rate: float, seed: int) -> Trace:

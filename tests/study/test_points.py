@@ -26,7 +26,7 @@ def test_a_rate_is_the_same_point_however_it_is_written(study):
 def test_a_dataset_that_is_downloaded_on_the_way_keeps_its_points(study, tmp_path, capsys):
     source = tmp_path / "source.csv"
     source.write_text("arrival_time,num_prompt_tokens,num_output_tokens\n0.0,4,2\n1.0,4,2\n")
-    trace = partial(recorded, reader=partial(read_table), path=str(tmp_path / "copy.csv"), url=source.as_uri())
+    trace = partial(recorded, reader=partial(read_table), file=str(tmp_path / "copy.csv"), url=source.as_uri())
     for is_reused in (False, True):
         result = study({"only": {"trace": trace}}, [None])
         assert ("1 of 1 points reused" in capsys.readouterr().out) == is_reused

@@ -46,6 +46,7 @@ BAD_FILES = [
     # what a time must be
     (read_table, OWN + "nan,5,6", "row 2 (line 3), column 'arrival_time': 'nan' is not a finite number of at least 0"),
     (read_table, OWN + "inf,5,6", "column 'arrival_time': 'inf' is not a finite number of at least 0"),
+    (read_table, OWN + "1e18,5,6", "row 2 (line 3), column 'arrival_time': '1e+18' is not at most 8.59e+09 s"),
     (read_table, OWN.replace("0,", "-0.5,"), "row 1 (line 2), column 'arrival_time': '-0.5' is not a finite number"),
     (read_mooncake, MOONCAKE.replace("0,", "NaN,", 1), "column 'timestamp': 'nan' is not a finite number"),
     (read_azure, AZURE + "yesterday,7,8", "row 2 (line 3), column 'TIMESTAMP': 'yesterday' is not a date and time"),

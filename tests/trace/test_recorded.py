@@ -9,12 +9,16 @@ from omegaconf import OmegaConf
 
 from framework.core import Request, Trace
 from framework.paths import ROOT, locate
+from framework.trace.arrivals import constant
 from framework.trace.files import read_azure, read_mooncake, read_table
+from framework.trace.lengths import fixed, independent
 from framework.trace.recorded import recorded
+from framework.trace.synthetic import synthetic
 from framework.trace.transforms import mean_rate
 
 SAMPLE = "traces/sample.csv"
 CONF = ROOT / "conf" / "trace"
+PAIR = partial(independent, prompt=partial(fixed, length=8), output=partial(fixed, length=4))
 
 sample = partial(recorded, reader=read_table, path=SAMPLE)
 
@@ -57,7 +61,7 @@ def test_clipping_shortens_prefixes() -> None:
 
 
 def test_bad_choices() -> None:
-    with pytest.raises(ValueError, match="rescale='slow' is not one of 'stretch', 'thin'"):
+    with pytest.raises(ValueError, match="rescale='slow' is not one of 'stretch', 'thin', 'all_at_once'"):
         sample(rescale="slow")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"window=\[1\] is not a pair \[start, end\] of seconds"):
         sample(window=[1])
@@ -86,23 +90,44 @@ def test_a_relative_path_is_looked_for_here_then_in_the_repository(
 def test_a_missing_file_is_downloaded_once(tmp_path: Path) -> None:
     source = ROOT / "traces" / "sample_azure_2023.csv"
     target = tmp_path / "azure.csv"
-    load = partial(recorded, reader=read_azure, path=target)
+    load = partial(recorded, reader=read_azure, file=target)
     assert len(load(url=source.as_uri()).requests) == 40
     assert target.read_bytes() == source.read_bytes()
     assert len(load(url="http://127.0.0.1:9/never-asked").requests) == 40
 
 
-def test_a_file_put_there_by_hand_has_to_be_the_published_one(tmp_path: Path) -> None:
+def test_a_file_put_there_by_hand_has_to_be_the_published_one_and_a_path_is_read_as_it_is(tmp_path: Path) -> None:
     source = ROOT / "traces" / "sample_azure_2023.csv"
     target = tmp_path / "azure.csv"
     lines = source.read_bytes().splitlines(keepends=True)
-    load = partial(recorded, reader=read_azure, path=target, sha256=hashlib.sha256(source.read_bytes()).hexdigest())
+    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+    load = partial(recorded, reader=read_azure, file=target, url=source.as_uri(), sha256=sha256)
     target.write_bytes(b"".join(lines[:21]))  # cut short
     with pytest.raises(ValueError, match=r"azure.csv is not the published file: its SHA-256 is"):
-        load(url=source.as_uri())
-    assert len(load(url=None).requests) == 20
+        load()
+    assert len(load(path=target).requests) == 20
     target.write_bytes(b"".join(lines))
-    assert len(load(url=source.as_uri()).requests) == 40
+    assert len(load().requests) == 40
+
+
+def test_a_trace_needs_a_file() -> None:
+    with pytest.raises(ValueError, match="name your own trace file, as path"):
+        recorded(reader=read_table)
+
+
+def test_a_recorded_trace_can_be_sent_all_at_once() -> None:
+    trace = recorded(reader=hundred, path=SAMPLE, window=[11, None], num_requests=5, rescale="all_at_once")
+    assert [request.arrival_time for request in trace.requests] == [0.0] * 5
+    with pytest.raises(ValueError, match=r"rate=2.0: .* set rates=\[null\]"):
+        sample(rescale="all_at_once", rate=2.0)
+
+
+def test_a_rate_whose_span_the_clock_cannot_resolve_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"rate=1e-18: 100 requests at this rate last 9.9e\+19 s"):
+        recorded(reader=hundred, path=SAMPLE, rate=1e-18)
+    with pytest.raises(ValueError, match=r"rate=1e-18: 5 requests at this rate last 4e\+18 s"):
+        synthetic(arrivals=constant, lengths=PAIR, num_requests=5, rate=1e-18)
+    assert recorded(reader=hundred, path=SAMPLE, rate=1e-7).requests[-1].arrival_time == pytest.approx(99e7)
 
 
 def test_yaml_files_say_what_the_readme_says() -> None:
@@ -111,6 +136,6 @@ def test_yaml_files_say_what_the_readme_says() -> None:
     downloads = {name: config for name, config in configs.items() if "url" in config}
     assert len(downloads) == 9
     for name, config in downloads.items():
-        assert f"| `{name}` | `{Path(config['path']).name}`" in readme
+        assert f"| `{name}` | `{Path(config['file']).name}`" in readme
         assert f"| <{config['url']}> | `{config['sha256']}` |" in readme
-        assert Path(config["path"]).parent == Path("traces")
+        assert Path(config["file"]).parent == Path("traces")
