@@ -44,10 +44,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Requests sorted by arrival time, and how many rows the file itself marks as no request, by reason."""
+    """Requests sorted by arrival time.
+
+    `dropped` counts the rows that the file itself marks as no request, by reason; `unread` names columns of the file
+    that its reader does not know.
+    """
 
     requests: list[Request]
     dropped: dict[str, int] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
 
 class Sequence:

@@ -31,6 +31,7 @@ OF_SEVERAL_MODULES = {  # test file → what it tests
     "test_mirror.py": "this file",
     "test_modelled_cases.py": "event logs of random replays",
     "test_run.py": "run.py",
+    "trace/test_cases.py": "traces that users reported, on the command line",
     "trace/test_samples.py": "the traces in traces/",
 }
 

@@ -38,6 +38,7 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
         for note in (
             *offered_notes(rows),
             *left_out_notes(records),
+            *ignored_notes(records),
             *unserved_notes(records, merged),
             *memory_notes(records),
         ):
@@ -67,6 +68,14 @@ def left_out_notes(records: Records) -> Iterator[str]:
             counts = [each.get(reason, 0) for each in points]
             low, high = min(counts), max(counts)
             yield f"{high if low == high else f'{low} to {high}'} requests of each point were {verb}: {reason}"
+
+
+def ignored_notes(records: Records) -> Iterator[str]:
+    """What the trace has and the arm makes no use of."""
+    ignored = dict.fromkeys(name for record in records.values() for name in record["trace"]["ignored"])
+    if ignored:
+        prefixes = " (equal ids are equal tokens, computed anew for every request)" if "prefix_ids" in ignored else ""
+        yield f"ignores {', '.join(ignored)} of the trace{prefixes}"
 
 
 def unserved_notes(records: Records, merged: str | None) -> Iterator[str]:

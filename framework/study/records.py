@@ -18,6 +18,7 @@ class TraceRecord(TypedDict):
     num_requests: int
     dropped: dict[str, int]
     refused: NotRequired[dict[str, int]]  # points from before lack it: they left such requests out
+    ignored: NotRequired[list[str]]  # columns of the trace without an effect
     offered_rate: Number
 
 

@@ -107,8 +107,21 @@ def trace_record(trace: Trace, refused: dict[int, str], rate: float | None) -> T
         "num_requests": len(trace.requests),
         "dropped": trace.dropped,
         "refused": counts(refused),
+        "ignored": [*trace.unread, *ignored_fields(trace.requests)],
         "offered_rate": offered_rate(trace, rate),
     }
+
+
+def ignored_fields(requests: list[Request]) -> list[str]:
+    """Fields of these requests that could make a difference, but that no scheduler has a use for."""
+    sessions = [request.session_id for request in requests if request.session_id is not None]
+    prefixes = [prefix_id for request in requests for prefix_id in set(request.prefix_ids)]
+    differs = {
+        "priority": len({request.priority for request in requests}) > 1,
+        "session_id": len(set(sessions)) < len(sessions),
+        "prefix_ids": len(set(prefixes)) < len(prefixes),
+    }
+    return [name for name, does in differs.items() if does]
 
 
 def offered_rate(trace: Trace, rate: float | None) -> float:

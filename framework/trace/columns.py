@@ -30,11 +30,15 @@ MAX_WHOLE = 2**53  # up to here float64 holds every whole number
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a file as read; `first_line` is the line of row 1 (None: the format has no lines)."""
+    """The rows of a file as read; `first_line` is the line of row 1 (None: the format has no lines).
+
+    `unread` are the names of values that the frame does not have.
+    """
 
     path: Path
     frame: pd.DataFrame
     first_line: int | None
+    unread: tuple[str, ...] = ()
 
 
 def load_csv(path: Path, required: Sequence[str], text: Sequence[str] = (), num_rows: int | None = None) -> Table:
@@ -69,7 +73,7 @@ def load_parquet(path: Path, required: Sequence[str]) -> Table:
 
 
 def load_json_lines(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> Table:
-    """A file with one JSON object per line; keys that are neither `required` nor `optional` are ignored.
+    """A file with one JSON object per line; keys that are neither `required` nor `optional` are unread.
 
     An optional key that no line has is no column; one that only some lines have is an error.
     """
@@ -78,7 +82,8 @@ def load_json_lines(path: Path, required: Sequence[str], optional: Sequence[str]
     columns = [*required, *(key for key in optional if any(key in row for row in rows))]
     for number, row in enumerate(rows, start=1):
         _require_keys(path, number, row, columns)
-    return _checked(Table(path, pd.DataFrame(rows, columns=columns), first_line=1), required)
+    unread = dict.fromkeys(key for row in rows for key in row if key not in columns)
+    return _checked(Table(path, pd.DataFrame(rows, columns=columns), first_line=1, unread=tuple(unread)), required)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -97,6 +102,11 @@ def without_blank_end(content: str) -> str:
     """The text without blank lines at its end: they are no rows."""
     end = content.find("\n", len(content.rstrip()))
     return content if end == -1 else content[: end + 1]
+
+
+def unread(table: Table, known: Sequence[str]) -> tuple[str, ...]:
+    """What the file has beside the `known` columns."""
+    return *(str(column) for column in table.frame.columns if column not in known), *table.unread
 
 
 def fault(table: Table, position: int, column: str, problem: str) -> ValueError:

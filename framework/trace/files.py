@@ -1,6 +1,7 @@
 """Readers of trace files: Azure, Mooncake, BurstGPT, Vidur and the project's own table; each is path → Trace.
 
-A reader refuses what it cannot use (see columns.py) and counts in `Trace.dropped` what it leaves out.
+A reader refuses what it cannot use (see columns.py), counts in `Trace.dropped` rows that are no requests, and names in
+`Trace.unread` columns that it does not know.
 """
 
 from collections.abc import Iterable
@@ -22,12 +23,14 @@ from framework.trace.columns import (
     load_parquet,
     prefix_ids,
     timestamps,
+    unread,
     whole_numbers,
 )
 
 TimeUnit = Literal["s", "ms"]
 UNITS_PER_SECOND = {"s": 1, "ms": 1000}  # how many of the unit make a second
 REQUIRED = ("arrival_time", "num_prompt_tokens", "num_output_tokens")
+LOGGED = ("Elapsed time", "Model", "Total tokens", "Log Type")  # by BurstGPT: what a request was, not what it asks for
 OPTIONAL = ("adapter_id", "priority", "session_id", "prefix_ids")
 
 
@@ -44,7 +47,7 @@ def read_azure(path: str | Path, num_rows: int | None = None) -> Trace:
         num_prompt_tokens=whole_numbers(table, "ContextTokens"),
         num_output_tokens=whole_numbers(table, "GeneratedTokens"),
     )
-    return Trace(requests)
+    return Trace(requests, unread=unread(table, columns))
 
 
 def read_mooncake(path: str | Path, block_size: int = PREFIX_BLOCK_SIZE, time_unit: TimeUnit = "ms") -> Trace:
@@ -66,7 +69,7 @@ def read_mooncake(path: str | Path, block_size: int = PREFIX_BLOCK_SIZE, time_un
     if "hash_ids" in table.frame:
         columns["prefix_ids"] = prefix_ids(table, "hash_ids", prompts, block_size)
     requests = _requests(**columns)
-    return Trace([replace(request, prefix_block_size=block_size) for request in requests])
+    return Trace([replace(request, prefix_block_size=block_size) for request in requests], unread=table.unread)
 
 
 def read_burstgpt(path: str | Path, num_rows: int | None = None) -> Trace:
@@ -90,7 +93,8 @@ def read_burstgpt(path: str | Path, num_rows: int | None = None) -> Trace:
         session_id=labels(table, "Session ID") if "Session ID" in table.frame else repeat(None),
     )
     num_failed = len(kept) - len(requests)
-    return Trace(requests, {"failed": num_failed} if num_failed else {})
+    dropped = {"failed": num_failed} if num_failed else {}
+    return Trace(requests, dropped, unread(table, (*columns, *LOGGED, "Session ID")))
 
 
 def read_vidur(path: str | Path) -> Trace:
@@ -98,13 +102,14 @@ def read_vidur(path: str | Path) -> Trace:
 
     Source: Agrawal et al., "Vidur", MLSys 2024.
     """
-    table = load_csv(Path(path), ("arrived_at", "num_prefill_tokens", "num_decode_tokens"))
+    columns = ("arrived_at", "num_prefill_tokens", "num_decode_tokens")
+    table = load_csv(Path(path), columns)
     requests = _requests(
         arrival_time=timestamps(table, "arrived_at"),
         num_prompt_tokens=whole_numbers(table, "num_prefill_tokens"),
         num_output_tokens=whole_numbers(table, "num_decode_tokens"),
     )
-    return Trace(requests)
+    return Trace(requests, unread=unread(table, columns))
 
 
 def read_table(path: str | Path) -> Trace:

@@ -14,7 +14,7 @@ from framework.trace.recorded import recorded
 def records(folder, *dropped, slots=0):
     engine = {"num_adapter_slots": slots, "num_adapter_bytes": 2_500_000, "num_cache_bytes": 64_000_000}
     return {
-        folder / str(index): {"trace": {"dropped": one, "refused": {}}, "engine": engine}
+        folder / str(index): {"trace": {"dropped": one, "refused": {}, "ignored": []}, "engine": engine}
         for index, one in enumerate(dropped)
     }
 

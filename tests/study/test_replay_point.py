@@ -47,7 +47,13 @@ def replayed(trace, seed=0, **components):
 
 def test_a_replay_leaves_tables_and_what_was_replayed_on_what():
     result, output = replayed(three_requests)
-    assert result.trace == {"num_requests": 3, "dropped": {"failed": 5}, "refused": {}, "offered_rate": 1.0}
+    assert result.trace == {
+        "num_requests": 3,
+        "dropped": {"failed": 5},
+        "refused": {},
+        "ignored": [],
+        "offered_rate": 1.0,
+    }
     assert result.requests["ttft"].tolist() == pytest.approx([0.01] * 3)
     assert result.steps["phase"].tolist() == ["prefill", "decode"] * 3
     assert result.engine["num_blocks"] == 1000
