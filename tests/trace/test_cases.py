@@ -129,13 +129,9 @@ def test_a_recorded_trace_can_be_sent_all_at_once(replay, tmp_path):
 
 @pytest.mark.parametrize(("is_shared", "ignored"), [(True, "priority, session_id, prefix_ids"), (False, "")])
 def test_what_makes_no_difference_yet_is_told(replay, tmp_path, is_shared, ignored):
-    rows = [
-        f"{0.5 * index},600,2,{0 if is_shared else index} {1 if is_shared else 10 + index},"
-        f"{1 if is_shared else index},{9 - index if is_shared else 0}"
-        for index in range(3)
-    ]
+    rows = [f"{index},40,2,0,1,{9 - index}" if is_shared else f"{index},40,2,{index},{index},0" for index in range(3)]
     (tmp_path / "mine.csv").write_text("\n".join([f"{OWN},prefix_ids,session_id,priority", *rows]))
-    points, output, page = replay("trace=csv", "trace.path=mine.csv", "rates=[null]", "model=tiny")
+    points, output, page = replay("trace=csv", "trace.path=mine.csv", "rates=[null]")
     record = tmp_path / "outputs/continuous_batching/points" / points["point"][0] / "point.json"
     assert json.loads(record.read_text())["trace"]["ignored"] == (ignored.split(", ") if ignored else [])
     for text in (output, page.text):
@@ -148,7 +144,7 @@ def test_what_makes_no_difference_yet_is_told(replay, tmp_path, is_shared, ignor
 @pytest.mark.filterwarnings("ignore:on_off")
 def test_lengths_come_from_a_file_for_every_synthetic_trace(replay, tmp_path, trace):
     (tmp_path / "lengths.csv").write_text(VIDUR)
-    lengths = ["+lengths@trace.lengths=file", "trace.lengths.trace.path=lengths.csv", "trace.num_requests=12"]
+    lengths = ["lengths@trace.lengths=file", "trace.lengths.trace.path=lengths.csv", "trace.num_requests=12"]
     is_at_once = trace in ("all_at_once", "course_queue", "mixed_queue")
     points, _, _ = replay(f"trace={trace}", *lengths, "rates=[null]" if is_at_once else "rates=[50]")
     assert {tuple(pair) for _, *pair in served(tmp_path, points)} == {(7, 2), (9, 3)}
@@ -157,9 +153,12 @@ def test_lengths_come_from_a_file_for_every_synthetic_trace(replay, tmp_path, tr
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["trace=sample", "+lengths@trace.lengths=file", "trace.lengths.trace.path=lengths.csv"], "'lengths' in trace"),
-        (["trace=poisson", "+lengths@trace.lengths=file"], "trace.lengths.trace.path has no value"),
-        (["trace=poisson", "+lengths@trace.lengths=file", "trace.lengths.trace.path=own.csv"], "no columns"),
+        (
+            ["trace=sample", "lengths@trace.lengths=file", "trace.lengths.trace.path=lengths.csv"],
+            "lengths@trace.lengths=file: leave it out",
+        ),
+        (["trace=poisson", "lengths@trace.lengths=file"], "trace.lengths.trace.path has no value"),
+        (["trace=poisson", "lengths@trace.lengths=file", "trace.lengths.trace.path=own.csv"], "no columns"),
     ],
 )
 def test_lengths_that_cannot_be_had_are_one_clear_line(cli, smallest, tmp_path, overrides, message):
