@@ -24,6 +24,7 @@ TOO_SHORT = "above what it served, as in so short a replay waiting does not show
 SATURATED = "saturated, served at most {:.3g} req/s (middle 80% of completions)"
 
 MAX_OFF = 0.02  # of an asked rate; arrivals further off are told
+MAX_NAMED = 8  # columns in a note
 
 Records = dict[Path, PointRecord]  # by the folder of the point
 
@@ -75,7 +76,8 @@ def ignored_notes(records: Records) -> Iterator[str]:
     ignored = dict.fromkeys(name for record in records.values() for name in record["trace"]["ignored"])
     if ignored:
         prefixes = " (equal ids are equal tokens, computed anew for every request)" if "prefix_ids" in ignored else ""
-        yield f"ignores {', '.join(ignored)} of the trace{prefixes}"
+        more = f" and {len(ignored) - MAX_NAMED} more" if len(ignored) > MAX_NAMED else ""
+        yield f"ignores {', '.join(list(ignored)[-MAX_NAMED:])}{more} of the trace{prefixes}"
 
 
 def unserved_notes(records: Records, merged: str | None) -> Iterator[str]:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from framework.checks import shown
+from framework.checks import cut, shown
 from framework.trace.transforms import MAX_TIME
 
 MAX_FOUND = 400  # characters of a list of columns
@@ -82,8 +82,9 @@ def load_json_lines(path: Path, required: Sequence[str], optional: Sequence[str]
     columns = [*required, *(key for key in optional if any(key in row for row in rows))]
     for number, row in enumerate(rows, start=1):
         _require_keys(path, number, row, columns)
-    unread = dict.fromkeys(key for row in rows for key in row if key not in columns)
-    return _checked(Table(path, pd.DataFrame(rows, columns=columns), first_line=1, unread=tuple(unread)), required)
+    unread = dict.fromkeys(cut(key) for row in rows for key in row if key not in columns)
+    table = Table(path, pd.DataFrame(rows, columns=columns), first_line=1, unread=tuple(unread))
+    return _checked(table, required)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -106,7 +107,7 @@ def without_blank_end(content: str) -> str:
 
 def unread(table: Table, known: Sequence[str]) -> tuple[str, ...]:
     """What the file has beside the `known` columns."""
-    return *(str(column) for column in table.frame.columns if column not in known), *table.unread
+    return *(cut(str(column)) for column in table.frame.columns if column not in known), *table.unread
 
 
 def fault(table: Table, position: int, column: str, problem: str) -> ValueError:
