@@ -39,11 +39,12 @@ def check_base(adapter_id: str, named: str, checkpoint: str | None) -> None:
     is_served_here = is_folder(served)
     if is_here == is_served_here and (is_here or ON_HUB.fullmatch(base)):
         raise ValueError(
-            f"adapter {adapter_id!r} belongs to another base model: {shown(base)}, and {served!r} is served; if they are "
-            "the same, say so in its adapter_config.json (base_model_name_or_path)"
+            f"adapter {adapter_id!r} belongs to another base model: {shown(base)}, and {served!r} is served; if they "
+            "are the same, say so in its adapter_config.json (base_model_name_or_path)"
         )
     warnings.warn(
-        f"adapters of the base model {shown(base)} are served on {served!r}; their names do not tell whether it is a copy",
+        f"adapters of the base model {shown(base)} are served on {served!r}; "
+        "their names do not tell whether it is a copy",
         stacklevel=2,
     )
 
