@@ -2,12 +2,13 @@
 
 from functools import partial
 
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from framework.measure.rates import aggregate, saturation
 from framework.report.plots import save
-from framework.report.sweep_plots import latency_rate, throughput_latency
+from framework.report.sweep_plots import attainment_rate, latency_rate, throughput_latency
 from framework.trace.arrivals import poisson
 from framework.trace.lengths import fixed, independent
 from framework.trace.synthetic import synthetic
@@ -48,3 +49,25 @@ def test_outputs_of_one_token_have_figures_too(study):
     summary, rates = aggregate(result.table()), saturation(result.table())
     for figure in (latency_rate(summary, rates), throughput_latency(summary)):
         save({"figure": figure}, result.output_dir)
+
+
+def test_a_ring_is_around_the_last_rate_below_saturation_of_each_arm_that_saturates():
+    arms = {"slow": (80.0, [False, True]), "quick": (100.0, [False, False])}
+    summary = pd.DataFrame(
+        {
+            "arm": arm,
+            "rate": rate,
+            "offered_rate": rate,
+            "slo_attainment": share / rate / 100,
+            "is_saturated": saturated,
+        }
+        for arm, (share, is_saturated) in arms.items()
+        for rate, saturated in zip((1.0, 2.0), is_saturated, strict=True)
+    ).assign(slo_attainment_low=float("nan"), slo_attainment_high=float("nan"))
+    figure = attainment_rate(summary, {"slow": 1.0, "quick": 2.0}, 0.9)
+    [axes], [legend] = figure.axes, figure.legends
+    rings = [line for line in axes.get_lines() if line.get_markerfacecolor() == "none" and len(line.get_xdata())]
+    assert [ring.get_xydata().tolist() for ring in rings] == [[[1.0, 80.0]]]
+    assert legend.get_texts()[-1].get_text() == "last rate below saturation"
+    [without] = attainment_rate(summary[summary["arm"] == "quick"], {"quick": 2.0}, 0.9).legends
+    assert [text.get_text() for text in without.get_texts()] == ["quick"]

@@ -1,14 +1,11 @@
-"""experiment=kv_cache as a user calls it, and what it says of curves."""
+"""experiment=kv_cache as a user calls it."""
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from experiments.course import kv_cache
-from experiments.course.figures import token_times
-from experiments.course.tables import NUM_EDGE, faster_from, growth
 from framework.engine.torch_engine import cpu_steps
 from tests.report.html_page import Page, check_page
 
@@ -87,25 +84,6 @@ def test_too_few_tokens_are_not_compared_with_the_source(cli, smallest):
     assert "reported: " not in output
 
 
-def series(values) -> "pd.Series[float]":
-    return pd.Series(np.asarray(values, dtype=float), index=range(1, len(values) + 1))
-
-
-def test_from_which_token_on_the_cache_pays():
-    slow = series(np.arange(1, 41))
-    assert faster_from(series([20.5] * 40), slow) == 21
-    assert faster_from(series([99.0] + [0.5] * 39), slow) == 2  # the first token has the prompt in it
-    assert faster_from(series([100.0] * 40), slow) is None
-    one_outlier = series([20.5] * 40)
-    one_outlier[30] = 100.0
-    assert faster_from(one_outlier, slow) == 21
-
-
-def test_growth_is_of_the_ends_without_the_prompt():
-    assert growth(series([1000.0] + [2.0] * NUM_EDGE + [6.0] * NUM_EDGE)) == 3.0
-    assert np.isnan(growth(series([1.0] * 2 * NUM_EDGE)))
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -123,12 +101,3 @@ def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, override, messa
     assert message in output
     assert "Traceback" not in output
     assert not (tmp_path / "outputs").exists()
-
-
-def test_the_figure_has_each_token_and_the_sum_of_all_before():
-    rows = [("greedy", cache, token, 0.5 * token) for cache in ("without", "with") for token in (1, 2, 3)]
-    curves = pd.DataFrame(rows, columns=["sampling", "cache", "token", "elapsed"])
-    left, right = token_times(curves, {"greedy": 2}, "title").axes
-    assert [line.get_ydata().tolist() for line in left.lines[:2]] == [[500.0, 1000.0, 1500.0]] * 2
-    assert left.lines[2].get_xdata() == [2, 2]
-    assert [line.get_ydata().tolist() for line in right.lines] == [[0.5, 1.5, 3.0]] * 2

@@ -6,9 +6,6 @@ import re
 import pandas as pd
 import pytest
 
-from experiments.generate.figures import output_times
-from experiments.generate.schema import NUM_REPEATS, cost_table, describe_cost, describe_documents
-from framework.core import Request, Sequence
 from tests.models.checkpoints import greedy, make_hf_model
 from tests.report.html_page import Page, check_page
 
@@ -36,15 +33,6 @@ def test_text_in_text_out(cli, tmp_path):
     assert times.groupby("output")["elapsed"].sum().tolist() == pytest.approx(
         [record["token_times"][-1] for record in (first, second)]
     )
-
-
-def test_the_figure_has_a_curve_per_output_in_milliseconds():
-    adapters = [None, None, "html"]
-    times = pd.DataFrame({"output": [0, 0, 1], "adapter": adapters, "token": [1, 2, 1], "elapsed": [0.02, 0.004, 0.03]})
-    [axes] = output_times(times, "here").axes
-    assert [line.get_xydata().tolist() for line in axes.get_lines()] == [[[1, 20], [2, 4]], [[1, 30]]]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("output token", "time of this token (ms)")
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["output 1", "output 2, html"]
 
 
 def test_a_local_checkpoint_with_token_ids_equals_transformers(cli, tmp_path):
@@ -173,23 +161,6 @@ def test_a_json_schema_given_in_any_way_makes_documents_and_its_cost_is_told(cli
     assert all(re.fullmatch(r"[-\d.]+\s*\[[-\d.]+, [-\d.]+\]", cell) for row in costs for cell in row[1:])
 
 
-def test_the_cost_is_a_median_of_differences_in_one_repeat():
-    index = pd.MultiIndex.from_product([("with", "without"), range(3)])
-    times = [3.0, 5.0, 9.0, 2.0, 4.5, 5.0]
-    table = cost_table(pd.DataFrame({"step (ms)": times, "per token (ms)": times}, index=index))
-    assert table.filter(like="per token").to_numpy().tolist() == [[5.0, 3.0, 9.0], [4.5, 2.0, 5.0], [1.0, 0.5, 4.0]]
-    assert describe_cost(table).startswith("the schema costs 1 ms per token [0.5, 4] (+22%); the median over")
-    less = cost_table(pd.DataFrame({"per token (ms)": [3.0, 5.0, 4.0, 2.0, 4.5, 5.0]}, index=index))
-    assert "(+11%), which these repeats cannot tell from nothing;" in describe_cost(less)
-
-
-def test_the_interval_of_the_cost_is_from_the_third_least_to_the_third_most():
-    index = pd.MultiIndex.from_product([("with", "without"), range(NUM_REPEATS)])
-    times = [float(repeat**2) for repeat in range(NUM_REPEATS)] + [0.0] * NUM_REPEATS
-    table = cost_table(pd.DataFrame({"per token (ms)": times}, index=index))
-    assert table.iloc[2].tolist() == ["difference", 30.5, 4.0, 81.0]
-
-
 def test_a_document_that_is_cut_off_is_counted(cli, tmp_path):
     pytest.importorskip("llguidance")
     code, output = cli(*TINY, f"json_schema={HYDRA_SCHEMA}", "num_output_tokens=1")
@@ -214,17 +185,3 @@ def test_a_wrong_json_schema_is_one_clear_message(cli, tmp_path, json_schema, me
     assert message in output
     assert "Traceback" not in output
     assert not list(tmp_path.rglob("generations.jsonl"))
-
-
-def test_an_output_that_ended_as_no_json_is_told():
-    class Letters:
-        def decode(self, token_ids):
-            return "".join(map(chr, token_ids))
-
-    sequences = [Sequence(Request(0, 0.0, 1, 9, stop_token_ids=frozenset({0}))) for _ in range(3)]
-    for sequence, text in zip(sequences, ("[1]\0", "[1\0", "[1"), strict=True):
-        sequence.output_token_ids = list(map(ord, text))
-    assert describe_documents(sequences, Letters()) == (
-        "1 of 3 outputs are whole documents of the schema; 1 ended as no JSON; "
-        "the others are cut off: raise num_output_tokens, or limit strings and lists (maxLength, maxItems)"
-    )

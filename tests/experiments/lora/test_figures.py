@@ -1,10 +1,9 @@
-"""What the figures of lessons 5 to 7 draw, number by number."""
+"""What the figures of the LoRA studies draw, number by number."""
 
 import pandas as pd
 import pytest
 
 from experiments.lora.figures import lines_by_arm, lora_ranks, steps_by_arm
-from experiments.lorax.figures import contribution_bars
 
 
 def drawn(axes):
@@ -37,16 +36,3 @@ def test_what_is_reported_is_dotted_and_hollow():
     assert [(line.get_linestyle(), line.get_markerfacecolor() == "none") for line in axes.get_lines()] == [
         ("-", False), (":", True),
     ]  # fmt: skip
-
-
-def test_every_technique_is_a_step_up_or_down_from_the_level_before():
-    table = pd.DataFrame({"technique": ["a → b", "x → y"], "before": [10.0, 40.0], "output": [40.0, 30.0]})
-    for name, factors in {"alone": [3.0, 0.5], "in_turn": [4.0, 0.75], "last": [5.0, 0.75]}.items():
-        table = table.assign(**{name: factors, f"{name}_low": factors, f"{name}_high": factors})
-    left, right = contribution_bars(table, 50.0, "the full stack").axes
-    bars = sorted((round(bar.get_x() + 0.4, 6), bar.get_y(), bar.get_height()) for bar in left.patches)
-    assert bars == [(0, 0, 10), (1, 10, 30), (2, 40, -10), (3, 0, 30)]  # place, from, step
-    assert drawn(left)["the full stack, without adapters"] == [50.0, 50.0]
-    assert [bar.get_y() + bar.get_height() for bar in right.patches] == [3.0, 0.5, 4.0, 0.75, 5.0, 0.75]
-    assert {bar.get_y() for bar in right.patches} == {1.0}
-    assert right.get_yscale() == "log"

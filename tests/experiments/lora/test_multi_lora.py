@@ -21,17 +21,23 @@ SMALL = ["num_adapters=2", "batch_sizes=[1,4]", "context=16", "num_steps=2", "nu
 
 
 @pytest.mark.usefixtures("drawn")
-def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path):
-    code, output = cli("experiment=multi_lora", *smallest, *SMALL, "identical=true", "trace.num_requests=4")
+@pytest.mark.parametrize(
+    "strategies",
+    [("gathered",), pytest.param(("loop", "gathered", "segmented"), marks=pytest.mark.nightly)],
+    ids=["one", "every"],
+)
+def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path, strategies):
+    without = [f"~arms.{arm}" for arm in ("loop", "gathered", "segmented") if arm not in strategies]
+    code, output = cli("experiment=multi_lora", *smallest, *SMALL, *without, "identical=true", "trace.num_requests=4")
     assert code == 0, output
     folder = tmp_path / "outputs/multi_lora"
     steps = pd.read_csv(folder / "steps.csv")
-    names = ["none", *(f"{arm}{mix}" for arm in ("loop", "gathered", "segmented") for mix in ("", ", one adapter"))]
+    names = ["none", *(f"{arm}{mix}" for arm in strategies for mix in ("", ", one adapter"))]
     assert list(dict.fromkeys(steps["arm"])) == names
-    assert steps["num_adapters"].tolist() == [0, 0, *[1, 2, 1, 1] * 3] * 2
+    assert steps["num_adapters"].tolist() == [0, 0, *[1, 2, 1, 1] * len(strategies)] * 2
     assert (steps["elapsed"] > 0).all()
     points = pd.read_csv(folder / "points.csv")
-    assert points["arm"].tolist() == ["none", "loop", "gathered", "segmented"]
+    assert points["arm"].tolist() == ["none", *strategies]
     for point in points["point"]:
         requests = pd.read_parquet(folder / "points" / point / "requests.parquet")
         assert set(requests["adapter_id"]) <= {"adapter-0", "adapter-1"}
@@ -47,11 +53,11 @@ def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path):
     notes = json.loads((folder / "report.json").read_text())["notes"]
     assert {note.partition(": ")[0] for note in notes} >= set(names[1:])
     adapters = pd.read_csv(folder / "adapters.csv")
-    assert adapters.groupby("arm")["num_requests"].sum().tolist() == [4] * 4
+    assert adapters.groupby("arm")["num_requests"].sum().tolist() == [4] * len(points)
     loaded = adapters.groupby("arm")["load_wait_mean"].sum() > 0
-    assert loaded.to_dict() == {"none": False, "loop": True, "gathered": True, "segmented": True}
+    assert loaded.to_dict() == {"none": False, **dict.fromkeys(strategies, True)}
     fairness = page.table("Jain's index")
-    assert [row[2] for row in fairness] == [str(adapters["adapter_id"].nunique())] * 4
+    assert [row[2] for row in fairness] == [str(adapters["adapter_id"].nunique())] * len(points)
     assert all(0 < float(row[3]) <= 1 <= float(row[4]) for row in fairness)
     assert [row[0] for row in page.table("tokens served")] == adapters["arm"].tolist()
 

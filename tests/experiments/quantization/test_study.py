@@ -4,20 +4,10 @@ import json
 
 import pandas as pd
 import pytest
-import torch
-import yaml
 
-from experiments.quantization.tables import footprint_notes
 from framework.measure.definitions import DEFINITIONS
-from framework.models.config import parse_config
-from framework.models.footprint import footprint
-from framework.models.loading import build_model
-from framework.paths import ROOT
-from framework.quantization import zero_point
-from framework.report.sweep_plots import attainment_rate
 from tests.report.html_page import Page, check_page
 
-CONF = ROOT / "conf"
 ARMS = ["none", "bfloat16", "int8", "int8_kv"]
 MEMORY_BYTES = 400_000
 QUICK = [
@@ -192,44 +182,6 @@ def test_the_course_preset_shows_the_lessons_bytes(cli, smallest, folder):
     assert page.count("svg") == 1
     assert DEFINITIONS["KL"] in page.text
     assert DEFINITIONS["TTFT"] not in page.text
-
-
-@pytest.mark.slow
-def test_gpt2s_bytes_are_the_lessons():
-    """510,342,192 and 137,022,768 bytes with the causal masks, which this GPT-2 does not keep."""
-    reference = yaml.safe_load((CONF / "experiment/quantization/course.yaml").read_text())["reference"]
-    config = yaml.safe_load((CONF / "model/gpt2.yaml").read_text())["config"]
-    model = build_model(parse_config(config), torch.float32, "cpu")
-    for parameter in model.parameters():
-        parameter.zero_()
-    before = footprint(model)["total"]
-    after = footprint(zero_point.quantize(model))["total"]
-    assert before + reference["not_kept"] == reference["num_bytes"][0]
-    assert after + reference["not_kept"] == reference["num_bytes"][1] + 148 * 8  # a scale and a zero point per tensor
-    [line] = footprint_notes(pd.DataFrame({"arm": reference["arms"], "total": [before, after]}), **reference)
-    assert line.count("497.8 MB → 124.4 MB = 4.00×") == 2
-
-
-def test_a_ring_is_around_the_last_rate_below_saturation_of_each_arm_that_saturates():
-    arms = {"slow": (80.0, [False, True]), "quick": (100.0, [False, False])}
-    summary = pd.DataFrame(
-        {
-            "arm": arm,
-            "rate": rate,
-            "offered_rate": rate,
-            "slo_attainment": share / rate / 100,
-            "is_saturated": saturated,
-        }
-        for arm, (share, is_saturated) in arms.items()
-        for rate, saturated in zip((1.0, 2.0), is_saturated, strict=True)
-    ).assign(slo_attainment_low=float("nan"), slo_attainment_high=float("nan"))
-    figure = attainment_rate(summary, {"slow": 1.0, "quick": 2.0}, 0.9)
-    [axes], [legend] = figure.axes, figure.legends
-    rings = [line for line in axes.get_lines() if line.get_markerfacecolor() == "none" and len(line.get_xdata())]
-    assert [ring.get_xydata().tolist() for ring in rings] == [[[1.0, 80.0]]]
-    assert legend.get_texts()[-1].get_text() == "last rate below saturation"
-    [without] = attainment_rate(summary[summary["arm"] == "quick"], {"quick": 2.0}, 0.9).legends
-    assert [text.get_text() for text in without.get_texts()] == ["quick"]
 
 
 def test_an_arm_that_does_not_serve_may_be_larger_than_the_memory(cli, smallest, folder):
