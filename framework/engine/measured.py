@@ -22,6 +22,10 @@ class MeasuredEngine(Engine, Protocol):
     kv_dtype: torch.dtype
     timer: Callable[[], float]
 
+    @property
+    def switches(self) -> dict[str, bool]:
+        """What was decided of how steps are computed: fused, compile, cuda_graphs and overlap."""
+
     def adapter_names(self, num_adapters: int) -> list[str]:
         """Ids of so many adapters that can be asked for; none where it serves none. ValueError if there are fewer."""
 

@@ -9,6 +9,7 @@ import pandas as pd
 from framework.core import StudyError
 from framework.measure.rates import aggregate
 from framework.paths import is_writable
+from framework.report.gpu import gpu_table
 from framework.report.notes import limits, service_notes
 from framework.report.pages import write_record
 from framework.report.plots import Drawn, save
@@ -56,7 +57,7 @@ def finish_sweep(study: Study, name: str, find: Callable[[pd.DataFrame], Finding
         findings = replace(own, notes=[*own.notes, *service_notes(study, points), *limits(study, points)])
         page = replace(
             findings,
-            tables={"Every arm at every rate": overview(points), **own.tables},
+            tables={"Every arm at every rate": overview(points), **own.tables, **gpu_table(study, points)},
             notes=[*findings.notes, *(f"Failed: {message}" for message in study.failures)],
         )
         if not is_writable(study.output_dir):

@@ -15,6 +15,7 @@ from framework.measure.rates import (
     over_rates,
     saturation,
 )
+from framework.report.gpu import gpu_notes
 from framework.report.tables import rate_title, short
 from framework.study.points import load_record
 from framework.study.records import PointRecord
@@ -42,6 +43,7 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
             *ignored_notes(records),
             *unserved_notes(records, merged),
             *memory_notes(records),
+            *gpu_notes(study, rows),
         ):
             arms_of.setdefault(note, []).append(str(arm))
     return [f"{', '.join(arms)}: {note}" for note, arms in arms_of.items()]

@@ -20,7 +20,13 @@ FRAMEWORK = ROOT / "framework"
 # A replay runs through every room below measure/ in the import order, new ones included, and through what begins it.
 # catalog.py is below too, but only has help texts.
 NOT_MEASURING = ("catalog.py", "command_line.py", "measure/", "report/", "study/")
-MEASURING = ("measure/replay_tables.py", "study/arms.py", "study/engine_cache.py", "study/replay_point.py")
+MEASURING = (
+    "measure/gpu_state.py",
+    "measure/replay_tables.py",
+    "study/arms.py",
+    "study/engine_cache.py",
+    "study/replay_point.py",
+)
 METRICS_SOURCES = ("measure/intervals.py", "measure/metrics.py")
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Any, NotRequired
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from framework.measure.gpu_state import GpuRecord
+
 Number = float | None
 Interval = Annotated[list[Number], Field(min_length=3, max_length=3)]  # value, low, high
 
@@ -31,6 +33,7 @@ class EngineRecord(TypedDict):
     num_adapter_slots: int
     num_adapter_bytes: int
     num_cache_bytes: int
+    switches: NotRequired[dict[str, bool]]  # fused, compile, cuda_graphs, overlap as decided; earlier points lack it
 
 
 class TableRecord(TypedDict):
@@ -54,6 +57,7 @@ class PointRecord(TypedDict):
     metrics: dict[str, Number]
     trace: TraceRecord
     engine: EngineRecord
+    gpu: NotRequired[GpuRecord | None]  # null where it was not watched; earlier points lack it
 
 
 POINT_RECORD = TypeAdapter(PointRecord)

@@ -6,6 +6,7 @@ table.
 
 import math
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -13,6 +14,8 @@ import pandas as pd
 
 from framework.build import make_scheduler
 from framework.core import Engine, Request, Scheduler, Sequence, Trace
+from framework.engine.measured import MeasuredEngine
+from framework.measure.gpu_state import GpuRecord, GpuWatch
 from framework.measure.replay_tables import request_table, step_table
 from framework.replay import replay
 from framework.study.arms import Arm
@@ -33,9 +36,12 @@ class ReplayedPoint:
     steps: pd.DataFrame
     engine: EngineRecord
     trace: TraceRecord
+    gpu: GpuRecord | None
 
 
-def replay_point(point: Point, arm: Arm, engines: EngineCache, progress: SweepProgress) -> ReplayedPoint:
+def replay_point(
+    point: Point, arm: Arm, engines: EngineCache, progress: SweepProgress, gpu: GpuWatch | None = None
+) -> ReplayedPoint:
     trace = arm.trace(rate=point.rate, seed=point.seed)  # a bad one fails before a model loads
     progress.say(f"{point}: preparing")
     engine = engines.get(arm)
@@ -49,10 +55,17 @@ def replay_point(point: Point, arm: Arm, engines: EngineCache, progress: SweepPr
     progress.begin_point(str(point), sum(request.num_output_tokens for request in requests))
     on_step = progress.advance if arm.clock == "virtual" else None  # drawing takes real time
     servers = engines.get_servers(arm, on_step)
-    served = replay(TraceSource(requests), servers, arm.router(servers), arm.clock)
+    with nullcontext() if gpu is None else gpu.watching():
+        served = replay(TraceSource(requests), servers, arm.router(servers), arm.clock)
     steps = sorted((step for server in servers for step in server.steps), key=attrgetter("start_time"))
     offered = request_table(with_refused(served, trace.requests, refused), refused)
-    return ReplayedPoint(offered, step_table(steps), engine_record(engine), trace_record(trace, refused, point.rate))
+    return ReplayedPoint(
+        offered,
+        step_table(steps),
+        engine_record(engine),
+        trace_record(trace, refused, point.rate),
+        None if gpu is None else gpu.record(),
+    )
 
 
 def refusals(requests: list[Request], engine: Engine, scheduler: Scheduler) -> dict[int, str]:
@@ -99,6 +112,7 @@ def engine_record(engine: Engine) -> EngineRecord:
         "num_adapter_slots": engine.num_adapter_slots,
         "num_adapter_bytes": engine.num_adapter_bytes,
         "num_cache_bytes": engine.num_cache_bytes,
+        "switches": engine.switches if isinstance(engine, MeasuredEngine) else {},
     }
 
 

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from framework.build import ChangeModel, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
 from framework.core import StudyError, describe_error
+from framework.measure.gpu_state import GpuWatch, open_gpu
 from framework.measure.metrics import check_slo, summarize
 from framework.paths import check_writable
 from framework.study.arms import Arm, Arms, point_order
@@ -122,11 +123,12 @@ def run_study(arms: dict[str, Arm], sweep: Replays) -> Study:
     num_points = len(arms) * (NUM_RATES if rates == "auto" else len(rates)) * len(seeds)
     with SweepProgress(study.console, num_points) as progress, table_saved_at_end(study, fresh):
         engines = EngineCache(study.device, progress.say, study.arms.values())
+        gpu = open_gpu(study.device, study.say)
         if rates == "auto":
             rates = [*find_rates(study.output_dir, arms, study.arm_digests, seeds[0], engines, progress)]
         for arm, rate, seed in point_order(arms, rates, seeds):
             point = Point(arm, None if rate is None else float(rate), seed, study.arm_digests[arm])
-            compute_or_reuse(study, point, engines, progress, fresh)
+            compute_or_reuse(study, point, engines, progress, gpu, fresh)
     if progress.num_reused:
         study.say(
             f"{progress.num_reused} of {num_points} points reused: same config, code, device (fresh=true redoes them)"
@@ -145,13 +147,15 @@ def open_study(arms: dict[str, Arm], sweep: Replays) -> Study:
     )
 
 
-def compute_or_reuse(study: Study, point: Point, engines: EngineCache, progress: SweepProgress, fresh: bool) -> None:
+def compute_or_reuse(
+    study: Study, point: Point, engines: EngineCache, progress: SweepProgress, gpu: GpuWatch | None, fresh: bool
+) -> None:
     metrics = None if fresh else read_metrics(study.folder(point.name), study.slo)
     is_reused = metrics is not None
     if metrics is None:
         check_writable(study.output_dir, study.output_dir / "points")
         try:
-            metrics = compute_point(study, point, engines, progress)
+            metrics = compute_point(study, point, engines, progress, gpu)
         except Exception as error:
             is_disk_full = isinstance(error, OSError) and error.errno in DISK_FULL
             if is_disk_full or os.environ.get("HYDRA_FULL_ERROR"):
@@ -193,10 +197,12 @@ def table_saved_at_end(study: Study, fresh: bool) -> Iterator[None]:
         save_table(study)
 
 
-def compute_point(study: Study, point: Point, engines: EngineCache, progress: SweepProgress) -> dict[str, float]:
+def compute_point(
+    study: Study, point: Point, engines: EngineCache, progress: SweepProgress, gpu: GpuWatch | None
+) -> dict[str, float]:
     """Replay the point and write it; its metrics."""
     arm = study.arms[point.arm]
-    replayed = replay_point(point, arm, engines, progress)
+    replayed = replay_point(point, arm, engines, progress, gpu)
     metrics = summarize(replayed.requests, replayed.steps, study.slo)
     config = arm.config | {"trace": arm.config["trace"] | {"rate": point.rate, "seed": point.seed}}
     record = {
@@ -205,6 +211,7 @@ def compute_point(study: Study, point: Point, engines: EngineCache, progress: Sw
         "environment": study.environment,
         "engine": replayed.engine,
         "trace": replayed.trace,
+        "gpu": replayed.gpu,
         "slo": study.slo,
         "metrics_version": metrics_version(),
         "metrics": metrics,
