@@ -1,5 +1,6 @@
 """Seeded malformed files: a model or an adapter either loads, or one short line names what is wrong."""
 
+import copy
 import json
 import shutil
 import warnings
@@ -43,7 +44,7 @@ def mutate(value, rng):
     elif rng.random() < 0.1:
         value.pop(key, None)
     else:
-        value[key] = NASTY[rng.integers(len(NASTY))]
+        value[key] = copy.deepcopy(NASTY[rng.integers(len(NASTY))])
 
 
 def damage(path, rng):
