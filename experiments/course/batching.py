@@ -69,8 +69,8 @@ def run(
     loaded = quantization(model(device=place.device))
     requests = make_batch(loaded, prompts, max(sizes), num_output_tokens)
     timed = measured(make_engine_for(requests, with_keywords(engine, temperature=0.0), loaded))
-    with place.console.status("warming up") as status:
-        runs = measure_batches(timed, requests, len(prompts), sizes, num_repeats, status.update)
+    with place.status("warming up") as update:
+        runs = measure_batches(timed, requests, len(prompts), sizes, num_repeats, update)
     num_context = max(request.num_prompt_tokens for request in requests) + num_output_tokens // 2
     costs = model_costs(loaded, timed.kv_dtype)
     table = median_times(runs, num_output_tokens)

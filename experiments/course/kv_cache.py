@@ -87,9 +87,9 @@ def run(
         for sampling, keywords in samplings.items()
         for cache, use_cache in CACHES.items()
     }
-    with place.console.status("") as status:
+    with place.status("") as update:
         path = place.output_dir / "tokens.csv"
-        tokens, texts = measure_tokens(engines, scheduler, request, num_repeats, status.update, path)
+        tokens, texts = measure_tokens(engines, scheduler, request, num_repeats, update, path)
     outputs = pd.DataFrame([[*key, repr(tokenizer.decode(text))] for key, text in texts.items()], columns=TEXT_COLUMNS)
     title = f"{loaded.config.model_type}, {num_output_tokens} tokens on {place.device_name}"
     config = describe({"model": model, "quantization": quantization, "engine": engine, "samplings": samplings})

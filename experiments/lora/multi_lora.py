@@ -151,12 +151,13 @@ def measure_batches(
 
     Before the first step, adapters that `traces` name and an arm cannot serve are told.
     """
-    engines = EngineCache(place.device, place.say)
     num_tokens = sizes.context + sizes.num_steps
     arms = {  # which take turns
         name: replace(arm, engine=at_most(arm.engine, max(sizes.batch_sizes), num_tokens)) for name, arm in arms.items()
     }
-    tell_refused(arms, engines, traces, place.say)
+    with place.status("loading") as update:
+        engines = EngineCache(place.device, update)
+        tell_refused(arms, engines, traces, place.say)
     with GrowingTable(place.output_dir / "steps.csv") as steps:
         peer_run = measure_rounds(arms, engines, sizes, place, steps)
         del engines
@@ -189,12 +190,12 @@ def measure_rounds(
 
     What a peer needs to run steps of the same shape.
     """
-    with place.console.status("") as status:
+    with place.status("") as update:
         for index in range(sizes.num_rounds):
             say: Say = place.say if index == 0 else lambda message: None
             for arm, components in arms.items():
-                engines.on_progress = status.update
-                status.update(f"{arm}, round {index + 1} of {sizes.num_rounds}")
+                engines.on_progress = update
+                update(f"{arm}, round {index + 1} of {sizes.num_rounds}")
                 rows = measure_steps(arm, measured(engines.get(components)), sizes, say)  # keeps no engine
                 steps.add({"round": index} | row for row in rows)
     assert engines.engine is not None

@@ -97,9 +97,9 @@ def run(
         engine = measured(engines.get(replace(parts, lora=lora, engine=small)))
         return measure_adapter(engine, steps=(batch_size, context, num_steps), prompt_len=prompt_len, seed=seed)
 
-    with place.console.status("") as status, GrowingTable(place.output_dir / "ranks.csv") as rows:
+    with place.status("") as update, GrowingTable(place.output_dir / "ranks.csv") as rows:
         for rank in ranks:
-            status.update(f"rank {rank}")
+            update(f"rank {rank}")
             base = measure(partial(serve_base))  # each time: a machine's speed drifts
             drawn = with_keywords(adapters, ranks=[rank])
             served = measure(with_keywords(lora, adapters=drawn, num_slots=1, max_rank=rank))

@@ -121,7 +121,7 @@ def check_streams(streams: list[int], num_prompt_tokens: int, num_repeats: int) 
 
 def time_streams(arm: Arm, streams: list[int], num_prompt_tokens: int, num_repeats: int, place: Place) -> pd.DataFrame:
     """As measure_streams, on an engine that is gone when this returns: the study's would have to fit beside it."""
-    with place.console.status("streams") as status:
-        engines = EngineCache(place.device, status.update)
+    with place.status("streams") as update:
+        engines = EngineCache(place.device, update)
         engine = measured(engines.get(arm))
-        return measure_streams(engine, arm.scheduler, streams, num_prompt_tokens, num_repeats, status.update)
+        return measure_streams(engine, arm.scheduler, streams, num_prompt_tokens, num_repeats, update)

@@ -123,7 +123,7 @@ def measure_models(session: Session, text: Text | None) -> pd.DataFrame:
     references: dict[str, Decoder] = {}  # at most one: arms mostly share it
     with session.table("models.csv") as models, session.table("weights.csv") as weights:
         for arm, components in session.arms.items():
-            with session.attempt(arm), session.console.status(f"{arm}: model"):
+            with session.attempt(arm), session.status(f"{arm}: model"):
                 float32 = with_keywords(components.model, dtype="float32")
                 key = digest_of(describe(float32))
                 if key not in references:
@@ -195,8 +195,8 @@ def measure_steps(
     make = at_most(components.engine, num_seats, 2 * loaded.config.max_model_len)
     engine = measured(make(model=loaded))
     if steps is not None:
-        with session.console.status(f"{arm}: engine") as status:
-            engine.on_progress = status.update
+        with session.status(f"{arm}: engine") as update:
+            engine.on_progress = update
             get_ready(engine, num_seats)
         session.say(f"{arm}:")
         sizes = {"decode": [[batch_size, steps.context] for batch_size in steps.batch_sizes]}

@@ -73,8 +73,8 @@ def measure_arm(
     place: Place,
 ) -> tuple[list[Case], dict[str, float]]:
     """The arm's decode steps and its queue; nothing here keeps its engine, whose KV cache the next one's needs."""
-    with place.console.status("") as status:
-        engines.on_progress = status.update
+    with place.status("") as update:
+        engines.on_progress = update
         engine = measured(engines.get(arm))
         get_ready(engine, max([*(num_seqs for num_seqs, _ in sizes["decode"]), max_num_seqs_of(arm.scheduler)]))
     cases = measure_cases(sizes, engine, num_steps, ceilings, place.say)

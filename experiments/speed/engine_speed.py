@@ -79,8 +79,8 @@ def measure_engine(
 ) -> tuple[Json, PeerRun]:
     """`start`, `cases` and `serving` of the engine, which is gone afterwards; and what its peers need."""
     max_num_seqs = max([*(num_seqs for num_seqs, _ in sizes["decode"]), max_num_seqs_of(arm.scheduler)])
-    with place.console.status("") as status:
-        engine, start = start_engine(partial(arm.load_model, place.device), arm.engine, max_num_seqs, status.update)
+    with place.status("") as update:
+        engine, start = start_engine(partial(arm.load_model, place.device), arm.engine, max_num_seqs, update)
     cases = [case.row(ceilings) for case in measure_cases(sizes, engine, num_steps, ceilings, place.say)]
     requests = arm.trace(rate=None, seed=seed).requests
     served = measure_serving(engine, arm.scheduler, requests)

@@ -1,5 +1,7 @@
 """Where a study runs, where it writes, and how it speaks."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from rich.console import Console
 
 from framework.build import resolve_device
 from framework.paths import output_folder
-from framework.study.progress import make_console, say
+from framework.study.progress import make_console, say, status
 from framework.study.provenance import Environment, environment
 
 
@@ -27,6 +29,10 @@ class Place:
 
     def say(self, line: str) -> None:
         say(self.console, line)
+
+    def status(self, line: str) -> AbstractContextManager[Callable[[str], None]]:
+        """While something takes long: `with place.status("loading") as update: … update("running")`."""
+        return status(self.console, line)
 
 
 def open_place(device: str, output_dir: str) -> Place:

@@ -1,7 +1,8 @@
 """The console of a study, and how far a sweep has come."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +15,7 @@ from framework.checks import printable
 from framework.core import Step
 
 NUM_TOLD = 5  # reasons for which a point's requests are dropped or refused
+QUIET = 5.0  # seconds after which a file gets a line on what goes on
 REFRESH_INTERVAL = 0.5  # seconds of real time; drawn between steps, so never inside a measured window
 
 
@@ -36,6 +38,28 @@ def say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+class Heartbeat:
+    """Where the output goes to a file, a line on what goes on, if nothing was said for some seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.last_time = console, time.monotonic()
+
+    def tell(self, line: str) -> None:
+        if not self.console.is_terminal and time.monotonic() - self.last_time > QUIET:
+            say(self.console, line)
+            self.last_time = time.monotonic()
+
+
+@contextmanager
+def status(console: Console, line: str) -> Iterator[Callable[[str], None]]:
+    """What goes on, in one line that changes; call what is given for another. In a file, as Heartbeat has it."""
+    if not console.is_terminal:
+        yield Heartbeat(console).tell
+        return
+    with console.status(line) as shown:
+        yield shown.update
+
+
 class TokensPerSecond(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f} tok/s" if task.speed else "- tok/s")
@@ -45,7 +69,7 @@ class SweepProgress:
     """A bar over the output tokens of all points; the tokens of points not yet begun are taken to be as many."""
 
     def __init__(self, console: Console, num_points: int) -> None:
-        self.console = console
+        self.console, self.heartbeat = console, Heartbeat(console)
         self.num_points = num_points
         self.num_done = 0
         self.num_reused = 0
@@ -66,8 +90,10 @@ class SweepProgress:
         self.bar.stop()
 
     def say(self, label: str) -> None:
-        self.bar.update(self.task, description=f"[{self.num_done + 1}/{self.num_points}] {label}")
+        line = f"[{self.num_done + 1}/{self.num_points}] {label}"
+        self.bar.update(self.task, description=line)
         self.bar.refresh()
+        self.heartbeat.tell(line)
 
     def begin_point(self, label: str, num_output_tokens: int) -> None:
         remaining = (self.num_points - self.num_done) * num_output_tokens

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from framework.core import Step
-from framework.study.progress import EscapingConsole, SweepProgress, say
+from framework.study.progress import EscapingConsole, Heartbeat, SweepProgress, say
 
 STEP = Step(0.0, 0.1, "decode", 8, 0, 8, 80, 0, 5, 0, 0, 0, 0.1, num_output_tokens=8)
 METRICS = {"output_throughput": 1234.5, "ttft_p50": 0.0123, "tpot_p50": 0.00456}
@@ -60,3 +60,14 @@ def test_what_would_steer_the_terminal_is_escaped(is_terminal):
     for text in (r"a\x1b[2J: 1,234 tok/s", r"adapter \x1b]0;owned", r"no \x1b[31mroom", r"\x1b[1A line"):
         assert text in output
     assert ("\x1b[31mfailed" in output) == is_terminal  # its own colours stay
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_file_has_a_line_now_and_then_while_something_takes_long(is_terminal):
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=100)
+    heartbeat = Heartbeat(console)
+    heartbeat.tell("loading")
+    heartbeat.last_time -= 60
+    heartbeat.tell("compiling")
+    heartbeat.tell("capturing")
+    assert console.file.getvalue() == ("" if is_terminal else "compiling\n")
