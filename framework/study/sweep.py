@@ -12,6 +12,7 @@ import pandas as pd
 from typing_extensions import TypedDict
 
 from framework.build import ChangeModel, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
+from framework.checks import message
 from framework.core import StudyError, describe_error
 from framework.measure.gpu_state import GpuWatch, open_gpu
 from framework.measure.metrics import check_slo, summarize
@@ -107,7 +108,7 @@ class Study(Place):
     def raise_failures(self) -> None:
         if not self.failures:
             return
-        raise StudyError("\n".join(f"{message} ({name_points(points)})" for message, points in self.failures.items()))
+        raise StudyError("\n".join(f"{problem} ({name_points(points)})" for problem, points in self.failures.items()))
 
 
 def run_study(arms: dict[str, Arm], sweep: Replays) -> Study:
@@ -160,9 +161,9 @@ def compute_or_reuse(
             is_disk_full = isinstance(error, OSError) and error.errno in DISK_FULL
             if is_disk_full or os.environ.get("HYDRA_FULL_ERROR"):
                 raise  # the other points could not be written either
-            message = describe_error(error)
-            progress.fail_point(str(point), message if message not in study.failures else None)
-            study.failures.setdefault(message, []).append(point)
+            problem = message(describe_error(error))
+            progress.fail_point(str(point), problem if problem not in study.failures else None)
+            study.failures.setdefault(problem, []).append(point)
             return
         save_table(study)
     progress.end_point(str(point), metrics, is_reused)
@@ -191,8 +192,8 @@ def table_saved_at_end(study: Study, fresh: bool) -> Iterator[None]:
         if not num_points:
             raise
         command = "the same command, without fresh=true," if fresh else "the same command"
-        message = f"finished points are on disk ({num_points}); {command} goes on from there"
-        raise KeyboardInterrupt(message) from None
+        told = f"finished points are on disk ({num_points}); {command} goes on from there"
+        raise KeyboardInterrupt(told) from None
     finally:
         save_table(study)
 

@@ -1,21 +1,29 @@
-"""Malformed configs, traces and points, drawn from a seed: each is used as it is, or refused in one clear message."""
+"""Malformed configs, traces, checkpoints, adapters and points, from a seed: used as they are, or refused clearly."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import hydra
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from framework.catalog import CONF
 from framework.checks import MAX_LINE
 from framework.config import check
 from framework.core import Trace
+from framework.lora.adapter_file import save_adapter
+from framework.lora.adapters import RandomAdapters, SavedAdapters
+from framework.lora.layout import make_layout
 from framework.trace.files import read_azure, read_burstgpt, read_mooncake, read_table, read_vidur
+from tests.models.checkpoints import make_hf_model
+from tests.models.loaded_models import LLAMA, load
 from tests.robustness.mutations import altered, damaged
 from tests.study.fake_study import run_fake_study
 
@@ -111,24 +119,55 @@ def test_a_config_fits_what_it_calls_or_is_refused_by_key(study, seed):
     assert sum(message is not None for message in messages) > 10
 
 
+def damage(path: Path, rng: np.random.Generator) -> None:
+    """Other bytes or, in a JSON file, another value."""
+    if path.suffix == ".json" and rng.random() < 0.7:
+        path.write_text(json.dumps(altered(json.loads(path.read_text()), rng)))
+    else:
+        path.write_bytes(damaged(path.read_bytes(), rng))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", ["llama", "mistral_window", "gpt2"])
+def test_a_checkpoint_is_loaded_or_refused_by_its_folder(tmp_path, name, seed):
+    whole, rng, num_refused = tmp_path / "whole", np.random.default_rng([seed, 3]), 0
+    make_hf_model(name).save_pretrained(whole)
+    for round_ in range(60):
+        folder = tmp_path / str(round_)
+        shutil.copytree(whole, folder)
+        damage(folder / ("config.json" if round_ % 3 else "model.safetensors"), rng)
+        message = refusal(partial(load, folder))
+        shutil.rmtree(folder)
+        assert message is None or str(folder) in message
+        num_refused += message is not None
+    assert num_refused > 20
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_adapter_is_loaded_or_refused_by_its_name(tmp_path, seed):
+    layout = make_layout(load(config=LLAMA, weights="random"), None)
+    source, rng, num_refused = SavedAdapters(path=str(tmp_path)), np.random.default_rng([seed, 4]), 0
+    save_adapter(tmp_path / "whole", RandomAdapters(ranks=[4], seed=0).load("x", layout, torch.float32), layout, 8.0)
+    for round_ in range(60):
+        folder = tmp_path / f"mine{round_}"
+        shutil.copytree(tmp_path / "whole", folder)
+        damage(folder / ("adapter_config.json" if round_ % 3 else "adapter_model.safetensors"), rng)
+        message = refusal(partial(source.load, folder.name, layout, torch.float32))
+        shutil.rmtree(folder)
+        assert message is None or folder.name in message
+        num_refused += message is not None
+    assert num_refused > 20
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_damaged_folder_of_points_heals(tmp_path, seed):
     rng = np.random.default_rng([seed, 3])
     whole = run_fake_study(tmp_path, {"only": {}}, [1.0, 2.0]).table()
     for _ in range(12):
-        damage(tmp_path, rng)
+        files = sorted(tmp_path.glob("points/*/*"))
+        damage(files[int(rng.integers(len(files)))], rng)
         with warnings.catch_warnings(record=True, action="always") as caught:
             table = run_fake_study(tmp_path, {"only": {}}, [1.0, 2.0]).table()
         assert all("is no finished point" in str(warning.message) for warning in caught)
         assert table[["rate", "point"]].equals(whole[["rate", "point"]])
         assert len(pd.read_csv(tmp_path / "points.csv")) == 2
-
-
-def damage(folder: Path, rng: np.random.Generator) -> None:
-    """One file of a point, other bytes or, of its record, another value."""
-    files = sorted(folder.glob("points/*/*"))
-    path = files[int(rng.integers(len(files)))]
-    if path.suffix == ".json" and rng.random() < 0.7:
-        path.write_text(json.dumps(altered(json.loads(path.read_text()), rng)))
-    else:
-        path.write_bytes(damaged(path.read_bytes(), rng))
