@@ -5,8 +5,7 @@ Standard library only; every other module imports from here and nothing here imp
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -209,7 +208,10 @@ class Scheduler(Protocol):
 
     max_num_seqs: int
     wake_time: float  # ask again at this time (s) even if nothing arrives; inf if only an arrival can help
-    waiting: deque[Sequence]
+
+    @property
+    def waiting(self) -> Collection[Sequence]:
+        """In the order of service."""
 
     @property
     def num_unfinished(self) -> int: ...

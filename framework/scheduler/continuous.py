@@ -20,7 +20,7 @@ class ContinuousScheduler:
     admission leaves free, so that a new sequence is not preempted at once. The running sequences use up to `max_loras`
     adapters (None: as many as there are slots); a request whose adapter would be one too many keeps those behind it
     waiting too. With `prefetch` the adapters of the first waiting requests are brought to slots that nobody uses. With
-    `adapter_cycle_time` (s) adapters take turns instead: then a step that has free seats costs O(waiting sequences).
+    `adapter_cycle_time` (s) adapters take turns instead: then a step that has free seats costs O(adapters).
     """
 
     wake_time = inf
@@ -48,12 +48,12 @@ class ContinuousScheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.blocks = BlockManager(num_blocks, block_size)
         self.adapters = AdapterSlots(num_adapter_slots, max_loras)
+        self.waiting: deque[Sequence] | AdapterTurns = deque()
         self.turns: AdapterTurns | None = None
         if adapter_cycle_time is not None and num_adapter_slots:
-            self.turns = AdapterTurns(self.adapters.max_loras, adapter_cycle_time)
+            self.waiting = self.turns = AdapterTurns(self.adapters.max_loras, adapter_cycle_time)
         self.prefetch = prefetch
         self.num_reserved_blocks = int(watermark * num_blocks)
-        self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.ending: list[Sequence] = []  # their last token is in a step in flight
         self.split: Sequence | None = None  # the sequence whose prompt is spread over several steps
@@ -74,7 +74,10 @@ class ContinuousScheduler:
 
     def schedule(self, now: float) -> Batch | None:
         if self.turns is not None and len(self.running) < self.max_num_seqs:
-            self.waiting = self.turns.update(self.waiting, self.adapters.num_users, now)
+            if self.waiting is not self.turns:  # a subclass has put them into an order of its own
+                self.turns.refill(self.waiting)
+                self.waiting = self.turns
+            self.turns.update(self.adapters.num_users, now)
         batch = self._continue_prompt() or self._prefill(now) or self._decode()
         if batch is not None and self.adapters.num_slots:
             if self.prefetch:
@@ -144,11 +147,12 @@ class ContinuousScheduler:
         self.running = [sequence for sequence in self.running if sequence.num_unscheduled_tokens]
 
     def _can_admit(self, budget: int, alone: bool) -> bool:
-        if not self.waiting or len(self.running) >= self.max_num_seqs or not self.adapters.can_admit(self.waiting[0]):
+        if not self.waiting or len(self.running) >= self.max_num_seqs:
             return False
-        if self.turns is not None and not self.turns.has_turn(self.waiting[0]):
+        first = self.waiting[0]
+        if not self.adapters.can_admit(first) or (self.turns is not None and not self.turns.has_turn(first)):
             return False
-        num_tokens = self.waiting[0].num_tokens
+        num_tokens = first.num_tokens
         if num_tokens > budget and not alone:
             return False
         reserved = self.num_reserved_blocks if self.running else 0

@@ -82,24 +82,82 @@ def test_a_busy_adapter_no_longer_keeps_a_rare_one_waiting():
     assert waits[2.0].to_dict() == {"a": pytest.approx((3 + sum(range(5, 15))) / 12), "b": 3.0}
 
 
-def sequences(*names):
-    return deque(Sequence(Request(index, 0.0, 1, 1, adapter_id=name)) for index, name in enumerate(names))
+def sequences(*names, start=0):
+    return [Sequence(Request(index, 0.0, 1, 1, adapter_id=name)) for index, name in enumerate(names, start)]
 
 
 def ids(waiting):
     return [sequence.request.request_id for sequence in waiting]
 
 
+def waiting_for(*names, max_loras):
+    turns = AdapterTurns(max_loras, cycle_time=1.0)
+    for sequence in sequences(*names):
+        turns.append(sequence)
+    return turns
+
+
 def test_only_so_many_turns_end_as_adapters_wait():
-    turns = AdapterTurns(max_loras=2, cycle_time=1.0)
-    assert ids(turns.update(sequences("a", "c", "b", None, "a"), [], 0.0)) == [0, 1, 3, 4, 2]
+    turns = waiting_for("a", "c", "b", None, "a", max_loras=2)
+    turns.update([], 0.0)
+    assert ids(turns) == [0, 1, 3, 4, 2]
     assert list(turns.since) == ["a", "c"]
-    assert ids(turns.update(sequences("a", "b", "c"), ["a", "c"], 1.0)) == [2, 1, 0]  # one ends, the one that is first
+    assert ids(turns.popleft() for _ in range(3)) == [0, 1, 3]
+    assert len(turns) == 2
+    [late] = sequences("c", start=5)
+    turns.append(late)
+    turns.update(["a", "c"], 1.0)  # one ends, the one that is first
+    assert ids(turns) == [5, 2, 4]
     assert (list(turns.since), list(turns.upcoming)) == (["c"], ["b", "a"])
-    turns.update(sequences("a", "b", "c"), ["a", "c"], 2.0)  # a's slot is b's as soon as a runs no longer
+    turns.update(["a", "c"], 2.0)  # a's slot is b's as soon as a runs no longer
     assert (list(turns.since), list(turns.upcoming)) == (["c"], ["b", "a"])
-    turns.update(sequences("a", "b", "c"), ["c"], 2.5)
+    turns.update(["c"], 2.5)
     assert (list(turns.since), list(turns.upcoming)) == (["b"], ["a", "c"])  # one more ends, and c's slot will be a's
+    assert ids(turns) == [2, 4, 5]
+
+
+def test_what_is_preempted_is_first_and_can_be_taken_out():
+    turns = waiting_for("a", "b", "a", max_loras=1)
+    turns.update([], 0.0)
+    first = turns.popleft()
+    turns.appendleft(first)
+    assert ids(turns) == [0, 2, 1]
+    [late] = sequences("b", start=3)
+    turns.append(late)
+    assert ids(turns) == [0, 2, 1, 3]
+    turns.update(["a"], 0.5)
+    turns.remove(late)
+    assert first in turns
+    turns.remove(first)
+    assert ids(turns) == [2, 1]
+    assert first not in turns
+
+
+@pytest.mark.parametrize("num_waiting", [1_000, 100_000])
+def test_a_schedule_looks_at_adapters_not_at_all_that_wait(num_waiting):
+    """Every sequence is looked at once when it arrives; a schedule with a free seat then sees a few."""
+    looked_at = []
+    turns = waiting_for(*(f"adapter-{index % 20}" for index in range(num_waiting)), max_loras=4)
+    turns.update([], 0.0)
+    queues = {name: Watched(queue, looked_at) for name, queue in turns.queues.items()}
+    turns.queues = queues
+    for step in range(50):
+        turns.update(list(turns.since), 0.5 * step)
+        turns.popleft()
+    assert len(looked_at) < 50 * 20
+
+
+class Watched(deque):
+    """Notes what is looked at while it is gone through."""
+
+    def __init__(self, items, looked_at):
+        super().__init__(items)
+        self.looked_at = looked_at
+
+    def __iter__(self):
+        for item in super().__iter__():
+            self.looked_at.append(item)
+            yield item
 
 
 @pytest.mark.parametrize("cycle_time", [0.0, -1.0, float("nan")])
