@@ -59,7 +59,8 @@ def main() -> None:
 def run(config: DictConfig) -> None:
     if not config.output_dir:
         raise ValueError("output_dir is empty: name a folder (. is this one)")
-    print(f"{HydraConfig.get().runtime.choices.experiment} begins", flush=True)  # what follows imports PyTorch
+    if sys.stdout.isatty():  # what follows imports PyTorch
+        print(f"{HydraConfig.get().runtime.choices.experiment} begins", flush=True)
     check_groups(config)
     check(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     config.output_dir = str(output_folder(config.output_dir))
