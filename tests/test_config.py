@@ -41,6 +41,9 @@ def test_every_yaml_fits_what_it_calls(option):
     group, _, name = option.partition("=")
     if group in ("scheduler", "adapters", "popularity", "router"):  # parts of other components
         check(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")))
+    elif group == "lengths":  # those of a synthetic trace
+        needed = ["trace.lengths.trace.path=x"] if name == "file" else []
+        check(composed("experiment=continuous_batching", f"lengths@trace.lengths={name}", *needed))
     else:
         check(composed(option, *lacking(group, name)))
 

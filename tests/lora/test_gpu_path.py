@@ -89,7 +89,7 @@ def test_compiled_blocks_hold_for_any_adapters(monkeypatch, family, strategy):
 
     cases = [(num_rows, seed) for seed, num_rows in enumerate([7, 5, 33, 4, 64])]
     expected = [run(*case) for case in cases]
-    configure_model(model, fused=False, compile=True)
+    configure_model(model, fused=False, compiled=compile_blocks(model))
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     torch.testing.assert_close(run(*cases[0]), expected[0])

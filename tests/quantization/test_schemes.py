@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from framework.engine.torch_engine import TorchEngine
-from framework.engine.torch_engine.compilation import configure_model
+from framework.engine.torch_engine.compilation import compile_blocks, configure_model
 from framework.models.footprint import footprint
 from framework.models.layers import SurroundedLinear
 from framework.quantization import fp8, int8_dynamic, int8_weight_only
@@ -79,7 +79,7 @@ def test_what_cannot_be_says_so(call, message):
 @pytest.mark.parametrize("name", SCHEMES)
 def test_which_rows_take_a_fused_kernel(name, dtype):
     model = SCHEMES[name][0](make_model("llama", dtype))
-    configure_model(model, fused=True, compile=True)
+    configure_model(model, fused=True, compiled=compile_blocks(model))
     rows = {"none": 64, "int8_weight_only": 256, "int8_groups": 256, "int8_whole": 256, "int8_dynamic": 2**15}.get(
         name, 0
     )
