@@ -10,7 +10,7 @@ import torch
 from framework.core import Batch, Request, Sequence
 from framework.engine.torch_engine import TorchEngine
 from framework.engine.torch_engine import adapters as placement
-from framework.engine.torch_engine.compilation import MAX_COMPILED_ROWS, configure_model
+from framework.engine.torch_engine.compilation import MAX_COMPILED_ROWS, compile_blocks, configure_model
 from framework.kernels.lora import lora_delta
 from framework.lora import segmented
 from framework.lora.gathered import Gathered
