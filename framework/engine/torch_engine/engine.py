@@ -89,15 +89,8 @@ class TorchEngine:
             num_threads=num_threads,
         )
         attach_cache(model, [])  # what an earlier engine left would count as used memory
-        size = size_cache(
-            model,
-            options,
-            adapters.num_bytes,
-            num_blocks=num_blocks,
-            kv_cache_bytes=kv_cache_bytes,
-            memory_bytes=memory_bytes,
-            max_num_blocks=max_num_blocks,
-        )
+        limits = {"num_blocks": num_blocks, "kv_cache_bytes": kv_cache_bytes, "memory_bytes": memory_bytes}
+        size = size_cache(model, options, adapters.num_bytes, max_num_blocks=max_num_blocks, **limits)
         self._build(model, adapters, sampling, options, size)
 
     def _build(
