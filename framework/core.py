@@ -210,6 +210,10 @@ class Scheduler(Protocol):
     wake_time: float  # ask again at this time (s) even if nothing arrives; inf if only an arrival can help
 
     @property
+    def max_num_batched_tokens(self) -> int | None:
+        """New tokens of a step at most, though every seat may always decode one; None: no limit of its own."""
+
+    @property
     def waiting(self) -> Collection[Sequence]:
         """In the order of service."""
 
@@ -254,8 +258,11 @@ class Engine(Protocol):
     def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
         """Which adapters that these requests name cannot be served: id → the reason, a sentence that has the id."""
 
-    def begin(self, requests: list[Request], max_num_seqs: int) -> None:
-        """Get ready, outside the measured window, for a replay of these requests in batches of up to `max_num_seqs`."""
+    def begin(self, requests: list[Request], max_num_seqs: int, max_num_batched_tokens: int | None = None) -> None:
+        """Get ready, outside the measured window, for a replay of these requests in batches of up to `max_num_seqs`.
+
+        A batch has at most `max_num_batched_tokens` new tokens, or `max_num_seqs` if those are more; None: no limit.
+        """
 
     def add(self, sequence: Sequence) -> None:
         """Take the prompt of a sequence that arrives; outside the measured time."""

@@ -231,7 +231,8 @@ def replay(source: Source, servers: list[Server], route: Router, clock: Clock = 
     for server in servers:
         check_several(len(servers), server.engine, clock)
         check_requests(source.requests, server.scheduler)
-        server.engine.begin(source.requests, server.scheduler.max_num_seqs)
+        scheduler = server.scheduler
+        server.engine.begin(source.requests, scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
     with garbage_collector_paused():
         env, charge = make_clock(clock)
         world = World(env, source, servers, route)

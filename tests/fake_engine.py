@@ -34,7 +34,7 @@ class FakeEngine:
     def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
         return {}
 
-    def begin(self, requests: list[Request], max_num_seqs: int) -> None:
+    def begin(self, requests: list[Request], max_num_seqs: int, max_num_batched_tokens: int | None = None) -> None:
         self.batches.clear()
 
     def add(self, sequence: Sequence) -> None:

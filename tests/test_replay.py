@@ -3,13 +3,14 @@
 import time
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from itertools import count
 
 import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
-from framework.build import replay_trace
+from framework.build import make_scheduler, replay_trace
 from framework.core import Request, Sequence, StepResult
 from framework.replay import Server, make_clock, replay
 from framework.router.round_robin import round_robin
@@ -54,6 +55,26 @@ def test_simultaneous_arrivals_are_all_seen_by_the_next_step():
     requests = requests_at((1.0, 4, 1), (1.0, 4, 1), (1.0, 4, 1))
     _, steps = replay_trace(requests, ContinuousScheduler(engine.num_blocks, engine.block_size), engine)
     assert [(step.start_time, step.num_seqs) for step in steps] == [(1.0, 3)]
+
+
+class ListeningEngine(FakeEngine):
+    """Keeps what it is told of the batches that will come."""
+
+    def begin(self, requests, max_num_seqs, max_num_batched_tokens=None):
+        self.limits = max_num_seqs, max_num_batched_tokens
+
+
+@pytest.mark.parametrize(
+    ("make", "limits"),
+    [
+        (partial(ContinuousScheduler, max_num_seqs=3, max_num_batched_tokens=32), (3, 32)),
+        (partial(StaticScheduler, max_num_seqs=3), (3, None)),
+    ],
+)
+def test_an_engine_is_told_how_large_a_batch_may_be(make, limits):
+    engine = ListeningEngine()
+    replay_trace(requests_at((0.0, 4, 1)), make_scheduler(make, engine), engine)
+    assert engine.limits == limits
 
 
 class SleepingEngine(FakeEngine):

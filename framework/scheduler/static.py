@@ -32,6 +32,7 @@ class StaticScheduler:
         if not (isfinite(max_wait) and max_wait >= 0):
             raise ValueError(f"max_wait must be a finite number of seconds, at least 0, not {max_wait}")
         self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = None
         self.max_wait = max_wait
         self.blocks = BlockManager(num_blocks, block_size)
         self.adapters = AdapterSlots(num_adapter_slots)

@@ -73,7 +73,10 @@ def watched(scheduler_type: type) -> type:
 
         def check_batch(self, batch):
             assert 0 < len(set(batch.sequences)) == len(batch.sequences) <= self.max_num_seqs
-            assert sum(batch.num_tokens) == batch.num_prefill_tokens + batch.num_decode_tokens
+            num_tokens = batch.num_prefill_tokens + batch.num_decode_tokens
+            assert sum(batch.num_tokens) == num_tokens
+            if self.max_num_batched_tokens is not None:
+                assert num_tokens <= max(self.max_num_batched_tokens, self.max_num_seqs)
             self.adapter_in |= batch.adapter_loads
             assert set(self.adapter_in) <= set(range(1, self.num_adapter_slots + 1))
             for sequence in batch.sequences:

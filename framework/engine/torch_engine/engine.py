@@ -135,7 +135,7 @@ class TorchEngine:
     def use_adapter(self, adapter_id: str, num_tokens: int) -> int:
         return self.adapters.use(adapter_id, num_tokens)
 
-    def begin(self, requests: list[Request], max_num_seqs: int) -> None:
+    def begin(self, requests: list[Request], max_num_seqs: int, max_num_batched_tokens: int | None = None) -> None:
         """Check the requests, attach the cache, warm up, and reseed the sampling: equal batches give equal tokens.
 
         What is warm already is not warmed again, so a second replay of such requests begins at once.
@@ -153,7 +153,7 @@ class TorchEngine:
         self._in_flight.clear()
         self._kind_of_step, self._num_collected = "warm-up step", 0
         try:
-            self._warm_up(max_num_seqs, most_rows(requests, max_num_seqs))
+            self._warm_up(max_num_seqs, most_rows(requests, max_num_seqs, max_num_batched_tokens))
         except torch.OutOfMemoryError as error:
             free_bytes, total_bytes = torch.cuda.mem_get_info(self.device)
             raise ValueError(

@@ -14,13 +14,16 @@ MANY_ROWS = 257  # blocks are compiled, and the kernels of adapters have larger 
 BATCHES = (16, 32, 64, 128)  # prompts of one token: one for each size of the vocabulary head's
 
 
-def most_rows(requests: Iterable[Request], max_num_seqs: int) -> int:
-    """The most rows that a step of `max_num_seqs` sequences can have.
+def most_rows(requests: Iterable[Request], max_num_seqs: int, max_num_batched_tokens: int | None) -> int:
+    """The most rows that a step of `max_num_seqs` sequences and `max_num_batched_tokens` new tokens can have.
 
     A preempted sequence computes its output again with its prompt, and static batches pad to the longest.
     """
     lengths = [request.num_prompt_tokens + request.num_output_tokens for request in requests]
-    return max(max_num_seqs, min(max_num_seqs, len(lengths)) * max(lengths, default=0))
+    num_rows = min(max_num_seqs, len(lengths)) * max(lengths, default=0)
+    if max_num_batched_tokens is not None:
+        num_rows = min(num_rows, max_num_batched_tokens)
+    return max(max_num_seqs, num_rows)
 
 
 def warm_up_sizes(

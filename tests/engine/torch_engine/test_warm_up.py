@@ -23,6 +23,13 @@ def test_no_more_rows_are_warmed_than_a_step_has(num_rows):
 
 def test_the_most_rows_of_a_step():
     requests = [Request(0, 0.0, 30, 10), Request(1, 0.0, 5, 6)]
-    assert warm_up.most_rows(requests, 1) == 40  # a preempted one computes its output anew
-    assert warm_up.most_rows(requests, 64) == 80  # padded to the longest
-    assert warm_up.most_rows([], 64) == 64
+    assert warm_up.most_rows(requests, 1, None) == 40  # a preempted one computes its output anew
+    assert warm_up.most_rows(requests, 64, None) == 80  # padded to the longest
+    assert warm_up.most_rows([], 64, None) == 64
+
+
+def test_no_step_has_more_rows_than_its_budget():
+    requests = [Request(0, 0.0, 30, 10), Request(1, 0.0, 5, 6)]
+    assert warm_up.most_rows(requests, 64, 70) == 70
+    assert warm_up.most_rows(requests, 64, 16) == 64  # every seat may decode
+    assert warm_up.most_rows(requests, 2, 2048) == 80
