@@ -8,12 +8,13 @@ import pandas as pd
 from typing_extensions import Unpack
 
 from experiments.peers import PeerRun, continuous, run_peer, static
-from experiments.speed.figures import decode_step, roofline
+from experiments.speed.figures import against_alone, decode_step, roofline
 from experiments.speed.tables import describe_serving, describe_start, peers_table
 from framework.build import MakeTrace, free
 from framework.core import Request, Sequence
 from framework.engine.measured import MeasuredEngine
 from framework.measure.ceilings import Ceilings, limits
+from framework.measure.mixed_steps import check_comparisons, comparisons_table, measure_comparisons, most_seqs
 from framework.measure.serving import max_num_seqs_of, measure_serving
 from framework.measure.steps import Say, cases_table, ceilings_for, check_sizes, measure_cases, start_engine
 from framework.report.finish import Findings, finish, write_findings
@@ -30,6 +31,15 @@ PEER_DEFINITION = {
 }
 ROOFLINE = "FLOP/s reached over the intensity of each step, under the measured ceilings."
 DECODE_STEP = "Decode steps over the batch size: from step to step, on the device, and the floor."
+AGAINST_ALONE = "Time on the device of mixed steps, and of prompts in chunks, over that of one step of a prompt alone "
+AGAINST_ALONE += "(1, dashed): of as many rows, or of the whole prompt."
+COMPARISON_DEFINITIONS = {
+    "mixed A behind B + C × D": "a step with the last A tokens of a prompt, B cached ones before them, and C decodes "
+    "with a context of D tokens each",
+    "ratio": "time on the device / that of the step alone, which has as many rows or the whole prompt",
+    "device waited": "from one step's tokens to the next one's, less the device's time: the median over the steps. "
+    "Where steps are not launched ahead, the host's work is in it",
+}
 
 
 def run(
@@ -38,6 +48,8 @@ def run(
     context: int,
     prefills: list[list[int]],
     attention: list[list[int]],
+    mixed: list[list[int]],
+    chunks: list[list[int]],
     num_steps: int,
     peers: bool,
     peer_seats: list[int],
@@ -48,18 +60,21 @@ def run(
 ) -> None:
     """Print and write ceilings, start, steps and attention against their floors, and the requests of `trace` served.
 
-    `prefills` are [prompts, tokens each], `attention` [sequences, context]; `num_steps` steps are timed. What does not
-    fit the device, the cache or the model is skipped, and said so. `peers` serve the same requests afterwards,
+    `prefills` are [prompts, tokens each], `attention` [sequences, context], `mixed` [prompt tokens, cached ones before
+    them, decodes, context of each], `chunks` [prompt tokens, tokens of a chunk]; `num_steps` steps are timed. What does
+    not fit the device, the cache or the model is skipped, and said so. `peers` serve the same requests afterwards,
     continuous batching once with each number of `peer_seats`, `generate` the first `peer_static_requests` (None: all).
     """
     sizes = {"decode": [[size, context] for size in batch_sizes], "prefill": prefills, "attention": attention}
+    compared = {"mixed": mixed, "chunks": chunks}
     check_sizes(sizes, num_steps)
+    check_comparisons(compared)
     place = open_place(serving["device"], serving["output_dir"])
     arm = Arm(**parts_of(serving), trace=trace, clock="virtual")
     ceilings = ceilings_for(serving["model"], serving["engine"], place.device)
     title = f"{place.device_name}: {limits(ceilings)}"
     place.say(f"{title} (copy {1e-9 * ceilings.copy_bandwidth:,.0f} GB/s)")
-    measured, peer_run = measure_engine(arm, sizes, num_steps, seed, ceilings, place)
+    measured, peer_run = measure_engine(arm, sizes, compared, num_steps, seed, ceilings, place)
     record: Json = {"config": arm.config, "environment": place.environment, "ceilings": asdict(ceilings)} | measured
     finish(place, title, find(record, ceilings, place.device_name))
     if peers:
@@ -72,24 +87,29 @@ def run(
 def measure_engine(
     arm: Arm,
     sizes: dict[str, list[list[int]]],
+    compared: dict[str, list[list[int]]],
     num_steps: int,
     seed: int,
     ceilings: Ceilings,
     place: Place,
 ) -> tuple[Json, PeerRun]:
-    """`start`, `cases` and `serving` of the engine, which is gone afterwards; and what its peers need."""
-    max_num_seqs = max([*(num_seqs for num_seqs, _ in sizes["decode"]), max_num_seqs_of(arm.scheduler)])
+    """What is measured of the engine, which is gone afterwards, as `speed.json` has it; and what its peers need."""
+    most = most_seqs(compared), max_num_seqs_of(arm.scheduler)
+    max_num_seqs = max([*(num_seqs for num_seqs, _ in sizes["decode"]), *most])
     with place.status("") as update:
         engine, start = start_engine(partial(arm.load_model, place.device), arm.engine, max_num_seqs, update)
     cases = [case.row(ceilings) for case in measure_cases(sizes, engine, num_steps, ceilings, place.say)]
+    compared_steps = measure_comparisons(compared, engine, num_steps, ceilings, place.say)
+    comparisons = [comparison.row(ceilings) for comparison in compared_steps]
     requests = arm.trace(rate=None, seed=seed).requests
     served = measure_serving(engine, arm.scheduler, requests)
-    return {"start": start, "cases": cases, "serving": served}, make_peer_run(engine, requests)
+    measured: Json = {"start": start, "cases": cases, "comparisons": comparisons, "serving": served}
+    return measured, make_peer_run(engine, requests)
 
 
 def find(record: Json, ceilings: Ceilings, device: str) -> Findings:
     """What the record of the measured engine shows, and of its peers, if it has some."""
-    cases = pd.DataFrame(record["cases"])
+    cases, comparisons = pd.DataFrame(record["cases"]), pd.DataFrame(record["comparisons"])
     figures: dict[str, Drawn] = {}
     tables = {}
     if not cases.empty:
@@ -97,14 +117,18 @@ def find(record: Json, ceilings: Ceilings, device: str) -> Findings:
         tables["Steps and kernels against their floors"] = cases_table(cases)
         if (cases["kind"] == "decode").any():
             figures["decode_step"] = (decode_step(cases, device), DECODE_STEP)
+    if not comparisons.empty:
+        figures["against_alone"] = (against_alone(comparisons, device), AGAINST_ALONE)
+        tables["Mixed steps and prompts in chunks against a step alone"] = comparisons_table(comparisons)
     if "peers" in record:
         tables["Peers on the same requests"] = peers_table(record["peers"])
     return Findings(
         figures,
         tables,
         notes=[describe_start(record["start"]), describe_serving(record["serving"])],
-        definitions=PEER_DEFINITION if "peers" in record else {},
-        files={"speed.json": record, "speed.csv": cases},
+        definitions=({} if comparisons.empty else COMPARISON_DEFINITIONS)
+        | (PEER_DEFINITION if "peers" in record else {}),
+        files={"speed.json": record, "speed.csv": cases, "comparisons.csv": comparisons},
     )
 
 

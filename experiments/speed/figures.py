@@ -1,4 +1,4 @@
-"""Figures of the speed studies: roofline, decode steps over batch size, and what each of an engine's options buys."""
+"""Figures of the speed studies: roofline, decode steps, mixed steps, and what each of an engine's options buys."""
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,29 @@ def decode_step(cases: pd.DataFrame, title: str) -> Figure:
     axes.set(ylabel="decode step (ms)", title=title)
     axes.set_ylim(bottom=0)
     axes.legend()
+    return figure
+
+
+@styled
+def against_alone(comparisons: pd.DataFrame, title: str) -> Figure:
+    """A bar per row of `comparisons`: its `ratio` to the step alone, with both times (ms), and a line at 1."""
+    figure = Figure(figsize=(TEXT_WIDTH, 0.8 + 0.3 * len(comparisons)))
+    axes = figure.subplots()
+    places = range(len(comparisons))
+    bars = axes.barh(
+        places, comparisons["ratio"], height=0.6, color=[COLOURS[kind != "mixed"] for kind in comparisons["kind"]]
+    )
+    labels = [
+        f"{row['ratio']:.2f}×  ({1e3 * row['device']:.3g} ÷ {1e3 * row['alone_device']:.3g} ms)"
+        for row in comparisons.to_dict("records")
+    ]
+    axes.bar_label(bars, labels, padding=3, fontsize=7)
+    axes.axvline(1, color=GREY, linestyle=LINES[1], linewidth=0.8)
+    axes.set_yticks(places, comparisons["case"])
+    axes.set(xlabel="time on the device ÷ that of the step alone", title=title)
+    axes.set_xlim(0, 1.35 * max(1.0, comparisons["ratio"].max()))
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
     return figure
 
 

@@ -68,8 +68,8 @@ def num_bytes(parameters: Iterable[Tensor]) -> int:
     return sum(part.nbytes for parameter in parameters for part in plain_tensors(parameter))
 
 
-def step_work(costs: Costs, batch: Batch) -> Work:
-    """Work of a step in which every sequence samples one token.
+def step_work(costs: Costs, batch: Batch, num_sampled: int | None = None) -> Work:
+    """Work of a step in which `num_sampled` sequences sample one token (None: all; a prompt's chunk may not).
 
     Keys and values of a context are moved once: those of old tokens are read, those of new ones written. A new token
     attends to the tokens before it and to itself.
@@ -81,7 +81,7 @@ def step_work(costs: Costs, batch: Batch) -> Work:
     return Work(
         num_bytes=costs.weight_bytes + num_new * costs.embedding_bytes + num_context * costs.kv_bytes,
         num_flops=2 * costs.layer_parameters * num_new
-        + 2 * costs.head_parameters * len(spans)
+        + 2 * costs.head_parameters * (len(spans) if num_sampled is None else num_sampled)
         + costs.score_flops * num_scores,
     )
 

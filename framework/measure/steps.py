@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 
@@ -30,6 +31,7 @@ from framework.scheduler.block_manager import BlockManager
 NUM_WARM_UP_STEPS = 5
 
 Say = Callable[[str], None]
+Times = npt.NDArray[np.float64]  # (num_steps,) seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +163,14 @@ def why_not(kind: str, engine: MeasuredEngine, num_seqs: int, num_tokens: int) -
     """Why the engine cannot hold `num_seqs` sequences of `num_tokens`; empty if it can."""
     if kind == "attention" and engine.device.type != "cuda":
         return "the kernel needs a GPU"
-    if num_tokens > engine.max_model_len:
-        return f"{num_tokens} tokens are more than the model's context of {engine.max_model_len}"
-    needed = num_seqs * -(-num_tokens // engine.block_size)
+    return why_no_room(engine, [num_tokens] * num_seqs)
+
+
+def why_no_room(engine: MeasuredEngine, lengths: list[int]) -> str:
+    """Why the engine cannot hold sequences of these numbers of tokens; empty if it can."""
+    if max(lengths) > engine.max_model_len:
+        return f"{max(lengths)} tokens are more than the model's context of {engine.max_model_len}"
+    needed = sum(-(-length // engine.block_size) for length in lengths)
     if needed > engine.num_blocks:
         return f"{needed:,} KV blocks of {engine.block_size} tokens are more than the cache's {engine.num_blocks:,}"
     return ""
@@ -187,18 +194,13 @@ def measure_decode(
 
     They ask in turn for `adapter_ids` (None: for none), which are there before anything is timed.
     """
-    first = context - 1 - num_steps // 2 - NUM_WARM_UP_STEPS
-    if first < 1:
-        least = context - first + 1
-        raise ValueError(f"context={context} is too short for {num_steps} steps up to it: at least {least}")
-    num_all = NUM_WARM_UP_STEPS + num_steps
+    first, num_all = first_start(context, num_steps), NUM_WARM_UP_STEPS + num_steps
     names = islice(cycle(adapter_ids or [None]), num_seqs)
     requests = [Request(index, 0.0, first, num_all + 1, adapter_id=name) for index, name in enumerate(names)]
     # Their prompts are never computed, so nothing of that length has to be warm
     engine.begin([replace(request, num_prompt_tokens=1, num_output_tokens=0) for request in requests], num_seqs)
     sequences = make_sequences(engine, requests)
-    for sequence in sequences:  # like seats that a static batch goes on computing: no token is waited for
-        sequence.output_token_ids, sequence.is_finished = [0], True
+    decode_on(sequences)
     batches = [Batch(sequences, [first + step] * num_seqs, [1] * num_seqs, 0, num_seqs) for step in range(num_all)]
     batches[0].adapter_loads = seat_adapters(engine, sequences)
     device, elapsed = time_steps(engine, batches)
@@ -206,6 +208,21 @@ def measure_decode(
     return Case(
         "decode", num_seqs, context, step_work(model_costs(engine.model, engine.kv_dtype), middle), device, elapsed
     )
+
+
+def first_start(context: int, num_steps: int) -> int:
+    """Where the first warm-up step of sequences begins that have `context` tokens in the middle one of `num_steps`."""
+    first = context - 1 - num_steps // 2 - NUM_WARM_UP_STEPS
+    if first < 1:
+        least = context - first + 1
+        raise ValueError(f"context={context} is too short for {num_steps} steps up to it: at least {least}")
+    return first
+
+
+def decode_on(sequences: list[Sequence]) -> None:
+    """Let the sequences decode like seats that a static batch goes on computing: no token is waited for."""
+    for sequence in sequences:
+        sequence.output_token_ids, sequence.is_finished = [0], True
 
 
 def measure_prefill(engine: MeasuredEngine, num_prompts: int, num_tokens: int, num_steps: int) -> Case:
@@ -227,15 +244,20 @@ def measure_prefill(engine: MeasuredEngine, num_prompts: int, num_tokens: int, n
 
 def time_steps(engine: MeasuredEngine, batches: list[Batch]) -> tuple[float, float]:
     """Median seconds on the device, and from one step's tokens to the next one's, after the warm-up."""
-    device, ends = [], []
+    device, elapsed = step_times(engine, batches)
+    return float(np.median(device[NUM_WARM_UP_STEPS:])), float(np.median(elapsed[NUM_WARM_UP_STEPS:]))
+
+
+def step_times(engine: MeasuredEngine, batches: list[Batch]) -> tuple[Times, Times]:
+    """Of every step the seconds on the device, and those from the tokens of the one before; the first one has none."""
+    device, ends = [], [math.nan]
     for index in range(len(batches) + engine.num_steps_ahead):
         if index < len(batches):
             engine.launch(batches[index])
         if index >= engine.num_steps_ahead:
             device.append(engine.collect().device)
             ends.append(engine.timer())
-    elapsed = np.diff(ends)[NUM_WARM_UP_STEPS - 1 :]
-    return float(np.median(device[NUM_WARM_UP_STEPS:])), float(np.median(elapsed))
+    return np.array(device), np.diff(ends)
 
 
 @torch.inference_mode()

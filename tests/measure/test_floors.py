@@ -66,6 +66,12 @@ def test_a_prefill_computes_a_triangle_of_scores_and_one_row_of_the_head():
     assert work.num_flops == 2 * 400 * 7 + 2 * 50 * 2 + 8 * (4 * 5 // 2 + 12)
 
 
+def test_a_mixed_step_reads_the_weights_once_and_a_chunk_without_its_prompts_end_samples_nothing():
+    work = step_work(COSTS, batch([9, 6], [1, 3]), num_sampled=1)  # a decode, and a chunk: 7 + 8 + 9 scores
+    assert work.num_bytes == 1000 + 4 * 10 + (10 + 9) * 3
+    assert work.num_flops == 2 * 400 * 4 + 2 * 50 * 1 + 8 * (10 + 24)
+
+
 def test_attention_of_one_layer():
     work = attention_work(shape("llama_8b"), 256, 2048, torch.bfloat16)
     assert work == Work(num_bytes=256 * 2048 * 4096, num_flops=4 * 32 * 128 * 256 * 2048)

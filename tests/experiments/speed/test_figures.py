@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from experiments.speed.figures import ablation, decode_step, roofline
+from experiments.speed.figures import ablation, against_alone, decode_step, roofline
 from framework.measure.ceilings import Ceilings
 from tests.experiments.lora.test_figures import drawn
 
@@ -30,6 +30,15 @@ def test_decode_steps_are_in_milliseconds_by_batch_size():
     [axes] = decode_step(cases, "device").axes
     assert drawn(axes) == {"from step to step": [2.0, 4.0], "on the device": [1.0, 3.0], "floor": [0.5, 2.0]}
     assert all(line.get_xdata().tolist() == [1, 4] for line in axes.get_lines())
+
+
+def test_a_bar_is_as_long_as_the_ratio_and_says_both_times():
+    rows = [("mixed", "m", 1.25, 0.010, 0.008), ("chunks", "c", 1.5, 0.3, 0.2)]
+    columns = ["kind", "case", "ratio", "device", "alone_device"]
+    [axes] = against_alone(pd.DataFrame(rows, columns=columns), "device").axes
+    assert [bar.get_width() for bar in axes.patches] == [1.25, 1.5]
+    assert [text.get_text() for text in axes.texts] == ["1.25×  (10 ÷ 8 ms)", "1.50×  (300 ÷ 200 ms)"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["m", "c"]
 
 
 def test_an_arm_without_a_batch_size_leaves_a_gap_and_keeps_its_bar():

@@ -1,0 +1,204 @@
+"""Steps in which a part of a prompt rides along with decodes, and prompts in chunks, each against a step of its own.
+
+As in steps.py, over a KV cache of random numbers; steps are launched ahead where the engine does so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from framework.core import Batch, Request
+from framework.engine.measured import MeasuredEngine
+from framework.measure.ceilings import Ceilings
+from framework.measure.floors import Work, model_costs, step_work
+from framework.measure.steps import (
+    NUM_WARM_UP_STEPS,
+    Case,
+    Say,
+    decode_on,
+    first_start,
+    make_sequences,
+    measure_prefill,
+    step_times,
+    why_no_room,
+)
+
+NUM_PASSES = 5  # in which a prompt's chunks are timed, after one to warm up
+FORMS = {
+    "mixed": ("prompt tokens", "cached ones before them", "decodes", "context of each"),
+    "chunks": ("prompt tokens", "tokens of a chunk"),
+}
+LEAST = {"mixed": (1, 0, 1, 1), "chunks": (1, 1)}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A mixed step, or all chunks of a prompt, and a step of a prompt alone; times are medians in seconds."""
+
+    kind: str  # mixed or chunks
+    sizes: tuple[int, ...]  # as FORMS names them
+    works: tuple[Work, ...]  # of every step
+    device: float  # of all steps together
+    waited: float  # per step: what the device had nothing to do, from one step's tokens to the next one's
+    alone: Case  # of as many rows as the mixed step has, or the whole prompt
+
+    @property
+    def name(self) -> str:
+        return comparison_name(self.kind, self.sizes)
+
+    @property
+    def ratio(self) -> float:
+        return self.device / self.alone.device
+
+    @property
+    def num_flops(self) -> float:
+        return sum(work.num_flops for work in self.works)
+
+    def floor(self, ceilings: Ceilings) -> float:
+        """The least seconds that all steps can take, one after the other."""
+        return sum(work.floor(ceilings.read_bandwidth, ceilings.matmul_rate) for work in self.works)
+
+    def line(self, ceilings: Ceilings) -> str:
+        mfu = self.num_flops / self.device / ceilings.matmul_rate
+        return (
+            f"{self.name}: device {1e3 * self.device:.3f} ms, {self.ratio:.3f}× of {self.alone.name} "
+            f"({1e3 * self.alone.device:.3f} ms), floor {1e3 * self.floor(ceilings):.3f} ms, MFU {mfu:.1%}, "
+            f"the device waited {1e6 * self.waited:.0f} µs a step"
+        )
+
+    def row(self, ceilings: Ceilings) -> dict[str, str | float]:
+        """Everything as one row of a table; `mfu` is of the measured rate of matrix products, whatever binds."""
+        return {
+            "case": self.name,
+            "kind": self.kind,
+            "num_steps": len(self.works),
+            "num_bytes": sum(work.num_bytes for work in self.works),
+            "num_flops": self.num_flops,
+            "floor": self.floor(ceilings),
+            "device": self.device,
+            "waited": self.waited,
+            "mfu": self.num_flops / self.device / ceilings.matmul_rate,
+            "alone": self.alone.name,
+            "alone_device": self.alone.device,
+            "alone_mfu": self.alone.work.num_flops / self.alone.device / ceilings.matmul_rate,
+            "ratio": self.ratio,
+        }
+
+
+def comparison_name(kind: str, sizes: tuple[int, ...]) -> str:
+    if kind == "chunks":
+        return "{} in chunks of {}".format(*sizes)
+    return "mixed {} behind {} + {} × {}".format(*sizes)
+
+
+def check_comparisons(sizes: dict[str, list[list[int]]]) -> None:
+    """ValueError unless `sizes` maps kinds of FORMS to lists of as many numbers, none of them too small."""
+    for kind, rows in sizes.items():
+        for row in rows:
+            if len(row) != len(FORMS[kind]):
+                raise ValueError(f"an entry of {kind} is [{', '.join(FORMS[kind])}], not {row}")
+            for value, least, meaning in zip(row, LEAST[kind], FORMS[kind], strict=True):
+                if value < least:
+                    raise ValueError(f"{kind}: {meaning} must be at least {least}, not {value} as in {row}")
+            if kind == "chunks" and row[1] >= row[0]:
+                raise ValueError(f"chunks: a chunk of {row[1]} tokens is no part of a prompt of {row[0]}")
+
+
+def most_seqs(sizes: dict[str, list[list[int]]]) -> int:
+    """Sequences of the largest mixed step, its prompt included."""
+    return 1 + max((row[2] for row in sizes["mixed"]), default=0)
+
+
+def measure_comparisons(
+    sizes: dict[str, list[list[int]]], engine: MeasuredEngine, num_steps: int, ceilings: Ceilings, say: Say
+) -> list[Comparison]:
+    """Measure what fits of `sizes`, kind → rows of numbers as FORMS names them; tell every result, or why none."""
+    measures: dict[str, Callable[..., Comparison]] = {"mixed": measure_mixed, "chunks": measure_chunks}
+    comparisons = []
+    for kind, rows in sizes.items():
+        for row in rows:
+            reason = why_no_room(engine, lengths_of(kind, row, num_steps))
+            if reason:
+                say(f"{comparison_name(kind, tuple(row))}: skipped, {reason}")
+                continue
+            comparisons.append(measures[kind](engine, *row, num_steps))
+            say(comparisons[-1].line(ceilings))
+    return comparisons
+
+
+def lengths_of(kind: str, sizes: list[int], num_steps: int) -> list[int]:
+    """Tokens of every sequence that the steps need room for."""
+    if kind == "chunks":
+        return [sizes[0]]
+    num_prompt_tokens, num_cached, num_decodes, context = sizes
+    return [max(num_cached, num_decodes) + num_prompt_tokens] + [context + num_steps] * num_decodes
+
+
+def measure_mixed(
+    engine: MeasuredEngine, num_prompt_tokens: int, num_cached: int, num_decodes: int, context: int, num_steps: int
+) -> Comparison:
+    """The last `num_prompt_tokens` of a prompt, `num_cached` before them, in a step with `num_decodes` decodes.
+
+    These have `context` tokens each in the middle one of the `num_steps` timed, and advance by one token per step. The
+    step alone computes a prompt of as many tokens as the mixed step has rows.
+    """
+    first, num_all = first_start(context, num_steps), NUM_WARM_UP_STEPS + num_steps
+    prompt = Request(0, 0.0, num_cached + num_prompt_tokens, 1)
+    decodes = [Request(1 + index, 0.0, first, num_all + 1) for index in range(num_decodes)]
+    # Their prompts are never computed, so nothing of that length has to be warm
+    engine.begin([prompt, *(replace(request, num_prompt_tokens=1) for request in decodes)], 1 + num_decodes)
+    prefilling, *decoding = make_sequences(engine, [prompt, *decodes])
+    decode_on(decoding)
+    batches = [
+        Batch(
+            [*decoding, prefilling],
+            [first + step] * num_decodes + [num_cached],
+            [1] * num_decodes + [num_prompt_tokens],
+            num_prompt_tokens,
+            num_decodes,
+        )
+        for step in range(num_all)
+    ]
+    device, elapsed = (times[NUM_WARM_UP_STEPS:] for times in step_times(engine, batches))
+    work = step_work(model_costs(engine.model, engine.kv_dtype), batches[NUM_WARM_UP_STEPS + num_steps // 2])
+    alone = measure_prefill(engine, 1, num_prompt_tokens + num_decodes, num_steps)
+    sizes = (num_prompt_tokens, num_cached, num_decodes, context)
+    return Comparison("mixed", sizes, (work,), float(np.median(device)), float(np.median(elapsed - device)), alone)
+
+
+def measure_chunks(engine: MeasuredEngine, num_prompt_tokens: int, num_chunk_tokens: int, num_steps: int) -> Comparison:
+    """A prompt in chunks, each behind those before it, NUM_PASSES times; `num_steps` do not count here."""
+    request = Request(0, 0.0, num_prompt_tokens, 1)
+    engine.begin([request], 1)
+    sequences = make_sequences(engine, [request])
+    borders = [*range(0, num_prompt_tokens, num_chunk_tokens), num_prompt_tokens]
+    batches = [Batch(sequences, [start], [end - start], end - start, 0) for start, end in pairwise(borders)]
+    device, elapsed = (times[len(batches) :] for times in step_times(engine, batches * (1 + NUM_PASSES)))
+    costs, last = model_costs(engine.model, engine.kv_dtype), batches[-1]
+    works = tuple(step_work(costs, batch, num_sampled=int(batch is last)) for batch in batches)
+    together = float(np.median(device.reshape(NUM_PASSES, -1).sum(axis=1)))
+    alone = measure_prefill(engine, 1, num_prompt_tokens, NUM_PASSES)
+    sizes = (num_prompt_tokens, num_chunk_tokens)
+    return Comparison("chunks", sizes, works, together, float(np.median(elapsed - device)), alone)
+
+
+def comparisons_table(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """One row per comparison: times (ms), the ratio, MFU (%), and what the device waited (µs a step)."""
+    return pd.DataFrame(
+        {
+            "steps": comparisons["case"],
+            "device (ms)": 1e3 * comparisons["device"],
+            "floor (ms)": 1e3 * comparisons["floor"],
+            "MFU (%)": 100 * comparisons["mfu"],
+            "against": comparisons["alone"],
+            "its device (ms)": 1e3 * comparisons["alone_device"],
+            "its MFU (%)": 100 * comparisons["alone_mfu"],
+            "ratio": comparisons["ratio"],
+            "device waited (µs a step)": 1e6 * comparisons["waited"],
+        }
+    )
