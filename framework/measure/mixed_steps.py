@@ -151,7 +151,8 @@ def measure_mixed(
     prompt = Request(0, 0.0, num_cached + num_prompt_tokens, 1)
     decodes = [Request(1 + index, 0.0, first, num_all + 1) for index in range(num_decodes)]
     # Their prompts are never computed, so nothing of that length has to be warm
-    engine.begin([prompt, *(replace(request, num_prompt_tokens=1) for request in decodes)], 1 + num_decodes)
+    requests = [prompt, *(replace(request, num_prompt_tokens=1) for request in decodes)]
+    engine.begin(requests, 1 + num_decodes, num_prompt_tokens + num_decodes)
     prefilling, *decoding = make_sequences(engine, [prompt, *decodes])
     decode_on(decoding)
     batches = [
@@ -174,7 +175,7 @@ def measure_mixed(
 def measure_chunks(engine: MeasuredEngine, num_prompt_tokens: int, num_chunk_tokens: int, num_steps: int) -> Comparison:
     """A prompt in chunks, each behind those before it, NUM_PASSES times; `num_steps` do not count here."""
     request = Request(0, 0.0, num_prompt_tokens, 1)
-    engine.begin([request], 1)
+    engine.begin([request], 1, num_chunk_tokens)
     sequences = make_sequences(engine, [request])
     borders = [*range(0, num_prompt_tokens, num_chunk_tokens), num_prompt_tokens]
     batches = [Batch(sequences, [start], [end - start], end - start, 0) for start, end in pairwise(borders)]
