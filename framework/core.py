@@ -306,6 +306,10 @@ class StudyError(RuntimeError):
     """Some points of a study failed; the others are on disk."""
 
 
+class NoRateError(ValueError):
+    """A trace was asked for an arrival rate, and another rate would not change when its requests arrive."""
+
+
 def describe_error(error: BaseException) -> str:
     """An error that a user can mend in its own words, any other with its kind."""
     if isinstance(error, OSError) and error.strerror:

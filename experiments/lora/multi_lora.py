@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 
 import pandas as pd
 from typing_extensions import Unpack
@@ -23,10 +24,11 @@ from framework.report.finish import Findings, finish, finish_sweep
 from framework.report.sweep_plots import sweep_figures
 from framework.report.tables import short
 from framework.study.arms import Arm, parts_of, resolve_arms
+from framework.study.auto_rates import Rates, rates_to_try
 from framework.study.engine_cache import EngineCache
 from framework.study.files import GrowingTable
 from framework.study.place import Place, open_place
-from framework.study.sweep import Rates, Study, Sweep, check_points, rates_to_try, run_study
+from framework.study.sweep import Study, Sweep, check_points, run_study
 
 PEFT = "PEFT"  # the peer, in tables and figures
 NUM_PEFT_STEPS = 4
@@ -37,7 +39,6 @@ STEP_DEFINITIONS = {
 }
 CAPTION = "Left, time from one decode step to the next over the batch size, one line per arm, medians over the rounds; "
 CAPTION += "right, what adapters add to it. The sequences ask in turn for {} adapters."
-Traces = list[tuple[float | None, int]]  # rates and seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,7 @@ def run(
     place = open_place(sweep["device"], sweep["output_dir"])
     medians = pd.DataFrame()
     if batch_sizes:
-        traces = [(rate, seed) for rate in rates_to_try(rates) for seed in seeds]
-        medians = measure_batches(variants, place, sizes, traces, peft_batch_sizes)
+        medians = measure_batches(variants, place, sizes, rates, seeds, peft_batch_sizes)
     if medians.empty and not rates:
         raise ValueError(f"no decode step could be measured of batch_sizes={batch_sizes} with context={context}")
     steps = find_steps(place, medians, num_adapters)
@@ -137,7 +137,7 @@ def check_parts(
         check_slo(slo)
         check_points(arms, rates, seeds)
         for arm in arms.values():
-            arm.trace(rate=rates_to_try(rates)[0], seed=seeds[0])
+            arm.trace(rate=rates_to_try(rates, arm.trace, seeds[0])[0], seed=seeds[0])
     elif not sizes.batch_sizes:
         raise ValueError("rates and batch_sizes are both empty: nothing is left to measure")
     if peft_batch_sizes:
@@ -145,11 +145,11 @@ def check_parts(
 
 
 def measure_batches(
-    arms: dict[str, Arm], place: Place, sizes: Sizes, traces: Traces, peft_batch_sizes: list[int]
+    arms: dict[str, Arm], place: Place, sizes: Sizes, rates: Rates, seeds: list[int], peft_batch_sizes: list[int]
 ) -> pd.DataFrame:
     """Median seconds `elapsed` per arm and batch size, PEFT's included; the rows behind them are in steps.csv.
 
-    Before the first step, adapters that `traces` name and an arm cannot serve are told.
+    Before the first step, adapters that a trace names and an arm cannot serve are told.
     """
     num_tokens = sizes.context + sizes.num_steps
     arms = {  # which take turns
@@ -157,7 +157,7 @@ def measure_batches(
     }
     with place.status("loading") as update:
         engines = EngineCache(place.device, update)
-        tell_refused(arms, engines, traces, place.say)
+        tell_refused(arms, engines, rates, seeds, place.say)
     with GrowingTable(place.output_dir / "steps.csv") as steps:
         peer_run = measure_rounds(arms, engines, sizes, place, steps)
         del engines
@@ -170,14 +170,14 @@ def measure_batches(
     return table.groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
 
 
-def tell_refused(arms: dict[str, Arm], engines: EngineCache, traces: Traces, say: Say) -> None:
+def tell_refused(arms: dict[str, Arm], engines: EngineCache, rates: Rates, seeds: list[int], say: Say) -> None:
     """Print which adapters of the traces each arm cannot serve, and why; their requests are refused."""
     for arm, components in arms.items():
-        if not traces or service_of(components.lora).strategy is None:
+        if not rates or service_of(components.lora).strategy is None:
             continue
         engine = engines.get(components)
         refused: dict[str, str] = {}
-        for rate, seed in traces:
+        for rate, seed in product(rates_to_try(rates, components.trace, seeds[0]), seeds):
             refused |= engine.refused_adapters(components.trace(rate=rate, seed=seed).requests)
         for reason in refused.values():
             say(f"{arm}: {reason}; the requests for it are refused")

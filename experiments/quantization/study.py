@@ -24,8 +24,9 @@ from framework.report.finish import Findings, finish, finish_sweep
 from framework.report.plots import Drawn
 from framework.report.sweep_plots import cache_figure, rate_figures
 from framework.study.arms import Arm, check_named, configs_of, parts_of, resolve_arms
+from framework.study.auto_rates import Rates, rates_to_try
 from framework.study.place import open_place
-from framework.study.sweep import Rates, Replays, Study, Sweep, check_points, rates_to_try, run_study
+from framework.study.sweep import Replays, Study, Sweep, check_points, run_study
 
 
 class Reference(TypedDict):
@@ -124,7 +125,8 @@ def check_serving(
     if serving:
         check_points(arms, rates, seeds)
     for arm in serving:
-        arms[arm].trace(rate=rates_to_try(rates)[0], seed=seeds[0])
+        trace = arms[arm].trace
+        trace(rate=rates_to_try(rates, trace, seeds[0])[0], seed=seeds[0])
 
 
 def part_figures(models: pd.DataFrame, cases: pd.DataFrame, title: str) -> dict[str, Drawn]:

@@ -1,6 +1,7 @@
 """`rates: auto`: six arrival rates from idle to more than the fastest arm can serve, whatever the machine.
 
-Every arm first serves a few requests that are all there at once. What comes of it is kept in the folder.
+Every arm first serves a few requests that are all there at once. What comes of it is kept in the folder. A trace
+whose requests arrive all at once has no rate to choose: it is replayed as it is.
 """
 
 import json
@@ -11,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from framework.build import MakeTrace
-from framework.core import StudyError, Trace, describe_error
+from framework.core import NoRateError, StudyError, Trace, describe_error
 from framework.measure.metrics import summarize
 from framework.measure.serving import max_num_seqs_of
 from framework.study.arms import Arm
@@ -26,6 +28,8 @@ from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.records import check_record
 from framework.study.replay_point import replay_point
+
+Rates = list[float | None] | Literal["auto"]  # requests/s; None: as recorded; auto: whatever shows every arm's knee
 
 NUM_RATES = 6
 IDLE, OVERLOAD = 0.25, 2.0  # the lowest rate is so much of what the slowest arm serves, the highest of the fastest's
@@ -51,8 +55,10 @@ def find_rates(
     seed: int,
     engines: EngineCache,
     progress: SweepProgress,
-) -> list[float]:
+) -> list[float] | list[None]:
     """The folder's rates for these arms; measured if it has none. Jobs that share it wait for the first one's.
+
+    [None] if no trace of theirs has a rate to choose.
 
     Raises StudyError if no arm could be measured.
     """
@@ -61,6 +67,9 @@ def find_rates(
         known = read_rates(folder / FILE)
         if key not in known:
             served = dict(measure_arms(arms, seed, engines, progress))
+            if not served:
+                progress.tell_line("rates: null, since another rate would not change when the requests arrive")
+                return [None]
             known[key] = {"rates": spread(served), "served_at_most": served, "arm_digests": digests}
             with locked(folder):
                 write_json(folder / FILE, known)
@@ -86,18 +95,21 @@ def read_rates(path: Path) -> dict[str, RatesRecord]:
 def measure_arms(
     arms: dict[str, Arm], seed: int, engines: EngineCache, progress: SweepProgress
 ) -> Iterator[tuple[str, float]]:
-    """What each arm serves at most (requests/s); one that fails is left out, since its points will tell why."""
+    """What each arm serves at most (requests/s); one that fails is left out, since its points will tell why.
+
+    So is one whose trace has no rate to choose.
+    """
     failures = {}
-    num_measured = 0
     for name, arm in reversed(arms.items()):  # the first one's engine is then at hand
         try:
             yield name, measure_arm(name, arm, seed, engines, progress)
-            num_measured += 1
+        except NoRateError:
+            continue
         except Exception as error:
             if os.environ.get("HYDRA_FULL_ERROR"):
                 raise
             failures[name] = describe_error(error)
-    if not num_measured:
+    if len(failures) == len(arms):
         raise StudyError("rates=auto needs an arm that serves: " + "; ".join(dict.fromkeys(failures.values())))
 
 
@@ -109,6 +121,17 @@ def measure_arm(name: str, arm: Arm, seed: int, engines: EngineCache, progress: 
     metrics = summarize(replayed.requests, replayed.steps, {})
     sustained = metrics["sustained_throughput"]
     return sustained if math.isfinite(sustained) else metrics["request_throughput"]
+
+
+def rates_to_try(rates: Rates, trace: MakeTrace, seed: int) -> list[float | None]:
+    """Rates with which `trace` can be tried before a sweep begins."""
+    if rates != "auto":
+        return rates
+    try:
+        trace(rate=1.0, seed=seed)
+    except NoRateError:
+        return [None]
+    return [1.0]
 
 
 def all_at_once(*, trace: MakeTrace, num_requests: int, rate: float, seed: int) -> Trace:

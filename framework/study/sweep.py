@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NotRequired
+from typing import NotRequired
 
 import pandas as pd
 from typing_extensions import TypedDict
@@ -18,7 +18,7 @@ from framework.measure.gpu_state import GpuWatch, open_gpu
 from framework.measure.metrics import check_slo, summarize
 from framework.paths import check_writable
 from framework.study.arms import Arm, Arms, point_order
-from framework.study.auto_rates import NUM_RATES, find_rates
+from framework.study.auto_rates import NUM_RATES, Rates, find_rates
 from framework.study.engine_cache import EngineCache
 from framework.study.files import DISK_FULL
 from framework.study.place import Place, open_place
@@ -38,8 +38,6 @@ from framework.study.replay_point import replay_point
 
 MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
 
-
-Rates = list[float | None] | Literal["auto"]  # requests/s; None: as recorded; auto: whatever shows every arm's knee
 Tracker = Callable[..., None]  # called with the points, every arm's config and the figures' files
 
 
@@ -121,18 +119,20 @@ def run_study(arms: dict[str, Arm], sweep: Replays) -> Study:
     check_points(arms, rates, seeds)
     check_slo(sweep["slo"])
     study = open_study(arms, sweep)
-    num_points = len(arms) * (NUM_RATES if rates == "auto" else len(rates)) * len(seeds)
-    with SweepProgress(study.console, num_points) as progress, table_saved_at_end(study, fresh):
+    num_rates = NUM_RATES if rates == "auto" else len(rates)
+    with SweepProgress(study.console, len(arms) * num_rates * len(seeds)) as progress, table_saved_at_end(study, fresh):
         engines = EngineCache(study.device, progress.say, study.arms.values())
         gpu = open_gpu(study.device, study.say)
         if rates == "auto":
             rates = [*find_rates(study.output_dir, arms, study.arm_digests, seeds[0], engines, progress)]
+            progress.num_points = len(arms) * len(rates) * len(seeds)
         for arm, rate, seed in point_order(arms, rates, seeds):
             point = Point(arm, None if rate is None else float(rate), seed, study.arm_digests[arm])
             compute_or_reuse(study, point, engines, progress, gpu, fresh)
     if progress.num_reused:
         study.say(
-            f"{progress.num_reused} of {num_points} points reused: same config, code, device (fresh=true redoes them)"
+            f"{progress.num_reused} of {progress.num_points} points reused: same config, code, device "
+            "(fresh=true redoes them)"
         )
     if save_table(study).empty:
         study.raise_failures()
@@ -221,16 +221,11 @@ def compute_point(
     return metrics
 
 
-def rates_to_try(rates: Rates) -> list[float | None]:
-    """Rates with which a trace can be tried before a sweep begins."""
-    return [1.0] if rates == "auto" else rates
-
-
 def check_points(arms: Mapping[str, object], rates: Rates, seeds: list[int]) -> None:
     for name, values in (("arms", arms), ("rates", rates), ("seeds", seeds)):
         if not values:
             raise ValueError(f"{name} is empty: a study needs at least one")
-    for rate in rates_to_try(rates):
+    for rate in [] if rates == "auto" else rates:
         if rate == math.inf:
             raise ValueError(
                 "rates=[inf]: requests that arrive all at once have no arrival rate; set rates=[null] and "

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from framework.checks import positive
+from framework.core import NoRateError
 
 Times = npt.NDArray[np.float64]  # (num_requests,) seconds
 
@@ -54,7 +55,7 @@ def on_off(
 def all_at_once(rng: np.random.Generator, num_requests: int, rate: float | None) -> Times:
     """Every request at 0 s; there is no rate to choose."""
     if rate is not None:
-        raise ValueError(f"rate={rate!r}: requests that arrive all at once have no arrival rate; set rates=[null]")
+        raise NoRateError(f"rate={rate!r}: requests that arrive all at once have no arrival rate; set rates=[null]")
     return np.zeros(num_requests)
 
 

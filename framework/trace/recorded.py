@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from framework.core import Trace
+from framework.core import NoRateError, Trace
 from framework.paths import locate
 from framework.trace import transforms
 from framework.trace.download import check_sum, download
@@ -45,7 +45,7 @@ def recorded(
     if rescale not in get_args(Rescale):
         raise ValueError(f"rescale={rescale!r} is not one of {', '.join(map(repr, get_args(Rescale)))}")
     if rescale == "all_at_once" and rate is not None:
-        raise ValueError(f"rate={rate!r}: requests that arrive all at once have no arrival rate; set rates=[null]")
+        raise NoRateError(f"rate={rate!r}: requests that arrive all at once have no arrival rate; set rates=[null]")
     trace = reader(find_file(path) if path is not None else get_published(file, url, sha256))
     if window is not None:
         if len(window) != 2:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from framework.checks import positive, whole
-from framework.core import Request, Trace
+from framework.core import NoRateError, Request, Trace
 
 MAX_TIME = 2.0**33  # seconds, 272 years; above it, neighbours of a float64 are more than a microsecond apart
 
@@ -18,7 +18,7 @@ def mean_rate(trace: Trace) -> float:
     """Mean arrival rate in requests/s: (n − 1) / (last − first arrival); needs two arrivals at different times."""
     times = [request.arrival_time for request in trace.requests]
     if len(times) < 2 or times[-1] == times[0]:
-        raise ValueError(
+        raise NoRateError(
             f"a trace of {len(times)} request(s) that span 0 s has no arrival rate to rescale: set rates=[null]"
         )
     return (len(times) - 1) / (times[-1] - times[0])

@@ -1,6 +1,8 @@
 """`rates: auto`: from idle to overload for every arm, measured once in a folder, the same for all its jobs."""
 
 import json
+import math
+from functools import partial
 from threading import Thread
 
 import pytest
@@ -8,17 +10,21 @@ import pytest
 from framework.core import StudyError
 from framework.measure.rates import MAX_GROWTH
 from framework.study import auto_rates
-from framework.study.auto_rates import spread
-from tests.study.fake_study import run_fake_study
+from framework.study.auto_rates import rates_to_try, spread
+from framework.trace.arrivals import all_at_once
+from framework.trace.synthetic import synthetic
+from tests.study.fake_study import DEFAULTS, LENGTHS, run_fake_study
 
 ARMS = {
     "quick": {"scheduler": {"max_num_seqs": 1}},
     "slow": {"engine": {"step_time": 0.1}, "scheduler": {"max_num_seqs": 1}},
 }  # of 25 and 2.5 requests/s: each takes four steps
 
+AT_ONCE = partial(synthetic, arrivals=partial(all_at_once), lengths=LENGTHS, num_requests=8)
 
-def run_auto(folder, arms=ARMS, seeds=(0,)):
-    return run_fake_study(folder, arms, "auto", seeds)
+
+def run_auto(folder, arms=ARMS, seeds=(0,), **options):
+    return run_fake_study(folder, arms, "auto", seeds, **options)
 
 
 def test_six_rates_by_equal_factors_to_two_digits():
@@ -78,3 +84,26 @@ def test_an_arm_that_fails_is_told_by_its_points(tmp_path):
         study.raise_failures()
     with pytest.raises(StudyError, match=r"rates=auto needs an arm that serves: .*KV blocks"):
         run_auto(tmp_path, {"tight": tight})
+
+
+def test_requests_that_arrive_all_at_once_are_replayed_as_they_are(tmp_path, capsys):
+    table = run_auto(tmp_path, seeds=(0, 1), defaults=DEFAULTS | {"trace": AT_ONCE}).table()
+    assert set(table["rate"]) == {math.inf}
+    assert len(table) == 4  # two arms and two seeds
+    output = capsys.readouterr().out
+    assert "rates: null, since another rate would not change when the requests arrive" in output
+    assert "[4/4]" in output
+    assert not (tmp_path / "rates.json").exists()  # nothing was measured
+
+
+def test_an_arm_without_a_rate_leaves_the_choice_to_the_others(tmp_path):
+    study = run_auto(tmp_path, {"quick": ARMS["quick"], "at_once": ARMS["quick"] | {"trace": AT_ONCE}})
+    assert set(study.table()["arm"]) == {"quick"}
+    with pytest.raises(StudyError, match=r"no arrival rate; set rates=\[null\] \(at_once"):
+        study.raise_failures()
+
+
+def test_a_trace_is_tried_with_a_rate_that_it_can_have():
+    assert rates_to_try([2.0, None], AT_ONCE, 0) == [2.0, None]
+    assert rates_to_try("auto", AT_ONCE, 0) == [None]
+    assert rates_to_try("auto", DEFAULTS["trace"], 0) == [1.0]
