@@ -13,7 +13,8 @@ from framework.models.config import ModelConfig
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
-# Of the blocks' linear layers; with fewer, a compiled block saves some microseconds a step and its start costs seconds
+# Of the blocks' linear layers. With 3 million, measured on an H200, compiled blocks save 14 µs of a decode step of 32
+# rows (4%), but make prompts that no graph holds 1.8 times as slow and the start twice as long. The limit is a guess
 MIN_COMPILED_WEIGHTS = 50_000_000
 
 
