@@ -1,6 +1,7 @@
 """From an arm's parts to an engine, a scheduler and a server that replays requests."""
 
 import gc
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ Decoder = Llama | GPT2
 MakeModel = partial[Decoder]  # called with device=
 ChangeModel = partial[Decoder]  # called with a model: a quantization, or a way of serving adapters
 MakeEngine = partial[Engine]  # called with model=
-MakeScheduler = partial[Scheduler]  # called with num_blocks=, block_size= and, of an engine with adapters, their slots
+MakeScheduler = partial[Scheduler]  # called as make_scheduler says
 MakeRouter = partial[Router]  # called with the servers of a replay
 MakeTrace = partial[Trace]  # called with rate= and seed=
 
@@ -35,9 +36,11 @@ def free(device: torch.device) -> None:
 
 
 def make_scheduler(make: Callable[..., Scheduler], engine: Engine) -> Scheduler:
-    """A scheduler for the KV cache and the adapter slots that the engine has."""
-    slots = {"num_adapter_slots": engine.num_adapter_slots} if engine.num_adapter_slots else {}
-    return make(num_blocks=engine.num_blocks, block_size=engine.block_size, **slots)
+    """A scheduler for the KV cache and the adapter slots that the engine has; told the context if it takes it."""
+    limits = {"num_adapter_slots": engine.num_adapter_slots} if engine.num_adapter_slots else {}
+    if "max_model_len" in inspect.signature(make).parameters:
+        limits["max_model_len"] = engine.max_model_len
+    return make(num_blocks=engine.num_blocks, block_size=engine.block_size, **limits)
 
 
 def seat_adapters(engine: Engine, sequences: list[Sequence]) -> dict[int, str]:

@@ -201,9 +201,10 @@ class Step:
 class Scheduler(Protocol):
     """Picks the next Batch; owns the waiting and the running sequences, their blocks and their adapters' slots.
 
-    It is made as `make(num_blocks=…, block_size=…)`, with `num_adapter_slots=…` where the engine serves adapters. A
-    batch counts as computed once it is scheduled: with an engine that runs a step ahead, the next `schedule` comes
-    before its `postprocess`. A sequence that is preempted goes back to the front of `waiting`.
+    It is made as `make(num_blocks=…, block_size=…)`, with `num_adapter_slots=…` where the engine serves adapters and
+    `max_model_len=…`, the engine's longest context, where it has that keyword. A batch counts as computed once it is
+    scheduled: with an engine that runs a step ahead, the next `schedule` comes before its `postprocess`. A preempted
+    sequence goes back to the front of `waiting`.
     """
 
     max_num_seqs: int

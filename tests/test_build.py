@@ -16,6 +16,7 @@ from framework.build import (
 from framework.core import Request, Sequence
 from framework.engine.torch_engine import TorchEngine
 from framework.scheduler.continuous import ContinuousScheduler
+from framework.scheduler.static import StaticScheduler
 from tests.fake_engine import FakeEngine, requests_at
 from tests.quantization.small_models import make_model as make_small_model
 
@@ -26,6 +27,14 @@ def test_a_scheduler_has_the_engines_blocks_and_slots():
     assert (without.blocks.num_blocks, without.blocks.block_size, without.adapters.num_slots) == (7, 3, 0)
     engine.num_adapter_slots = 4
     assert make_scheduler(ContinuousScheduler, engine).adapters.num_slots == 4
+
+
+def test_a_scheduler_that_takes_the_context_is_told_it():
+    engine = FakeEngine()
+    engine.max_model_len = 77
+    make = partial(ContinuousScheduler, max_num_batched_tokens=None)
+    assert make_scheduler(make, engine).max_num_batched_tokens == 77
+    assert make_scheduler(StaticScheduler, engine).max_num_batched_tokens is None
 
 
 def sequences(*adapter_ids):

@@ -39,7 +39,9 @@ def composed(*overrides: str) -> dict:
 @pytest.mark.parametrize("option", options())
 def test_every_yaml_fits_what_it_calls(option):
     group, _, name = option.partition("=")
-    if group in ("scheduler", "adapters", "popularity", "router"):  # parts of other components
+    if group == "scheduler":  # an arm's
+        check(composed("experiment=continuous_batching", f"+scheduler@arms.x.scheduler={name}"))
+    elif group in ("adapters", "popularity", "router"):  # parts of other components
         check(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")))
     elif group == "lengths":  # those of a synthetic trace
         needed = ["trace.lengths.trace.path=x"] if name == "file" else []
@@ -164,11 +166,14 @@ def test_describe_fills_in_defaults_and_is_what_instantiate_takes():
         "_partial_": True,
         "max_num_seqs": 3,
         "max_num_batched_tokens": 2048,
+        "steps": "prompts_first",
+        "whole_prompts": True,
         "watermark": 0.01,
         "max_loras": None,
         "prefetch": True,
         "adapter_cycle_time": None,
         "num_adapter_slots": 0,
+        "max_model_len": None,
     }
     rebuilt = instantiate(described["scheduler"])
     assert describe(rebuilt) == described["scheduler"]

@@ -29,6 +29,7 @@ OF_SEVERAL_MODULES = {  # test file → what it tests
     "quantization/test_run.py": "quantization= on the command line",
     "quantization/test_schemes.py": "what every scheme promises",
     "report/test_browser.py": "pages in Chromium",
+    "scheduler/test_conf.py": "the schedulers in conf/scheduler",
     "test_commands.py": "the commands in README and docs",
     "test_docs.py": "README and docs",
     "test_mirror.py": "this file",

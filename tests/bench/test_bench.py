@@ -76,6 +76,35 @@ def test_scheduler_step_with_many_waiting(benchmark, num_running):
     benchmark.extra_info |= {"num_running": num_running, "num_waiting": 100_000}
 
 
+@pytest.mark.parametrize("num_running", [16, 256, 4096])
+def test_mixed_scheduler_step_with_many_waiting(benchmark, num_running):
+    """All but one seat decode; the last one's prompt goes on in every step, and 100,000 wait behind it."""
+    scheduler = ContinuousScheduler(
+        10_000_000,
+        16,
+        max_num_seqs=num_running,
+        max_num_batched_tokens=num_running + 15,
+        steps="mixed",
+        whole_prompts=False,
+    )
+    lengths = [8] * (num_running - 1) + [1_000_000] * 100_001
+    for index, num_prompt_tokens in enumerate(lengths):
+        scheduler.add(Sequence(Request(index, 0.0, num_prompt_tokens, 1 << 40)))
+
+    def step():
+        batch = scheduler.schedule(0.0)
+        is_cut = scheduler.split is not None
+        scheduler.postprocess(batch, [7] * (len(batch.sequences) - is_cut) + [None] * is_cut, 0.0)
+        return batch
+
+    while len(scheduler.running) < num_running:
+        step()
+    batch = benchmark.pedantic(step, rounds=100, warmup_rounds=1)
+    assert (batch.num_decode_tokens, batch.num_prefill_tokens) == (num_running - 1, 16)
+    assert len(scheduler.waiting) == 100_000
+    benchmark.extra_info |= {"num_running": num_running, "num_waiting": 100_000}
+
+
 @pytest.fixture(scope="module")
 def million_rows(tmp_path_factory):
     rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ from tests.fake_engine import FakeEngine
 from tests.quantization.small_models import make_model
 
 BLOCK_SIZE, ROOMY, TIGHT = 4, 64, 8
+MIXED = {"steps": "mixed", "max_num_batched_tokens": 9, "max_num_seqs": 4}
 ENGINES = [*implementations(framework.engine, "refused_adapters", "begin", "add", "launch", "collect"), FakeEngine]
 REQUESTS = [
     Request(index, 0.001 * index, *lengths) for index, lengths in enumerate([(5, 18), (23, 6), (1, 25), (12, 9)])
@@ -76,15 +77,19 @@ def test_an_output_has_the_length_that_was_asked_for(alone, engine_type):
         (ContinuousScheduler, {"max_num_seqs": 2}),
         (Recorder, {"max_num_batched_tokens": 5}),
         (StaticScheduler, {"max_num_seqs": 3, "max_wait": 0.0}),
+        (Recorder, MIXED),
+        (Recorder, MIXED | {"whole_prompts": False}),
+        (Recorder, {"steps": "alternate", "max_num_batched_tokens": 5, "max_num_seqs": 4, "whole_prompts": False}),
     ],
-    ids=["together", "two seats", "split prompts", "static"],
+    ids=["together", "two seats", "split prompts", "static", "mixed", "mixed chunks", "alternating chunks"],
 )
 def test_tokens_do_not_depend_on_the_batching(engine_type, alone, make_scheduler, options):
     assert outputs(make(engine_type), make_scheduler, **options) == (alone, 0)
 
 
-def test_tokens_do_not_depend_on_preemptions(engine_type, alone):
-    tokens, num_preemptions = outputs(make(engine_type, TIGHT), ContinuousScheduler, watermark=0.0)
+@pytest.mark.parametrize("options", [{}, MIXED, MIXED | {"whole_prompts": False}], ids=["", "mixed", "mixed chunks"])
+def test_tokens_do_not_depend_on_preemptions(engine_type, alone, options):
+    tokens, num_preemptions = outputs(make(engine_type, TIGHT), ContinuousScheduler, watermark=0.0, **options)
     assert tokens == alone
     assert num_preemptions > 0
 

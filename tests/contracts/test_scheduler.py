@@ -1,4 +1,4 @@
-"""What the Scheduler protocol promises, for every scheduler in framework/scheduler and the README's example."""
+"""What the Scheduler protocol promises, for every scheduler in conf/scheduler and the README's example."""
 
 import inspect
 from dataclasses import replace
@@ -12,22 +12,25 @@ from hypothesis import strategies as st
 import framework.scheduler
 from framework.build import make_scheduler, replay_trace
 from framework.core import Request, Sequence
-from framework.scheduler.continuous import ContinuousScheduler
-from framework.scheduler.static import StaticScheduler
 from tests.contracts.implementations import implementations, readme_classes
 from tests.fake_engine import FakeEngine, requests_at
+from tests.scheduler.shipped import NAMES, shipped
 
 METHODS = ("check", "add", "schedule", "postprocess")
 EXAMPLES = readme_classes(*METHODS)
-SCHEDULERS = [*implementations(framework.scheduler, *METHODS), *EXAMPLES]
+SCHEDULERS = {name: shipped(name) for name in NAMES} | {one.__name__: partial(one) for one in EXAMPLES}
 BLOCK_SIZE = 4
+MAX_MODEL_LEN = 32
 OPTIONS = {  # drawn for the schedulers that have them
-    "max_num_batched_tokens": st.integers(1, 30),
+    "max_num_batched_tokens": st.none() | st.integers(1, 30),
     "watermark": st.floats(0, 0.5),
     "max_wait": st.floats(0, 1),
     "prefetch": st.booleans(),
     "adapter_cycle_time": st.none() | st.floats(0.01, 1),
+    "max_model_len": st.just(MAX_MODEL_LEN),
 }
+OF_EXAMPLES = {"steps": st.sampled_from(["prompts_first", "mixed", "alternate"]), "whole_prompts": st.booleans()}
+each_scheduler = pytest.mark.parametrize("make", SCHEDULERS.values(), ids=list(SCHEDULERS))
 
 
 @st.composite
@@ -40,10 +43,10 @@ def workloads(draw):
     return requests, largest + draw(st.integers(0, 10))
 
 
-def watched(scheduler_type: type) -> type:
-    """The scheduler, with all that must hold after each of its decisions."""
+def watched(make: partial, **options: object) -> partial:
+    """The scheduler with other `options`, and with all that must hold after each of its decisions."""
 
-    class Watched(scheduler_type):
+    class Watched(make.func):
         def __init__(self, num_blocks, block_size, **options):
             super().__init__(num_blocks, block_size, **options)
             self.num_blocks = num_blocks
@@ -51,13 +54,24 @@ def watched(scheduler_type: type) -> type:
             self.added: list[Sequence] = []
             self.num_in_flight = 0
             self.adapter_in: dict[int, str] = {}
+            self.ends: dict[Sequence, int] = {}  # of the computed slots of those that are running
+            self.decoding: dict[Sequence, None] = {}  # those whose prompt is computed
+            self.last_phase = "decode"
 
         def add(self, sequence):
             self.added.append(sequence)
             super().add(sequence)
 
         def schedule(self, now):
+            were_running, num_preemptions = set(self.ends), self.num_preemptions()
+            were_decoding = [one for one in self.decoding if one.num_unscheduled_tokens > 0 and not one.is_finished]
             batch = super().schedule(now)
+            self.check_decodes_go_on(batch, [one for one in were_decoding if one.block_table])
+            for sequence in [one for one in self.ends if not one.num_computed_tokens]:  # preempted
+                del self.ends[sequence]
+                self.decoding.pop(sequence, None)
+            if batch is not None and self.num_preemptions() > num_preemptions:
+                assert were_running.issuperset(batch.sequences), "somebody is admitted in a step that preempts"
             if batch is None:
                 assert self.wake_time > now
                 assert self.num_in_flight or not self.waiting or self.wake_time < float("inf")
@@ -71,7 +85,38 @@ def watched(scheduler_type: type) -> type:
             assert len(seated) <= self.max_num_seqs
             return batch
 
+        def num_preemptions(self):
+            return sum(sequence.num_preemptions for sequence in self.added)
+
+        def check_decodes_go_on(self, batch, decoding):
+            """All of these in a mixed step; in steps that alternate none waits for two steps of prompts."""
+            steps = getattr(self, "steps", "prompts_first")
+            phase = None if batch is None else batch.phase
+            if steps == "mixed" and decoding:
+                assert batch.sequences[: batch.num_decode_tokens] == decoding
+            if steps == "alternate":
+                assert phase in ("prefill", "decode", None)
+                assert not decoding or (phase, self.last_phase) != ("prefill", "prefill")
+            self.last_phase = phase
+
+        def check_rows(self, batch):
+            """Each sequence's slots follow those that are computed, and who decodes stands first."""
+            rows = zip(batch.sequences, batch.starts, batch.num_tokens, strict=True)
+            for index, (sequence, start, num_tokens) in enumerate(rows):
+                assert num_tokens > 0
+                assert start == self.ends.get(sequence, 0)
+                end = self.ends[sequence] = start + num_tokens
+                assert end == sequence.num_computed_tokens <= len(sequence.block_table) * BLOCK_SIZE
+                decodes = index < batch.num_decode_tokens
+                assert decodes == (sequence in self.decoding)
+                assert num_tokens == 1 if decodes else end <= sequence.num_tokens
+                if end >= sequence.num_tokens:
+                    self.decoding[sequence] = None
+                elif getattr(self, "whole_prompts", True):
+                    assert len(batch.sequences) == batch.num_decode_tokens + 1
+
         def check_batch(self, batch):
+            self.check_rows(batch)
             assert 0 < len(set(batch.sequences)) == len(batch.sequences) <= self.max_num_seqs
             num_tokens = batch.num_prefill_tokens + batch.num_decode_tokens
             assert sum(batch.num_tokens) == num_tokens
@@ -87,25 +132,34 @@ def watched(scheduler_type: type) -> type:
             self.num_in_flight -= 1
             return super().postprocess(batch, token_ids, now)
 
-    return Watched
+    return partial(Watched, **make.keywords | options)
 
 
-def draw_options(draw, scheduler_type: type) -> dict:
-    taken = inspect.signature(scheduler_type).parameters
-    return {name: draw(values) for name, values in OPTIONS.items() if name in taken}
+def draw_options(draw, make: partial) -> dict:
+    """Seats and what else the scheduler takes; seats that decode within the budget are no more than that has tokens."""
+    taken = inspect.signature(make.func).parameters
+    values = OPTIONS | (OF_EXAMPLES if make.func in EXAMPLES else {})
+    options = {name: draw(value) for name, value in values.items() if name in taken}
+    budget = options.get("max_num_batched_tokens") or MAX_MODEL_LEN
+    if (make.keywords | options).get("steps", "prompts_first") == "prompts_first":
+        budget = MAX_MODEL_LEN
+    return options | {"max_num_seqs": draw(st.integers(1, min(6, budget)))}
 
 
-@pytest.mark.parametrize("scheduler_type", SCHEDULERS)
+def test_every_scheduler_is_in_conf():
+    assert {make.func for make in SCHEDULERS.values()} == {*implementations(framework.scheduler, *METHODS), *EXAMPLES}
+
+
+@each_scheduler
 @settings(max_examples=120, deadline=None)
 @given(data=st.data(), workload=workloads(), stop=st.integers(0, 15), num_steps_ahead=st.integers(0, 1))
-def test_every_request_ends_once_with_exactly_its_tokens(scheduler_type, data, workload, stop, num_steps_ahead):
+def test_every_request_ends_once_with_exactly_its_tokens(make, data, workload, stop, num_steps_ahead):
     """The fake engine's tokens count from 0, so an output ends with token `stop` if it gets that far."""
     requests, num_blocks = workload
     requests = [replace(request, stop_token_ids=frozenset({stop})) for request in requests]
     engine = FakeEngine(lambda batch: 0.01 * sum(batch.num_tokens), num_blocks, BLOCK_SIZE, num_steps_ahead)
     engine.num_adapter_slots = data.draw(st.integers(0, 3))
-    options = {"max_num_seqs": data.draw(st.integers(1, 6))} | draw_options(data.draw, scheduler_type)
-    scheduler = make_scheduler(partial(watched(scheduler_type), **options), engine)
+    scheduler = make_scheduler(watched(make, **draw_options(data.draw, make)), engine)
     sequences, steps = replay_trace(requests, scheduler, engine)
     assert [sequence.request for sequence in sequences] == requests
     for sequence in sequences:
@@ -122,12 +176,12 @@ def test_every_request_ends_once_with_exactly_its_tokens(scheduler_type, data, w
 
 
 @pytest.mark.parametrize("num_steps_ahead", [0, 1])
-@pytest.mark.parametrize("scheduler_type", SCHEDULERS)
-def test_a_cache_too_small_for_what_comes_together(scheduler_type, num_steps_ahead):
+@each_scheduler
+def test_a_cache_too_small_for_what_comes_together(make, num_steps_ahead):
     """Each request fits, and no two of them do to their end: they run one after the other, or are preempted."""
     requests = requests_at(*[(0.1 * index, 4 + index % 3, 9) for index in range(7)])
     engine = FakeEngine(num_blocks=5, block_size=BLOCK_SIZE, num_steps_ahead=num_steps_ahead)
-    sequences, _ = replay_trace(requests, watched(scheduler_type)(5, BLOCK_SIZE, max_num_seqs=4), engine)
+    sequences, _ = replay_trace(requests, watched(make, max_num_seqs=4)(5, BLOCK_SIZE), engine)
     assert [sequence.output_token_ids for sequence in sequences] == [list(range(9))] * 7
     spans = sorted((sequence.scheduled_time, sequence.token_times[-1]) for sequence in sequences)
     run_alone = all(start >= end for (_, end), (start, _) in pairwise(spans))
@@ -136,7 +190,7 @@ def test_a_cache_too_small_for_what_comes_together(scheduler_type, num_steps_ahe
 
 @pytest.mark.parametrize("scheduler_type", EXAMPLES)
 def test_the_readmes_example_admits_the_shortest_after_a_preemption_too(scheduler_type):
-    class Checked(watched(scheduler_type)):
+    class Checked(watched(partial(scheduler_type)).func):
         def schedule(self, now):
             batch = super().schedule(now)
             if batch is not None and batch.num_prefill_tokens and self.waiting:
@@ -155,29 +209,30 @@ def test_the_readme_has_an_example():
     assert EXAMPLES
 
 
-@pytest.mark.parametrize("scheduler_type", SCHEDULERS)
-def test_what_can_never_fit_is_refused_by_name(scheduler_type):
-    scheduler = scheduler_type(5, BLOCK_SIZE, max_num_seqs=2)
+@each_scheduler
+def test_what_can_never_fit_is_refused_by_name(make):
+    scheduler = make(5, BLOCK_SIZE, max_num_seqs=2)
     scheduler.check(Request(6, 0.0, 10, 10))
     with pytest.raises(ValueError, match=r"longer than the KV cache, which has 5 KV blocks of 4 tokens"):
         scheduler.check(Request(7, 0.0, 11, 10))
 
 
-@pytest.mark.parametrize("scheduler_type", SCHEDULERS)
-def test_nothing_to_do_is_no_batch(scheduler_type):
-    scheduler = scheduler_type(5, BLOCK_SIZE)
+@each_scheduler
+def test_nothing_to_do_is_no_batch(make):
+    scheduler = make(5, BLOCK_SIZE)
     assert scheduler.schedule(3.0) is None
     assert scheduler.wake_time > 3.0
     assert scheduler.num_unfinished == scheduler.num_used_blocks == 0
 
 
-@pytest.mark.parametrize("scheduler_type", [ContinuousScheduler, StaticScheduler])
+@pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), workload=workloads(), num_steps_ahead=st.integers(0, 1))
-def test_first_come_is_first_served(scheduler_type, data, workload, num_steps_ahead):
+def test_first_come_is_first_served(name, data, workload, num_steps_ahead):
     requests, num_blocks = workload
+    make = shipped(name)
     engine = FakeEngine(lambda batch: 0.01 * sum(batch.num_tokens), num_blocks, BLOCK_SIZE, num_steps_ahead)
-    scheduler = scheduler_type(num_blocks, BLOCK_SIZE, max_num_seqs=data.draw(st.integers(1, 6)))
+    scheduler = make(num_blocks, BLOCK_SIZE, **draw_options(data.draw, make))
     sequences, _ = replay_trace(requests, scheduler, engine)
     starts = [sequence.scheduled_time for sequence in sequences]
     assert starts == sorted(starts)

@@ -61,7 +61,9 @@ def test_a_slot_in_use_is_never_given_away(rows, num_slots, data):
     if make is ContinuousScheduler:
         options |= {"max_loras": data.draw(st.integers(1, num_slots)), "prefetch": data.draw(st.booleans())}
         options |= {"adapter_cycle_time": data.draw(st.sampled_from([None, 0.01, 0.5]))}
-        options |= {"max_num_batched_tokens": data.draw(st.integers(1, 30)), "watermark": 0.0}
+        options |= {"max_num_batched_tokens": data.draw(st.integers(6, 30)), "watermark": 0.0}
+        options |= {"steps": data.draw(st.sampled_from(["prompts_first", "mixed", "alternate"]))}
+        options |= {"whole_prompts": data.draw(st.booleans())}
     engine = WatchfulEngine(num_slots, data.draw(st.integers(0, 1)))
     largest = max(-(-(prompt + output) // engine.block_size) for _, prompt, output, _ in rows)
     engine.num_blocks = largest + data.draw(st.integers(0, 5))

@@ -67,6 +67,7 @@ def test_continuous_recomputes_what_it_preempts():
     ("options", "message"),
     [
         ({"max_num_batched_tokens": 0}, "max_num_batched_tokens must be at least 1"),
+        ({"steps": "mix"}, "scheduler.steps='mix' is not one of prompts_first, mixed, alternate"),
         ({"watermark": 1.0}, r"watermark must be in \[0, 1\), not 1.0"),
     ],
 )
