@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from framework.build import make_scheduler, replay_trace
 from framework.core import Batch, Request
 from framework.engine.torch_engine import TorchEngine
+from framework.engine.torch_engine.prompt_tokens import prompt_token_ids
 from framework.lora.adapter_file import save_adapter
 from framework.lora.adapters import RandomAdapters, SavedAdapters
 from framework.lora.attached import attached
@@ -21,7 +23,8 @@ from framework.lora.segmented import Segmented
 from framework.measure.perplexity import window_logits
 from tests.engine.torch_engine.hand_schedules import seat
 from tests.engine.torch_engine.test_engine import load
-from tests.models.checkpoints import make_hf_model
+from tests.models.checkpoints import greedy, make_hf_model
+from tests.scheduler.shipped import shipped
 
 peft = pytest.importorskip("peft")
 STRATEGIES = {"loop": Loop, "gathered": Gathered, "segmented": Segmented}
@@ -32,6 +35,7 @@ ADAPTERS = {  # name: rank, alpha, rslora, target modules of Llama and of GPT-2
     "wide": (6, 3, False, ["k_proj", "gate_proj"], ["c_attn", "c_fc"]),
 }
 ROWS = ["all", None, "few", "wide", "all", None]
+LENGTHS = [(9, 14), (21, 8), (1, 20), (13, 9), (5, 16), (17, 11)]
 PROMPT = np.random.default_rng(0).integers(97, size=(len(ROWS), 9))
 
 
@@ -95,6 +99,48 @@ def test_mixed_batches(saved, name):
     model = serve_adapters(load(folder / "base"), strategy=STRATEGIES[name], adapters=adapters, num_slots=3, max_rank=8)
     logits = engine_logits(model, ROWS, 5)
     torch.testing.assert_close(logits, expected[:, 4:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def generated(saved):
+    """A folder with a model and its adapters, requests, and the tokens that PEFT's generate gives to each."""
+    folder, *_ = saved
+    requests = [
+        Request(index, 0.001 * index, *lengths, adapter_id=name)
+        for index, (lengths, name) in enumerate(zip(LENGTHS, ROWS, strict=True))
+    ]
+    expected = []
+    for request in requests:
+        model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).eval()
+        if request.adapter_id is not None:
+            model = peft.PeftModel.from_pretrained(model, folder / "adapters" / request.adapter_id).eval()
+        prompt = prompt_token_ids(request, model.config.vocab_size, seed=0).tolist()
+        expected.append(greedy(model, prompt, request.num_output_tokens))
+    return folder, requests, expected
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "num_blocks"),
+    [
+        ("continuous", 16, 64),
+        ("mixed", 5, 64),
+        ("mixed", 16, 12),
+        ("hybrid_only", 24, 64),
+        ("hybrid_only", 24, 12),
+        ("chunk_only", 5, 64),
+        ("chunk_only", 16, 12),
+    ],
+)
+def test_replayed_tokens(generated, name, budget, num_blocks):
+    """Under every scheduler, and with preemptions where there are 12 blocks of 4 tokens."""
+    folder, requests, expected = generated
+    adapters = partial(SavedAdapters, path=str(folder / "adapters"))
+    model = serve_adapters(load(folder / "base"), strategy=Gathered, adapters=adapters, num_slots=2, max_rank=8)
+    engine = TorchEngine(model, num_blocks=num_blocks, block_size=4)
+    make = shipped(name, max_num_seqs=5, max_num_batched_tokens=budget, watermark=0.0)
+    sequences, _ = replay_trace(requests, make_scheduler(make, engine), engine)
+    assert [sequence.output_token_ids for sequence in sequences] == expected
+    assert any(sequence.num_preemptions for sequence in sequences) == (num_blocks == 12)
 
 
 def test_merged(saved):

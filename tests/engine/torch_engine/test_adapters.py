@@ -24,6 +24,7 @@ from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.lora.serving_models import LargeAdapters, make_engine, outputs
 from tests.quantization.small_models import CONFIGS, make_model
+from tests.scheduler.shipped import shipped
 from tests.thinning import mostly_nightly
 
 NAMES = [None, "a", "b", "c", "d", "e"]
@@ -40,6 +41,10 @@ SCHEDULERS = {
     "one adapter": partial(ContinuousScheduler, max_num_seqs=4, max_loras=1),
     "no prefetch": partial(ContinuousScheduler, max_num_seqs=4, prefetch=False),
     "preemptions": partial(ContinuousScheduler, max_num_seqs=6, watermark=0.0),
+    "mixed": shipped("mixed", max_num_seqs=4, max_num_batched_tokens=6),
+    "mixed with preemptions": shipped("mixed", max_num_seqs=6, max_num_batched_tokens=9, watermark=0.0),
+    "hybrid_only": shipped("hybrid_only", max_num_seqs=4, max_num_batched_tokens=13),
+    "chunk_only": shipped("chunk_only", max_num_seqs=4, max_num_batched_tokens=6),
 }
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from framework.build import replay_trace
+from framework.build import make_scheduler, replay_trace
 from framework.core import Request
 from framework.engine.torch_engine import TorchEngine
 from framework.engine.torch_engine.prompt_tokens import prompt_token_ids
@@ -13,6 +13,8 @@ from framework.scheduler.static import StaticScheduler
 from tests.engine.torch_engine.hand_schedules import generate_alone
 from tests.engine.torch_engine.test_engine import TINY_CONFIG, load, make_engine
 from tests.models.checkpoints import greedy, make_hf_model
+from tests.scheduler.shipped import shipped
+from tests.thinning import mostly_nightly
 
 LENGTHS = [(5, 18), (23, 12), (1, 25), (30, 1), (12, 16), (7, 9), (9, 30), (4, 14)]
 SCHEDULERS = {
@@ -20,6 +22,11 @@ SCHEDULERS = {
     "continuous": partial(ContinuousScheduler, max_num_seqs=6),
     "continuous with preemptions": partial(ContinuousScheduler, max_num_seqs=6, watermark=0.0),
     "continuous with split prompts": partial(ContinuousScheduler, max_num_seqs=6, max_num_batched_tokens=8),
+    "mixed": shipped("mixed", max_num_seqs=6, max_num_batched_tokens=8),
+    "mixed with preemptions": shipped("mixed", max_num_seqs=6, max_num_batched_tokens=16, watermark=0.0),
+    "hybrid_only": shipped("hybrid_only", max_num_seqs=6, max_num_batched_tokens=32),
+    "hybrid_only with preemptions": shipped("hybrid_only", max_num_seqs=6, watermark=0.0),
+    "chunk_only": shipped("chunk_only", max_num_seqs=6, max_num_batched_tokens=8),
 }
 
 
@@ -46,6 +53,20 @@ def test_replayed_tokens_equal_transformers(served, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("budget", "steps", "whole_prompts", "blocks"),
+    mostly_nightly([4, 5, 7, 11, 23, 64], ["mixed", "alternate", "prompts_first"], [False, True], [8, 7, 64]),
+)
+def test_every_chunk_size_gives_the_same_tokens(served, budget, steps, whole_prompts, blocks):
+    model, requests, expected = served
+    engine = TorchEngine(model, block_size=7, num_blocks=blocks)
+    options = {"max_num_batched_tokens": budget, "steps": steps, "whole_prompts": whole_prompts}
+    make = partial(ContinuousScheduler, max_num_seqs=4, watermark=0.0, **options)
+    sequences, _ = replay_trace(requests, make_scheduler(make, engine), engine)
+    assert [sequence.output_token_ids for sequence in sequences] == expected
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_an_int8_cache_gives_the_tokens_of_one_request_after_the_other(name):
     options = {"config": TINY_CONFIG, "block_size": 7, "kv_dtype": "int8"}
@@ -60,6 +81,6 @@ def num_blocks(name):
 
 
 def check(engine, name, requests, expected):
-    sequences, _ = replay_trace(requests, SCHEDULERS[name](engine.num_blocks, engine.block_size), engine)
+    sequences, _ = replay_trace(requests, make_scheduler(SCHEDULERS[name], engine), engine)
     assert [sequence.output_token_ids for sequence in sequences] == expected
     assert any(sequence.num_preemptions for sequence in sequences) == ("preemptions" in name)
