@@ -72,7 +72,10 @@ class Arm(EngineParts):
 
 
 def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
-    """Every arm with all its components; raises ValueError for an unknown component or keyword."""
+    """Every arm with all its components.
+
+    Raises ValueError for an unknown component or keyword, and for one that the arm's scheduler refuses.
+    """
     resolved = {}
     for arm, components in arms.items():
         if not re.fullmatch(r"[\w.+-]+", arm):
@@ -85,7 +88,15 @@ def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
         if missing:
             raise ValueError(f"arms.{arm} has no {', '.join(missing)}, and the study gives none")
         resolved[arm] = Arm(**parts)
+        check_scheduler(arm, resolved[arm].scheduler)
     return resolved
+
+
+def check_scheduler(arm: str, make: MakeScheduler) -> None:
+    try:
+        make(num_blocks=1, block_size=1)
+    except ValueError as error:
+        raise ValueError(f"arms.{arm}: {error}") from error
 
 
 def parts_of(keywords: Mapping[str, object]) -> dict[str, Any]:

@@ -31,6 +31,14 @@ def test_a_seed_is_served_by_all_arms_before_the_next_which_begins_with_the_mode
         ({"a": {"clock": "atomic"}}, "arms.a.clock is 'atomic': input should be 'virtual' or 'wall'"),
         ({"a": {"scheduler": "fifo"}}, "arms.a.scheduler is 'fifo': give another scheduler"),
         ({"a/b": {}}, "arm name 'a/b'"),
+        (
+            {"a": {"scheduler": {"max_num_batched_tokens": 0}}},
+            "arms.a: scheduler.max_num_batched_tokens must be at least 1",
+        ),
+        (
+            {"a": {"scheduler": {"steps": "mixed", "max_num_batched_tokens": 7, "max_num_seqs": 8}}},
+            "arms.a: scheduler.max_num_batched_tokens=7 is less than one decode token for each of scheduler",
+        ),
     ],
 )
 def test_bad_arms_are_named(arms, message):
