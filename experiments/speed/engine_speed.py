@@ -99,8 +99,10 @@ def measure_engine(
     with place.status("") as update:
         engine, start = start_engine(partial(arm.load_model, place.device), arm.engine, max_num_seqs, update)
     cases = [case.row(ceilings) for case in measure_cases(sizes, engine, num_steps, ceilings, place.say)]
-    compared_steps = measure_comparisons(compared, engine, num_steps, ceilings, place.say)
-    comparisons = [comparison.row(ceilings) for comparison in compared_steps]
+    comparisons = []
+    for comparison in measure_comparisons(compared, engine, num_steps, place.say):
+        place.say(comparison.line(ceilings))
+        comparisons.append(comparison.row(ceilings))
     requests = arm.trace(rate=None, seed=seed).requests
     served = measure_serving(engine, arm.scheduler, requests)
     measured: Json = {"start": start, "cases": cases, "comparisons": comparisons, "serving": served}

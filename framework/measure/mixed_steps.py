@@ -5,7 +5,7 @@ As in steps.py, over a KV cache of random numbers; steps are launched ahead wher
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -28,7 +28,7 @@ from framework.measure.steps import (
     why_no_room,
 )
 
-NUM_PASSES = 5  # in which a prompt's chunks are timed, after one to warm up
+NUM_PASSES = 3  # in which a prompt's chunks are timed, after one to warm up
 FORMS = {
     "mixed": ("prompt tokens", "cached ones before them", "decodes", "context of each"),
     "chunks": ("prompt tokens", "tokens of a chunk"),
@@ -115,20 +115,26 @@ def most_seqs(sizes: dict[str, list[list[int]]]) -> int:
 
 
 def measure_comparisons(
-    sizes: dict[str, list[list[int]]], engine: MeasuredEngine, num_steps: int, ceilings: Ceilings, say: Say
-) -> list[Comparison]:
-    """Measure what fits of `sizes`, kind → rows of numbers as FORMS names them; tell every result, or why none."""
+    sizes: dict[str, list[list[int]]], engine: MeasuredEngine, num_steps: int, say: Say
+) -> Iterator[Comparison]:
+    """Measure what fits of `sizes`, kind → rows of numbers as FORMS names them; tell why what does not is skipped."""
+    alone: dict[int, Case] = {}  # by its number of rows
     measures: dict[str, Callable[..., Comparison]] = {"mixed": measure_mixed, "chunks": measure_chunks}
-    comparisons = []
     for kind, rows in sizes.items():
         for row in rows:
             reason = why_no_room(engine, lengths_of(kind, row, num_steps))
             if reason:
                 say(f"{comparison_name(kind, tuple(row))}: skipped, {reason}")
                 continue
-            comparisons.append(measures[kind](engine, *row, num_steps))
-            say(comparisons[-1].line(ceilings))
-    return comparisons
+            num_rows = rows_alone(kind, row)
+            if num_rows not in alone:
+                alone[num_rows] = measure_prefill(engine, 1, num_rows, num_steps)
+            yield measures[kind](engine, *row, num_steps, alone[num_rows])
+
+
+def rows_alone(kind: str, sizes: list[int]) -> int:
+    """Tokens of the prompt that the step alone computes: as many as the mixed step has rows, or all of it."""
+    return sizes[0] + (sizes[2] if kind == "mixed" else 0)
 
 
 def lengths_of(kind: str, sizes: list[int], num_steps: int) -> list[int]:
@@ -140,12 +146,17 @@ def lengths_of(kind: str, sizes: list[int], num_steps: int) -> list[int]:
 
 
 def measure_mixed(
-    engine: MeasuredEngine, num_prompt_tokens: int, num_cached: int, num_decodes: int, context: int, num_steps: int
+    engine: MeasuredEngine,
+    num_prompt_tokens: int,
+    num_cached: int,
+    num_decodes: int,
+    context: int,
+    num_steps: int,
+    alone: Case,
 ) -> Comparison:
     """The last `num_prompt_tokens` of a prompt, `num_cached` before them, in a step with `num_decodes` decodes.
 
-    These have `context` tokens each in the middle one of the `num_steps` timed, and advance by one token per step. The
-    step alone computes a prompt of as many tokens as the mixed step has rows.
+    These have `context` tokens each in the middle one of the `num_steps` timed, and advance by one token per step.
     """
     first, num_all = first_start(context, num_steps), NUM_WARM_UP_STEPS + num_steps
     prompt = Request(0, 0.0, num_cached + num_prompt_tokens, 1)
@@ -167,13 +178,14 @@ def measure_mixed(
     ]
     device, elapsed = (times[NUM_WARM_UP_STEPS:] for times in step_times(engine, batches))
     work = step_work(model_costs(engine.model, engine.kv_dtype), batches[NUM_WARM_UP_STEPS + num_steps // 2])
-    alone = measure_prefill(engine, 1, num_prompt_tokens + num_decodes, num_steps)
     sizes = (num_prompt_tokens, num_cached, num_decodes, context)
     return Comparison("mixed", sizes, (work,), float(np.median(device)), float(np.median(elapsed - device)), alone)
 
 
-def measure_chunks(engine: MeasuredEngine, num_prompt_tokens: int, num_chunk_tokens: int, num_steps: int) -> Comparison:
-    """A prompt in chunks, each behind those before it, NUM_PASSES times; `num_steps` do not count here."""
+def measure_chunks(
+    engine: MeasuredEngine, num_prompt_tokens: int, num_chunk_tokens: int, num_steps: int, alone: Case
+) -> Comparison:
+    """A prompt in chunks, each behind those before it, NUM_PASSES times: `num_steps` is for steps of one kind."""
     request = Request(0, 0.0, num_prompt_tokens, 1)
     engine.begin([request], 1, num_chunk_tokens)
     sequences = make_sequences(engine, [request])
@@ -183,7 +195,6 @@ def measure_chunks(engine: MeasuredEngine, num_prompt_tokens: int, num_chunk_tok
     costs, last = model_costs(engine.model, engine.kv_dtype), batches[-1]
     works = tuple(step_work(costs, batch, num_sampled=int(batch is last)) for batch in batches)
     together = float(np.median(device.reshape(NUM_PASSES, -1).sum(axis=1)))
-    alone = measure_prefill(engine, 1, num_prompt_tokens, NUM_PASSES)
     sizes = (num_prompt_tokens, num_chunk_tokens)
     return Comparison("chunks", sizes, works, together, float(np.median(elapsed - device)), alone)
 

@@ -12,9 +12,7 @@ from framework.measure.mixed_steps import (
     Comparison,
     check_comparisons,
     comparisons_table,
-    measure_chunks,
     measure_comparisons,
-    measure_mixed,
     most_seqs,
 )
 from framework.measure.steps import NUM_WARM_UP_STEPS, Case, get_ready
@@ -55,23 +53,28 @@ class Recorder:
 
 def test_decodes_stand_first_and_advance_while_the_same_part_of_the_prompt_is_computed(engine):
     recorder = Recorder(engine)
-    comparison = measure_mixed(recorder, 5, 12, 2, 24, 4)
+    [comparison] = measure_comparisons({"mixed": [[5, 12, 2, 24]]}, recorder, 4, print)
     num_mixed = NUM_WARM_UP_STEPS + 4
     middle = NUM_WARM_UP_STEPS + 2
+    assert recorder.batches[:num_mixed] == [[(0, 0, 7)]] * num_mixed  # as many rows, alone
+    del recorder.batches[:num_mixed]
     assert recorder.batches[middle] == [(1, 23, 1), (2, 23, 1), (0, 12, 5)]  # 24 tokens with the new one
-    assert [batch[0][1] for batch in recorder.batches[:num_mixed]] == list(range(23 - middle, 23 - middle + num_mixed))
-    assert {batch[2] for batch in recorder.batches[:num_mixed]} == {(0, 12, 5)}
-    assert recorder.batches[num_mixed:] == [[(0, 0, 7)]] * num_mixed  # as many rows, alone
+    assert [batch[0][1] for batch in recorder.batches] == list(range(23 - middle, 23 - middle + num_mixed))
+    assert {batch[2] for batch in recorder.batches} == {(0, 12, 5)}
     assert (comparison.device, comparison.waited, comparison.ratio) == (2.0, 1.0, 1.0)
     assert comparison.name == "mixed 5 behind 12 + 2 × 24"
 
 
 def test_every_chunk_is_computed_behind_those_before_it_and_only_the_last_one_samples(engine):
     recorder = Recorder(engine)
-    comparison = measure_chunks(recorder, 20, 8, 4)
+    comparison, of_same_prompt = measure_comparisons({"chunks": [[20, 8], [20, 10]]}, recorder, 4, print)
+    num_alone = NUM_WARM_UP_STEPS + 4
+    assert recorder.batches[:num_alone] == [[(0, 0, 20)]] * num_alone
+    del recorder.batches[:num_alone]
     chunks = [[(0, 0, 8)], [(0, 8, 8)], [(0, 16, 4)]]
     assert recorder.batches[: 3 * (1 + NUM_PASSES)] == chunks * (1 + NUM_PASSES)
-    assert recorder.batches[3 * (1 + NUM_PASSES)] == [(0, 0, 20)]
+    assert recorder.batches[3 * (1 + NUM_PASSES) :] == [[(0, 0, 10)], [(0, 10, 10)]] * (1 + NUM_PASSES)
+    assert of_same_prompt.alone is comparison.alone  # measured once
     assert (comparison.device, comparison.waited, comparison.ratio) == (6.0, 1.0, 3.0)
     together, whole = sum(work.num_flops for work in comparison.works), comparison.alone.work.num_flops
     assert together == pytest.approx(whole)
@@ -83,10 +86,12 @@ def test_every_chunk_is_computed_behind_those_before_it_and_only_the_last_one_sa
 def test_what_does_not_fit_is_skipped_and_said(engine):
     said = []
     sizes = {"mixed": [[4, 4, 2, 24], [4, 4, 999, 24], [4, 9999, 1, 24]], "chunks": [[16, 8], [9999, 8]]}
-    comparisons = measure_comparisons(sizes, engine, 4, CEILINGS, said.append)
-    assert [comparison.kind for comparison in comparisons] == ["mixed", "chunks"]
-    assert ["skipped" in line for line in said] == [False, True, True, False, True]
-    assert "the model's context" in said[2]
+    comparisons = list(measure_comparisons(sizes, engine, 4, said.append))
+    assert [comparison.name for comparison in comparisons] == ["mixed 4 behind 4 + 2 × 24", "16 in chunks of 8"]
+    assert [line.partition(": skipped")[0] for line in said] == [
+        "mixed 4 behind 4 + 999 × 24", "mixed 4 behind 9999 + 1 × 24", "9999 in chunks of 8",
+    ]  # fmt: skip
+    assert "the model's context" in said[1]
     assert most_seqs(sizes) == 1000
     assert most_seqs({"mixed": []}) == 1
 
