@@ -118,7 +118,6 @@ def measure_comparisons(
     sizes: dict[str, list[list[int]]], engine: MeasuredEngine, num_steps: int, say: Say
 ) -> Iterator[Comparison]:
     """Measure what fits of `sizes`, kind → rows of numbers as FORMS names them; tell why what does not is skipped."""
-    alone: dict[int, Case] = {}  # by its number of rows
     measures: dict[str, Callable[..., Comparison]] = {"mixed": measure_mixed, "chunks": measure_chunks}
     for kind, rows in sizes.items():
         for row in rows:
@@ -126,15 +125,7 @@ def measure_comparisons(
             if reason:
                 say(f"{comparison_name(kind, tuple(row))}: skipped, {reason}")
                 continue
-            num_rows = rows_alone(kind, row)
-            if num_rows not in alone:
-                alone[num_rows] = measure_prefill(engine, 1, num_rows, num_steps)
-            yield measures[kind](engine, *row, num_steps, alone[num_rows])
-
-
-def rows_alone(kind: str, sizes: list[int]) -> int:
-    """Tokens of the prompt that the step alone computes: as many as the mixed step has rows, or all of it."""
-    return sizes[0] + (sizes[2] if kind == "mixed" else 0)
+            yield measures[kind](engine, *row, num_steps)
 
 
 def lengths_of(kind: str, sizes: list[int], num_steps: int) -> list[int]:
@@ -146,17 +137,12 @@ def lengths_of(kind: str, sizes: list[int], num_steps: int) -> list[int]:
 
 
 def measure_mixed(
-    engine: MeasuredEngine,
-    num_prompt_tokens: int,
-    num_cached: int,
-    num_decodes: int,
-    context: int,
-    num_steps: int,
-    alone: Case,
+    engine: MeasuredEngine, num_prompt_tokens: int, num_cached: int, num_decodes: int, context: int, num_steps: int
 ) -> Comparison:
     """The last `num_prompt_tokens` of a prompt, `num_cached` before them, in a step with `num_decodes` decodes.
 
-    These have `context` tokens each in the middle one of the `num_steps` timed, and advance by one token per step.
+    These have `context` tokens each in the middle one of the `num_steps` timed, and advance by one token per step. The
+    step alone computes a prompt of as many tokens as the mixed step has rows.
     """
     first, num_all = first_start(context, num_steps), NUM_WARM_UP_STEPS + num_steps
     prompt = Request(0, 0.0, num_cached + num_prompt_tokens, 1)
@@ -178,25 +164,33 @@ def measure_mixed(
     ]
     device, elapsed = (times[NUM_WARM_UP_STEPS:] for times in step_times(engine, batches))
     work = step_work(model_costs(engine.model, engine.kv_dtype), batches[NUM_WARM_UP_STEPS + num_steps // 2])
+    alone = measure_prefill(engine, 1, num_prompt_tokens + num_decodes, num_steps)
     sizes = (num_prompt_tokens, num_cached, num_decodes, context)
     return Comparison("mixed", sizes, (work,), float(np.median(device)), float(np.median(elapsed - device)), alone)
 
 
-def measure_chunks(
-    engine: MeasuredEngine, num_prompt_tokens: int, num_chunk_tokens: int, num_steps: int, alone: Case
-) -> Comparison:
-    """A prompt in chunks, each behind those before it, NUM_PASSES times: `num_steps` is for steps of one kind."""
+def measure_chunks(engine: MeasuredEngine, num_prompt_tokens: int, num_chunk_tokens: int, num_steps: int) -> Comparison:
+    """A prompt in one step, then in chunks, each behind those before it: in turns, so that a drift meets both.
+
+    NUM_PASSES times; `num_steps` is for steps of one kind.
+    """
     request = Request(0, 0.0, num_prompt_tokens, 1)
-    engine.begin([request], 1, num_chunk_tokens)
+    engine.begin([request], 1)
     sequences = make_sequences(engine, [request])
     borders = [*range(0, num_prompt_tokens, num_chunk_tokens), num_prompt_tokens]
-    batches = [Batch(sequences, [start], [end - start], end - start, 0) for start, end in pairwise(borders)]
-    device, elapsed = (times[len(batches) :] for times in step_times(engine, batches * (1 + NUM_PASSES)))
-    costs, last = model_costs(engine.model, engine.kv_dtype), batches[-1]
-    works = tuple(step_work(costs, batch, num_sampled=int(batch is last)) for batch in batches)
-    together = float(np.median(device.reshape(NUM_PASSES, -1).sum(axis=1)))
-    sizes = (num_prompt_tokens, num_chunk_tokens)
-    return Comparison("chunks", sizes, works, together, float(np.median(elapsed - device)), alone)
+    spans = [(0, num_prompt_tokens), *pairwise(borders)]
+    batches = [Batch(sequences, [start], [end - start], end - start, 0) for start, end in spans]
+    times = step_times(engine, batches * (1 + NUM_PASSES))
+    device, elapsed = (each.reshape(1 + NUM_PASSES, len(batches))[1:] for each in times)
+    costs = model_costs(engine.model, engine.kv_dtype)
+    work, *works = (
+        step_work(costs, batch, num_sampled=int(end == num_prompt_tokens))
+        for batch, (_, end) in zip(batches, spans, strict=True)
+    )
+    alone = Case("prefill", 1, num_prompt_tokens, work, *(float(np.median(each[:, 0])) for each in (device, elapsed)))
+    together = float(np.median(device[:, 1:].sum(axis=1)))
+    waited = float(np.median((elapsed - device)[:, 1:]))
+    return Comparison("chunks", (num_prompt_tokens, num_chunk_tokens), tuple(works), together, waited, alone)
 
 
 def comparisons_table(comparisons: pd.DataFrame) -> pd.DataFrame:

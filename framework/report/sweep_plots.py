@@ -38,6 +38,7 @@ CAPTIONS = {
     "latency_cdf": "Distribution over requests of TTFT and TPOT, one curve per arm.",
 }
 IDLE = 1e-3  # seconds; a shorter gap is the simulator at work
+MAX_BESIDE = 7  # entries of a legend in one row
 PHASE_COLOURS = {"waiting": "#dddddd", "prefill": "#E69F00", "decode": "#0072B2"}
 
 
@@ -137,7 +138,7 @@ def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> F
     arms = [Line2D([], [], **arm_style(index), label=arm) for index, arm in enumerate(summary["arm"].unique())]
     lines: dict[str, Any] = {"mean or P50": "-", "P99": "--", "most it served": ":"}
     styles = [Line2D([], [], color=GREY, linestyle=line, label=label) for label, line in lines.items()]
-    figure.legend(handles=[*arms, *styles], loc="outside upper center", ncols=len(arms) + 3)
+    add_wide_legend(figure, [*arms, *styles])
     return figure
 
 
@@ -230,6 +231,12 @@ def add_legend(figure: Figure, axes: Axes, ring: bool) -> None:
         handles += axes.plot([], [], "o", markersize=8, markerfacecolor="none", markeredgecolor=GREY)
         labels += ["last rate below saturation"]
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
+
+
+def add_wide_legend(figure: Figure, handles: list[Line2D]) -> None:
+    """Above the axes of a figure as wide as the text, in as few rows as hold the handles."""
+    num_rows = -(-len(handles) // MAX_BESIDE)
+    figure.legend(handles=handles, loc="outside upper center", ncols=-(-len(handles) // num_rows))
 
 
 def label_rates(axes: Axes, rates: pd.Series) -> None:
