@@ -1,0 +1,69 @@
+"""What it costs to compute a prompt in chunks, or beside decodes: measured, and as the authors of Sarathi report it."""
+
+import pandas as pd
+
+from framework.engine.measured import MeasuredEngine
+from framework.measure.mixed_steps import comparison_name, measure_comparisons
+from framework.measure.steps import Say, get_ready
+
+Ratios = dict[str, float]  # a comparison's name → its time / that of one step
+SAME = "yes, of another model on another device"
+COLUMNS = ["case", "kind", "num_prompt_tokens", "num_chunk_tokens", "device", "alone", "alone_device", "ratio"]
+
+
+def measure_overhead(
+    engine: MeasuredEngine, sizes: dict[str, list[list[int]]], num_steps: int, max_num_seqs: int, say: Say
+) -> pd.DataFrame:
+    """A row per comparison of `sizes` (as mixed_steps.FORMS names them) that fits; times on the device in seconds."""
+    longest = max(row[0] for rows in sizes.values() for row in rows)
+    get_ready(engine, max_num_seqs, longest_prompt=min(longest, engine.max_model_len))
+    rows = []
+    for comparison in measure_comparisons(sizes, engine, num_steps, say):
+        device, alone = comparison.device, comparison.alone
+        say(f"{comparison.name}: {1e3 * device:.1f} ms, {comparison.ratio:.3f}× of {1e3 * alone.device:.1f} ms")
+        rows.append(
+            {
+                "case": comparison.name,
+                "kind": comparison.kind,
+                "num_prompt_tokens": comparison.sizes[0],
+                "num_chunk_tokens": comparison.sizes[1] if comparison.kind == "chunks" else None,
+                "device": device,
+                "alone": alone.name,
+                "alone_device": alone.device,
+                "ratio": comparison.ratio,
+            }
+        )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def reported_chunks(reported: Ratios) -> pd.DataFrame:
+    """The reported ratios of prompts in chunks, with the columns that measured ones have."""
+    rows = []
+    for name, ratio in reported.items():
+        first, *others = name.split()
+        if (
+            first.isdecimal()
+            and others[-1].isdecimal()
+            and name == comparison_name("chunks", (int(first), int(others[-1])))
+        ):
+            rows.append({"num_prompt_tokens": int(first), "num_chunk_tokens": int(others[-1]), "ratio": ratio})
+    return pd.DataFrame(rows, columns=["num_prompt_tokens", "num_chunk_tokens", "ratio"])
+
+
+def overhead_table(overhead: pd.DataFrame, reported: Ratios) -> pd.DataFrame:
+    """One row per comparison: times (ms), their ratio and, where there is one, the reported ratio."""
+    source = overhead["case"].map(reported)
+    table = pd.DataFrame(
+        {
+            "steps": overhead["case"],
+            "device (ms)": 1e3 * overhead["device"],
+            "one step alone (ms)": 1e3 * overhead["alone_device"],
+            "measured": overhead["ratio"],
+        }
+    )
+    if source.isna().all():
+        return table
+    same = [SAME if ratio == ratio else None for ratio in source]
+    return table.assign(
+        **{"reported": source, "measured ÷ reported": overhead["ratio"] / source, "same quantity": same}
+    )

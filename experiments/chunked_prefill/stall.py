@@ -1,0 +1,150 @@
+"""One long prompt arrives while other sequences decode: their tokens, and its first one, under each scheduler."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from framework.build import make_scheduler, replay_trace
+from framework.checks import whole
+from framework.core import Engine, Request, Sequence
+from framework.measure.serving import max_num_seqs_of
+from framework.report.tables import short
+from framework.study.arms import Arm, check_named
+from framework.study.engine_cache import EngineCache
+
+NUM_SHORT = 32  # prompt tokens of the sequences that decode
+NUM_BEFORE = 16  # tokens of each before the long prompt arrives
+NUM_LONG_OUTPUT = 8  # tokens that follow the long prompt
+PROMPT = "prompt"  # whose tokens these are, in the table
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """`num_decodes` sequences decode `num_output_tokens` each when a prompt of `num_prompt_tokens` arrives.
+
+    Under every one of `arms`, in turns, `num_repeats` times.
+    """
+
+    arms: list[str]
+    num_decodes: int
+    num_output_tokens: int
+    num_prompt_tokens: int
+    num_repeats: int
+
+    def check(self, arms: dict[str, Arm]) -> None:
+        """ValueError for an arm that there is not, or that has too few seats, and for numbers that make no stall."""
+        check_named("stall.arms", self.arms, arms)
+        for name in ("num_decodes", "num_prompt_tokens", "num_repeats"):
+            whole(f"stall.{name}", getattr(self, name))
+        if self.num_output_tokens <= NUM_BEFORE + 1:
+            raise ValueError(
+                f"stall.num_output_tokens={self.num_output_tokens}: the prompt arrives after {NUM_BEFORE} tokens, so "
+                f"that at least {NUM_BEFORE + 2} are needed"
+            )
+        for name in self.arms:
+            num_seats = max_num_seqs_of(arms[name].scheduler)
+            if num_seats <= self.num_decodes:
+                raise ValueError(
+                    f"stall.num_decodes={self.num_decodes}: with the prompt that arrives these are more than the "
+                    f"{num_seats} seats of {name} (scheduler.max_num_seqs)"
+                )
+
+
+def measure_stall(stall: Stall, arms: dict[str, Arm], engines: EngineCache) -> pd.DataFrame:
+    """A row per token: `arm`, `repeat`, `sequence`, `time` (s) since the prompt's arrival, `gap` (s) to the one before.
+
+    `sequence` is `prompt` for the one that arrives.
+    """
+    parts = []
+    for repeat in range(stall.num_repeats):
+        for name in stall.arms:
+            engines.on_progress(f"a stall under {name}, repeat {repeat + 1} of {stall.num_repeats}")
+            tokens = replay_stall(stall, arms[name], engines.get(arms[name]))
+            parts.append(tokens.assign(arm=name, repeat=repeat))
+    return pd.concat(parts, ignore_index=True)
+
+
+def replay_stall(stall: Stall, arm: Arm, engine: Engine) -> pd.DataFrame:
+    """The tokens of one replay; one of the decodes alone goes before it, which says when the prompt is to arrive."""
+    decodes = [Request(index, 0.0, NUM_SHORT, stall.num_output_tokens) for index in range(stall.num_decodes)]
+    alone, _ = replay_trace(decodes, make_scheduler(arm.scheduler, engine), engine)
+    gap = float(np.median(np.concatenate([np.diff(sequence.token_times) for sequence in alone])))
+    arrival_time = max(sequence.token_times[0] for sequence in alone) + (NUM_BEFORE - 0.5) * gap
+    prompt = Request(stall.num_decodes, arrival_time, stall.num_prompt_tokens, NUM_LONG_OUTPUT)
+    sequences, _ = replay_trace([*decodes, prompt], make_scheduler(arm.scheduler, engine), engine)
+    return pd.concat([token_rows(sequence, prompt) for sequence in sequences], ignore_index=True)
+
+
+def token_rows(sequence: Sequence, prompt: Request) -> pd.DataFrame:
+    times = np.array(sequence.token_times)
+    name = PROMPT if sequence.request is prompt else str(sequence.request.request_id)
+    gaps = np.diff(times, prepend=np.nan)
+    return pd.DataFrame({"sequence": name, "time": times - prompt.arrival_time, "gap": gaps})
+
+
+def summarize_stall(tokens: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm and repeat, in seconds.
+
+    `before`: the median gap of the decodes before the prompt arrives. `longest`: of those that end after it and begin
+    before its first token, which comes after `ttft`.
+    """
+    rows = []
+    for (arm, repeat), group in tokens.groupby(["arm", "repeat"], sort=False):
+        is_prompt = group["sequence"] == PROMPT
+        ttft = group.loc[is_prompt, "time"].min()
+        decodes = group[~is_prompt]
+        is_meanwhile = (decodes["time"] > 0) & (decodes["time"] - decodes["gap"] < ttft)
+        before = decodes.loc[decodes["time"] <= 0, "gap"].median()
+        rows.append(
+            {
+                "arm": arm,
+                "repeat": repeat,
+                "before": before,
+                "longest": decodes.loc[is_meanwhile, "gap"].max(),
+                "ttft": ttft,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def typical(tokens: pd.DataFrame) -> pd.DataFrame:
+    """Of every arm the tokens of one repeat: that whose longest gap is the median one."""
+    summary = summarize_stall(tokens)
+    parts = []
+    for arm, rows in summary.groupby("arm", sort=False):
+        ordered = rows.sort_values("longest")["repeat"].tolist()
+        repeat = ordered[(len(ordered) - 1) // 2]
+        parts.append(tokens[(tokens["arm"] == arm) & (tokens["repeat"] == repeat)])
+    return pd.concat(parts, ignore_index=True)
+
+
+def stall_table(tokens: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm, medians over the repeats (ms)."""
+    medians = summarize_stall(tokens).groupby("arm", sort=False)[["before", "longest", "ttft"]].median()
+    return pd.DataFrame(
+        {
+            "arm": medians.index,
+            "gap before (ms)": 1e3 * medians["before"],
+            "longest gap meanwhile (ms)": 1e3 * medians["longest"],
+            "longest ÷ before": medians["longest"] / medians["before"],
+            "TTFT of the prompt (ms)": 1e3 * medians["ttft"],
+        }
+    ).reset_index(drop=True)
+
+
+def describe_stall(stall: Stall, table: pd.DataFrame) -> list[str]:
+    """One sentence on the first arm, and what the others make of it."""
+    first, *others = table.to_dict("records")
+    before, longest, ttft = "gap before (ms)", "longest gap meanwhile (ms)", "TTFT of the prompt (ms)"
+    sentence = (
+        f"{first['arm']}: while a prompt of {stall.num_prompt_tokens:,} tokens is computed, the {stall.num_decodes} "
+        f"sequences that decode wait up to {short(first[longest])} ms for a token ({short(first[before])} ms before it "
+        "came)"
+    )
+    parts = [
+        f"{row['arm']} up to {short(row[longest])} ms, and the prompt's first token takes "
+        f"{row[ttft] / first[ttft]:.2f}× as long"
+        for row in others
+    ]
+    return ["; ".join([sentence, *parts])]
