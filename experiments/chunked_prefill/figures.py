@@ -6,6 +6,7 @@ from matplotlib.lines import Line2D
 
 from experiments.chunked_prefill.stall import PROMPT
 from framework.report.plots import (
+    COLOURS,
     COLUMN_WIDTH,
     GREY,
     LINES,
@@ -17,8 +18,10 @@ from framework.report.plots import (
     styled,
 )
 from framework.report.sweep_plots import add_wide_legend, label_rates
+from framework.report.tables import short
 
 BESIDE = 1.03  # factor from one curve to the next
+BAR_WIDTH = 0.4
 
 
 @styled
@@ -56,6 +59,30 @@ def over_rates(summary: pd.DataFrame) -> Figure:
     arms = [Line2D([], [], **arm_style(index), label=arm) for index, arm in enumerate(summary["arm"].unique())]
     styles = [Line2D([], [], color=GREY, label="P50"), Line2D([], [], color=GREY, linestyle="--", label="P99")]
     add_wide_legend(figure, [*arms, *styles])
+    return figure
+
+
+@styled
+def beside_reported(latencies: pd.DataFrame, first: str) -> Figure:
+    """A panel per metric: every arm's latency over that of the arm `first`, measured and (hollow) as reported.
+
+    `latencies` is what latencies_table makes, of one rate; over the bars are the latencies themselves (s).
+    """
+    metrics = list(latencies["metric"].unique())
+    figure = Figure(figsize=(TEXT_WIDTH, 2.4))
+    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        rows = latencies[latencies["metric"] == metric]
+        for index, whose in enumerate(("measured", "reported")):
+            style = {"facecolor": COLOURS[0]} if index == 0 else {"facecolor": "none", "linestyle": ":"}
+            places = [place + (index - 0.5) * BAR_WIDTH for place in range(len(rows))]
+            ratios = rows[f"{whose} ÷ {first}"]
+            bars = axes.bar(places, ratios, width=0.9 * BAR_WIDTH, edgecolor=COLOURS[0], label=whose, **style)
+            axes.bar_label(bars, [f"{short(value)} s" for value in rows[whose]], fontsize=6, padding=1)
+        axes.set_xticks(range(len(rows)), rows["arm"])
+        axes.set(title=metric, ylabel=f"÷ {first}")
+        axes.margins(y=0.12)
+        axes.grid(axis="x", visible=False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 

@@ -7,7 +7,7 @@ from framework.measure.mixed_steps import comparison_name, measure_comparisons
 from framework.measure.steps import Say, get_ready
 
 Ratios = dict[str, float]  # a comparison's name → its time / that of one step
-SAME = "yes, of another model on another device"
+SAME = "yes: other model, other device"
 COLUMNS = ["case", "kind", "num_prompt_tokens", "num_chunk_tokens", "device", "alone", "alone_device", "ratio"]
 
 

@@ -5,7 +5,7 @@ from functools import partial
 import pandas as pd
 from typing_extensions import Unpack
 
-from experiments.chunked_prefill.figures import chunk_overhead, over_rates, stall_timeline
+from experiments.chunked_prefill.figures import beside_reported, chunk_overhead, over_rates, stall_timeline
 from experiments.chunked_prefill.overhead import Ratios, measure_overhead, overhead_table, reported_chunks
 from experiments.chunked_prefill.stall import Stall, describe_stall, measure_stall, stall_table, typical
 from experiments.chunked_prefill.tables import (
@@ -38,6 +38,7 @@ OVERHEAD = "Time on the device of a prompt in chunks over that of one step (1, d
 OVERHEAD += "reported by {}."
 STALL = "Gaps between the tokens of {} sequences that decode when a prompt of {:,} tokens arrives, by scheduler. "
 STALL += "The grey span ends with the prompt's first token. Of {} repeats, the one with the median longest gap."
+REPORTED = "Latencies over those of {}, and in seconds. Dotted: as reported by {}."
 DEFINITIONS = {
     "A in chunks of B": "a prompt of A tokens, computed B tokens at a time, nothing beside it",
     "mixed A behind B + C × D": "a step with the last A tokens of a prompt, B cached ones before them, and C decodes "
@@ -150,9 +151,16 @@ def find(
     tables = {"Every scheduler against the first": against_first(summary)}
     if limits:
         tables["Highest rate (req/s) within a limit"] = capacity_table(study, points, limits)
+    figures: dict[str, Drawn] = {}
+    is_at_several = len(set(points["rate"])) > 1
+    if is_at_several:
+        figures["over_rates"] = (over_rates(summary), OVER_RATES)
     if reported:
-        tables[f"As reported (s): {source}"] = latencies_table(summary, reported)
-    figures = {"over_rates": (over_rates(summary), OVER_RATES)}
+        latencies = latencies_table(summary, reported)
+        tables[f"As reported (s): {source}"] = latencies
+        if not is_at_several:
+            first = next(iter(reported))
+            figures["reported"] = (beside_reported(latencies, first), REPORTED.format(first, source))
     for part in parts:
         figures |= part.figures
         tables |= part.tables

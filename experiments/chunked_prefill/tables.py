@@ -8,7 +8,7 @@ from framework.study.sweep import Study
 
 Latencies = dict[str, dict[str, float]]  # arm → metric → seconds
 MAX_DELAY = 2.0  # seconds from arrival to the first step, the median over the requests: Sarathi's limit
-SAME = "yes, of another model on other devices"
+SAME = "yes: other model, other device"
 NO_LESS = 0.99  # of a throughput, which counts as no less
 
 

@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 
-from experiments.chunked_prefill.figures import chunk_overhead, over_rates, stall_timeline
+from experiments.chunked_prefill.figures import beside_reported, chunk_overhead, over_rates, stall_timeline
 from experiments.chunked_prefill.stall import PROMPT
+from experiments.chunked_prefill.tables import latencies_table
 from tests.experiments.chunked_prefill.test_tables import SUMMARY
 from tests.experiments.lora.test_figures import drawn
 
@@ -16,6 +17,17 @@ def test_curves_over_rates_in_milliseconds_and_tokens():
         assert bars.lines[0].get_ydata().tolist() == pytest.approx(values)
     assert [bars.lines[0].get_xdata().tolist() for bars in output.containers] == [[4.0, 8.0]] * 3
     assert output.containers[0].lines[0].get_ydata().tolist() == [100.0, 200.0]
+
+
+def test_reported_latencies_are_hollow_bars_beside_the_measured_ones():
+    reported = {"whole": {"ttft_p50": 2.0, "itl_p99": 0.4}, "small": {"ttft_p50": 4.0, "itl_p99": 0.1}}
+    latencies = latencies_table(SUMMARY[SUMMARY["rate"] == 8.0], reported)
+    first_tokens, gaps = beside_reported(latencies, "whole").axes
+    assert [bars.get_label() for bars in gaps.containers] == ["measured", "reported"]
+    assert [bar.get_height() for bar in gaps.containers[0]] == pytest.approx([1, 0.25])
+    assert [bar.get_height() for bar in gaps.containers[1]] == pytest.approx([1, 0.25])
+    assert [bar.get_height() for bar in first_tokens.containers[1]] == pytest.approx([1, 2])
+    assert [text.get_text() for text in gaps.texts] == ["0.2 s", "0.05 s", "0.4 s", "0.1 s"]
 
 
 def test_reported_chunks_are_dotted_and_hollow_beside_the_measured_ones():
