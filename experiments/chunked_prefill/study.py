@@ -22,6 +22,7 @@ from framework.engine.measured import measured
 from framework.measure.metrics import check_slo
 from framework.measure.mixed_steps import check_comparisons, most_seqs
 from framework.measure.rates import aggregate
+from framework.measure.serving import max_num_seqs_of
 from framework.measure.steps import check_sizes
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep, write_files
@@ -113,7 +114,8 @@ def measure_parts(
         engines = EngineCache(place.device, update)
         if any(sizes.values()):
             first = next(iter(arms.values()))
-            overhead = measure_overhead(measured(engines.get(first)), sizes, num_steps, most_seqs(sizes), place.say)
+            num_seqs = max(most_seqs(sizes), max_num_seqs_of(first.scheduler))  # of the stall, too: warm once
+            overhead = measure_overhead(measured(engines.get(first)), sizes, num_steps, num_seqs, place.say)
         if stall is not None:
             tokens = measure_stall(stall, arms, engines)
     return overhead, tokens
