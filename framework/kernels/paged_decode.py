@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from framework.kernels.arrays import IntArray
 from framework.kernels.layer_cache import LayerCache
-from framework.kernels.paged_decode_triton import paged_decode_kernel
+from framework.kernels.paged_decode_triton import paged_decode_items_kernel, paged_decode_kernel
 from framework.kernels.rope_store import check_qkv, plain_rope_store
 from framework.kernels.triton_support import MAX_COUNTERS, check_triton, counters, device_facts
 
@@ -41,18 +43,22 @@ class DecodeTiles:
     pdl: bool = True
 
 
+ITEM_TILES = DecodeTiles(num_stages=2, min_keys=256)
+
+
 def plain_paged_decode(
     qkv: Tensor, rope: Tensor | None, tables: Tensor, seats: Tensor, context_lens: Tensor, padding: Tensor,
     cache: LayerCache, *, num_kv_heads: int, block_size: int,
-    q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 0.0, num_splits: int | None = None,
+    q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 0.0, window: int | None = None,
+    num_splits: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Attention of one new token per row over its whole context, (rows, num_heads * head_dim).
 
     qkv, rope, norms and cache are those of plain_rope_store; slot = block * block_size + offset. Row i's blocks are
     tables[seats[i]] of tables (num_seats, max_blocks). It has context_lens[i] slots, the last being the new token's,
-    which is written there; the first padding[i] slots are not attended to, save by themselves. Rows of length 0 are
-    empty: zeros, and nothing is written. All int32, (rows,). Scores are scaled by head_dim ** -0.5. num_splits is
-    paged_decode's.
+    which is written there; the first padding[i] slots are not attended to, save by themselves, nor are those before the
+    last `window` slots (None: there is no window). Rows of length 0 are empty: zeros, and nothing is written. All
+    int32, (rows,). Scores are scaled by head_dim ** -0.5. num_splits is paged_decode's.
     """
     lengths = context_lens.tolist()
     outputs, all_slots = [], []
@@ -72,7 +78,8 @@ def plain_paged_decode(
         if not len(slots):
             outputs.append(torch.zeros_like(q[row]))
             continue
-        seen = slots[min(int(padding[row]), len(slots) - 1) :]
+        first_seen = max(int(padding[row]), 0 if window is None else len(slots) - window)
+        seen = slots[min(first_seen, len(slots) - 1) :]
         keys, values = (part.transpose(0, 1)[None] for part in cache.read(seen, q.dtype))
         query, is_grouped = q[row][None, :, None], q.shape[1] != num_kv_heads
         outputs.append(F.scaled_dot_product_attention(query, keys, values, enable_gqa=is_grouped)[0, :, 0])
@@ -82,8 +89,8 @@ def plain_paged_decode(
 def paged_decode(
     qkv: Tensor, rope: Tensor | None, tables: Tensor, seats: Tensor, context_lens: Tensor, padding: Tensor,
     cache: LayerCache, *, num_kv_heads: int, block_size: int,
-    q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 0.0, num_splits: int | None = None,
-    tiles: DecodeTiles | None = None,
+    q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 0.0, window: int | None = None,
+    num_splits: int | None = None, tiles: DecodeTiles | None = None,
 ) -> Tensor:  # fmt: skip
     """plain_paged_decode as one Triton launch: num_splits programs (None: choose_splits) per row and key head.
 
@@ -115,10 +122,58 @@ def paged_decode(
             output, parts, logs, counters(qkv.device), tables.stride(0), num_splits,
             max(1, tiles.min_keys // tiles.block_keys), head_dim**-0.5 / math.log(2),
             KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, BLOCK_KEYS=tiles.block_keys,
-            PREFETCH=tiles.prefetch and has_pdl, PDL=pdl,
+            WINDOW=window or 0, PREFETCH=tiles.prefetch and has_pdl, PDL=pdl,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages, **({"launch_pdl": True} if pdl else {}),
         )  # fmt: skip
     return output
+
+
+def paged_decode_items(
+    qkv: Tensor, rope: Tensor | None, tables: Tensor, seats: Tensor, context_lens: Tensor, padding: Tensor,
+    items: Tensor, num_items: Tensor, cache: LayerCache, output: Tensor, *, num_kv_heads: int, block_size: int,
+    q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 0.0, window: int | None = None,
+) -> None:  # fmt: skip
+    """plain_paged_decode of those rows that `decode_items` names, to their rows of output (rows or more, any).
+
+    items (3, any) int32, of which the first num_items (1,) int32 count, are read on the device: programs take them in
+    turn, and a CUDA graph may replay with others.
+    """
+    check_triton("paged_decode_items")
+    check_qkv(qkv, num_kv_heads)
+    num_rows, num_all_heads, head_dim = qkv.shape
+    group, max_items = num_all_heads // num_kv_heads - 2, items.shape[1]
+    _check_sizes(num_rows, num_kv_heads, head_dim, cache)
+    assert items.is_contiguous() and output.is_contiguous()
+    parts = torch.empty((num_kv_heads, max_items, group, head_dim), device=qkv.device)
+    logs = torch.empty((num_kv_heads, max_items, group), device=qkv.device)
+    tiles = ITEM_TILES if qkv.element_size() != 4 else replace(ITEM_TILES, block_keys=ITEM_TILES.block_keys // 2)
+    num_programs = min(max_items * num_kv_heads, PROGRAMS_PER_SM * device_facts(qkv.device)[0])
+    paged_decode_items_kernel[(num_programs,)](
+        qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, *cache.kernel_args, output, parts,
+        logs, counters(qkv.device), tables.stride(0), items, num_items, max_items,
+        max(1, tiles.min_keys // tiles.block_keys), head_dim**-0.5 / math.log(2),
+        KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, WINDOW=window or 0,
+        BLOCK_KEYS=tiles.block_keys, num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+    )  # fmt: skip
+
+
+def decode_items(context_lens: IntArray, max_items: int) -> IntArray:
+    """Items (3, num_items) for rows 0, 1, …: the row, its split and its number of splits; at most `max_items`.
+
+    Rows are split as far as they are long and there is room, the longest first, so that no program is left with one.
+    """
+    most = min(MAX_SPLITS, max(1, max_items // max(1, len(context_lens))))
+    num_splits = np.clip((context_lens - 1) // ITEM_TILES.min_keys, 1, most)
+    order = np.argsort(-(context_lens // num_splits), kind="stable")
+    rows = np.repeat(order, num_splits[order])
+    ends = np.cumsum(num_splits[order])
+    splits = np.arange(len(rows)) - np.repeat(ends - num_splits[order], num_splits[order])
+    return np.stack((rows, splits, num_splits[rows]))
+
+
+def most_items(num_rows: int, num_kv_heads: int, device: torch.device) -> int:
+    """Room for that many rows, and for splits where few rows leave the device idle."""
+    return num_rows + -(-PROGRAMS_PER_SM * device_facts(device)[0] // num_kv_heads)
 
 
 def _check_sizes(num_rows: int, num_kv_heads: int, head_dim: int, cache: LayerCache) -> None:

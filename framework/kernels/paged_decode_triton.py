@@ -18,20 +18,64 @@ def paged_decode_kernel(
     qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache, scales, scale_stride,
     output, parts, logs, counters, table_stride, num_splits, min_tiles, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    WINDOW: tl.constexpr, BLOCK_KEYS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program (key head, row, split): the query heads of one key head over a range of the row's old slots.
+    """Program (key head, row, split): the query heads of one key head over a range of the row's old slots."""
+    kv_head, row, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    decode_part(
+        qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache, scales,
+        scale_stride, output, parts, logs, counters, table_stride, num_splits, min_tiles, scale,
+        kv_head, row, split, (row * KV_HEADS + kv_head) * num_splits,
+        KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE, WINDOW, BLOCK_KEYS, PREFETCH, PDL,
+    )  # fmt: skip
+
+
+@jit_for_any("table_stride", "max_items", "min_tiles")
+def paged_decode_items_kernel(
+    qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache, scales, scale_stride,
+    output, parts, logs, counters, table_stride, items, num_items, max_items, min_tiles, scale,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+):  # fmt: skip
+    """Program p: items p // KV_HEADS of key head p % KV_HEADS, then those that are as many programs further on.
+
+    An item is a row, a split, and that row's number of splits: (3, max_items), of which the first num_items count.
+    """
+    num_works = tl.load(num_items) * KV_HEADS
+    for work in range(tl.program_id(0), num_works, tl.num_programs(0)):
+        item, kv_head = work // KV_HEADS, tl.cast(work % KV_HEADS, tl.int64)
+        row = tl.load(items + item).to(tl.int64)
+        split = tl.load(items + max_items + item)
+        num_splits = tl.load(items + 2 * max_items + item)
+        decode_part(
+            qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache, scales,
+            scale_stride, output, parts, logs, counters, table_stride, num_splits, min_tiles, scale,
+            kv_head, row, split, kv_head * max_items + item - split,
+            KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE, WINDOW, BLOCK_KEYS, False, False,
+        )  # fmt: skip
+
+
+@jit
+def decode_part(
+    qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache, scales, scale_stride,
+    output, parts, logs, counters, table_stride, num_splits, min_tiles, scale, kv_head, row, split, first_part,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr, BLOCK_KEYS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One split of one key head of one row; its splits' parts are in parts and logs from `first_part` on.
 
     Split 0 always has work, so the new token is its. `scale` includes 1 / ln 2: exponents are to base 2.
     """
-    kv_head, row, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     length = tl.load(context_lens + row)
     num_old = tl.maximum(length - 1, 0)
-    num_tiles = tl.cdiv(num_old, BLOCK_KEYS)
+    first_old = 0
+    if WINDOW > 0:
+        first_old = tl.maximum(length - WINDOW, 0) // BLOCK_KEYS * BLOCK_KEYS
+    num_tiles = tl.cdiv(num_old - first_old, BLOCK_KEYS)
     num_parts = tl.maximum(tl.minimum(num_tiles // min_tiles, num_splits), 1)
     split_tiles = tl.maximum(tl.cdiv(num_tiles, num_parts), 1)
     num_parts = tl.maximum(tl.cdiv(num_tiles, split_tiles), 1)
-    start = split * split_tiles * BLOCK_KEYS
+    start = first_old + split * split_tiles * BLOCK_KEYS
     end = tl.minimum(start + split_tiles * BLOCK_KEYS, num_old)
     if split < num_parts:
         table = tables + tl.load(seats + row, length > 0, other=0).to(tl.int64) * table_stride
@@ -55,6 +99,8 @@ def paged_decode_kernel(
             scale, KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE,
         )  # fmt: skip
         num_hidden = tl.load(padding + row)
+        if WINDOW > 0:
+            num_hidden = tl.maximum(num_hidden, length - WINDOW)
         if scales is None:
             top, total, mean = old_tokens(
                 q, top, total, mean, table, k_head, v_head, slots, start, end, num_hidden, scale,
@@ -67,7 +113,7 @@ def paged_decode_kernel(
             )  # fmt: skip
         finish(
             top, total, mean, output, parts, logs, counters, row * KV_HEADS + kv_head,
-            split, num_splits, num_parts, length, GROUP, HEAD_DIM,
+            split, first_part, num_parts, length, GROUP, HEAD_DIM,
         )  # fmt: skip
 
 
@@ -207,7 +253,7 @@ def weigh(scores, top, total, places, end, num_hidden):
 
 @jit
 def finish(
-    top, total, mean, output, parts, logs, counters, place, split, num_splits, num_parts, length,
+    top, total, mean, output, parts, logs, counters, place, split, first_part, num_parts, length,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """Store the output, or this split's part of it, and then the output if that was the last part to arrive."""
@@ -219,12 +265,12 @@ def finish(
     if num_parts == 1:
         tl.store(output + at, mean.to(output.dtype.element_ty), head < GROUP)
     elif parts is not None:
-        part = place * num_splits + split
+        part = first_part + split
         tl.store(parts + part * (GROUP * HEAD_DIM) + at, mean, head < GROUP)
         tl.store(logs + part * GROUP + head, (top + tl.log2(total))[:, None], head < GROUP)
         tl.debug_barrier()  # all threads' parts are stored before one of them counts
         if tl.atomic_add(counters + place, 1, sem="acq_rel") == num_parts - 1:
-            combine(parts, logs, output, place * num_splits, num_parts, GROUP, HEAD_DIM)
+            combine(parts, logs, output, first_part, num_parts, GROUP, HEAD_DIM)
             tl.store(counters + place, 0)
 
 

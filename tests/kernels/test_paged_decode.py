@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from framework.kernels.layer_cache import LayerCache
-from framework.kernels.paged_decode import DecodeTiles, choose_splits, choose_tiles, paged_decode, plain_paged_decode
+from framework.kernels.paged_decode import (
+    ITEM_TILES,
+    DecodeTiles,
+    choose_splits,
+    choose_tiles,
+    decode_items,
+    most_items,
+    paged_decode,
+    paged_decode_items,
+    plain_paged_decode,
+)
 from tests.kernels.caches import assert_close, contents, copy_cache, make_cache, step_of
 from tests.thinning import mostly_nightly
 
@@ -75,11 +85,11 @@ def make_case(
     return Case(args, kwargs)
 
 
-def check(case, device="cpu", dtype=torch.float32, tolerance=2e-5, **options):
+def check(case, device="cpu", dtype=torch.float32, tolerance=2e-5, function=paged_decode, **options):
     """The outputs may differ where a new key or value is rounded to the neighbouring int8 number."""
     case = case.to(device, dtype)
     wide = case.to(device, torch.float64)
-    expected, output = wide.run(plain_paged_decode), case.run(paged_decode, **options)
+    expected, output = wide.run(plain_paged_decode), case.run(function, **options)
     assert output.isfinite().all()
     step = step_of(wide.args["cache"])
     assert_close(output, expected, tolerance, step)
@@ -110,6 +120,52 @@ def test_heads(heads, is_int8):
 def test_padding_is_read_but_not_attended_to(num_splits, is_int8):
     case = make_case([40, 40, 40, 17, 1], head_dim=32, padding=[3, 16, 39, 16, 0], is_int8=is_int8)
     check(case, num_splits=num_splits, tiles=SMALL)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("window", [1, 16, 30])
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_windows(window, is_int8):
+    case = make_case([40, 17, 1, 70, 0], head_dim=32, padding=[3, 0, 0, 60, 0], is_int8=is_int8)
+    case.kwargs["window"] = window
+    check(case, num_splits=4, tiles=SMALL)
+
+
+def run_items(*, max_items=None, context_lens, num_kv_heads, cache, qkv, **others):
+    """paged_decode over the items that the host would choose; the rows that it names none of stay NaN."""
+    if max_items is None:
+        max_items = most_items(len(qkv), num_kv_heads, qkv.device)
+    items = decode_items(context_lens[context_lens > 0].cpu().numpy().astype(np.int64), max_items)
+    items[0] = np.flatnonzero(context_lens.cpu().numpy())[items[0]]
+    padded = torch.full((3, max_items), 10**6, dtype=torch.int32)
+    padded[:, : items.shape[1]] = torch.from_numpy(items)
+    num_items = torch.tensor([items.shape[1]], dtype=torch.int32)
+    num_heads = qkv.shape[1] - 2 * num_kv_heads
+    output = torch.full((len(qkv), num_heads * qkv.shape[2]), torch.nan, dtype=qkv.dtype, device=qkv.device)
+    paged_decode_items(
+        qkv, context_lens=context_lens, num_kv_heads=num_kv_heads, cache=cache, output=output,
+        items=padded.to(qkv.device), num_items=num_items.to(qkv.device), **others,
+    )  # fmt: skip
+    assert output[context_lens == 0].isnan().all()
+    return output.nan_to_num()
+
+
+@needs_interpreter
+@pytest.mark.parametrize(("max_items", "is_int8"), mostly_nightly([9, 40, None], [False, True]))
+@pytest.mark.parametrize("window", [None, 300])
+def test_items(max_items, is_int8, window, monkeypatch):
+    monkeypatch.setattr("framework.kernels.paged_decode.ITEM_TILES", dataclasses.replace(SMALL, min_keys=32))
+    case = make_case([0, 5, 70, 33, 513, 0, 260], head_dim=32, padding=[0, 3, 0, 0, 40, 0, 0], is_int8=is_int8)
+    case.kwargs["window"] = window
+    check(case, function=run_items, max_items=max_items)
+
+
+def test_rows_are_split_where_they_are_long_and_there_is_room():
+    least = ITEM_TILES.min_keys
+    lens = np.array([least, 4 * least + 1, 1])
+    assert decode_items(lens, 4).T.tolist() == [[1, 0, 1], [0, 0, 1], [2, 0, 1]]
+    assert decode_items(lens, 9).T.tolist() == [[1, 0, 3], [1, 1, 3], [1, 2, 3], [0, 0, 1], [2, 0, 1]]
+    assert decode_items(lens[:0], 9).shape == (3, 0)
 
 
 @needs_interpreter
@@ -178,6 +234,9 @@ def test_equals_reference_on_cuda(num_kv_heads, group, head_dim, block_size, dty
     case = make_case(lengths, num_kv_heads, group, head_dim, block_size, padding, norms=norms, is_int8=is_int8)
     for num_splits in (1, 4, 16, None):
         check(case, "cuda", dtype, tolerance, num_splits=num_splits)
+    for case.kwargs["window"] in (None, 200):
+        check(case, "cuda", dtype, tolerance)
+        check(case, "cuda", dtype, tolerance, function=run_items)
 
 
 @pytest.mark.gpu
