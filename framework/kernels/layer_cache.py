@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from framework.kernels.triton_support import check_triton, jit, tl, triton
+from framework.kernels.triton_support import jit, tl
 
 # Half of float32's bytes (1.5% of the keys', with 128 channels), and no less exact: values are divided by the scale as
 # rounded, so that their error stays half a step. A scale's largest and smallest numbers are keys of 8e6 and 8e-6.
@@ -85,39 +85,6 @@ def dequantize_heads(quantized: Tensor, scale: Tensor, dtype: torch.dtype) -> Te
     """The inverse of quantize_heads, rounded once; nothing wider than `dtype` is stored on the way."""
     output = torch.empty(quantized.shape, dtype=dtype, device=quantized.device)
     return torch.mul(quantized, scale.float()[..., None], out=output)
-
-
-def read_cache(cache: LayerCache, slots: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cache.read, of an int8 cache in one Triton launch."""
-    if cache.scales is None:
-        return cache.read(slots, dtype)
-    check_triton("read_cache")
-    num_heads, head_dim = cache.k.shape[1:]
-    k, v = torch.empty((2, len(slots), num_heads, head_dim), dtype=dtype, device=slots.device)
-    _read_kernel[(len(slots), 2)](
-        slots, *cache.kernel_args, k, v,
-        NUM_HEADS=num_heads, HEAD_DIM=head_dim, TILE=triton.next_power_of_2(num_heads), num_warps=2,
-    )  # fmt: skip
-    return k, v
-
-
-@jit
-def _read_kernel(
-    slots, k_cache, v_cache, scales, scale_stride, k, v,
-    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """Program (row, 0): the keys of slots[row]; (row, 1): its values."""
-    row, is_value = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    slot = tl.load(slots + row).to(tl.int64)
-    head = tl.arange(0, TILE)[:, None]
-    channels = tl.arange(0, HEAD_DIM)[None, :]
-    source, target = k_cache, k
-    if is_value:
-        source, target = v_cache, v
-    scale = tl.load(scales + (is_value * NUM_HEADS + head).to(tl.int64) * scale_stride + slot, head < NUM_HEADS)
-    x = tl.load(source + (slot * NUM_HEADS + head) * HEAD_DIM + channels, head < NUM_HEADS)
-    x = (x.to(tl.float32) * scale.to(tl.float32)).to(k.dtype.element_ty)
-    tl.store(target + (row * NUM_HEADS + head) * HEAD_DIM + channels, x, head < NUM_HEADS)
 
 
 @jit

@@ -143,7 +143,8 @@ def paged_decode_items(
     num_rows, num_all_heads, head_dim = qkv.shape
     group, max_items = num_all_heads // num_kv_heads - 2, items.shape[1]
     _check_sizes(num_rows, num_kv_heads, head_dim, cache)
-    assert items.is_contiguous() and output.is_contiguous()
+    assert items.is_contiguous()
+    assert output.is_contiguous()
     parts = torch.empty((num_kv_heads, max_items, group, head_dim), device=qkv.device)
     logs = torch.empty((num_kv_heads, max_items, group), device=qkv.device)
     tiles = ITEM_TILES if qkv.element_size() != 4 else replace(ITEM_TILES, block_keys=ITEM_TILES.block_keys // 2)

@@ -23,7 +23,6 @@ from framework.kernels.tiles import power_of_two
 from framework.kernels.triton_support import check_triton, device_facts
 
 TILE_ROWS = 128  # queries of a tile times the query heads of a key head, rounded up to a power of two
-NUM_TILE_FIELDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +44,22 @@ def most_tiles(num_rows: int, num_segments: int, num_queries_per_kv: int) -> int
     return num_rows // queries_per_tile(num_queries_per_kv) + min(num_segments, num_rows)
 
 
-def prefill_tiles(
-    rows: IntArray, lengths: IntArray, seats: IntArray, places: IntArray, hidden: IntArray, queries: int
-) -> IntArray:
-    """Tiles of up to `queries` queries, (5, num_tiles): first row, queries, seat, place of the first query, hidden.
+def prefill_tiles(segments: IntArray, queries: int) -> IntArray:
+    """Tiles of up to `queries` queries of segments (5, num_segments), cut like these: (5, num_tiles).
 
-    Segment i is `lengths[i]` queries from row `rows[i]` on, at places `places[i]`, … of the sequence whose blocks are
-    in row `seats[i]` of the tables; it sees none of the first `hidden[i]` places. A segment whose places are below 0
-    sees nothing, and gives zeros. The tiles that see the most come first, so that no program is left with one.
+    A segment is its first row, its number of queries, its sequence's seat, its first query's place there, and how many
+    of the first places it does not see; its other queries are at the next rows and places. One at places below 0 sees
+    nothing, and gives zeros. The tiles that see the most come first, so that no program is left with one.
     """
+    rows, lengths, seats, places, hidden = segments
     num_tiles = -(-lengths // queries)
     of_segment = np.repeat(np.arange(len(lengths)), num_tiles)
     first = (np.arange(len(of_segment)) - np.repeat(np.cumsum(num_tiles) - num_tiles, num_tiles)) * queries
     nums = np.minimum(lengths[of_segment] - first, queries)
     starts = places[of_segment] + first
     tiles = np.stack((rows[of_segment] + first, nums, seats[of_segment], starts, hidden[of_segment]))
-    return tiles[:, np.argsort(-(starts + nums), kind="stable")]
+    cut: IntArray = tiles[:, np.argsort(-(starts + nums), kind="stable")]
+    return cut
 
 
 def plain_paged_prefill(
@@ -106,7 +105,8 @@ def paged_prefill(
     num_heads, head_dim = q.shape[1:]
     num_kv_heads = cache.k.shape[1]
     group = num_heads // num_kv_heads
-    assert q.stride(2) == 1 and q.stride(1) == head_dim and output.is_contiguous(), q.stride()
+    assert q.stride()[1:] == (head_dim, 1), q.stride()
+    assert output.is_contiguous()
     cut = choose_prefill_tiles(q.dtype) if cut is None else cut
     num_programs = min(tiles.shape[1] * num_kv_heads, cut.programs_per_sm * device_facts(q.device)[0])
     paged_prefill_kernel[(num_programs,)](

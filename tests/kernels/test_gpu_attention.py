@@ -1,4 +1,4 @@
-"""FlashAttention's segments give what plain attention gives: prompts, padded ones, chunks behind a prefix."""
+"""FlashAttention and MixedAttention give what plain attention gives: prompts, padded ones, chunks, decode rows."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,19 @@ import torch
 import torch.nn.functional as F
 
 from framework.kernels import gpu_attention
-from framework.kernels.attention import plain_attention
-from framework.kernels.gpu_attention import flash_attention, flash_inputs
+from framework.kernels.attention import cache_slots, plain_attention
+from framework.kernels.gpu_attention import FlashAttention, MixedAttention, flash_segments
+from framework.kernels.mixed_inputs import MixedSizes, mixed_inputs
 from framework.kernels.rope_store import plain_rope_store
 from tests.kernels.caches import assert_close, contents, copy_cache, make_cache, step_of
 from tests.kernels.test_attention import BATCHES
+from tests.thinning import mostly_nightly
+
+needs_interpreter = pytest.mark.skipif(torch.cuda.is_available(), reason="runs in Triton's interpreter without CUDA")
 
 NUM_HEADS, NUM_KV_HEADS, BLOCK_SIZE = 4, 2, 4
 HEADS = {"num_kv_heads": NUM_KV_HEADS, "q_norm": None, "k_norm": None, "norm_eps": 0.0}
-CASES = ["fresh prompts", "padded prompts", "chunks", "mixed", "decode", "contexts far apart"]
+WHOLE = ["fresh prompts", "padded prompts"]
 
 
 def loop_flash(q, k, v, query_starts, key_starts, max_query_len, max_key_len, dropout, is_causal, *others, scale):
@@ -35,29 +39,63 @@ def loop_flash(q, k, v, query_starts, key_starts, max_query_len, max_key_len, dr
     return (torch.cat(outputs),)
 
 
-def both(name, use_cache, dtype, device, head_dim, is_int8=False):
-    """Outputs of plain and of flash attention of one batch, and the caches that each leaves."""
+def flash_of(query_lens, context_lens, padding, tables, seats, device):
+    starts, longest = flash_segments(query_lens, padding)
+    slots = None if tables is None else cache_slots(query_lens, context_lens, tables[seats], BLOCK_SIZE)
+    sent = [None if array is None else torch.from_numpy(array).to(device, torch.int32) for array in (slots, starts)]
+    return FlashAttention(*sent, longest)
+
+
+def mixed_of(query_lens, context_lens, padding, tables, seats, device, num_spare=0):
+    """Sequences that stand first and have one new token behind others decode."""
+    num_decode = int(np.cumprod((query_lens == 1) & (context_lens > 1)).sum())
+    sizes = MixedSizes(int(query_lens.sum()) + num_spare, len(query_lens) + 2, NUM_HEADS // NUM_KV_HEADS, 40)
+    lens = (query_lens, context_lens, padding)
+    arrays = mixed_inputs(*lens, tables, seats, sizes, num_decode=num_decode, block_size=BLOCK_SIZE)
+    sent = {}
+    for name, array in arrays.items():
+        padded = np.full((*array.shape[:-1], max(sizes.shapes[name][-1], array.shape[-1])), 10**6)
+        padded[..., : array.shape[-1]] = array
+        exact = name in ("slots", "num_items", "num_tiles") or name.startswith("decode")
+        sent[name] = torch.from_numpy(array if exact else padded).to(device, torch.int32)
+    decode = (sent["decode_seats"], sent["decode_lens"], sent["decode_padding"])
+    work = (sent["items"], sent["num_items"], sent["tiles"], sent["num_tiles"])
+    on_device = torch.from_numpy(tables).to(device, torch.int32)
+    return MixedAttention(on_device, sent["slots"], *decode, *work, BLOCK_SIZE)
+
+
+def both(name, make, dtype, device, head_dim, is_int8=False, window=None, num_spare=0):
+    """Outputs of plain and of another attention of one batch, and the caches that each leaves."""
     query_lens, context_lens, padding = np.array(BATCHES[name]).T
     rng = np.random.default_rng(0)
     width = int((-(-context_lens // BLOCK_SIZE)).max())
-    tables = rng.permutation(len(query_lens) * width + 5)[: len(query_lens) * width].reshape(len(query_lens), width)
+    num_seqs = len(query_lens)
+    tables = rng.permutation((num_seqs + 2) * width + 5)[: (num_seqs + 2) * width].reshape(num_seqs + 2, width)
+    seats = rng.permutation(num_seqs + 2)[:num_seqs]
     generator = torch.Generator().manual_seed(0)
-    qkv = torch.randn(int(query_lens.sum()), NUM_HEADS + 2 * NUM_KV_HEADS, head_dim, generator=generator)
-    rope = torch.randn(len(qkv), 2, head_dim, generator=generator).to(device, dtype)
+    num_rows = int(query_lens.sum()) + num_spare
+    qkv = torch.randn(num_rows, NUM_HEADS + 2 * NUM_KV_HEADS, head_dim, generator=generator)
+    rope = torch.randn(num_rows, 2, head_dim, generator=generator).to(device, dtype)
     caches = torch.randn(2, (tables.size + 5) * BLOCK_SIZE, NUM_KV_HEADS, head_dim, generator=generator)
     qkv, cache = qkv.to(device, dtype), copy_cache(make_cache(*caches, is_int8), device, dtype)
-    lens = (query_lens, context_lens, padding, tables if use_cache else None)
+    use_cache = make is not NO_CACHE
+    lens = (query_lens, context_lens, padding)
     plain = plain_attention(
-        *lens, block_size=BLOCK_SIZE, num_queries_per_kv=2, dtype=dtype, device=torch.device(device)
-    )
-    arrays, longest = flash_inputs(*lens, BLOCK_SIZE)
-    sent = {key: torch.from_numpy(array).to(device, torch.int32) for key, array in arrays.items()}
+        *lens, tables[seats] if use_cache else None, block_size=BLOCK_SIZE, num_queries_per_kv=2, windows=(window,),
+        dtype=dtype, device=torch.device(device),
+    )  # fmt: skip
+    other = make(*lens, tables if use_cache else None, seats, device, **({"num_spare": num_spare} if num_spare else {}))
     results = []
-    for attention in (plain, flash_attention(sent, *longest)):
+    for attention, num in ((plain, num_rows - num_spare), (other, num_rows)):
         own = copy_cache(cache, device, dtype)
-        output = attention(qkv.clone(), rope, own if use_cache else None, None, **HEADS)
-        results.append((output, own))
+        output = attention(qkv[:num].clone(), rope[:num], own if use_cache else None, window, **HEADS)
+        results.append((output[: num_rows - num_spare], own))
+        assert not output[num_rows - num_spare :].any()
     return results, query_lens, padding
+
+
+def NO_CACHE(*lens_and_others):
+    return flash_of(*lens_and_others)
 
 
 def check(results, query_lens, padding, tolerance):
@@ -71,27 +109,50 @@ def check(results, query_lens, padding, tolerance):
         assert_close(got, want, tolerance, step_of(plain_cache))
 
 
+@pytest.fixture
+def plainly(monkeypatch):
+    """FlashAttention and the kernel before it, as loops on a CPU."""
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", loop_flash)
+    monkeypatch.setattr(gpu_attention, "rope_store", plain_rope_store)
+
+
 @pytest.mark.parametrize("is_int8", [False, True])
-@pytest.mark.parametrize("name", CASES)
-def test_segments_equal_plain_attention(name, is_int8, monkeypatch):
-    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", loop_flash)
-    monkeypatch.setattr(gpu_attention, "rope_store", plain_rope_store)
-    check(*both(name, True, torch.float32, "cpu", head_dim=8, is_int8=is_int8), tolerance=2e-6)
+@pytest.mark.parametrize("name", WHOLE)
+def test_segments_of_whole_prompts(name, is_int8, plainly):
+    check(*both(name, flash_of, torch.float32, "cpu", head_dim=8, is_int8=is_int8), tolerance=2e-6)
 
 
-@pytest.mark.parametrize("name", ["fresh prompts", "padded prompts"])
-def test_without_a_cache(name, monkeypatch):
-    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", loop_flash)
-    monkeypatch.setattr(gpu_attention, "rope_store", plain_rope_store)
-    check(*both(name, False, torch.float32, "cpu", head_dim=8), tolerance=2e-6)
+@pytest.mark.parametrize("name", WHOLE)
+def test_without_a_cache(name, plainly):
+    check(*both(name, NO_CACHE, torch.float32, "cpu", head_dim=8), tolerance=2e-6)
+
+
+@needs_interpreter
+@pytest.mark.parametrize(("name", "is_int8"), mostly_nightly([*BATCHES], [False, True]))
+def test_mixed_steps(name, is_int8):
+    check(*both(name, mixed_of, torch.float32, "cpu", head_dim=32, is_int8=is_int8), tolerance=2e-5)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("name", ["mixed", "decode", "padded prompts", "decode before chunks"])
+def test_mixed_steps_with_a_window_and_rows_of_nobody(name):
+    results = both(name, mixed_of, torch.float32, "cpu", head_dim=32, window=5, num_spare=7)
+    check(*results, tolerance=2e-5)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("kept", ["bfloat16", "int8", "nothing"])
-@pytest.mark.parametrize("name", CASES)
-def test_the_real_kernel_equals_plain_attention(name, kept, head_dim):
-    if kept == "nothing" and "prompts" not in name:
-        pytest.skip("without a cache every slot is new")
-    results = both(name, kept != "nothing", torch.bfloat16, "cuda", head_dim, is_int8=kept == "int8")
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("make", [flash_of, NO_CACHE])
+def test_the_real_flash_attention_equals_plain_attention(make, name, head_dim):
+    check(*both(name, make, torch.bfloat16, "cuda", head_dim), tolerance=3e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("is_int8", [False, True])
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("name", BATCHES)
+def test_mixed_steps_equal_plain_attention_on_cuda(name, is_int8, head_dim, window):
+    results = both(name, mixed_of, torch.bfloat16, "cuda", head_dim, is_int8=is_int8, window=window, num_spare=9)
     check(*results, tolerance=3e-2)

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework.kernels.layer_cache import LayerCache, dequantize_heads, quantize_heads, read_cache
-from tests.kernels.caches import copy_cache, make_cache
+from framework.kernels.layer_cache import LayerCache, dequantize_heads, quantize_heads
+from tests.kernels.caches import make_cache
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # without CUDA in Triton's interpreter
 numbers = st.floats(-8e6, 8e6, width=32)
@@ -63,31 +63,6 @@ def test_what_is_stored_is_read(is_int8):
         torch.testing.assert_close(got, given_, atol=0.02 * is_int8, rtol=0)
     others = cache.read(torch.tensor([1, 2, 4, 6, 8]), torch.float32)
     assert all(part.isnan().all() for part in others)
-
-
-def check_read(num_heads, head_dim, dtype):
-    """As read, bit by bit; unused slots are NaN, one slot is read twice."""
-    torch.manual_seed(0)
-    caches = torch.full((2, 50, num_heads, head_dim), torch.nan)
-    slots = torch.randperm(50)[:21]
-    caches[:, slots] = torch.randn(2, 21, num_heads, head_dim)
-    cache = copy_cache(make_cache(*caches, True), DEVICE, dtype)
-    slots = torch.cat((slots, slots[:1])).to(DEVICE, torch.int32)
-    for got, want in zip(read_cache(cache, slots, dtype), cache.read(slots, dtype), strict=True):
-        assert torch.equal(got, want)
-        assert got.isfinite().all()
-
-
-@pytest.mark.parametrize(("num_heads", "head_dim"), [(1, 16), (3, 64), (8, 128)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_launch_reads_what_plain_pytorch_reads(num_heads, head_dim, dtype):
-    pytest.importorskip("triton")
-    check_read(num_heads, head_dim, dtype)
-
-
-@pytest.mark.gpu
-def test_a_launch_reads_what_plain_pytorch_reads_in_bfloat16():
-    check_read(8, 128, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])

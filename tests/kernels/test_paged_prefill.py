@@ -40,7 +40,7 @@ def make_case(segments, num_kv_heads=2, group=2, head_dim=16, block_size=16, is_
         slots = tables[seat][places // block_size] * block_size + places % block_size
         caches[:, slots] = torch.randn(2, len(places), num_kv_heads, head_dim)
     places, nums, hidden = np.array(segments).T
-    tiles = prefill_tiles(np.cumsum(nums) - nums, nums, seats, places, hidden, queries_per_tile(group))
+    tiles = prefill_tiles(np.stack((np.cumsum(nums) - nums, nums, seats, places, hidden)), queries_per_tile(group))
     padded = np.full((5, tiles.shape[1] + 3), 10**6, dtype=np.int32)
     padded[:, : tiles.shape[1]] = tiles
     q = torch.randn(nums.sum(), (group + 2) * num_kv_heads, head_dim)[:, : group * num_kv_heads]  # strided
@@ -103,8 +103,7 @@ def test_half_precision_and_default_tiles():
 
 
 def test_a_program_takes_the_tiles_that_see_most_first():
-    rows, nums, places = np.array([0, 100, 101]), np.array([100, 1, 64]), np.array([0, 500, 10])
-    tiles = prefill_tiles(rows, nums, np.array([7, 8, 9]), places, np.zeros(3, dtype=np.int64), 32)
+    tiles = prefill_tiles(np.array([[0, 100, 7, 0, 0], [100, 1, 8, 500, 0], [101, 64, 9, 10, 0]]).T, 32)
     assert tiles.T.tolist() == [
         [100, 1, 8, 500, 0], [96, 4, 7, 96, 0], [64, 32, 7, 64, 0], [133, 32, 9, 42, 0], [32, 32, 7, 32, 0],
         [101, 32, 9, 10, 0], [0, 32, 7, 0, 0],
@@ -117,7 +116,7 @@ def test_the_table_has_room_for_any_mix(group):
     for _ in range(50):
         nums = rng.integers(1, 200, size=rng.integers(1, 30))
         zeros = np.zeros_like(nums)
-        tiles = prefill_tiles(np.cumsum(nums) - nums, nums, zeros, zeros, zeros, queries_per_tile(group))
+        tiles = prefill_tiles(np.stack((np.cumsum(nums) - nums, nums, zeros, zeros, zeros)), queries_per_tile(group))
         assert tiles.shape[1] <= most_tiles(int(nums.sum()), len(nums), group)
         assert tiles[1].sum() == nums.sum()
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import compress
 
+import numpy as np
 import torch
 
 from framework.core import Batch
 from framework.engine.torch_engine.adapters import Placement
 from framework.engine.torch_engine.in_flight import Done, Started
-from framework.engine.torch_engine.inputs import step_inputs
+from framework.engine.torch_engine.inputs import block_tables, step_inputs
+from framework.engine.torch_engine.mixed import plain
 from framework.engine.torch_engine.options import EngineOptions
-from framework.engine.torch_engine.prefill import plain
 from framework.engine.torch_engine.sampling import Sampler
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
@@ -32,17 +33,14 @@ class CpuSteps:
 
     def launch(self, batch: Batch, timer: Callable[[], float]) -> Started:
         options = self.options
-        inputs = step_inputs(
-            batch,
-            max_model_len=self.model.config.max_model_len,
-            block_size=options.block_size,
-            use_cache=options.use_cache,
-        )
+        tables = block_tables(batch, options.block_size) if options.use_cache else None
+        seats = np.arange(len(batch.sequences))
+        inputs = step_inputs(batch, tables, seats, max_model_len=self.model.config.max_model_len)
         self.sampler.set_step(compress(batch.sequences, inputs.samples))
         token_ids, positions = torch.from_numpy(inputs.token_ids), torch.from_numpy(inputs.positions)
         attention, rows = plain(self.model, inputs, options.block_size), torch.from_numpy(inputs.sampled_rows)
-        tables = self.adapters.tables(inputs.adapter_slots, inputs.sampled_slots)
-        self.adapters.set_step({name: torch.from_numpy(table) for name, table in tables.items()}, tables)
+        arrays = self.adapters.tables(inputs.adapter_slots, inputs.sampled_slots)
+        self.adapters.set_step({name: torch.from_numpy(array) for name, array in arrays.items()}, arrays)
         prepared_time = timer()
         hidden = self.model(token_ids, positions, attention).index_select(0, rows)
         self.adapters.set_head_step()

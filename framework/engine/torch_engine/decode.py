@@ -1,7 +1,6 @@
 """Decode steps on a GPU: the state of every sequence stays on the device, and each batch size has a captured graph.
 
-A sequence in the cache has a seat: a row of the block tables, and its last token, which the next step takes without
-asking the host. Per step the host sends a few numbers per sequence in one copy.
+Per step the host sends a few numbers per sequence in one copy.
 """
 
 from __future__ import annotations
@@ -10,14 +9,12 @@ from bisect import bisect_left
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from framework.core import Batch, Sequence
 from framework.engine.torch_engine.in_flight import OnDevice, pinned, record_event
-from framework.engine.torch_engine.inputs import write_tokens
-from framework.kernels.arrays import IntArray
+from framework.engine.torch_engine.seats import Seats
 from framework.kernels.decode_step import begin_rows, finish_rows
 from framework.kernels.gpu_attention import DecodeAttention
 from framework.lora.pool import AdapterPool
@@ -35,7 +32,7 @@ def batch_sizes(max_num_seqs: int) -> list[int]:
 
 
 class Decoder:
-    """Runs batches of one new token per sequence, at most `max_num_seqs` of them.
+    """Runs batches of one new token per sequence, at most as many as `seats` are for.
 
     `sample` takes logits (rows, vocab_size) to tokens (rows,); without it the largest logit is taken, in the graph.
     `adapters` are those that the model's linear layers read.
@@ -45,22 +42,12 @@ class Decoder:
         self,
         model: Llama | GPT2,
         sample: Callable[[Tensor], Tensor] | None,
-        *,
-        max_num_seqs: int,
-        block_size: int,
-        num_blocks: int,
+        seats: Seats,
         adapters: AdapterPool | None = None,
     ) -> None:
-        device = model.norm.weight.device
-        self.model, self.sample, self.adapters = model, sample, adapters
-        self.max_num_seqs, self.block_size = max_num_seqs, block_size
+        device, max_num_seqs = model.norm.weight.device, seats.max_num_seqs
+        self.model, self.sample, self.seats, self.adapters = model, sample, seats, adapters
         self.max_position = model.config.max_model_len - 1
-        # A static batch may reserve the longest prompt and another request's longest output
-        max_blocks = min(-(-2 * model.config.max_model_len // block_size), num_blocks)
-        num_seats = 2 * max_num_seqs  # those of this step and of the one in flight; one more for empty rows
-        self.empty_seat = num_seats
-        self.tables = torch.zeros(num_seats + 1, max_blocks, dtype=torch.int32, device=device)
-        self.last_tokens = torch.zeros(num_seats + 1, dtype=torch.int64, device=device)
         self.num_rows = NUM_ROWS + (0 if adapters is None else adapters.num_tables)
         self.rows = torch.zeros(self.num_rows, max_num_seqs, dtype=torch.int32, device=device)
         self.sampled = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
@@ -78,18 +65,14 @@ class Decoder:
 
     def reset(self) -> None:
         """Forget all sequences."""
-        self._seat_of: dict[Sequence, int] = {}
-        self._free_seats = list(range(self.empty_seat))
-        self._next_slots = np.full(self.empty_seat, -1)  # the slot of each seat's last token
-        self._sequences: list[Sequence] = []  # the rows of the last decode step; empty once another step came between
-        self._recent: list[Sequence] = []  # of the last step of any kind, which may be in flight
-        self._host_rows = np.zeros((self.num_rows, self.max_num_seqs), dtype=np.int32)
+        self._sequences: list[Sequence] = []  # the rows of the last step, if that was one of the decoder's
+        self._host_rows = np.zeros((self.num_rows, self.seats.max_num_seqs), dtype=np.int32)
 
     @torch.inference_mode()
     def warm_up(self, on_progress: Callable[[str], None], *, capture: bool) -> None:
         """Run every batch size once and, if asked to, capture it; all rows are empty, so no cache slot is written."""
         self.rows.zero_()
-        self.rows[0] = self.empty_seat
+        self.rows[0] = self.seats.empty
         pool = torch.cuda.graph_pool_handle() if capture else None
         for index, size in enumerate(reversed(self._sizes)):  # the largest first: the others reuse its memory
             on_progress(f"decode steps, batch size {index + 1} of {len(self._sizes)}")
@@ -101,17 +84,9 @@ class Decoder:
                     self._forward(size)
         self.is_warm = True
 
-    def admit(self, sequences: list[Sequence], context_lens: IntArray, samples: npt.NDArray[np.bool_]) -> IntArray:
-        """Seats for sequences whose tables and tokens another path is about to write with `store`."""
-        seats = np.array([self._seat(sequence, sequences) for sequence in sequences])
-        self._next_slots[seats] = np.where(samples, context_lens, -1)
-        self._sequences, self._recent = [], sequences
-        return seats
-
-    def store(self, seats: Tensor, tables: Tensor, sampled_seats: Tensor, sampled: Tensor) -> None:
-        """Block tables (rows, width) of `seats`, and the tokens just sampled for `sampled_seats`; all on the device."""
-        self.tables[:, : tables.shape[1]].index_put_((seats,), tables)
-        self.last_tokens.index_put_((sampled_seats,), sampled.clamp(min=0))  # NO_TOKEN is none of the table
+    def forget_rows(self) -> None:
+        """Another step comes between."""
+        self._sequences = []
 
     def launch(self, batch: Batch) -> OnDevice:
         """Start a step."""
@@ -137,7 +112,7 @@ class Decoder:
         if self.sample is not None:
             sampled = self.sample(self.logits[:num_seqs])
             self.sampled[:num_seqs] = sampled
-            self.last_tokens.index_put_((self.rows[0, :num_seqs],), sampled.clamp(min=0))
+            self.seats.store(self.rows[0, :num_seqs], sampled)
 
     def _captured_size(self, num_seqs: int) -> int:
         return self._sizes[bisect_left(self._sizes, num_seqs)]
@@ -150,15 +125,15 @@ class Decoder:
             self.adapters.set_step(self.rows[NUM_ROWS:, :num_seqs], self._host_rows[NUM_ROWS:, :num_seqs])
         token_ids, positions = begin_rows(
             rows,
-            self.tables,
-            self.last_tokens,
-            block_size=self.block_size,
+            self.seats.tables,
+            self.seats.last_tokens,
+            block_size=self.seats.block_size,
             max_position=self.max_position,  # finished static seats run past the end
         )
-        attention = DecodeAttention(self.tables, seats, context_lens, padding, self.block_size)
+        attention = DecodeAttention(self.seats.tables, seats, context_lens, padding, self.seats.block_size)
         logits = self.model.logits(self.model(token_ids, positions, attention))
         if self.sample is None:
-            finish_rows(logits, seats, self.sampled, self.last_tokens)
+            finish_rows(logits, seats, self.sampled, self.seats.last_tokens)
         else:
             self.logits[:num_seqs] = logits
 
@@ -167,48 +142,25 @@ class Decoder:
         num_seqs, sequences = len(batch.sequences), batch.sequences
         starts = np.array(batch.starts)
         seats, context_lens, padding, new_blocks = self._host_rows[:NUM_ROWS, :num_seqs]
-        if sequences == self._sequences and (self._next_slots[seats] == starts).all():
-            changed = np.flatnonzero(starts % self.block_size == 0).tolist()  # rows that go on in a new block
+        block_size = self.seats.block_size
+        if sequences == self._sequences and (self.seats.next_slots[seats] == starts).all():
+            changed = np.flatnonzero(starts % block_size == 0).tolist()  # rows that go on in a new block
         else:
             self._host_rows[:] = 0
-            self._host_rows[0] = self.empty_seat
-            seats[:] = [self._seat(sequence, sequences) for sequence in sequences]
+            self._host_rows[0] = self.seats.empty
+            seats[:] = self.seats.take(sequences)
             padding[:] = [sequence.num_padding for sequence in sequences]
             if self.adapters is not None:
                 slots = np.zeros(self._captured_size(num_seqs) if self.graphs else num_seqs, dtype=np.int64)
                 slots[:num_seqs] = [sequence.adapter_slot for sequence in sequences]
                 self._host_rows[NUM_ROWS:, : len(slots)] = self.adapters.step_tables(slots)
-            self._sequences = self._recent = list(sequences)
+            self._sequences = list(sequences)
             changed = list(range(num_seqs))
-            stale = np.flatnonzero(self._next_slots[seats] != starts)
+            stale = np.flatnonzero(self.seats.next_slots[seats] != starts)
             if len(stale):
-                self._send_state([sequences[row] for row in stale.tolist()], seats[stale], starts[stale])
+                gone = [sequences[row] for row in stale.tolist()]
+                self.seats.bring(gone, seats[stale], starts[stale], starts[stale] + 1, num_decode=len(gone))
         for row in changed:
-            new_blocks[row] = sequences[row].block_table[batch.starts[row] // self.block_size]
+            new_blocks[row] = sequences[row].block_table[batch.starts[row] // block_size]
         context_lens[:] = starts + 1
-        self._next_slots[seats] = starts + 1
-
-    def _send_state(self, sequences: list[Sequence], seats: IntArray, starts: IntArray) -> None:
-        """Bring what the device does not have of these sequences: their block tables and the tokens at `starts`."""
-        tokens = np.zeros(len(sequences), dtype=np.int64)
-        tables = np.zeros((len(sequences), self.tables.shape[1]), dtype=np.int32)
-        for row, (sequence, start) in enumerate(zip(sequences, starts.tolist(), strict=True)):
-            write_tokens(tokens[row : row + 1], sequence, start)
-            tables[row, : len(sequence.block_table)] = sequence.block_table
-        device = self.tables.device
-        on_device = torch.from_numpy(seats.astype(np.int64)).to(device)
-        self.store(on_device, torch.from_numpy(tables).to(device), on_device, torch.from_numpy(tokens).to(device))
-
-    def _seat(self, sequence: Sequence, batch: list[Sequence]) -> int:
-        seat = self._seat_of.get(sequence)
-        if seat is None:
-            if not self._free_seats:
-                self._reclaim({*batch, *self._recent})
-            seat = self._seat_of[sequence] = self._free_seats.pop()
-            self._next_slots[seat] = -1
-        return seat
-
-    def _reclaim(self, kept: set[Sequence]) -> None:
-        """Take the seats of all others; one that comes back later brings its state anew."""
-        for sequence in [sequence for sequence in self._seat_of if sequence not in kept]:
-            self._free_seats.append(self._seat_of.pop(sequence))
+        self.seats.note_decoded(seats, starts, changed, new_blocks)

@@ -23,6 +23,7 @@ from framework.engine.torch_engine.gpu_steps import GpuSteps
 from framework.engine.torch_engine.grammar import Grammars
 from framework.engine.torch_engine.in_flight import Launched
 from framework.engine.torch_engine.kv_cache import CacheSize, allocate_cache, attach_cache, size_cache
+from framework.engine.torch_engine.mixed import SIZES
 from framework.engine.torch_engine.options import EngineOptions
 from framework.engine.torch_engine.prompt_tokens import check_prompt, prompt_token_ids
 from framework.engine.torch_engine.sampling import Sampler, Sampling
@@ -44,14 +45,13 @@ class TorchEngine:
     `num_threads` CPU threads compute a step, in the whole process (None: one per core); more than one makes times
     unsteady where cores are shared.
 
-    For a GPU: `fused` takes linear layers of few rows with their norm, activation and residual in one Triton kernel,
-    `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps, and steps of up to
-    2,048 tokens of whole prompts, from captured graphs, `overlap` launches a step before the tokens of the one before
-    are on the host. None: on, where the model is on a GPU; but a model of few weights is not compiled, and a step is
-    not launched ahead where a json_schema needs the token before. Models whose head_dim is not 16 (with int8 keys
-    neither), 32, 64 or 128, or that have a sliding window below `max_model_len`, take plain attention, without graphs;
-    prompts in float32 do too. A model serves one engine at a time: the last one built, or the last one whose `begin`
-    was called.
+    For a GPU: `fused` takes linear layers of few rows with their norm, activation and residual in one Triton
+    kernel, `compile` fuses what surrounds the others with torch.compile, `cuda_graphs` replays decode steps, and
+    steps with prompts of up to 2,048 tokens in all, from captured graphs, `overlap` launches a step before the
+    tokens of the one before are on the host. None: on, where the model is on a GPU; but a model of few weights is
+    not compiled, and a step is not launched ahead where a json_schema needs the token before. Models whose head_dim
+    is not 16 (with int8 keys neither), 32, 64 or 128 take plain attention, without graphs; prompts in float32 do
+    too. A model serves one engine at a time: the last one built, or the last one whose `begin` was called.
     """
 
     def __init__(
@@ -141,9 +141,16 @@ class TorchEngine:
         What is warm already is not warmed again, so a second replay of such requests begins at once.
 
         Raises ValueError naming the request that is longer than `max_model_len`, or whose prompt is no prompt of this
-        model, or whose id is there twice; naming the adapters that cannot be served; and as `Grammars.begin` does.
+        model, or whose id is there twice; naming the adapters that cannot be served; as `Grammars.begin` does; and for
+        steps of more tokens than are captured, where graphs are asked for by name.
         """
         self._check(requests)
+        if self.options.must_replay and (max_num_batched_tokens or 0) > SIZES[-1]:
+            raise ValueError(
+                f"scheduler.max_num_batched_tokens={max_num_batched_tokens} is more than the {SIZES[-1]:,} tokens of "
+                "the largest step that is captured, and engine.cuda_graphs=true asks for graphs: lower it, or leave "
+                "cuda_graphs out, and larger steps are launched kernel by kernel"
+            )
         self.adapters.begin(requests)
         self._sampler.grammars.begin(requests)
         self.num_steps_ahead = self._decide_steps_ahead()

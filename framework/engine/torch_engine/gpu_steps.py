@@ -1,18 +1,21 @@
-"""Steps on a GPU: those of one new token per sequence take the Decoder's way, all others that of PromptSteps."""
+"""Steps on a GPU: those of one new token per sequence take the Decoder's way, all others that of MixedSteps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import compress
 
+import numpy as np
+
 from framework.core import Batch
 from framework.engine.torch_engine.adapters import Placement
 from framework.engine.torch_engine.decode import Decoder
 from framework.engine.torch_engine.in_flight import OnDevice, Started, pinned, record_event
-from framework.engine.torch_engine.inputs import StepInputs, step_inputs
+from framework.engine.torch_engine.inputs import StepInputs, block_tables, step_inputs
+from framework.engine.torch_engine.mixed import MixedSteps
 from framework.engine.torch_engine.options import EngineOptions
-from framework.engine.torch_engine.prefill import PromptSteps
 from framework.engine.torch_engine.sampling import Sampler
+from framework.engine.torch_engine.seats import Seats
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
@@ -20,7 +23,7 @@ from framework.models.llama import Llama
 class GpuSteps:
     """Forward passes of `model`, whose linear layers read `adapters`, over a cache of `num_blocks` blocks.
 
-    Without `options.has_decoder` all steps take PromptSteps' way.
+    Without `options.has_decoder` all steps take MixedSteps' way, and the host tells every token.
     """
 
     def __init__(
@@ -28,15 +31,15 @@ class GpuSteps:
     ) -> None:
         self.model, self.adapters, self.sampler, self.options = model, adapters, sampler, options
         self.num_blocks = num_blocks
-        self.prompts = PromptSteps(model, adapters, options.block_size, options.kv_dtype)
+        self.seats: Seats | None = None
         self.decoder: Decoder | None = None
+        self.mixed = self._mixed_steps()
 
     def begin(self, max_num_seqs: int) -> None:
-        """Forget all sequences; graphs of prompts are not replayed until `capture`."""
+        """Forget all sequences; graphs of mixed steps are not replayed until `capture`."""
         if self.options.has_decoder:
-            self.decoder = self._decoder_for(max_num_seqs)
-            self.decoder.reset()
-        self.prompts.is_replayed = False
+            self._seat(max_num_seqs)
+        self.mixed.is_replayed = False
 
     def capture(self, num_rows: int, on_progress: Callable[[str], None]) -> None:
         """Warm every decode batch size and capture what is replayed, if that has not been done.
@@ -46,53 +49,62 @@ class GpuSteps:
         if self.decoder is not None and not self.decoder.is_warm:
             self.decoder.warm_up(on_progress, capture=self.options.cuda_graphs)
         if self.options.cuda_graphs:
-            self.prompts.capture(min(num_rows, self.num_blocks * self.options.block_size), on_progress)
-            self.prompts.is_replayed = self.prompts.has_flash
+            self.mixed.capture(min(num_rows, self.num_blocks * self.options.block_size), on_progress)
+            self.mixed.is_replayed = True
 
     def launch(self, batch: Batch, timer: Callable[[], float]) -> Started:
         if self.decoder is not None and batch.num_prefill_tokens == 0:
             self.sampler.set_step(batch.sequences)
             return self.decoder.launch(batch), [True] * len(batch.sequences), timer()
-        inputs = step_inputs(
-            batch,
-            max_model_len=self.model.config.max_model_len,
-            block_size=self.options.block_size,
-            use_cache=self.options.use_cache,
-        )
+        inputs = self._inputs(batch)
         self.sampler.set_step(compress(batch.sequences, inputs.samples))
-        running, prepared_time = self._launch_prompts(batch, inputs, timer)
-        return running, inputs.samples.tolist(), prepared_time
-
-    def _launch_prompts(self, batch: Batch, inputs: StepInputs, timer: Callable[[], float]) -> tuple[OnDevice, float]:
-        arrays = {"rows": inputs.sampled_rows}
-        if self.decoder is not None:
-            assert inputs.block_tables is not None
-            seats = self.decoder.admit(batch.sequences, inputs.context_lens, inputs.samples)
-            arrays |= {"seats": seats, "sampled_seats": seats[inputs.samples], "tables": inputs.block_tables}
-        sent, compute_hidden = self.prompts.lay_out(inputs, arrays)
+        arrays = {"rows": inputs.sampled_rows, "sampled_seats": inputs.seats[inputs.samples]}
+        sent, compute_hidden = self.mixed.lay_out(inputs, arrays)
         prepared_time, start = timer(), record_event()
         hidden = compute_hidden().index_select(0, sent["rows"])
         self.adapters.set_head_step()
         sampled = self.sampler.choose(self.model.logits(hidden))
-        if self.decoder is not None:
-            tables = sent["tables"].view(len(batch.sequences), -1)
-            self.decoder.store(sent["seats"], tables, sent["sampled_seats"], sampled)
+        if self.seats is not None:
+            self.seats.store(sent["sampled_seats"], sampled)
         token_ids = pinned(len(sampled), dtype=sampled.dtype)
         token_ids.copy_(sampled, non_blocking=True)
-        return OnDevice(token_ids, start, record_event()), prepared_time
+        return OnDevice(token_ids, start, record_event()), inputs.samples.tolist(), prepared_time
 
-    def _decoder_for(self, max_num_seqs: int) -> Decoder:
-        """The one at hand where it will do, else another; its graphs choose the tokens only if that is greedy."""
+    def _inputs(self, batch: Batch) -> StepInputs:
+        """The step's inputs, once the device has the blocks of its sequences."""
+        max_model_len, num_seqs = self.model.config.max_model_len, len(batch.sequences)
+        if self.seats is None or self.decoder is None:
+            tables = block_tables(batch, self.options.block_size) if self.options.use_cache else None
+            return step_inputs(batch, tables, np.arange(num_seqs), max_model_len=max_model_len)
+        seats, starts, num_decode = self.seats.take(batch.sequences), np.array(batch.starts), batch.num_decode_tokens
+        ends = starts + np.array(batch.num_tokens)
+        self.decoder.forget_rows()
+        self.seats.bring(batch.sequences, seats, starts, ends, num_decode)
+        tables = self.seats.on_host[:, : -(-int(ends.max()) // self.options.block_size)]
+        return step_inputs(batch, tables, seats, max_model_len=max_model_len, num_decode=num_decode)
+
+    def _seat(self, max_num_seqs: int) -> None:
+        """Empty seats and a decoder: those at hand where they will do, else others.
+
+        A decoder's graphs choose the tokens only if that is greedy.
+        """
         choose = None if self.sampler.is_greedy else self.sampler.choose
-        decoder = self.decoder
-        if decoder is not None and decoder.max_num_seqs >= max_num_seqs and decoder.sample == choose:
-            return decoder
-        self.decoder = decoder = None  # its memory is free before another is built
-        return Decoder(
-            self.model,
-            choose,
-            max_num_seqs=max_num_seqs,
-            block_size=self.options.block_size,
-            num_blocks=self.num_blocks,
-            adapters=self.adapters.pool,
+        if self.seats is None or self.seats.max_num_seqs < max_num_seqs:
+            self.decoder = self.seats = None  # their memory is free before others are built
+            self.mixed = self._mixed_steps()
+            # A static batch may reserve the longest prompt and another request's longest output
+            max_blocks = -(-2 * self.model.config.max_model_len // self.options.block_size)
+            device = self.model.norm.weight.device
+            self.seats = Seats(max_num_seqs, min(max_blocks, self.num_blocks), self.options.block_size, device)
+            self.mixed = self._mixed_steps()
+        if self.decoder is None or self.decoder.sample != choose:
+            self.decoder = None
+            self.decoder = Decoder(self.model, choose, self.seats, self.adapters.pool)
+        self.decoder.reset()
+        self.seats.reset()
+
+    def _mixed_steps(self) -> MixedSteps:
+        options = self.options
+        return MixedSteps(
+            self.model, self.adapters, self.seats, block_size=options.block_size, kv_dtype=options.kv_dtype
         )

@@ -12,6 +12,7 @@ from framework.kernels.arrays import IntArray
 from framework.kernels.attention import flatten_slots
 
 PAD_TOKEN = 0
+ON_DEVICE = -1  # instead of a token that only the device may know
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,11 @@ class StepInputs:
     query_lens: IntArray
     context_lens: IntArray
     padding: IntArray
-    block_tables: IntArray | None  # (num_seqs, max_blocks); None without a KV cache
+    tables: IntArray | None  # (any, max_blocks) block tables; None without a KV cache
+    seats: IntArray  # (num_seqs,) the row of `tables` of each sequence
     samples: npt.NDArray[np.bool_]  # whether the sequence's last token is reached
     adapter_slots: IntArray  # of each token; 0: none
+    num_decode: int  # sequences that stand first and decode, with ON_DEVICE as their token
 
     @property
     def sampled_rows(self) -> IntArray:
@@ -39,32 +42,48 @@ class StepInputs:
         return self.adapter_slots[self.sampled_rows]
 
     @property
+    def block_tables(self) -> IntArray | None:
+        """(num_seqs, blocks of the longest context)."""
+        if self.tables is None:
+            return None
+        tables: IntArray = self.tables[self.seats]
+        return tables
+
+    @property
     def lengths(self) -> tuple[IntArray, IntArray, IntArray]:
         return self.query_lens, self.context_lens, self.padding
 
 
-def step_inputs(batch: Batch, *, max_model_len: int, block_size: int, use_cache: bool) -> StepInputs:
-    """Inputs for slots [start, start + num_tokens) of each sequence, or [0, end) if there is no cache."""
+def step_inputs(
+    batch: Batch, tables: IntArray | None, seats: IntArray, *, max_model_len: int, num_decode: int = 0
+) -> StepInputs:
+    """Inputs for slots [start, start + num_tokens) of each sequence, or [0, end) without `tables`: there is no cache.
+
+    Row `seats[i]` of `tables` is the block table of sequence i. The device has the tokens of the first `num_decode`.
+    """
     sequences = batch.sequences
     starts = np.array(batch.starts)
     context_lens = starts + np.array(batch.num_tokens)
     samples = context_lens >= np.array([sequence.num_tokens for sequence in sequences])
-    if not use_cache:
+    if tables is None:
         starts = np.zeros_like(starts)
     query_lens = context_lens - starts
     assert query_lens.min() > 0, f"a sequence without new tokens in {sequences}"
     padding = np.array([sequence.num_padding for sequence in sequences])
-    token_ids = np.empty(query_lens.sum(), dtype=np.int64)
-    row = 0
-    for sequence, start, end in zip(sequences, starts.tolist(), context_lens.tolist(), strict=True):
+    token_ids = np.full(query_lens.sum(), ON_DEVICE)
+    row = num_decode
+    for sequence, start, end in zip(
+        sequences[num_decode:], starts[num_decode:].tolist(), context_lens[num_decode:].tolist(), strict=True
+    ):
         write_tokens(token_ids[row : row + end - start], sequence, start)
         row += end - start
     seq_index, slot_index = flatten_slots(query_lens, context_lens)
     # Only finished sequences, which stay in a static batch, can run past the model's positions
     positions = np.minimum(np.maximum(slot_index - padding[seq_index], 0), max_model_len - 1)
-    tables = _block_tables(sequences, context_lens, block_size) if use_cache else None
-    slots = np.repeat([sequence.adapter_slot for sequence in sequences], query_lens)
-    return StepInputs(token_ids, positions, query_lens, context_lens, padding, tables, samples, slots)
+    adapter_slots = np.repeat([sequence.adapter_slot for sequence in sequences], query_lens)
+    return StepInputs(
+        token_ids, positions, query_lens, context_lens, padding, tables, seats, samples, adapter_slots, num_decode
+    )
 
 
 def write_tokens(target: IntArray, sequence: Sequence, start: int) -> None:
@@ -89,10 +108,12 @@ def write_tokens(target: IntArray, sequence: Sequence, start: int) -> None:
         target[num_filled + len(output_part) :] = output[-1]  # the seat of a finished sequence repeats its last token
 
 
-def _block_tables(sequences: list[Sequence], context_lens: IntArray, block_size: int) -> IntArray:
+def block_tables(batch: Batch, block_size: int) -> IntArray:
+    """(num_seqs, blocks of the longest context), as far as each sequence has slots that are computed."""
+    context_lens = np.array(batch.starts) + np.array(batch.num_tokens)
     num_blocks = (-(-context_lens // block_size)).tolist()
-    tables = np.zeros((len(sequences), max(num_blocks)), dtype=np.int64)
-    for row, (sequence, num) in enumerate(zip(sequences, num_blocks, strict=True)):
+    tables = np.zeros((len(num_blocks), max(num_blocks)), dtype=np.int64)
+    for row, (sequence, num) in enumerate(zip(batch.sequences, num_blocks, strict=True)):
         table = sequence.block_table
         assert len(table) >= num, f"{sequence} needs {num} blocks and has {len(table)}"
         tables[row, :num] = table[:num]

@@ -30,6 +30,7 @@ class EngineOptions:
     cuda_graphs: bool
     num_steps_ahead: int
     must_overlap: bool  # asked for by name: it gives way to nothing
+    must_replay: bool  # likewise, of cuda_graphs
     num_threads: int
     is_on_gpu: bool
     has_decoder: bool  # decode steps may keep the sequences' state on the GPU
@@ -56,12 +57,9 @@ class EngineOptions:
         kept = _kv_dtype(kv_dtype, use_cache, model.norm.weight.dtype)
         is_on_gpu = model.norm.weight.device.type == "cuda"
         config = model.config
-        has_decoder = is_on_gpu and use_cache and is_supported(config.head_dim, kept, config.has_window)
+        has_decoder = is_on_gpu and use_cache and is_supported(config.head_dim, kept)
         no_loop = "and another lora than loop"
-        needs_decoder = (
-            "needs a GPU, a KV cache, a head_dim of 16 (not with kv_dtype=int8), 32, 64 or 128, and no sliding window "
-            "below max_model_len"
-        )
+        needs_decoder = "needs a GPU, a KV cache, and a head_dim of 16 (not with kv_dtype=int8), 32, 64 or 128"
         return cls(
             block_size=block_size,
             kv_dtype=kept,
@@ -79,6 +77,7 @@ class EngineOptions:
             ),
             num_steps_ahead=int(_decide("overlap", overlap, has_decoder, needs_decoder)),
             must_overlap=overlap is True,
+            must_replay=cuda_graphs is True,
             num_threads=(os.cpu_count() or 1) if num_threads is None else num_threads,
             is_on_gpu=is_on_gpu,
             has_decoder=has_decoder,

@@ -13,6 +13,8 @@ from framework.core import Batch
 from framework.engine.torch_engine import TorchEngine, decode, gpu_steps, in_flight, warm_up
 from framework.engine.torch_engine.compilation import compile_blocks, configure_model
 from framework.engine.torch_engine.decode import batch_sizes
+from framework.engine.torch_engine.gpu_steps import GpuSteps
+from framework.engine.torch_engine.mixed import MixedSteps
 from framework.engine.torch_engine.options import EngineOptions
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
@@ -54,8 +56,9 @@ def pretend(monkeypatch):
     monkeypatch.setattr(warm_up, "BATCHES", ())
     monkeypatch.setattr(decode, "batch_sizes", lambda max_num_seqs: [max_num_seqs])
 
-    def make(num_steps_ahead: int = 0, must_overlap: bool = False, **keywords) -> TorchEngine:
-        with options_of_a_gpu(num_steps_ahead=num_steps_ahead, must_overlap=must_overlap):
+    def make(num_steps_ahead=0, must_overlap=False, must_replay=False, **keywords) -> TorchEngine:
+        changes = {"num_steps_ahead": num_steps_ahead, "must_overlap": must_overlap, "must_replay": must_replay}
+        with options_of_a_gpu(**changes):
             return make_engine(**keywords)
 
     return make
@@ -113,47 +116,35 @@ def test_replayed_tokens_equal_the_plain_way(pretend, name, num_steps_ahead):
     assert all(step.elapsed > 0 and step.prepare > 0 and step.device > 0 for step in steps)
 
 
+@pytest.fixture(params=[[16, 32, 64], []], ids=["replayed", "eager"])
+def with_kernels(request, monkeypatch):
+    """Mixed steps through their kernels, of these sizes as from graphs, whose inputs are always at the same places."""
+
+    def capture(steps, num_rows, on_progress):
+        steps.mixed.has_kernels, steps.mixed.is_replayed, steps.mixed.sizes = True, True, request.param
+
+    monkeypatch.setattr(MixedSteps, "_replay", MixedSteps._forward)
+    monkeypatch.setattr(GpuSteps, "capture", capture)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", loop_flash)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "sizes"), {"continuous": [32], "split prompts": [16, 16, 16], "static": [32, 16]}.items()
-)
-def test_rows_that_are_nobodys_change_no_token(pretend, monkeypatch, name, sizes):
-    """As a graph has them: its sizes, its inputs' places, and FlashAttention, whose empty segments do nothing."""
-
-    def flash(q, k, v, query_starts, key_starts, *others, scale):
-        starts = [torch.unique_consecutive(starts) for starts in (query_starts, key_starts)]
-        return loop_flash(q, k, v, *starts, *others, scale=scale)
-
-    def replay_graph(size, sent):
-        replayed.append(size)
-        steps._write(sent)
-        return steps._forward(size)
-
-    replayed = []
-    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
+@pytest.mark.parametrize("name", ["continuous", "split prompts", "static", "mixed", "preemptions"])
+@pytest.mark.parametrize("num_steps_ahead", [0, 1])
+def test_kernels_and_rows_of_nobody_change_no_token(pretend, with_kernels, name, num_steps_ahead):
     requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
-    engine = pretend()
-    steps = engine._steps.prompts
-    monkeypatch.setattr(steps, "_replay", replay_graph)
-    warm_up_engine = engine._warm_up
-
-    def warm_up(*sizes):
-        warm_up_engine(*sizes)
-        steps.has_flash = steps.is_replayed = True
-        steps.sizes = [16, 32, 64]
-
-    monkeypatch.setattr(engine, "_warm_up", warm_up)
-    sequences, _ = replay_trace(requests, SCHEDULERS[name](engine.num_blocks, engine.block_size), engine)
+    engine = pretend(num_steps_ahead, num_blocks=4 if name == "preemptions" else 64)
+    sequences, steps = replay_trace(requests, SCHEDULERS[name](engine.num_blocks, engine.block_size), engine)
     assert [sequence.output_token_ids for sequence in sequences] == expected(requests)
-    assert replayed == sizes
+    assert any(step.phase == "mixed" for step in steps) == (name == "mixed")
 
 
 def test_a_capture_that_fails_is_tried_again(pretend, monkeypatch):
     def forward(size):
         raise torch.OutOfMemoryError
 
-    steps = pretend()._steps.prompts
-    steps.has_flash = True
+    steps = begun(pretend())._steps.mixed
+    steps.has_kernels = True
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(steps, "_forward", forward)
     for _ in range(2):
@@ -173,8 +164,8 @@ def test_only_sizes_that_steps_need_are_captured_and_each_once(pretend, monkeypa
         yield
 
     captured = []
-    steps = pretend()._steps.prompts
-    steps.has_flash = True
+    steps = begun(pretend())._steps.mixed
+    steps.has_kernels = True
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
@@ -185,6 +176,11 @@ def test_only_sizes_that_steps_need_are_captured_and_each_once(pretend, monkeypa
     assert captured == [32, 32, 16, 16, 64, 64]  # run, then captured
     assert steps.sizes == [16, 32, 64]
     assert {graph.pool for graph, _ in steps._graphs.values()} == {(0, 1)}
+
+
+def begun(engine):
+    engine.begin(make_requests([1], [1]), 2)
+    return engine
 
 
 def test_a_seat_taken_away_is_brought_anew(pretend):
@@ -242,6 +238,14 @@ def test_a_json_schema_needs_the_last_token_so_its_steps_are_not_launched_ahead(
     assert not engine.switches["overlap"]
     engine.begin(make_requests([3], [9]), 1)
     assert engine.switches["overlap"]
+
+
+def test_a_budget_above_what_is_captured_is_refused_where_graphs_are_asked_for(pretend):
+    requests = make_requests([3], [2])
+    with pytest.raises(ValueError, match=r"max_num_batched_tokens=4096 is more than the 2,048 .* cuda_graphs=true"):
+        pretend(must_replay=True).begin(requests, 2, 4096)
+    pretend(must_replay=True).begin(requests, 2, None)
+    pretend(must_replay=False).begin(requests, 2, 4096)
 
 
 def test_what_is_warm_is_not_warmed_again(pretend, monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from framework.core import Batch, Request, Sequence
-from framework.engine.torch_engine.inputs import PAD_TOKEN, step_inputs
+from framework.engine.torch_engine.inputs import ON_DEVICE, PAD_TOKEN, block_tables, step_inputs
 
 
 def sequence(prompt, output=(), num_output_tokens=9, num_padding=0, block_table=(0,), adapter_slot=0):
@@ -16,9 +16,11 @@ def sequence(prompt, output=(), num_output_tokens=9, num_padding=0, block_table=
     return one
 
 
-def inputs(sequences, starts, num_tokens, max_model_len=100, use_cache=True):
+def inputs(sequences, starts, num_tokens, max_model_len=100, use_cache=True, num_decode=0):
     batch = Batch(sequences, starts, num_tokens, sum(num_tokens), 0)
-    return step_inputs(batch, max_model_len=max_model_len, block_size=4, use_cache=use_cache)
+    tables = block_tables(batch, 4) if use_cache else None
+    seats = np.arange(len(sequences))
+    return step_inputs(batch, tables, seats, max_model_len=max_model_len, num_decode=num_decode)
 
 
 def test_prompts_and_decodes_lie_one_after_the_other():
@@ -30,6 +32,13 @@ def test_prompts_and_decodes_lie_one_after_the_other():
     assert step.block_tables.tolist() == [[0], [7]]
     assert step.adapter_slots.tolist() == [2, 2, 2, 0]
     assert (step.samples.tolist(), step.sampled_rows.tolist()) == ([True, True], [2, 3])
+
+
+def test_the_device_has_the_tokens_of_rows_that_decode():
+    in_flight, other = sequence([5, 6, 7]), sequence([8, 9], [3, 4], block_table=(7, 3))
+    step = inputs([in_flight, other], [3, 0], [1, 4], num_decode=1)
+    assert step.token_ids.tolist() == [ON_DEVICE, 8, 9, 3, 4]
+    assert step.samples.tolist() == [True, True]
 
 
 def test_a_chunk_that_does_not_reach_the_end_samples_nothing():

@@ -1,0 +1,84 @@
+"""The device's block tables and tokens are the sequences', whatever was sent before and whoever had the seat."""
+
+import numpy as np
+import pytest
+import torch
+
+from framework.core import Request, Sequence
+from framework.engine.torch_engine.seats import Seats
+
+BLOCK_SIZE = 4
+
+
+@pytest.fixture
+def seats():
+    return Seats(2, 8, BLOCK_SIZE, torch.device("cpu"))
+
+
+def sequence(block_table, prompt=(5, 6, 7), output=()):
+    one = Sequence(Request(0, 0.0, len(prompt), 99))
+    one.prompt_token_ids = np.array(prompt, dtype=np.int32)
+    one.output_token_ids, one.block_table = list(output), list(block_table)
+    return one
+
+
+def bring(seats, sequences, starts, ends, num_decode=0):
+    taken = seats.take(sequences)
+    seats.bring(sequences, taken, np.array(starts), np.array(ends), num_decode)
+    assert (seats.on_host == seats.tables.numpy()).all()
+    return [seats.tables[seat].tolist() for seat in taken.tolist()], taken
+
+
+def test_chunks_send_only_the_blocks_that_are_new(seats, monkeypatch):
+    sent = []
+    send = seats._send
+    monkeypatch.setattr(seats, "_send", lambda entries, *others: sent.append(len(entries)) or send(entries, *others))
+    one = sequence([3, 9, 4, 7])
+    assert bring(seats, [one], [0], [6])[0][0][:2] == [3, 9]
+    bring(seats, [one], [6], [7])
+    assert bring(seats, [one], [7], [13])[0][0][:4] == [3, 9, 4, 7]
+    assert sent == [2, 2]
+
+
+def test_a_sequence_that_left_off_elsewhere_brings_all_its_blocks(seats):
+    one = sequence([3, 9])
+    bring(seats, [one], [0], [8])
+    one.block_table = [6, 1, 2]  # preempted, and admitted again
+    assert bring(seats, [one], [0], [9])[0][0][:3] == [6, 1, 2]
+    one.block_table = [5, 0, 7]  # behind a prefix that somebody else computed
+    assert bring(seats, [one], [8], [12])[0][0][:3] == [5, 0, 7]
+
+
+def test_only_a_row_that_decodes_and_left_off_elsewhere_brings_its_token(seats):
+    one, other = sequence([3, 9], output=[11]), sequence([4, 8], output=[12])
+    _, taken = bring(seats, [one, other], [3, 3], [4, 4], num_decode=1)
+    assert seats.last_tokens[taken].tolist() == [11, 0]
+    seats.store(torch.from_numpy(taken), torch.tensor([21, -1]))
+    one.output_token_ids = []  # its token is in flight: the host is not asked
+    bring(seats, [one, other], [4, 4], [5, 5], num_decode=2)
+    assert seats.last_tokens[taken].tolist() == [21, 0]
+
+
+def test_decode_steps_that_write_the_tables_themselves_are_noted(seats):
+    one = sequence([3, 9, 4], output=[11])
+    _, taken = bring(seats, [one], [0], [3])
+    for start in range(3, 8):
+        seats.note_decoded(taken, np.array([start]), [0], np.array([one.block_table[start // BLOCK_SIZE]]))
+        seats.tables[taken[0], start // BLOCK_SIZE] = one.block_table[start // BLOCK_SIZE]
+    assert seats.on_host[taken[0], :2].tolist() == [3, 9]
+    assert bring(seats, [one], [8], [9], num_decode=1)[0][0][:3] == [3, 9, 4]
+
+
+def test_seats_of_this_step_and_the_one_before_are_kept(seats):
+    sequences = [sequence([index]) for index in range(9)]
+    for first in range(0, 8, 2):
+        _, taken = bring(seats, sequences[first : first + 2], [0, 0], [1, 1])
+        assert len({*taken.tolist()} - {seats.empty}) == 2
+        if first:
+            assert not {*taken.tolist()} & {*before}
+        before = taken.tolist()
+
+
+def test_a_table_too_short_names_the_sequence(seats):
+    with pytest.raises(AssertionError, match=r"Sequence\(0\) needs 3 blocks and has 2"):
+        bring(seats, [sequence([1, 2])], [0], [9])
