@@ -70,12 +70,11 @@ def test_decode_steps_that_write_the_tables_themselves_are_noted(seats):
 
 
 def test_seats_of_this_step_and_the_one_before_are_kept(seats):
-    sequences = [sequence([index]) for index in range(9)]
+    sequences, before = [sequence([index]) for index in range(9)], []
     for first in range(0, 8, 2):
         _, taken = bring(seats, sequences[first : first + 2], [0, 0], [1, 1])
         assert len({*taken.tolist()} - {seats.empty}) == 2
-        if first:
-            assert not {*taken.tolist()} & {*before}
+        assert not {*taken.tolist()} & {*before}
         before = taken.tolist()
 
 
