@@ -74,7 +74,7 @@ def test_keys_and_values_have_the_models_dtype_or_int8():
         ({"head_dim": 80, "overlap": True}, "engine.overlap=true .* head_dim of 16"),
         (
             {"head_dim": 16, "kv_dtype": "int8", "cuda_graphs": True},
-            "engine.cuda_graphs=true .* not with kv_dtype=int8",
+            r"engine.cuda_graphs=true .* \(not with kv_dtype=int8",
         ),
         ({"block_size": 0}, "block_size 0 must be at least 1"),
         ({"kv_dtype": "int4"}, "kv_dtype 'int4' must be null or int8"),
