@@ -1,7 +1,9 @@
-"""Attention on a GPU: whole prompts through FlashAttention, decode steps and mixed steps through the Triton kernels."""
+"""Attention on a GPU: decode steps and steps with prompts over the paged cache, and prompts without a cache."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -26,12 +28,11 @@ def is_supported(head_dim: int, kv_dtype: torch.dtype) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class FlashAttention:
-    """Whole prompts, each a segment, through the FlashAttention-2 that ships with torch (arXiv:2307.08691).
+    """Whole prompts of which nothing is kept, through the FlashAttention-2 that ships with torch (arXiv:2307.08691).
 
-    The pads of a prompt are a segment of their own, which nobody else attends to.
+    Each is a segment, and so are its pads, which nobody else attends to.
     """
 
-    slots: Tensor | None  # (num_tokens,) int32, cache slot of every new token; None: nothing is written
     starts: Tensor  # (num_segments + 1,) int32, first row of every segment, and the end
     longest: int  # segment
 
@@ -44,8 +45,8 @@ class FlashAttention:
         **heads: Unpack[Heads],
     ) -> Tensor:
         """See Attention."""
-        assert window is None, "a prompt that a window cuts takes MixedAttention"
-        q, k, v = rope_store(qkv, rope, self.slots, cache, **heads)
+        assert window is None, "FlashAttention-2 as torch has it knows no window"
+        q, k, v = rope_store(qkv, rope, None, None, **heads)
         segments = (self.starts, self.starts, self.longest, self.longest)
         flash = torch.ops.aten._flash_attention_forward
         return flash(q, k, v, *segments, 0.0, True, False, scale=q.shape[-1] ** -0.5)[0].flatten(1)
@@ -92,6 +93,7 @@ class MixedAttention:
     tiles: Tensor  # (5, any) int32
     num_tiles: Tensor  # (1,) int32
     block_size: int
+    side: torch.cuda.Stream | None = None  # for the rows that decode: they wait for memory, prompts for arithmetic
 
     def __call__(
         self,
@@ -103,19 +105,30 @@ class MixedAttention:
     ) -> Tensor:
         """See Attention."""
         assert cache is not None, "no KV cache is attached to the model"
+        num_heads = qkv.shape[1] - 2 * heads["num_kv_heads"]
+        output = torch.empty((len(qkv), num_heads * qkv.shape[2]), dtype=qkv.dtype, device=qkv.device)
+        block_size = self.block_size
+        with self._beside():
+            num = len(self.seats)
+            if num:
+                first = (qkv[:num], None if rope is None else rope[:num])
+                rows = (self.tables, self.seats, self.context_lens, self.padding, self.items, self.num_items)
+                paged_decode_items(*first, *rows, cache, output, block_size=block_size, window=window, **heads)
         q, _, _ = rope_store(qkv, rope, self.slots, cache, **heads)
-        output = torch.empty((len(qkv), q.shape[1] * q.shape[2]), dtype=q.dtype, device=q.device)
-        num = len(self.seats)
-        if num:
-            first_rope = None if rope is None else rope[:num]
-            rows = (self.tables, self.seats, self.context_lens, self.padding, self.items, self.num_items)
-            paged_decode_items(
-                qkv[:num], first_rope, *rows, cache, output, block_size=self.block_size, window=window, **heads
-            )
-        paged_prefill(
-            q, self.tables, self.tiles, self.num_tiles, cache, output, block_size=self.block_size, window=window
-        )
+        paged_prefill(q, self.tables, self.tiles, self.num_tiles, cache, output, block_size=block_size, window=window)
+        if self.side is not None:
+            torch.cuda.current_stream().wait_stream(self.side)
         return output
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """What is launched inside runs beside what comes next, if there is a stream for it."""
+        if self.side is None:
+            yield
+        else:
+            self.side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.side):
+                yield
 
 
 def flash_segments(query_lens: IntArray, padding: IntArray) -> tuple[IntArray, int]:

@@ -43,7 +43,8 @@ class DecodeTiles:
     pdl: bool = True
 
 
-ITEM_TILES = DecodeTiles(num_stages=2, min_keys=256)
+ITEM_TILES = DecodeTiles(min_keys=256)
+ITEM_PROGRAMS_PER_SM = 2  # beside paged_prefill's
 
 
 def plain_paged_decode(
@@ -148,7 +149,7 @@ def paged_decode_items(
     parts = torch.empty((num_kv_heads, max_items, group, head_dim), device=qkv.device)
     logs = torch.empty((num_kv_heads, max_items, group), device=qkv.device)
     tiles = ITEM_TILES if qkv.element_size() != 4 else replace(ITEM_TILES, block_keys=ITEM_TILES.block_keys // 2)
-    num_programs = min(max_items * num_kv_heads, PROGRAMS_PER_SM * device_facts(qkv.device)[0])
+    num_programs = min(max_items * num_kv_heads, ITEM_PROGRAMS_PER_SM * device_facts(qkv.device)[0])
     paged_decode_items_kernel[(num_programs,)](
         qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, *cache.kernel_args, output, parts,
         logs, counters(qkv.device), tables.stride(0), items, num_items, max_items,

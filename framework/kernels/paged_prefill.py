@@ -1,7 +1,7 @@
 """Attention of prompts and chunks of prompts over the paged KV cache, where their own keys and values are already.
 
-A tile is a few queries of one sequence. Programs take tiles in turn from a table on the device: a CUDA graph may replay
-with other sequences, lengths and blocks, and its programs find only what is to be done.
+A tile is a few queries of one sequence. Programs take the next one from a table on the device until none is left: a
+CUDA graph may replay with other sequences, lengths and blocks, and programs that start late find less to do.
 """
 
 # mypy: allow-untyped-defs
@@ -20,9 +20,9 @@ from framework.kernels.arrays import IntArray
 from framework.kernels.layer_cache import LayerCache
 from framework.kernels.paged_prefill_triton import paged_prefill_kernel
 from framework.kernels.tiles import power_of_two
-from framework.kernels.triton_support import check_triton, device_facts
+from framework.kernels.triton_support import check_triton, device_facts, queue_counters
 
-TILE_ROWS = 128  # queries of a tile times the query heads of a key head, rounded up to a power of two
+TILE_ROWS = 64  # queries of a tile times the query heads of a key head, rounded up to a power of two
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class PrefillTiles:
     """How one launch cuts its work: `block_keys`, a power of two, cache slots per iteration."""
 
     block_keys: int = 64
-    num_warps: int = 8
+    num_warps: int = 4
     num_stages: int = 3
-    programs_per_sm: int = 1
+    programs_per_sm: int = 2
 
 
 def queries_per_tile(num_queries_per_kv: int) -> int:
@@ -99,7 +99,8 @@ def paged_prefill(
 ) -> None:  # fmt: skip
     """plain_paged_prefill as one Triton launch, of no more programs than `tiles` has room for.
 
-    The tiles were made with queries_per_tile. Only q's rows may be strided.
+    The tiles were made with queries_per_tile. Only q's rows may be strided. Launches share counters, so they must be of
+    one stream.
     """
     check_triton("paged_prefill")
     num_heads, head_dim = q.shape[1:]
@@ -110,7 +111,7 @@ def paged_prefill(
     cut = choose_prefill_tiles(q.dtype) if cut is None else cut
     num_programs = min(tiles.shape[1] * num_kv_heads, cut.programs_per_sm * device_facts(q.device)[0])
     paged_prefill_kernel[(num_programs,)](
-        q, tables, tiles, num_tiles, *cache.kernel_args, output,
+        q, tables, tiles, num_tiles, *cache.kernel_args, output, queue_counters(q.device),
         q.stride(0), tables.stride(0), tiles.stride(0), head_dim**-0.5 / math.log(2),
         KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, WINDOW=window or 0,
         QUERIES=queries_per_tile(group), BLOCK_KEYS=cut.block_keys, num_warps=cut.num_warps, num_stages=cut.num_stages,

@@ -13,17 +13,18 @@ from framework.kernels.triton_support import jit, jit_for_any, tl, triton
 
 @jit_for_any("q_stride", "table_stride", "tile_stride")
 def paged_prefill_kernel(
-    q, tables, tiles, num_tiles, k_cache, v_cache, scales, scale_stride, output,
+    q, tables, tiles, num_tiles, k_cache, v_cache, scales, scale_stride, output, counters,
     q_stride, table_stride, tile_stride, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     WINDOW: tl.constexpr, QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Program p: tiles p // KV_HEADS of key head p % KV_HEADS, then those that are as many programs further on.
+    """Each program takes the next (tile, key head) until none is left; the last to leave resets the two counters.
 
     `scale` includes 1 / ln 2: exponents are to base 2.
     """
     num_items = tl.load(num_tiles) * KV_HEADS
-    for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
+    item = tl.atomic_add(counters, 1)
+    while item < num_items:
         tile, kv_head = tiles + item // KV_HEADS, item % KV_HEADS
         first_row = tl.load(tile).to(tl.int64)
         num_queries = tl.load(tile + tile_stride)
@@ -35,6 +36,10 @@ def paged_prefill_kernel(
             output + first_row * (KV_HEADS * GROUP * HEAD_DIM), q_stride, num_queries, first_place, num_hidden,
             kv_head, scale, KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE, WINDOW, QUERIES, BLOCK_KEYS,
         )  # fmt: skip
+        item = tl.atomic_add(counters, 1)
+    if tl.atomic_add(counters + 1, 1) == tl.num_programs(0) - 1:
+        tl.store(counters, 0)
+        tl.store(counters + 1, 0)
 
 
 @jit
@@ -60,7 +65,7 @@ def attend_tile(
         first_seen = tl.maximum(first_seen, own - (WINDOW - 1))
         start = tl.maximum(start, first_place - (WINDOW - 1))
         all_from = tl.maximum(all_from, first_place + num_queries - WINDOW)
-    end = first_place + num_queries
+    end = tl.maximum(first_place + num_queries, 0)  # places below 0 are nobody's
     start = start // BLOCK_KEYS * BLOCK_KEYS
     all_from = tl.minimum((all_from + BLOCK_KEYS - 1) // BLOCK_KEYS * BLOCK_KEYS, end)
     all_to = tl.maximum((first_place + 1) // BLOCK_KEYS * BLOCK_KEYS, all_from)

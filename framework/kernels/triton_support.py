@@ -17,7 +17,17 @@ except ImportError:  # no wheel for this platform: everything plain still works
 
 MAX_COUNTERS = 2**18
 
-__all__ = ["MAX_COUNTERS", "check_triton", "counters", "device_facts", "jit", "jit_for_any", "tl", "triton"]
+__all__ = [
+    "MAX_COUNTERS",
+    "check_triton",
+    "counters",
+    "device_facts",
+    "jit",
+    "jit_for_any",
+    "queue_counters",
+    "tl",
+    "triton",
+]
 
 
 def jit(kernel):
@@ -49,3 +59,9 @@ def device_facts(device: torch.device) -> tuple[int, bool]:
 def counters(device: torch.device) -> Tensor:
     """(MAX_COUNTERS,) int32, zero between launches: whoever arrives last resets its own."""
     return torch.zeros(MAX_COUNTERS, dtype=torch.int32, device=device)
+
+
+@functools.cache
+def queue_counters(device: torch.device) -> Tensor:
+    """(2,) int32, zero between launches: items that were taken from a queue, and programs that found none left."""
+    return torch.zeros(2, dtype=torch.int32, device=device)

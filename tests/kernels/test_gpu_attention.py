@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from framework.kernels import gpu_attention
-from framework.kernels.attention import cache_slots, plain_attention
+from framework.kernels.attention import plain_attention
 from framework.kernels.gpu_attention import FlashAttention, MixedAttention, flash_segments
 from framework.kernels.mixed_inputs import MixedSizes, mixed_inputs
 from framework.kernels.rope_store import plain_rope_store
@@ -40,10 +40,9 @@ def loop_flash(q, k, v, query_starts, key_starts, max_query_len, max_key_len, dr
 
 
 def flash_of(query_lens, context_lens, padding, tables, seats, device):
+    assert tables is None
     starts, longest = flash_segments(query_lens, padding)
-    slots = None if tables is None else cache_slots(query_lens, context_lens, tables[seats], BLOCK_SIZE)
-    sent = [None if array is None else torch.from_numpy(array).to(device, torch.int32) for array in (slots, starts)]
-    return FlashAttention(*sent, longest)
+    return FlashAttention(torch.from_numpy(starts).to(device, torch.int32), longest)
 
 
 def mixed_of(query_lens, context_lens, padding, tables, seats, device, num_spare=0):
@@ -78,7 +77,7 @@ def both(name, make, dtype, device, head_dim, is_int8=False, window=None, num_sp
     rope = torch.randn(num_rows, 2, head_dim, generator=generator).to(device, dtype)
     caches = torch.randn(2, (tables.size + 5) * BLOCK_SIZE, NUM_KV_HEADS, head_dim, generator=generator)
     qkv, cache = qkv.to(device, dtype), copy_cache(make_cache(*caches, is_int8), device, dtype)
-    use_cache = make is not NO_CACHE
+    use_cache = make is mixed_of
     lens = (query_lens, context_lens, padding)
     plain = plain_attention(
         *lens, tables[seats] if use_cache else None, block_size=BLOCK_SIZE, num_queries_per_kv=2, windows=(window,),
@@ -94,10 +93,6 @@ def both(name, make, dtype, device, head_dim, is_int8=False, window=None, num_sp
     return results, query_lens, padding
 
 
-def NO_CACHE(*lens_and_others):
-    return flash_of(*lens_and_others)
-
-
 def check(results, query_lens, padding, tolerance):
     """Equal but for the pads of a whole prompt, which nobody reads."""
     (plain, plain_cache), (flash, flash_cache) = results
@@ -109,22 +104,11 @@ def check(results, query_lens, padding, tolerance):
         assert_close(got, want, tolerance, step_of(plain_cache))
 
 
-@pytest.fixture
-def plainly(monkeypatch):
-    """FlashAttention and the kernel before it, as loops on a CPU."""
+@pytest.mark.parametrize("name", WHOLE)
+def test_segments_of_prompts_without_a_cache(name, monkeypatch):
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", loop_flash)
     monkeypatch.setattr(gpu_attention, "rope_store", plain_rope_store)
-
-
-@pytest.mark.parametrize("is_int8", [False, True])
-@pytest.mark.parametrize("name", WHOLE)
-def test_segments_of_whole_prompts(name, is_int8, plainly):
-    check(*both(name, flash_of, torch.float32, "cpu", head_dim=8, is_int8=is_int8), tolerance=2e-6)
-
-
-@pytest.mark.parametrize("name", WHOLE)
-def test_without_a_cache(name, plainly):
-    check(*both(name, NO_CACHE, torch.float32, "cpu", head_dim=8), tolerance=2e-6)
+    check(*both(name, flash_of, torch.float32, "cpu", head_dim=8), tolerance=2e-6)
 
 
 @needs_interpreter
@@ -143,9 +127,8 @@ def test_mixed_steps_with_a_window_and_rows_of_nobody(name):
 @pytest.mark.gpu
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("name", WHOLE)
-@pytest.mark.parametrize("make", [flash_of, NO_CACHE])
-def test_the_real_flash_attention_equals_plain_attention(make, name, head_dim):
-    check(*both(name, make, torch.bfloat16, "cuda", head_dim), tolerance=3e-2)
+def test_the_real_flash_attention_equals_plain_attention(name, head_dim):
+    check(*both(name, flash_of, torch.bfloat16, "cuda", head_dim), tolerance=3e-2)
 
 
 @pytest.mark.gpu

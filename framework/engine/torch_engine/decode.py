@@ -15,6 +15,7 @@ from torch import Tensor
 from framework.core import Batch, Sequence
 from framework.engine.torch_engine.in_flight import OnDevice, pinned, record_event
 from framework.engine.torch_engine.seats import Seats
+from framework.engine.torch_engine.upload import upload
 from framework.kernels.decode_step import begin_rows, finish_rows
 from framework.kernels.gpu_attention import DecodeAttention
 from framework.lora.pool import AdapterPool
@@ -158,8 +159,9 @@ class Decoder:
             changed = list(range(num_seqs))
             stale = np.flatnonzero(self.seats.next_slots[seats] != starts)
             if len(stale):
-                gone = [sequences[row] for row in stale.tolist()]
-                self.seats.bring(gone, seats[stale], starts[stale], starts[stale] + 1, num_decode=len(gone))
+                others = [sequences[row] for row in stale.tolist()]
+                missing = self.seats.missing(others, seats[stale], starts[stale], starts[stale] + 1, len(others))
+                self.seats.write(upload(self.seats.tables.device, missing))
         for row in changed:
             new_blocks[row] = sequences[row].block_table[batch.starts[row] // block_size]
         context_lens[:] = starts + 1

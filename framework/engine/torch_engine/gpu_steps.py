@@ -16,6 +16,7 @@ from framework.engine.torch_engine.mixed import MixedSteps
 from framework.engine.torch_engine.options import EngineOptions
 from framework.engine.torch_engine.sampling import Sampler
 from framework.engine.torch_engine.seats import Seats
+from framework.kernels.arrays import IntArray
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
@@ -56,12 +57,15 @@ class GpuSteps:
         if self.decoder is not None and batch.num_prefill_tokens == 0:
             self.sampler.set_step(batch.sequences)
             return self.decoder.launch(batch), [True] * len(batch.sequences), timer()
-        inputs = self._inputs(batch)
+        inputs, missing = self._inputs(batch)
         self.sampler.set_step(compress(batch.sequences, inputs.samples))
-        arrays = {"rows": inputs.sampled_rows, "sampled_seats": inputs.seats[inputs.samples]}
-        sent, compute_hidden = self.mixed.lay_out(inputs, arrays)
+        arrays = missing | {"rows": inputs.sampled_rows, "sampled_seats": inputs.seats[inputs.samples]}
+        laid_out = self.mixed.lay_out(inputs, arrays)
         prepared_time, start = timer(), record_event()
-        hidden = compute_hidden().index_select(0, sent["rows"])
+        sent = laid_out.send()
+        if self.seats is not None:
+            self.seats.write(sent)
+        hidden = laid_out.compute(sent).index_select(0, sent["rows"])
         self.adapters.set_head_step()
         sampled = self.sampler.choose(self.model.logits(hidden))
         if self.seats is not None:
@@ -70,18 +74,18 @@ class GpuSteps:
         token_ids.copy_(sampled, non_blocking=True)
         return OnDevice(token_ids, start, record_event()), inputs.samples.tolist(), prepared_time
 
-    def _inputs(self, batch: Batch) -> StepInputs:
-        """The step's inputs, once the device has the blocks of its sequences."""
+    def _inputs(self, batch: Batch) -> tuple[StepInputs, dict[str, IntArray]]:
+        """The step's inputs, and what the device has to be told of its sequences before."""
         max_model_len, num_seqs = self.model.config.max_model_len, len(batch.sequences)
         if self.seats is None or self.decoder is None:
             tables = block_tables(batch, self.options.block_size) if self.options.use_cache else None
-            return step_inputs(batch, tables, np.arange(num_seqs), max_model_len=max_model_len)
+            return step_inputs(batch, tables, np.arange(num_seqs), max_model_len=max_model_len), {}
         seats, starts, num_decode = self.seats.take(batch.sequences), np.array(batch.starts), batch.num_decode_tokens
         ends = starts + np.array(batch.num_tokens)
         self.decoder.forget_rows()
-        self.seats.bring(batch.sequences, seats, starts, ends, num_decode)
+        missing = self.seats.missing(batch.sequences, seats, starts, ends, num_decode)
         tables = self.seats.on_host[:, : -(-int(ends.max()) // self.options.block_size)]
-        return step_inputs(batch, tables, seats, max_model_len=max_model_len, num_decode=num_decode)
+        return step_inputs(batch, tables, seats, max_model_len=max_model_len, num_decode=num_decode), missing
 
     def _seat(self, max_num_seqs: int) -> None:
         """Empty seats and a decoder: those at hand where they will do, else others.

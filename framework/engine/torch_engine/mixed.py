@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,14 +22,32 @@ from framework.engine.torch_engine.packed import Packed
 from framework.engine.torch_engine.seats import Seats
 from framework.engine.torch_engine.upload import upload
 from framework.kernels.arrays import IntArray
-from framework.kernels.attention import Attention, cache_slots, plain_attention
+from framework.kernels.attention import Attention, plain_attention
 from framework.kernels.gpu_attention import FLASH_DTYPES, FlashAttention, MixedAttention, flash_segments, is_supported
 from framework.kernels.mixed_inputs import MixedSizes, mixed_inputs
 from framework.kernels.paged_decode import most_items
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
+MakeAttention = Callable[[dict[str, Tensor]], Attention]  # of a step's arrays on the device
 SIZES = (16, 32, 64, *range(128, 512, 64), *range(512, 2049, 128))  # rows; more keep any device busy
+
+
+@dataclass(frozen=True, slots=True)
+class LaidOut:
+    """A step that is ready: `send` brings its arrays to the device, `compute` takes them to the hidden states.
+
+    These have a row per token, or more, and hold until the next step.
+    """
+
+    steps: MixedSteps
+    arrays: dict[str, IntArray]
+    compute: Callable[[dict[str, Tensor]], Tensor]
+
+    def send(self) -> dict[str, Tensor]:
+        sent = upload(self.steps.device, self.arrays)
+        self.steps.adapters.set_step(sent, self.arrays)
+        return sent
 
 
 class MixedSteps:
@@ -50,35 +68,24 @@ class MixedSteps:
         self.sizes: list[int] = []  # those that are captured
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool: Any = None  # the memory that they share
+        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if seats is not None:
             self._most = self._sizes(SIZES[-1], seats.max_num_seqs)
             rows = dict.fromkeys(("token_ids", "positions"), (SIZES[-1],))
             self._read = Packed(rows | self._most.shapes, self.device)  # by the graphs
 
-    def lay_out(
-        self, inputs: StepInputs, arrays: dict[str, IntArray]
-    ) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
-        """Send the step with `arrays` to the device; returns these there, and what computes the hidden states.
-
-        They have a row per token, or more, and hold until the next step.
-        """
+    def lay_out(self, inputs: StepInputs, arrays: dict[str, IntArray]) -> LaidOut:
+        """Everything of a step that the host does before the device begins; `arrays` are to be sent with it."""
         num_rows = len(inputs.token_ids)
         size = next((size for size in self.sizes if num_rows <= size), None) if self.is_replayed else None
         adapter_slots = np.pad(inputs.adapter_slots, (0, 0 if size is None else size - num_rows))
         arrays = arrays | self.adapters.tables(adapter_slots, inputs.sampled_slots)
         rows = {"token_ids": inputs.token_ids, "positions": inputs.positions}
         if size is not None:
-            self._read.send(rows | self._mixed(inputs, replace(self._most, num_rows=size)))
-            sent = upload(self.device, arrays)
-            compute = partial(self._replay, size)
-        else:
-            own, make_attention = self._eager(inputs)
-            sent = upload(self.device, arrays | rows | own)
-            compute = partial(
-                self._compute, sent["token_ids"], sent["positions"], sent["decode_seats"], make_attention(sent)
-            )
-        self.adapters.set_step(sent, arrays)
-        return sent, compute
+            self._read.fill(rows | self._mixed(inputs, replace(self._most, num_rows=size)))
+            return LaidOut(self, arrays, partial(self._replay, size))
+        own, make_attention = self._eager(inputs)
+        return LaidOut(self, arrays | rows | own, partial(self._launch, make_attention))
 
     @torch.inference_mode()
     def capture(self, max_tokens: int, on_progress: Callable[[str], None]) -> None:
@@ -94,7 +101,8 @@ class MixedSteps:
         nothing = np.zeros(1, dtype=np.int64)
         for index, size in enumerate(reversed(sizes)):  # the largest first: the others reuse its memory
             on_progress(f"prompts and mixed steps, size {index + 1} of {len(sizes)}")
-            self._read.send({"slots": np.full(size, -1), "num_items": nothing, "num_tiles": nothing})
+            self._read.fill({"slots": np.full(size, -1), "num_items": nothing, "num_tiles": nothing})
+            self._read.send()
             tables = self.adapters.tables(np.zeros(size, dtype=np.int64), nothing)
             self.adapters.set_step(upload(self.device, tables), tables)
             self._forward(size)
@@ -105,7 +113,8 @@ class MixedSteps:
             self._graphs[size] = graph, hidden
         self.sizes = sorted(self._graphs)
 
-    def _replay(self, size: int) -> Tensor:
+    def _replay(self, size: int, sent: dict[str, Tensor]) -> Tensor:
+        self._read.send()
         graph, hidden = self._graphs[size]
         graph.replay()
         return hidden
@@ -118,6 +127,9 @@ class MixedSteps:
         attention = self._mixed_attention(read | rows | decode)
         return self._compute(rows["token_ids"], rows["positions"], decode["decode_seats"], attention)
 
+    def _launch(self, make_attention: MakeAttention, sent: dict[str, Tensor]) -> Tensor:
+        return self._compute(sent["token_ids"], sent["positions"], sent["decode_seats"], make_attention(sent))
+
     def _compute(self, token_ids: Tensor, positions: Tensor, decode_seats: Tensor, attention: Attention) -> Tensor:
         if len(decode_seats):
             assert self.seats is not None
@@ -126,17 +138,12 @@ class MixedSteps:
         hidden: Tensor = self.model(token_ids, positions, attention)
         return hidden
 
-    def _eager(self, inputs: StepInputs) -> tuple[dict[str, IntArray], Callable[[dict[str, Tensor]], Attention]]:
+    def _eager(self, inputs: StepInputs) -> tuple[dict[str, IntArray], MakeAttention]:
         """What attention needs on the device, and what makes it of that."""
-        is_whole = bool((inputs.query_lens == inputs.context_lens).all())
         decode_seats = {"decode_seats": inputs.seats[: inputs.num_decode]}
-        if self.has_kernels and is_whole and not self.model.config.has_window:
+        if self.has_kernels and inputs.tables is None and not self.model.config.has_window:
             starts, longest = flash_segments(inputs.query_lens, inputs.padding)
-            arrays = decode_seats | {"starts": starts}
-            tables = inputs.block_tables
-            if tables is not None:
-                arrays["slots"] = cache_slots(inputs.query_lens, inputs.context_lens, tables, self.block_size)
-            return arrays, lambda sent: FlashAttention(sent.get("slots"), sent["starts"], longest)
+            return decode_seats | {"starts": starts}, lambda sent: FlashAttention(sent["starts"], longest)
         if self.has_kernels and self.seats is not None:
             sizes = self._sizes(len(inputs.token_ids), self.seats.max_num_seqs)
             return self._mixed(inputs, sizes), self._mixed_attention
@@ -159,7 +166,7 @@ class MixedSteps:
         decode = (read["decode_seats"], read["decode_lens"], read["decode_padding"])
         items, tiles = read["items"].view(3, -1), read["tiles"].view(5, -1)
         tables = (items, read["num_items"], tiles, read["num_tiles"])
-        return MixedAttention(self.seats.tables, read["slots"], *decode, *tables, self.block_size)
+        return MixedAttention(self.seats.tables, read["slots"], *decode, *tables, self.block_size, self._side)
 
     def _sizes(self, num_rows: int, num_seqs: int) -> MixedSizes:
         config = self.model.config

@@ -30,12 +30,16 @@ class Packed:
         ]
         self._num_sent = 0
 
-    def send(self, arrays: dict[str, IntArray]) -> None:
+    def fill(self, arrays: dict[str, IntArray]) -> None:
         """Each array becomes the first part of its tensor, along the last dimension; the rest may be anything."""
-        buffer, views = self._buffers[self._num_sent % NUM_BUFFERS]
-        self._num_sent += 1
+        _, views = self._buffers[self._num_sent % NUM_BUFFERS]
         for name, array in arrays.items():
             views[name][..., : array.shape[-1]] = array
+
+    def send(self) -> None:
+        """Bring what was filled in to the device, without waiting."""
+        buffer, _ = self._buffers[self._num_sent % NUM_BUFFERS]
+        self._num_sent += 1
         self._all.copy_(buffer, non_blocking=True)
 
     def _views(self, whole: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from framework.core import Sequence
 from framework.engine.torch_engine.inputs import write_tokens
-from framework.engine.torch_engine.upload import upload
 from framework.kernels.arrays import IntArray
 
 
@@ -43,32 +42,45 @@ class Seats:
         self._recent = list(sequences)
         return seats
 
-    def bring(
+    def missing(
         self, sequences: list[Sequence], seats: IntArray, starts: IntArray, ends: IntArray, num_decode: int
-    ) -> None:
-        """Send the blocks up to `ends` that the device does not have: all of them if a sequence left off elsewhere.
+    ) -> dict[str, IntArray]:
+        """What of the blocks up to `ends` the device does not have: all of them if a sequence left off elsewhere.
 
-        Of such a sequence its token at `starts` is sent too, if it is among the first `num_decode`.
+        Of such a sequence its token at `starts` is missing too, if it is among the first `num_decode`. From here on
+        nothing of it is: `write` brings it there.
         """
         is_stale = self.next_slots[seats] != starts
         known = np.where(is_stale, 0, self._num_blocks[seats])
         needed = -(-ends // self.block_size)
-        entries, blocks = [], []
+        entries: list[int] = []
+        blocks: list[int] = []
         for row in np.flatnonzero(needed > known).tolist():
             seat, first, end = int(seats[row]), int(known[row]), int(needed[row])
             table = sequences[row].block_table
             assert len(table) >= end, f"{sequences[row]} needs {end} blocks and has {len(table)}"
             self.on_host[seat, first:end] = table[first:end]
-            entries.append(np.arange(first, end) + seat * self.on_host.shape[1])
+            entries += range(seat * self.on_host.shape[1] + first, seat * self.on_host.shape[1] + end)
             blocks += table[first:end]
         self._num_blocks[seats] = np.maximum(known, needed)
         self.next_slots[seats] = ends
         rows = np.flatnonzero(is_stale[:num_decode])
-        if entries or len(rows):
-            tokens = np.zeros(len(rows), dtype=np.int64)
-            for index, row in enumerate(rows.tolist()):
-                write_tokens(tokens[index : index + 1], sequences[row], int(starts[row]))
-            self._send(np.concatenate([*entries, rows[:0]]), np.array(blocks, dtype=np.int64), seats[rows], tokens)
+        tokens = np.zeros(len(rows), dtype=np.int64)
+        for index, row in enumerate(rows.tolist()):
+            write_tokens(tokens[index : index + 1], sequences[row], int(starts[row]))
+        return {
+            "entries": np.array(entries, dtype=np.int64),
+            "blocks": np.array(blocks, dtype=np.int64),
+            "stale_seats": seats[rows],
+            "tokens": tokens,
+        }
+
+    def write(self, sent: dict[str, Tensor]) -> None:
+        """What was `missing`, on the device."""
+        if len(sent["entries"]):
+            self.tables.view(-1).index_put_((sent["entries"],), sent["blocks"])
+        if len(sent["tokens"]):
+            self.last_tokens.index_put_((sent["stale_seats"],), sent["tokens"].long())
 
     def note_decoded(self, seats: IntArray, starts: IntArray, rows: list[int], blocks: IntArray) -> None:
         """A decode step puts these blocks of its new slots, at `starts`, in the tables itself; of these rows only."""
@@ -80,14 +92,6 @@ class Seats:
     def store(self, seats: Tensor, sampled: Tensor) -> None:
         """The tokens just sampled; all on the device."""
         self.last_tokens.index_put_((seats,), sampled.clamp(min=0))  # NO_TOKEN is none of the vocabulary
-
-    def _send(self, entries: IntArray, blocks: IntArray, seats: IntArray, tokens: IntArray) -> None:
-        arrays = {"entries": entries, "blocks": blocks, "seats": seats, "tokens": tokens}
-        sent = upload(self.tables.device, arrays)
-        if len(entries):
-            self.tables.view(-1).index_put_((sent["entries"],), sent["blocks"])
-        if len(tokens):
-            self.last_tokens.index_put_((sent["seats"],), sent["tokens"].long())
 
     def _seat(self, sequence: Sequence, batch: list[Sequence]) -> int:
         seat = self._seat_of.get(sequence)

@@ -10,7 +10,6 @@ from framework.build import replay_trace
 from framework.core import Batch
 from framework.engine.torch_engine import TorchEngine
 from framework.engine.torch_engine.compilation import compilation_refused
-from framework.engine.torch_engine.inputs import step_inputs
 from framework.kernels.decode_step import begin_rows
 from framework.models.loading import load_model
 from framework.scheduler.continuous import ContinuousScheduler
@@ -121,7 +120,7 @@ def test_prompts_from_graphs_are_close_to_eager_ones(name):
     hidden = {}
     for is_replayed in (True, False):
         engine.begin(make_requests([1], [2]), 8)
-        steps = engine._steps.prompts
+        steps = engine._steps.mixed
         assert steps.is_replayed
         steps.is_replayed = is_replayed
         for lens in ([1], [16], [17, 3], [70, 70, 70], [5, 130, 1, 300], [508, 508], [9] * 8):
@@ -132,10 +131,12 @@ def test_prompts_from_graphs_are_close_to_eager_ones(name):
                 for sequence, length in zip(sequences, lens, strict=True):
                     sequence.prompt_token_ids = np.arange(length, dtype=np.int32) % 503
                 batch = Batch(sequences, [0] * len(lens), num_tokens, sum(num_tokens), 0)
-                inputs = step_inputs(batch, max_model_len=512, block_size=16, use_cache=True)
+                inputs, missing = engine._steps._inputs(batch)
                 with torch.inference_mode():
-                    sent, compute_hidden = steps.lay_out(inputs, {"rows": inputs.sampled_rows})
-                    rows = compute_hidden().index_select(0, sent["rows"])
+                    laid_out = steps.lay_out(inputs, missing | {"rows": inputs.sampled_rows})
+                    sent = laid_out.send()
+                    engine._steps.seats.write(sent)
+                    rows = laid_out.compute(sent).index_select(0, sent["rows"])
                 hidden.setdefault((*lens, is_static), []).append(rows.clone())
     for replayed, eager in hidden.values():
         assert relative_error(replayed, eager) < LOGIT_ERROR

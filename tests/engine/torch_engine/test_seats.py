@@ -24,20 +24,20 @@ def sequence(block_table, prompt=(5, 6, 7), output=()):
 
 def bring(seats, sequences, starts, ends, num_decode=0):
     taken = seats.take(sequences)
-    seats.bring(sequences, taken, np.array(starts), np.array(ends), num_decode)
+    missing = seats.missing(sequences, taken, np.array(starts), np.array(ends), num_decode)
+    seats.write({name: torch.from_numpy(array).int() for name, array in missing.items()})
     assert (seats.on_host == seats.tables.numpy()).all()
-    return [seats.tables[seat].tolist() for seat in taken.tolist()], taken
+    return [seats.tables[seat].tolist() for seat in taken.tolist()], taken, len(missing["blocks"])
 
 
-def test_chunks_send_only_the_blocks_that_are_new(seats, monkeypatch):
-    sent = []
-    send = seats._send
-    monkeypatch.setattr(seats, "_send", lambda entries, *others: sent.append(len(entries)) or send(entries, *others))
+def test_chunks_send_only_the_blocks_that_are_new(seats):
     one = sequence([3, 9, 4, 7])
-    assert bring(seats, [one], [0], [6])[0][0][:2] == [3, 9]
-    bring(seats, [one], [6], [7])
-    assert bring(seats, [one], [7], [13])[0][0][:4] == [3, 9, 4, 7]
-    assert sent == [2, 2]
+    sent = []
+    for start, end in ((0, 6), (6, 7), (7, 13)):
+        (table,), _, num_sent = bring(seats, [one], [start], [end])
+        assert table[: -(-end // BLOCK_SIZE)] == one.block_table[: -(-end // BLOCK_SIZE)]
+        sent.append(num_sent)
+    assert sent == [2, 0, 2]
 
 
 def test_a_sequence_that_left_off_elsewhere_brings_all_its_blocks(seats):
@@ -51,7 +51,7 @@ def test_a_sequence_that_left_off_elsewhere_brings_all_its_blocks(seats):
 
 def test_only_a_row_that_decodes_and_left_off_elsewhere_brings_its_token(seats):
     one, other = sequence([3, 9], output=[11]), sequence([4, 8], output=[12])
-    _, taken = bring(seats, [one, other], [3, 3], [4, 4], num_decode=1)
+    _, taken, _ = bring(seats, [one, other], [3, 3], [4, 4], num_decode=1)
     assert seats.last_tokens[taken].tolist() == [11, 0]
     seats.store(torch.from_numpy(taken), torch.tensor([21, -1]))
     one.output_token_ids = []  # its token is in flight: the host is not asked
@@ -61,7 +61,7 @@ def test_only_a_row_that_decodes_and_left_off_elsewhere_brings_its_token(seats):
 
 def test_decode_steps_that_write_the_tables_themselves_are_noted(seats):
     one = sequence([3, 9, 4], output=[11])
-    _, taken = bring(seats, [one], [0], [3])
+    _, taken, _ = bring(seats, [one], [0], [3])
     for start in range(3, 8):
         seats.note_decoded(taken, np.array([start]), [0], np.array([one.block_table[start // BLOCK_SIZE]]))
         seats.tables[taken[0], start // BLOCK_SIZE] = one.block_table[start // BLOCK_SIZE]
@@ -72,7 +72,7 @@ def test_decode_steps_that_write_the_tables_themselves_are_noted(seats):
 def test_seats_of_this_step_and_the_one_before_are_kept(seats):
     sequences, before = [sequence([index]) for index in range(9)], []
     for first in range(0, 8, 2):
-        _, taken = bring(seats, sequences[first : first + 2], [0, 0], [1, 1])
+        _, taken, _ = bring(seats, sequences[first : first + 2], [0, 0], [1, 1])
         assert len({*taken.tolist()} - {seats.empty}) == 2
         assert not {*taken.tolist()} & {*before}
         before = taken.tolist()
