@@ -93,7 +93,7 @@ class MixedAttention:
     tiles: Tensor  # (5, any) int32
     num_tiles: Tensor  # (1,) int32
     block_size: int
-    side: torch.cuda.Stream | None = None  # for the rows that decode: they wait for memory, prompts for arithmetic
+    side: torch.cuda.Stream | None = None  # for rows that decode: these wait for memory, prompts for arithmetic
 
     def __call__(
         self,

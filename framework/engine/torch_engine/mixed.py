@@ -68,7 +68,7 @@ class MixedSteps:
         self.sizes: list[int] = []  # those that are captured
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool: Any = None  # the memory that they share
-        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._side = torch.cuda.Stream(self.device, priority=-1) if self.device.type == "cuda" else None
         if seats is not None:
             self._most = self._sizes(SIZES[-1], seats.max_num_seqs)
             rows = dict.fromkeys(("token_ids", "positions"), (SIZES[-1],))

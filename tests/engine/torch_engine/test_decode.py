@@ -64,6 +64,9 @@ SCHEDULERS = {
     "preemptions": partial(ContinuousScheduler, max_num_seqs=6, watermark=0.0),
     "split prompts": partial(ContinuousScheduler, max_num_seqs=4, max_num_batched_tokens=32),
     "static": partial(StaticScheduler, max_num_seqs=4, max_wait=0.0),
+    "mixed": partial(ContinuousScheduler, max_num_seqs=4, max_num_batched_tokens=20, steps="mixed", watermark=0.0),
+    "alternate": partial(ContinuousScheduler, max_num_seqs=4, max_num_batched_tokens=20, steps="alternate"),
+    "hybrid": partial(ContinuousScheduler, max_num_seqs=4, steps="mixed", whole_prompts=True),
 }
 
 

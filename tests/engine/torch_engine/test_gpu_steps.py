@@ -98,6 +98,8 @@ SCHEDULERS = {
     "preemptions": partial(ContinuousScheduler, max_num_seqs=4, watermark=0.0),
     "split prompts": partial(ContinuousScheduler, max_num_seqs=4, max_num_batched_tokens=8),
     "static": partial(StaticScheduler, max_num_seqs=3, max_wait=0.0),
+    "mixed": partial(ContinuousScheduler, max_num_seqs=4, max_num_batched_tokens=6, steps="mixed"),
+    "alternate": partial(ContinuousScheduler, max_num_seqs=4, max_num_batched_tokens=6, steps="alternate"),
 }
 
 
@@ -123,7 +125,11 @@ def with_kernels(request, monkeypatch):
     def capture(steps, num_rows, on_progress):
         steps.mixed.has_kernels, steps.mixed.is_replayed, steps.mixed.sizes = True, True, request.param
 
-    monkeypatch.setattr(MixedSteps, "_replay", MixedSteps._forward)
+    def replay(steps, size, sent):
+        steps._read.send()
+        return steps._forward(size)
+
+    monkeypatch.setattr(MixedSteps, "_replay", replay)
     monkeypatch.setattr(GpuSteps, "capture", capture)
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", loop_flash)
 
