@@ -15,6 +15,7 @@ from framework.quantization import int8_weight_only
 from framework.scheduler.continuous import ContinuousScheduler
 from tests.engine.torch_engine.hand_schedules import make_requests
 from tests.engine.torch_engine.test_decode import EAGER, MODELS, OUTPUT_LENS, PROMPT_LENS, SCHEDULERS, make_model
+from tests.engine.torch_engine.test_schedules import float32_through
 from tests.lora.serving_models import LargeAdapters
 
 pytestmark = pytest.mark.gpu
@@ -76,6 +77,14 @@ def test_adapters_on_the_head_and_the_embedding(family, strategy):
 def test_whatever_the_schedule(family, scheduler, overlap):
     name, expected = family
     assert serve(name, Segmented, SCHEDULERS[scheduler], overlap=overlap)[0] == expected
+
+
+@pytest.mark.parametrize("scheduler", ["mixed", "hybrid"])
+def test_mixed_steps_through_kernels_and_graphs(family, scheduler):
+    """Which float32 takes only here: so tokens must be equal, where bfloat16's may differ."""
+    name, expected = family
+    with float32_through(kernels=True):
+        assert serve(name, Segmented, SCHEDULERS[scheduler], overlap=True)[0] == expected
 
 
 @pytest.mark.parametrize("prefetch", [False, True])

@@ -30,28 +30,29 @@ MODEL_NAMES = [
 ]
 
 
-def make_hf_model(name):
-    """A float32 model whose norms and biases are random too, so that a forgotten one shows."""
+def make_hf_model(name, **changes):
+    """A float32 model whose norms and biases are random too, so that a forgotten one shows; `changes` to SHAPE."""
+    shape = SHAPE | changes
     no_eos = {"bos_token_id": None, "eos_token_id": None}
     if name == "llama":
         rope = {"rope_parameters": LLAMA3_ROPE}
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, **rope, tie_word_embeddings=True))
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **rope, tie_word_embeddings=True))
     elif name == "llama_biased":
-        config = transformers.LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True, head_dim=16)
+        config = transformers.LlamaConfig(**shape, attention_bias=True, mlp_bias=True, head_dim=16)
         model = transformers.LlamaForCausalLM(config)
     elif name in ("llama_yarn", "llama_linear"):
         rope = YARN_ROPE if name == "llama_yarn" else {"rope_type": "linear", "rope_theta": 1000.0, "factor": 3.0}
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, rope_parameters=rope))
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, rope_parameters=rope))
     elif name in ("mistral", "mistral_window"):
         window = None if name == "mistral" else 16
-        model = transformers.MistralForCausalLM(transformers.MistralConfig(**SHAPE, sliding_window=window))
+        model = transformers.MistralForCausalLM(transformers.MistralConfig(**shape, sliding_window=window))
     elif name == "qwen2_window":
         window = {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}
-        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE, **window))
+        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**shape, **window))
     elif name == "qwen2":
-        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPE, tie_word_embeddings=True))
+        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**shape, tie_word_embeddings=True))
     elif name == "qwen3":
-        model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SHAPE, head_dim=16))
+        model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape, head_dim=16))
     else:
         config = transformers.GPT2Config(**GPT2_SHAPE, **no_eos, tie_word_embeddings=name == "gpt2")
         model = transformers.GPT2LMHeadModel(config)

@@ -1,11 +1,13 @@
 """Schedules by hand: joins sequences one step apart and deals shuffled blocks, or pads them into one static batch.
 
-Also records logits, and compares them.
+Also records logits, of a replay whose tokens may be given, and compares them.
 """
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from framework.core import Batch, Request, Sequence
 
@@ -69,6 +71,48 @@ def record_logits(engine):
     fresh = [copy_of(sequence) for sequence in sequences]  # not seen before: their tokens come from the host
     engine.step(Batch(fresh, [40, 7], [1, 1], 0, 2))
     return seen[-2:]
+
+
+@contextmanager
+def told(engine, answers=None):
+    """Steps inside give these tokens, by request id, whatever their logits; None: those of the largest logit.
+
+    Yields the logits that sampling sees, outside the graphs, by request id and number of the token.
+    """
+    seen, due = {}, []
+    sampler, launch = engine._sampler, engine.launch
+
+    def launch_and_note(batch):
+        for sequence, start, num in zip(batch.sequences, batch.starts, batch.num_tokens, strict=True):
+            if start + num >= sequence.num_tokens:  # it samples
+                number = start + num - sequence.num_padding - sequence.request.num_prompt_tokens
+                due.append((sequence.request, number))
+        launch(batch)
+        assert not due
+
+    def choose(logits):
+        tokens = logits.argmax(-1)
+        for row, (request, number) in enumerate(due):  # none of them while the engine warms up
+            if number < request.num_output_tokens:  # a finished sequence stays in its static batch
+                seen[request.request_id, number] = logits[row].float().cpu().clone()  # a graph writes there again
+                if answers is not None:
+                    tokens[row] = answers[request.request_id][number]
+        due.clear()
+        return tokens
+
+    kept = sampler.sampling, sampler.choose
+    sampler.sampling, sampler.choose = replace(sampler.sampling, temperature=1.0), choose
+    engine.launch = launch_and_note
+    try:
+        yield seen
+    finally:
+        sampler.sampling, sampler.choose = kept
+        del engine.launch
+
+
+def in_order(seen):
+    """The logits that `told` yields, (tokens of all requests, vocab_size)."""
+    return torch.stack([seen[key] for key in sorted(seen)])
 
 
 def copy_of(sequence):
