@@ -24,6 +24,8 @@ MOONCAKE = """\
 {"timestamp": 0, "input_length": 65, "output_length": 5}
 {"timestamp": 1500, "input_length": 67, "output_length": 2}
 """
+POISSON = ["poisson", "openchat_short", "openchat", "arxiv", "many_adapters"]
+SYNTHETIC = [*POISSON, "constant", "gamma", "on_off", "all_at_once", "course_queue", "mixed_queue"]
 VIDUR = "num_prefill_tokens,num_decode_tokens\n" + "7,2\n" * 3 + "9,3\n" * 3
 
 
@@ -138,9 +140,7 @@ def test_what_makes_no_difference_yet_is_told(replay, tmp_path, is_shared, ignor
         assert (f"continuous: ignores {ignored} of the trace" in text) == is_shared
 
 
-@pytest.mark.parametrize(
-    "trace", ["poisson", "constant", "gamma", "on_off", "many_adapters", "all_at_once", "course_queue", "mixed_queue"]
-)
+@pytest.mark.parametrize("trace", SYNTHETIC)
 @pytest.mark.filterwarnings("ignore:on_off")
 def test_lengths_come_from_a_file_for_every_synthetic_trace(replay, tmp_path, trace):
     (tmp_path / "lengths.csv").write_text(VIDUR)
