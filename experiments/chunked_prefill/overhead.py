@@ -2,12 +2,12 @@
 
 import pandas as pd
 
+from experiments.chunked_prefill.tables import SAME
 from framework.engine.measured import MeasuredEngine
 from framework.measure.mixed_steps import comparison_name, measure_comparisons
 from framework.measure.steps import Say, get_ready
 
 Ratios = dict[str, float]  # a comparison's name → its time / that of one step
-SAME = "yes: other model, other device"
 COLUMNS = ["case", "kind", "num_prompt_tokens", "num_chunk_tokens", "device", "alone", "alone_device", "ratio"]
 
 

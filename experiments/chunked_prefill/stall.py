@@ -33,7 +33,9 @@ class Stall:
     num_repeats: int
 
     def check(self, arms: dict[str, Arm]) -> None:
-        """ValueError for an arm that there is not, or that has too few seats, and for numbers that make no stall."""
+        """ValueError for no arm, one that there is not or has too few seats, and for numbers that make no stall."""
+        if not self.arms:
+            raise ValueError("stall.arms is empty: name at least one arm, or set stall=null")
         check_named("stall.arms", self.arms, arms)
         for name in ("num_decodes", "num_prompt_tokens", "num_repeats"):
             whole(f"stall.{name}", getattr(self, name))
@@ -54,13 +56,17 @@ class Stall:
 def measure_stall(stall: Stall, arms: dict[str, Arm], engines: EngineCache) -> pd.DataFrame:
     """A row per token: `arm`, `repeat`, `sequence`, `time` (s) since the prompt's arrival, `gap` (s) to the one before.
 
-    `sequence` is `prompt` for the one that arrives.
+    `sequence` is `prompt` for the one that arrives. ValueError naming the stall if an engine has no room for it.
     """
     parts = []
     for repeat in range(stall.num_repeats):
         for name in stall.arms:
             engines.on_progress(f"a stall under {name}, repeat {repeat + 1} of {stall.num_repeats}")
-            tokens = replay_stall(stall, arms[name], engines.get(arms[name]))
+            engine = engines.get(arms[name])
+            try:
+                tokens = replay_stall(stall, arms[name], engine)
+            except ValueError as error:
+                raise ValueError(f"the stall (stall=null: none), under {name}: {error}") from error
             parts.append(tokens.assign(arm=name, repeat=repeat))
     return pd.concat(parts, ignore_index=True)
 

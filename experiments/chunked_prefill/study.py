@@ -1,6 +1,7 @@
 """Prompts in chunks beside decodes (Sarathi-Serve, OSDI 2024): five schedulers over rates, chunks' cost, one stall."""
 
 from functools import partial
+from math import inf
 
 import pandas as pd
 from typing_extensions import Unpack
@@ -23,7 +24,6 @@ from framework.measure.metrics import check_slo
 from framework.measure.mixed_steps import check_comparisons, most_seqs
 from framework.measure.rates import aggregate
 from framework.measure.serving import max_num_seqs_of
-from framework.measure.steps import check_sizes
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep, write_files
 from framework.report.plots import Drawn
@@ -97,8 +97,7 @@ def check_parts(
     arms: dict[str, Arm], sizes: dict[str, list[list[int]]], num_steps: int, stall: Stall | None, limits: list[float]
 ) -> None:
     """ValueError for what any part would refuse, before the first one begins."""
-    check_comparisons(sizes)
-    check_sizes({}, num_steps)
+    check_comparisons(sizes, num_steps)
     if stall is not None:
         stall.check(arms)
     for limit in limits:
@@ -151,7 +150,7 @@ def find(
     """What the schedulers do over the rates, and then the `parts`."""
     summary = aggregate(points)
     tables = {"Every scheduler against the first": against_first(summary)}
-    if limits:
+    if limits and (points["offered_rate"] < inf).any():
         tables["Highest rate (req/s) within a limit"] = capacity_table(study, points, limits)
     figures: dict[str, Drawn] = {}
     is_at_several = len(set(points["rate"])) > 1

@@ -1,5 +1,7 @@
 """The tables and sentences on rates: every scheduler against the first, what keeps a limit on gaps, reported values."""
 
+from math import inf
+
 import pandas as pd
 
 from framework.measure.metrics import METRIC_OF, MILLISECONDS
@@ -44,7 +46,9 @@ def describe_rates(summary: pd.DataFrame) -> list[str]:
     base, others = highest.loc[first], highest.drop(first)
     gaps, output = others["itl_p99"] / base["itl_p99"], others["output_throughput"] / base["output_throughput"]
     said = f"{first} has a P99 ITL of {short(1e3 * base['itl_p99'])} ms at {rate_title(base['offered_rate'])}"
-    level = gaps[output >= NO_LESS]
+    if gaps.isna().all():  # outputs of one token have no gaps
+        return []
+    level = gaps[output >= NO_LESS].dropna()
     if level.empty:
         said += f"; every other scheduler serves at least {1 - NO_LESS:.0%} fewer tokens/s"
     else:
@@ -57,12 +61,15 @@ def describe_rates(summary: pd.DataFrame) -> list[str]:
 
 
 def capacity_table(study: Study, points: pd.DataFrame, limits: list[float]) -> pd.DataFrame:
-    """Per arm, the highest offered rate (1/s) that keeps each of `limits` (s) on the P99 ITL, as Sarathi counts it."""
+    """Per arm, the highest offered rate (1/s) that keeps each of `limits` (s) on the P99 ITL, as Sarathi counts it.
+
+    Requests that arrive all at once have no rate, and count for none.
+    """
     delays = [median_delay(study, point) for point in points["point"]]
     means = points.assign(delay=delays).groupby(["arm", "rate"], sort=False, as_index=False).mean(numeric_only=True)
     table = pd.DataFrame({"arm": means["arm"].unique()})
     for limit in limits:
-        kept = means[(means["itl_p99"] <= limit) & (means["delay"] <= MAX_DELAY)]
+        kept = means[(means["itl_p99"] <= limit) & (means["delay"] <= MAX_DELAY) & (means["offered_rate"] < inf)]
         highest = kept.groupby("arm")["offered_rate"].max()
         table[f"P99 ITL ≤ {1e3 * limit:g} ms"] = table["arm"].map(highest)
     return table

@@ -68,7 +68,7 @@ def run(
     sizes = {"decode": [[size, context] for size in batch_sizes], "prefill": prefills, "attention": attention}
     compared = {"mixed": mixed, "chunks": chunks}
     check_sizes(sizes, num_steps)
-    check_comparisons(compared)
+    check_comparisons(compared, num_steps)
     place = open_place(serving["device"], serving["output_dir"])
     arm = Arm(**parts_of(serving), trace=trace, clock="virtual")
     ceilings = ceilings_for(serving["model"], serving["engine"], place.device)

@@ -20,8 +20,10 @@ from framework.measure.steps import (
     NUM_WARM_UP_STEPS,
     Case,
     Say,
+    check_sizes,
     decode_on,
     first_start,
+    least_context,
     make_sequences,
     measure_prefill,
     step_times,
@@ -96,8 +98,9 @@ def comparison_name(kind: str, sizes: tuple[int, ...]) -> str:
     return "mixed {} behind {} + {} × {}".format(*sizes)
 
 
-def check_comparisons(sizes: dict[str, list[list[int]]]) -> None:
-    """ValueError unless `sizes` maps kinds of FORMS to lists of as many numbers, none of them too small."""
+def check_comparisons(sizes: dict[str, list[list[int]]], num_steps: int) -> None:
+    """ValueError unless `sizes` maps kinds of FORMS to lists of as many numbers, none too small for `num_steps`."""
+    check_sizes({}, num_steps)
     for kind, rows in sizes.items():
         for row in rows:
             if len(row) != len(FORMS[kind]):
@@ -107,6 +110,11 @@ def check_comparisons(sizes: dict[str, list[list[int]]]) -> None:
                     raise ValueError(f"{kind}: {meaning} must be at least {least}, not {value} as in {row}")
             if kind == "chunks" and row[1] >= row[0]:
                 raise ValueError(f"chunks: a chunk of {row[1]} tokens is no part of a prompt of {row[0]}")
+            if kind == "mixed" and row[3] < least_context(num_steps):
+                raise ValueError(
+                    f"mixed: a context of {row[3]} tokens, as in {row}, is too short for num_steps={num_steps}: "
+                    f"at least {least_context(num_steps)}"
+                )
 
 
 def most_seqs(sizes: dict[str, list[list[int]]]) -> int:
@@ -145,7 +153,7 @@ def measure_mixed(
     step alone computes a prompt of as many tokens as the mixed step has rows.
     """
     first, num_all = first_start(context, num_steps), NUM_WARM_UP_STEPS + num_steps
-    prompt = Request(0, 0.0, num_cached + num_prompt_tokens, 1)
+    prompt = Request(0, 0.0, num_cached + num_prompt_tokens, 0)
     decodes = [Request(1 + index, 0.0, first, num_all + 1) for index in range(num_decodes)]
     # Their prompts are never computed, so nothing of that length has to be warm
     requests = [prompt, *(replace(request, num_prompt_tokens=1) for request in decodes)]
@@ -174,7 +182,7 @@ def measure_chunks(engine: MeasuredEngine, num_prompt_tokens: int, num_chunk_tok
 
     NUM_PASSES times; `num_steps` is for steps of one kind.
     """
-    request = Request(0, 0.0, num_prompt_tokens, 1)
+    request = Request(0, 0.0, num_prompt_tokens, 0)
     engine.begin([request], 1)
     sequences = make_sequences(engine, [request])
     borders = [*range(0, num_prompt_tokens, num_chunk_tokens), num_prompt_tokens]

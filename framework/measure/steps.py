@@ -212,11 +212,15 @@ def measure_decode(
 
 def first_start(context: int, num_steps: int) -> int:
     """Where the first warm-up step of sequences begins that have `context` tokens in the middle one of `num_steps`."""
-    first = context - 1 - num_steps // 2 - NUM_WARM_UP_STEPS
-    if first < 1:
-        least = context - first + 1
+    least = least_context(num_steps)
+    if context < least:
         raise ValueError(f"context={context} is too short for {num_steps} steps up to it: at least {least}")
-    return first
+    return 1 + context - least
+
+
+def least_context(num_steps: int) -> int:
+    """Tokens of the middle one of `num_steps` at least: all before it, and the warm-up, have a context too."""
+    return 2 + num_steps // 2 + NUM_WARM_UP_STEPS
 
 
 def decode_on(sequences: list[Sequence]) -> None:
@@ -227,7 +231,7 @@ def decode_on(sequences: list[Sequence]) -> None:
 
 def measure_prefill(engine: MeasuredEngine, num_prompts: int, num_tokens: int, num_steps: int) -> Case:
     """Steps that compute `num_prompts` prompts of `num_tokens` each, the same ones every time."""
-    requests = [Request(index, 0.0, num_tokens, 1) for index in range(num_prompts)]
+    requests = [Request(index, 0.0, num_tokens, 0) for index in range(num_prompts)]
     engine.begin(requests, num_prompts)
     sequences = make_sequences(engine, requests)
     batch = Batch(sequences, [0] * num_prompts, [num_tokens] * num_prompts, num_prompts * num_tokens, 0)

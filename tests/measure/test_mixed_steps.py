@@ -15,7 +15,7 @@ from framework.measure.mixed_steps import (
     measure_comparisons,
     most_seqs,
 )
-from framework.measure.steps import NUM_WARM_UP_STEPS, Case, get_ready
+from framework.measure.steps import NUM_WARM_UP_STEPS, Case, get_ready, measure_prefill
 from tests.engine.torch_engine.test_engine import GPT2_CONFIG, make_engine
 
 CEILINGS = Ceilings(read_bandwidth=100.0, copy_bandwidth=100.0, matmul_rate=1000.0)
@@ -113,8 +113,27 @@ def test_a_row_has_the_floor_of_all_steps_and_the_share_of_the_matmul_rate():
         ({"mixed": [[1, -1, 1, 1]]}, "cached ones before them must be at least 0, not -1"),
         ({"chunks": [[8, 0]]}, "chunks: tokens of a chunk must be at least 1, not 0"),
         ({"chunks": [[8, 9]]}, "chunks: a chunk of 9 tokens is no part of a prompt of 8"),
+        ({"mixed": [[8, 0, 1, 8]]}, r"a context of 8 tokens, as in \[8, 0, 1, 8\], is too short for .*: at least 9"),
     ],
 )
 def test_sizes_are_checked(sizes, message):
     with pytest.raises(ValueError, match=message):
-        check_comparisons(sizes)
+        check_comparisons(sizes, 4)
+    check_comparisons({"mixed": [[8, 0, 1, 9]]}, 4)
+    with pytest.raises(ValueError, match="num_steps 0 must be at least 1"):
+        check_comparisons({}, 0)
+
+
+def test_what_fills_the_context_or_the_cache_is_measured():
+    """A prompt is as long as the context, then a block's worth of tokens in every block."""
+    engine = make_engine(config=GPT2_CONFIG, num_blocks=GPT2_CONFIG["n_positions"] // 4, block_size=4)
+    get_ready(engine, 2)
+    most = engine.max_model_len
+    said: list[str] = []
+    sizes = {"mixed": [[most - 1 - 32, 0, 1, 20]], "chunks": [[most, 16], [most + 1, 16]]}
+    names = [comparison.name for comparison in measure_comparisons(sizes, engine, 4, said.append)]
+    assert names == [f"mixed {most - 33} behind 0 + 1 × 20", f"{most} in chunks of 16"]
+    assert said == [
+        f"{most + 1} in chunks of 16: skipped, {most + 1} tokens are more than the model's context of {most}"
+    ]
+    assert measure_prefill(engine, 1, most, 4).num_tokens == most

@@ -47,6 +47,12 @@ def test_every_token_is_there_in_every_repeat(tokens):
     assert first["gap"].isna().sum() == 1
 
 
+def test_an_engine_without_room_names_the_stall():
+    engines = SimpleNamespace(get=lambda arm: FakeEngine(num_blocks=20), on_progress=lambda line: None)
+    with pytest.raises(ValueError, match=r"the stall \(stall=null: none\), under continuous: request 2, of 100 prompt"):
+        measure_stall(STALL, ARMS, engines)
+
+
 def test_whole_prompts_stop_the_decodes_and_chunks_of_32_do_not(tokens):
     """It waits half a step for the one that runs; then 1.1 s, or three chunks of 0.42 s and one of 0.14."""
     summary = summarize_stall(tokens).set_index(["arm", "repeat"])

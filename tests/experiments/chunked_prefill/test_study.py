@@ -1,5 +1,7 @@
 """experiment=chunked_prefill as a user calls it, on the smallest model."""
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -47,10 +49,24 @@ def test_nothing_but_replays(cli, smallest, tmp_path):
     assert not (folder / "overhead.csv").exists()
 
 
+@pytest.mark.parametrize("trace", ["sample", "all_at_once"])
+def test_another_trace_keeps_its_own_lengths_and_all_at_once_has_no_rate_within_a_limit(cli, smallest, tmp_path, trace):
+    without = ["chunks=[]", "mixed=[]", "stall=null", "~arms.hybrid_only", "~arms.chunk_only", "~arms.sarathi"]
+    rates = ["rates=[null]", f"trace={trace}", "trace.max_output_tokens=1"]  # outputs of one token have no gaps
+    code, output = cli(*smallest, "experiment=chunked_prefill", "device=cpu", *without, *rates)
+    assert code == 0, output
+    assert "P99 ITL of" not in output
+    assert ("Highest rate" in output) == (trace == "sample")
+    config = json.loads(next((tmp_path / "outputs/chunked_prefill/points").glob("*/point.json")).read_text())
+    assert "openchat" not in json.dumps(config)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("chunks=[[8,8]]", "chunks: a chunk of 8 tokens is no part of a prompt of 8"),
+        ("stall.arms=[]", "stall.arms is empty: name at least one arm, or set stall=null"),
+        ("mixed=[[8,0,2,11]]", "mixed: a context of 11 tokens, as in [8, 0, 2, 11], is too short for num_steps=10"),
         ("stall.arms=[mixd]", "stall.arms has 'mixd', which is no arm; did you mean 'mixed'?"),
         ("stall.num_decodes=16", "stall.num_decodes=16: with the prompt that arrives these are more than the 16 seats"),
         ("stall.num_output_tokens=9", "stall.num_output_tokens=9: the prompt arrives after 16 tokens"),

@@ -50,6 +50,7 @@ def test_the_sentence_has_the_lowest_of_those_that_serve_no_less_and_of_all():
     )
     assert describe_rates(SUMMARY[SUMMARY["arm"] != "small"])[0].endswith("large has the lowest: 0.50× of it")
     assert describe_rates(SUMMARY[SUMMARY["arm"] == "whole"]) == []
+    assert describe_rates(SUMMARY.assign(itl_p99=float("nan"))) == []  # outputs of one token
 
 
 def test_a_capacity_keeps_the_gaps_and_the_delay_within_limits(monkeypatch):
@@ -58,6 +59,8 @@ def test_a_capacity_keeps_the_gaps_and_the_delay_within_limits(monkeypatch):
     assert table.loc["whole"].fillna(0).tolist() == [4, 4]
     assert table.loc["large"].fillna(0).tolist() == [0, 8]
     assert table.loc["small"].fillna(0).tolist() == [8, 8]
+    at_once = POINTS.assign(offered_rate=[4.0, float("inf")] * 3)
+    assert capacity_table(None, at_once, [0.1]).set_index("arm")["P99 ITL ≤ 100 ms"].tolist() == [4, 4, 4]
     late = POINTS.assign(point=["3" if rate == 8.0 else "1" for rate in POINTS["rate"]])
     assert capacity_table(None, late, [0.1]).set_index("arm")["P99 ITL ≤ 100 ms"].to_dict() == {
         "whole": 4, "large": 4, "small": 4,
