@@ -4,9 +4,12 @@ import json
 
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
 
 from experiments.speed.engine_ablation import output_throughputs
+from framework.engine.torch_engine.mixed import SIZES
 from tests.report.html_page import Page, check_page
+from tests.scheduler.shipped import CONF
 
 SMALL = ["batch_sizes=[1,4,256]", "context=32", "num_steps=4", "device=cpu"]
 
@@ -38,6 +41,15 @@ def test_an_arm_that_needs_a_gpu_says_so_and_what_was_measured_stays(cli, small,
     assert code == 1
     assert "engine.fused=true needs a GPU" in output
     assert list(json.loads((tmp_path / "outputs/engine_ablation/ablation.json").read_text())["serving"]) == ["eager"]
+
+
+def test_arms_with_graphs_take_the_schedulers_steps():
+    """An engine that is asked for graphs by name refuses a scheduler whose steps none of them holds."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", ["experiment=engine_ablation"])
+    assert config.scheduler.max_num_batched_tokens > SIZES[-1]
+    switches = {name: arm.engine.cuda_graphs for name, arm in config.arms.items()}
+    assert switches == {"eager": False, "fused": False, "compiled": False, "graphs": None, "overlap": None}
 
 
 def test_the_figure_has_each_arms_output_throughput():
