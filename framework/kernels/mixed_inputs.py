@@ -14,12 +14,15 @@ from framework.kernels.paged_prefill import most_tiles, prefill_tiles, queries_p
 
 @dataclass(frozen=True, slots=True)
 class MixedSizes:
-    """Room for a step of up to `num_rows` rows, `num_decode` of which decode, in `max_items` items."""
+    """Room for a step of up to `num_rows` rows of up to `num_seqs` sequences.
+
+    The rows that decode are split until there are about `num_parts` items of work.
+    """
 
     num_rows: int
     num_seqs: int
     num_queries_per_kv: int
-    max_items: int
+    num_parts: int
 
     @property
     def num_decode(self) -> int:
@@ -30,7 +33,7 @@ class MixedSizes:
         """Of the arrays of `mixed_inputs`: every sequence may be a segment, so may its pads and the rows of nobody."""
         num_tiles = most_tiles(self.num_rows, 2 * self.num_seqs + 1, self.num_queries_per_kv)
         decode = dict.fromkeys(("decode_seats", "decode_lens", "decode_padding"), (self.num_decode,))
-        tables = {"items": (3, self.max_items), "tiles": (5, num_tiles)}
+        tables = {"items": (3, max(self.num_decode, self.num_parts)), "tiles": (5, num_tiles)}
         return {"slots": (self.num_rows,), **decode, **tables, "num_items": (1,), "num_tiles": (1,)}
 
 
@@ -56,7 +59,7 @@ def mixed_inputs(
     rows = slice(num_decode, num_rows)
     blocks = tables[seats[seq_index[rows]], slot_index[rows] // block_size]
     slots[rows] = blocks * block_size + slot_index[rows] % block_size
-    items = decode_items(context_lens[:num_decode], sizes.max_items)
+    items = decode_items(context_lens[:num_decode], sizes.num_parts)
     segments = _segments(query_lens, context_lens, padding, seats, num_decode, sizes.num_rows)
     tiles = prefill_tiles(segments, queries_per_tile(sizes.num_queries_per_kv))
     return {

@@ -160,12 +160,13 @@ def paged_decode_items(
     )  # fmt: skip
 
 
-def decode_items(context_lens: IntArray, max_items: int) -> IntArray:
-    """Items (3, num_items) for rows 0, 1, …: the row, its split and its number of splits; at most `max_items`.
+def decode_items(context_lens: IntArray, num_parts: int) -> IntArray:
+    """Items (3, num_items) for rows 0, 1, …: the row, its split and its number of splits.
 
-    Rows are split as far as they are long and there is room, the longest first, so that no program is left with one.
+    As far as they are long, rows are split until there are about `num_parts` items. The longest come first, so that no
+    program is left with one.
     """
-    most = min(MAX_SPLITS, max(1, max_items // max(1, len(context_lens))))
+    most = min(MAX_SPLITS, max(1, num_parts // max(1, len(context_lens))))
     num_splits = np.clip((context_lens - 1) // ITEM_TILES.min_keys, 1, most)
     order = np.argsort(-(context_lens // num_splits), kind="stable")
     rows = np.repeat(order, num_splits[order])
@@ -174,9 +175,9 @@ def decode_items(context_lens: IntArray, max_items: int) -> IntArray:
     return np.stack((rows, splits, num_splits[rows]))
 
 
-def most_items(num_rows: int, num_kv_heads: int, device: torch.device) -> int:
-    """Room for that many rows, and for splits where few rows would leave programs idle."""
-    return num_rows + -(-ITEM_PROGRAMS_PER_SM * device_facts(device)[0] // num_kv_heads)
+def parts_wanted(num_kv_heads: int, device: torch.device) -> int:
+    """Items that give every program of paged_decode_items one: with fewer some would idle."""
+    return -(-ITEM_PROGRAMS_PER_SM * device_facts(device)[0] // num_kv_heads)
 
 
 def _check_sizes(num_rows: int, num_kv_heads: int, head_dim: int, cache: LayerCache) -> None:

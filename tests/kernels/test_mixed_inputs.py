@@ -4,7 +4,7 @@ import numpy as np
 
 from framework.kernels.mixed_inputs import MixedSizes, mixed_inputs
 
-SIZES = MixedSizes(num_rows=40, num_seqs=6, num_queries_per_kv=1, max_items=9)
+SIZES = MixedSizes(num_rows=40, num_seqs=6, num_queries_per_kv=1, num_parts=9)
 TABLES = np.arange(7 * 20).reshape(7, 20)  # of blocks of 4 slots
 
 

@@ -13,9 +13,9 @@ from framework.kernels.paged_decode import (
     choose_splits,
     choose_tiles,
     decode_items,
-    most_items,
     paged_decode,
     paged_decode_items,
+    parts_wanted,
     plain_paged_decode,
 )
 from tests.kernels.caches import assert_close, contents, copy_cache, make_cache, step_of
@@ -131,13 +131,13 @@ def test_windows(window, is_int8):
     check(case, num_splits=4, tiles=SMALL)
 
 
-def run_items(*, max_items=None, context_lens, num_kv_heads, cache, qkv, **others):
+def run_items(*, num_parts=None, context_lens, num_kv_heads, cache, qkv, **others):
     """paged_decode over the items that the host would choose; the rows that it names none of stay NaN."""
-    if max_items is None:
-        max_items = most_items(len(qkv), num_kv_heads, qkv.device)
-    items = decode_items(context_lens[context_lens > 0].cpu().numpy().astype(np.int64), max_items)
+    if num_parts is None:
+        num_parts = parts_wanted(num_kv_heads, qkv.device)
+    items = decode_items(context_lens[context_lens > 0].cpu().numpy().astype(np.int64), num_parts)
     items[0] = np.flatnonzero(context_lens.cpu().numpy())[items[0]]
-    padded = torch.full((3, max_items), 10**6, dtype=torch.int32)
+    padded = torch.full((3, max(num_parts, len(qkv))), 10**6, dtype=torch.int32)
     padded[:, : items.shape[1]] = torch.from_numpy(items)
     num_items = torch.tensor([items.shape[1]], dtype=torch.int32)
     num_heads = qkv.shape[1] - 2 * num_kv_heads
@@ -151,13 +151,13 @@ def run_items(*, max_items=None, context_lens, num_kv_heads, cache, qkv, **other
 
 
 @needs_interpreter
-@pytest.mark.parametrize(("max_items", "is_int8"), mostly_nightly([9, 40, None], [False, True]))
+@pytest.mark.parametrize(("num_parts", "is_int8"), mostly_nightly([9, 40, None], [False, True]))
 @pytest.mark.parametrize("window", [None, 300])
-def test_items(max_items, is_int8, window, monkeypatch):
+def test_items(num_parts, is_int8, window, monkeypatch):
     monkeypatch.setattr("framework.kernels.paged_decode.ITEM_TILES", dataclasses.replace(SMALL, min_keys=32))
     case = make_case([0, 5, 70, 33, 513, 0, 260], head_dim=32, padding=[0, 3, 0, 0, 40, 0, 0], is_int8=is_int8)
     case.kwargs["window"] = window
-    check(case, function=run_items, max_items=max_items)
+    check(case, function=run_items, num_parts=num_parts)
 
 
 def test_rows_are_split_where_they_are_long_and_there_is_room():

@@ -25,7 +25,7 @@ from framework.kernels.arrays import IntArray
 from framework.kernels.attention import Attention, plain_attention
 from framework.kernels.gpu_attention import FLASH_DTYPES, FlashAttention, MixedAttention, flash_segments, is_supported
 from framework.kernels.mixed_inputs import MixedSizes, mixed_inputs
-from framework.kernels.paged_decode import most_items
+from framework.kernels.paged_decode import parts_wanted
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
@@ -170,8 +170,8 @@ class MixedSteps:
 
     def _sizes(self, num_rows: int, num_seqs: int) -> MixedSizes:
         config = self.model.config
-        max_items = most_items(min(num_rows, num_seqs), config.num_kv_heads, self.device)
-        return MixedSizes(num_rows, num_seqs, config.num_heads // config.num_kv_heads, max_items)
+        num_parts = parts_wanted(config.num_kv_heads, self.device)
+        return MixedSizes(num_rows, num_seqs, config.num_heads // config.num_kv_heads, num_parts)
 
 
 def plain(model: Llama | GPT2, inputs: StepInputs, block_size: int) -> Attention:
