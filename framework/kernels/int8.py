@@ -21,7 +21,7 @@ from framework.kernels.linear import (
     shape_of,
     surrounded,
 )
-from framework.kernels.tiles import Tiles, choose_dynamic_tiles, choose_int8_tiles
+from framework.kernels.tiles import Tiles, choose_byte_tiles, choose_dynamic_tiles
 from framework.kernels.triton_support import device_facts
 
 # At 256 the fused kernel takes 315 µs a layer of Llama-8B, dequantize + matmul 747 (H200); where they cross is open
@@ -84,10 +84,13 @@ def fused_int8_linear(
     group_size: int | None = None,
     tiles: Tiles | None = None,
 ) -> Tensor:
-    """What plain_int8_linear computes, under the conditions of fused_linear; weights are not rounded to x's dtype."""
+    """What plain_int8_linear computes, under the conditions of fused_linear.
+
+    Weights are not rounded to x's dtype, unless their scales are of groups.
+    """
     shape = shape_of(x, weight, around)
     if tiles is None:
-        tiles = choose_int8_tiles(shape, device_facts(x.device)[0], group_size)
+        tiles = choose_byte_tiles(shape, device_facts(x.device)[0])
         if x.element_size() == 4:
             tiles = replace(tiles, block_k=tiles.block_k // 2)
     return launch_linear(x, weight, bias, around, shape, tiles, Scales(scale, group_size))

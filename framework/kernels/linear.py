@@ -34,9 +34,10 @@ class Surroundings(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """What int8 numbers are multiples of, float32; `weight` has a column per `group_size` features (None: one column).
+    """What int8 or float8 numbers are multiples of, float32.
 
-    If x is int8 too, `x` (rows,) is its scale and `dtype` that of the result.
+    `weight` has a column per `group_size` features (None: one column). If x is of bytes too, `x` (rows,) is its scale
+    and `dtype` that of the result.
     """
 
     weight: Tensor | None = None
@@ -121,7 +122,10 @@ def launch_linear(
     tiles: Tiles,
     scales: Scales = UNSCALED,
 ) -> Tensor:
-    """fused_linear with given tiles; a group_size is a multiple of block_k. An int8 x has no norm and no group_size."""
+    """fused_linear with given tiles.
+
+    Of a group_size and block_k one is a multiple of the other. An x of bytes has no norm and no group_size.
+    """
     _check_operands(x, weight, around, shape, tiles, scales)
     norm_weight, norm_bias, norm_eps, delta, activation, residual = around
     rows, out_features, in_features, gated, _ = shape
@@ -144,7 +148,7 @@ def launch_linear(
         SPLIT_K=tiles.split_k, NUM_STAGES=tiles.num_stages, EVEN_K=even_k,
         NORM_BLOCK=1 if norm_weight is None else power_of_two(in_features),
         PREFETCH=tiles.prefetch if pdl and even_k and weight.data_ptr() % 16 == 0 else 0, PDL=pdl,
-        GROUP_SIZE=scales.group_size or 0, BY_BITS=weight.dtype == torch.int8 and x.is_cuda,
+        GROUP_SIZE=scales.group_size or 0, BY_BITS=weight.itemsize == 1 and x.is_cuda,
         num_warps=tiles.num_warps, num_stages=tiles.num_stages, launch_pdl=pdl,
     )  # fmt: skip
     return out
@@ -158,10 +162,14 @@ def _check_operands(
     assert x.stride(1) == 1
     assert residual is None or (residual.shape == shape[:2] and residual.stride(1) == 1), residual.shape
     assert delta is None or (delta.shape == (shape.rows, weight.shape[0]) and delta.is_contiguous()), delta.shape
-    assert (scale is None) == weight.is_floating_point()
+    assert (scale is None) == (weight.itemsize > 1)
     assert scale is None or (scale.is_contiguous() and scale.dtype == torch.float32)
-    assert group_size is None or group_size % tiles.block_k == 0, (group_size, tiles)
-    assert (scales.x is None) == x.is_floating_point()
+    assert group_size is None or max(group_size, tiles.block_k) % min(group_size, tiles.block_k) == 0, (
+        group_size,
+        tiles,
+    )
+    assert (scales.x is None) == (x.itemsize > 1)
+    assert scales.x is None or (x.dtype == weight.dtype and group_size is None)
 
 
 def fused_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, pdl: bool | None = None) -> Tensor:
@@ -171,12 +179,15 @@ def fused_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, pdl: 
     return out
 
 
-def fused_quantize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """x, after its norm if there is a weight, as int8 of the same shape with float32 scales (rows,): x ≈ int8 * scale.
+def fused_quantize(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype = torch.int8
+) -> tuple[Tensor, Tensor]:
+    """x, after its norm if there is a weight, in `dtype`, of the same shape, with float32 scales (rows,).
 
-    As quantize_int8 does, in one Triton launch, under the conditions of fused_linear.
+    dtype is int8, as quantize_int8 makes it, or float8_e4m3fn, as quantize_fp8 does. In one Triton launch, under the
+    conditions of fused_linear.
     """
-    out = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
     scale = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     _launch_norm(x, weight, bias, eps, out, scale, None)
     return out, scale

@@ -1,9 +1,9 @@
 """Triton kernels of linear.py, which says what they compute. Shapes in comments are (output features, rows).
 
 A matrix product with its weights as left operand, or a matrix-vector product for one row; the sum over input features
-may be split over programs, of which the last to arrive adds the parts in a fixed order. int8 weights become x's dtype
-in registers, so that they are read as int8: four at a time by bits, as the cast would be slower than the read. Where x
-is int8 too, with a scale per row, the product is one of integers.
+may be split over programs, of which the last to arrive adds the parts in a fixed order. Weights of one byte become x's
+dtype in registers, so that a byte is read: four at a time by bits, as the cast would be slower than the read; scales of
+groups multiply them there. Where x is of bytes too, with a scale per row, so is the product: int8 exact, or float8.
 """
 
 # mypy: allow-untyped-defs
@@ -24,16 +24,42 @@ INT8_TO_BFLOAT16 = tl.constexpr(
     "lop3.b32 c, q, 0x007f007f, 0x43004300, 0xea; lop3.b32 d, q, 0x00800080, 0x43004300, 0xea;"
     "fma.rn.bf16x2 $0, b, m, a; fma.rn.bf16x2 $1, d, m, c; }"
 )
+# Four float8_e4m3 → four bfloat16: four bits lower, exponent and fraction read the number times 2 ** -120.
+FLOAT8_TO_BFLOAT16 = tl.constexpr(
+    "{ .reg .b32 p, q, a, b, m, z; mov.b32 m, 0x7b807b80; mov.b32 z, 0x80008000;"
+    "prmt.b32 p, $2, 0, 0x1404; prmt.b32 q, $2, 0, 0x3424; shr.b32 a, p, 4; shr.b32 b, q, 4;"
+    "and.b32 a, a, 0x07f007f0; and.b32 b, b, 0x07f007f0;"
+    "lop3.b32 a, p, 0x80008000, a, 0xea; lop3.b32 b, q, 0x80008000, b, 0xea;"
+    "fma.rn.bf16x2 $0, a, m, z; fma.rn.bf16x2 $1, b, m, z; }"
+)
 
 
 @triton.jit
 def _widen(tile, dtype: tl.constexpr, BY_BITS: tl.constexpr):
     """The tile in `dtype`, exactly."""
+    if BY_BITS and tile.dtype == tl.float8e4nv and dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(FLOAT8_TO_BFLOAT16, "=r,=r,r", [tile], dtype=tl.bfloat16, is_pure=True, pack=4)
+    if tile.dtype == tl.float8e4nv:
+        return tile.to(dtype)
     if BY_BITS and dtype == tl.float16:
         return tl.inline_asm_elementwise(INT8_TO_FLOAT16, "=r,=r,r", [tile], dtype=tl.float16, is_pure=True, pack=4)
     if BY_BITS and dtype == tl.bfloat16:
         return tl.inline_asm_elementwise(INT8_TO_BFLOAT16, "=r,=r,r", [tile], dtype=tl.bfloat16, is_pure=True, pack=4)
     return tile.to(dtype)
+
+
+@triton.jit
+def _times_scales(tile, scale_rows, k0, in_features, GROUP_SIZE: tl.constexpr):
+    """The tile (BLOCK_N, BLOCK_K) of input features from k0 on, times its groups' scales; rounded to its dtype."""
+    BLOCK_N: tl.constexpr = tile.shape[0]
+    BLOCK_K: tl.constexpr = tile.shape[1]
+    if BLOCK_K <= GROUP_SIZE:
+        return (tile.to(tl.float32) * tl.load(scale_rows + k0 // GROUP_SIZE)[:, None]).to(tile.dtype)
+    group = k0 // GROUP_SIZE + tl.arange(0, BLOCK_K // GROUP_SIZE)
+    is_group = group < (in_features + GROUP_SIZE - 1) // GROUP_SIZE
+    scales = tl.load(scale_rows[:, None] + group[None, :], mask=is_group[None, :], other=0.0)
+    grouped = tl.reshape(tile, [BLOCK_N, BLOCK_K // GROUP_SIZE, GROUP_SIZE])
+    return tl.reshape((grouped.to(tl.float32) * scales[:, :, None]).to(tile.dtype), [BLOCK_N, BLOCK_K])
 
 
 @triton.jit
@@ -58,7 +84,7 @@ def _row_moments(row, in_features, norm_eps, IS_RMS: tl.constexpr, BLOCK: tl.con
 def norm_kernel(
     x, norm_weight, norm_bias, out, out_scale, in_features, x_stride, norm_eps, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):
-    """One row's norm, if there is one, as int8 with its scale, if that is asked for."""
+    """One row's norm, if there is one, as int8 or float8 with its scale, if that is asked for."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     k = tl.arange(0, BLOCK)
@@ -77,10 +103,12 @@ def norm_kernel(
     if out_scale is not None:
         values = tl.where(k < in_features, values, 0.0)
         bits = tl.abs(values).to(tl.int32, bitcast=True)  # in the order of the numbers, NaN on top
-        step = tl.max(bits, 0).to(tl.float32, bitcast=True) / 127
+        step = tl.max(bits, 0).to(tl.float32, bitcast=True) / (127 if out.dtype.element_ty == tl.int8 else 448)
         step = tl.where(step < 2.0**-126, 2.0**-126, step)
         tl.store(out_scale + tl.program_id(0), step)
-        values = values / step + 1.5 * 2.0**23 - 1.5 * 2.0**23  # to the nearest whole number
+        values = values / step
+        if out.dtype.element_ty == tl.int8:
+            values = values + 1.5 * 2.0**23 - 1.5 * 2.0**23  # to the nearest whole number
     out += tl.program_id(0).to(tl.int64) * in_features
     tl.store(out + k, values.to(out.dtype.element_ty), mask=k < in_features)
 
@@ -109,20 +137,19 @@ def _accumulate(
     else:
         weight_tile = tl.load(pointers, mask=(k < in_features)[None, :], other=0.0, eviction_policy="evict_first")
     if x_tile.shape[0] == 1:
-        weight_tile = _widen(weight_tile, tl.bfloat16 if BY_BITS else tl.float32, BY_BITS)
-        product = weight_tile.to(tl.float32) * x_tile.to(tl.float32)  # (BLOCK_N, BLOCK_K)
+        weight_tile = _widen(weight_tile, tl.bfloat16 if BY_BITS else tl.float32, BY_BITS).to(tl.float32)
         if GROUP_SIZE:
-            product *= tl.load(scale_rows + k0 // GROUP_SIZE)[:, None]
-        acc += product
+            weight_tile = _times_scales(weight_tile, scale_rows, k0, in_features, GROUP_SIZE)
+        acc += weight_tile * x_tile.to(tl.float32)  # (BLOCK_N, BLOCK_K)
     elif x_tile.dtype == tl.int8:
         acc = tl.dot(weight_tile, tl.trans(x_tile), acc, out_dtype=tl.int32)  # exact
+    elif x_tile.dtype == tl.float8e4nv:
+        acc = tl.dot(weight_tile, tl.trans(x_tile), acc)
     else:
         weight_tile = _widen(weight_tile, x_tile.dtype, BY_BITS)
         if GROUP_SIZE:
-            product = tl.dot(weight_tile, tl.trans(x_tile), input_precision="ieee")
-            acc += product * tl.load(scale_rows + k0 // GROUP_SIZE)[:, None]
-        else:
-            acc = tl.dot(weight_tile, tl.trans(x_tile), acc, input_precision="ieee")  # (BLOCK_N, BLOCK_M)
+            weight_tile = _times_scales(weight_tile, scale_rows, k0, in_features, GROUP_SIZE)
+        acc = tl.dot(weight_tile, tl.trans(x_tile), acc, input_precision="ieee")  # (BLOCK_N, BLOCK_M)
     return acc
 
 
@@ -207,13 +234,13 @@ def linear_kernel(
         row = x + tile % num_row_blocks * x_stride
         mean, rstd = _row_moments(row, in_features, norm_eps, norm_bias is None, NORM_BLOCK)
 
-    acc = tl.zeros([BLOCK_N, ACC_WIDTH], tl.float32 if x_scale is None else tl.int32)
+    acc = tl.zeros([BLOCK_N, ACC_WIDTH], tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
     for k0 in tl.range(start, end, BLOCK_K, num_stages=NUM_STAGES):
         k = k0 + tl.arange(0, BLOCK_K)
         mask = (rows < num_rows)[:, None]
         if not EVEN_K:
             mask = mask & (k < in_features)[None, :]
-        x_tile = tl.load(x + rows[:, None] * x_stride + k[None, :], mask=mask, other=0, eviction_policy="evict_last")
+        x_tile = tl.load(x + rows[:, None] * x_stride + k[None, :], mask=mask, other=0.0, eviction_policy="evict_last")
         if norm_weight is not None:
             x_tile = (x_tile.to(tl.float32) - mean) * rstd * _vector(norm_weight, k, in_features)[None, :]
             if norm_bias is not None:

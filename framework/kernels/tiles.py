@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 MAX_VECTOR_WEIGHTS = 2**25  # beyond, tensor cores are faster for one row too
@@ -91,8 +91,8 @@ def _sharing_tiles(rows: int, block_m: int, num_tiles: int, in_features: int, nu
     return Tiles(block_m, 64, block_k, _power_within(split_k), num_warps=4, num_stages=num_stages, prefetch=2)
 
 
-def choose_int8_tiles(shape: Shape, num_sms: int, group_size: int | None = None) -> Tiles:
-    """Tiles for a shape, chosen by what was fastest on an H200.
+def choose_byte_tiles(shape: Shape, num_sms: int) -> Tiles:
+    """Tiles for weights of one byte, chosen by what was fastest on an H200.
 
     Up to 32 rows two warps have 64 rows of the weight: too few for wgmma, whose layout would read the int8 weights two
     bytes at a time. mma.sync takes them four at a time. More rows need wgmma's rate.
@@ -124,13 +124,11 @@ def choose_int8_tiles(shape: Shape, num_sms: int, group_size: int | None = None)
     else:
         split_k = min(2, most_splits) if num_tiles * num_row_blocks <= num_sms // 2 else 1
         tiles = Tiles(block_m, 64, 128, split_k, num_warps=4, num_stages=4, prefetch=2)
-    if group_size is not None and tiles.block_k > group_size:
-        tiles = replace(tiles, block_k=group_size, block_n=min(64, tiles.block_n * (2 if tiles.block_m == 1 else 1)))
     return tiles
 
 
 def choose_dynamic_tiles(shape: Shape, num_sms: int) -> Tiles:
-    """Tiles for int8 products, chosen by what was fastest on an H200."""
+    """Tiles for products of int8 or float8, chosen by what was fastest on an H200."""
     rows, out_features, in_features, gated, _ = shape
     if rows > 256:
         return Tiles(256, 128, 128, 1, num_warps=8, num_stages=3, prefetch=2)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from framework.kernels.tiles import Shape, choose_int8_tiles, choose_tiles
+from framework.kernels.tiles import Shape, choose_byte_tiles, choose_tiles
 from tests.kernels.test_linear import REAL
 
 
@@ -26,12 +26,10 @@ def test_tiles_fit_into_shared_memory(rows, name):
     assert 2 * (tiles.block_m + tiles.block_n) * tiles.block_k * tiles.num_stages <= 227 * 2**10  # bytes of an SM
 
 
-@pytest.mark.parametrize("group_size", [None, 128])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(("out_features", "in_features"), [(4096, 4096), (128256, 2048), (50257, 768), (768, 3072)])
 @pytest.mark.parametrize("rows", [1, 2, 16, 17, 64, 128, 256])
-def test_int8_tiles_fit_the_shape(rows, out_features, in_features, gated, group_size):
-    tiles = choose_int8_tiles(Shape(rows, out_features, in_features, gated), 132, group_size)
+def test_byte_tiles_fit_the_shape(rows, out_features, in_features, gated):
+    tiles = choose_byte_tiles(Shape(rows, out_features, in_features, gated), 132)
     assert in_features % tiles.block_k == 0  # these shapes need no mask
     assert tiles.split_k * tiles.block_k <= in_features
-    assert group_size is None or group_size % tiles.block_k == 0

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
-from framework.quantization.fp8 import quantize_fp8
+from framework.kernels.fp8 import quantize_fp8
 
 HALF_STEP = 2.0**-4  # of the power of two below a number: e4m3 has three bits after the leading one
 HALF_SMALLEST = 2.0**-10  # below 2 ** -6 the steps are 2 ** -9

@@ -80,16 +80,15 @@ def test_what_cannot_be_says_so(call, message):
 def test_which_rows_take_a_fused_kernel(name, dtype):
     model = SCHEMES[name][0](make_model("llama", dtype))
     configure_model(model, fused=True, compiled=compile_blocks(model))
-    rows = {"none": 64, "int8_weight_only": 256, "int8_groups": 256, "int8_whole": 256, "int8_dynamic": 2**15}.get(
-        name, 0
-    )
+    of_scheme = {"int8_weight_only": 256, "int8_groups": 256, "int8_whole": 256, "int8_dynamic": 2**15, "fp8": 2**15}
+    rows = ({"none": 64} | of_scheme).get(name, 0)
     head_rows = {"int8_whole": 256, "zero_point": 0}.get(name, 128)
     most = 1 if dtype == "float32" else 2**15
     assert {layer.o_proj.max_fused_rows for layer in model.layers} == {min(rows, most)}
     assert model.lm_head.max_fused_rows == min(head_rows, most)
 
 
-@pytest.mark.parametrize(("name", "family"), mostly_nightly(["int8_whole", "int8_groups"], [*CONFIGS]))
+@pytest.mark.parametrize(("name", "family"), mostly_nightly(["int8_whole", "int8_groups", "fp8"], [*CONFIGS]))
 def test_fused_kernels_give_the_same_logits(name, family):
     pytest.importorskip("triton")
     model = SCHEMES[name][0](make_model(family))
