@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -93,7 +91,6 @@ class MixedAttention:
     tiles: Tensor  # (5, any) int32
     num_tiles: Tensor  # (1,) int32
     block_size: int
-    side: torch.cuda.Stream | None = None  # for rows that decode: these wait for memory, prompts for arithmetic
 
     def __call__(
         self,
@@ -108,27 +105,14 @@ class MixedAttention:
         num_heads = qkv.shape[1] - 2 * heads["num_kv_heads"]
         output = torch.empty((len(qkv), num_heads * qkv.shape[2]), dtype=qkv.dtype, device=qkv.device)
         block_size = self.block_size
-        with self._beside():
-            num = len(self.seats)
-            if num:
-                first = (qkv[:num], None if rope is None else rope[:num])
-                rows = (self.tables, self.seats, self.context_lens, self.padding, self.items, self.num_items)
-                paged_decode_items(*first, *rows, cache, output, block_size=block_size, window=window, **heads)
+        num = len(self.seats)
+        if num:
+            first = (qkv[:num], None if rope is None else rope[:num])
+            rows = (self.tables, self.seats, self.context_lens, self.padding, self.items, self.num_items)
+            paged_decode_items(*first, *rows, cache, output, block_size=block_size, window=window, **heads)
         q, _, _ = rope_store(qkv, rope, self.slots, cache, **heads)
         paged_prefill(q, self.tables, self.tiles, self.num_tiles, cache, output, block_size=block_size, window=window)
-        if self.side is not None:
-            torch.cuda.current_stream().wait_stream(self.side)
         return output
-
-    @contextmanager
-    def _beside(self) -> Iterator[None]:
-        """What is launched inside runs beside what comes next, if there is a stream for it."""
-        if self.side is None:
-            yield
-        else:
-            self.side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.side):
-                yield
 
 
 def flash_segments(query_lens: IntArray, padding: IntArray) -> tuple[IntArray, int]:

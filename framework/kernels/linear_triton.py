@@ -54,12 +54,14 @@ def _times_scales(tile, scale_rows, k0, in_features, GROUP_SIZE: tl.constexpr):
     BLOCK_N: tl.constexpr = tile.shape[0]
     BLOCK_K: tl.constexpr = tile.shape[1]
     if BLOCK_K <= GROUP_SIZE:
-        return (tile.to(tl.float32) * tl.load(scale_rows + k0 // GROUP_SIZE)[:, None]).to(tile.dtype)
-    group = k0 // GROUP_SIZE + tl.arange(0, BLOCK_K // GROUP_SIZE)
-    is_group = group < (in_features + GROUP_SIZE - 1) // GROUP_SIZE
-    scales = tl.load(scale_rows[:, None] + group[None, :], mask=is_group[None, :], other=0.0)
-    grouped = tl.reshape(tile, [BLOCK_N, BLOCK_K // GROUP_SIZE, GROUP_SIZE])
-    return tl.reshape((grouped.to(tl.float32) * scales[:, :, None]).to(tile.dtype), [BLOCK_N, BLOCK_K])
+        scaled = tile.to(tl.float32) * tl.load(scale_rows + k0 // GROUP_SIZE)[:, None]
+    else:
+        group = k0 // GROUP_SIZE + tl.arange(0, BLOCK_K // GROUP_SIZE)
+        is_group = group < (in_features + GROUP_SIZE - 1) // GROUP_SIZE
+        scales = tl.load(scale_rows[:, None] + group[None, :], mask=is_group[None, :], other=0.0)
+        grouped = tl.reshape(tile.to(tl.float32), [BLOCK_N, BLOCK_K // GROUP_SIZE, GROUP_SIZE])
+        scaled = tl.reshape(grouped * scales[:, :, None], [BLOCK_N, BLOCK_K])
+    return scaled.to(tile.dtype)
 
 
 @triton.jit

@@ -43,8 +43,8 @@ class DecodeTiles:
     pdl: bool = True
 
 
-# By what was fastest beside paged_prefill on an H200: small enough for both to have a program on each SM
-ITEM_TILES = DecodeTiles(block_keys=32, num_stages=4, min_keys=256)
+# By what was fastest inside a mixed step on an H200
+ITEM_TILES = DecodeTiles(min_keys=256)
 ITEM_PROGRAMS_PER_SM = 2
 
 

@@ -22,7 +22,7 @@ from framework.kernels.paged_prefill_triton import paged_prefill_kernel
 from framework.kernels.tiles import power_of_two
 from framework.kernels.triton_support import check_triton, device_facts, queue_counters
 
-TILE_ROWS = 64  # queries of a tile times the query heads of a key head, rounded up to a power of two
+TILE_ROWS = 128  # queries of a tile times the query heads of a key head, rounded up to a power of two
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class PrefillTiles:
     """How one launch cuts its work: `block_keys`, a power of two, cache slots per iteration."""
 
     block_keys: int = 64
-    num_warps: int = 4
+    num_warps: int = 8
     num_stages: int = 3
-    programs_per_sm: int = 2
+    programs_per_sm: int = 1
 
 
 def queries_per_tile(num_queries_per_kv: int) -> int:

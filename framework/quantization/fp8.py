@@ -44,7 +44,7 @@ class FP8Linear(SurroundedLinear):
         return linear(x, self.weight, self.scale, self.bias, around)
 
 
-def quantize(model: Llama | GPT2, *, weight_only_rows: int = 32) -> Llama | GPT2:
+def quantize(model: Llama | GPT2, *, weight_only_rows: int = 8) -> Llama | GPT2:
     """Quantize the linear layers of the blocks in place; embeddings and head stay.
 
     A step of up to `weight_only_rows` tokens keeps its activations: it reads the same bytes, with less error and,

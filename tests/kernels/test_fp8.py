@@ -76,8 +76,8 @@ def check_dynamic(rows, weight_rows, in_features, fused, tiles, dtype, tolerance
     output = fused_dynamic_fp8_linear(*case, tiles=tiles)
     assert (output.double() - expected).norm() / expected.norm() < tolerance
     if DEVICE == "cuda":
-        plain = dynamic_fp8_linear(*case)
-        assert (output.double() - plain.double()).norm() / expected.norm() < tolerance
+        plain = dynamic_fp8_linear(*case)  # whose norm is rounded to x's dtype before it becomes float8
+        assert (output.double() - plain.double()).norm() / expected.norm() < 3 * tolerance
 
 
 @pytest.mark.parametrize("fused", [("rms", True, "silu_gate", True), (None, False, None, True)])

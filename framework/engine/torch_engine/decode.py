@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from framework.core import Batch, Sequence
+from framework.engine.torch_engine.graphs import capture, capturing
 from framework.engine.torch_engine.in_flight import OnDevice, pinned, record_event
 from framework.engine.torch_engine.seats import Seats
 from framework.engine.torch_engine.upload import upload
@@ -70,18 +72,17 @@ class Decoder:
         self._host_rows = np.zeros((self.num_rows, self.seats.max_num_seqs), dtype=np.int32)
 
     @torch.inference_mode()
-    def warm_up(self, on_progress: Callable[[str], None], *, capture: bool) -> None:
+    def warm_up(self, on_progress: Callable[[str], None], *, do_capture: bool) -> None:
         """Run every batch size once and, if asked to, capture it; all rows are empty, so no cache slot is written."""
         self.rows.zero_()
         self.rows[0] = self.seats.empty
-        pool = torch.cuda.graph_pool_handle() if capture else None
-        for index, size in enumerate(reversed(self._sizes)):  # the largest first: the others reuse its memory
-            on_progress(f"decode steps, batch size {index + 1} of {len(self._sizes)}")
-            self._forward(size)
-            if capture:
-                torch.cuda.synchronize()
-                self.graphs[size] = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graphs[size], pool=pool):
+        pool = torch.cuda.graph_pool_handle() if do_capture else None
+        with capturing():
+            for index, size in enumerate(reversed(self._sizes)):  # the largest first: the others reuse its memory
+                on_progress(f"decode steps, batch size {index + 1} of {len(self._sizes)}")
+                if do_capture:
+                    self.graphs[size], _ = capture(partial(self._forward, size), pool)
+                else:
                     self._forward(size)
         self.is_warm = True
 

@@ -48,7 +48,7 @@ class GpuSteps:
         Steps have at most `num_rows` rows.
         """
         if self.decoder is not None and not self.decoder.is_warm:
-            self.decoder.warm_up(on_progress, capture=self.options.cuda_graphs)
+            self.decoder.warm_up(on_progress, do_capture=self.options.cuda_graphs)
         if self.options.cuda_graphs:
             self.mixed.capture(min(num_rows, self.num_blocks * self.options.block_size), on_progress)
             self.mixed.is_replayed = True

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from framework.engine.torch_engine.adapters import Placement
+from framework.engine.torch_engine.graphs import capture, capturing
 from framework.engine.torch_engine.inputs import ON_DEVICE, StepInputs
 from framework.engine.torch_engine.packed import Packed
 from framework.engine.torch_engine.seats import Seats
@@ -68,7 +69,6 @@ class MixedSteps:
         self.sizes: list[int] = []  # those that are captured
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool: Any = None  # the memory that they share
-        self._side = torch.cuda.Stream(self.device, priority=-1) if self.device.type == "cuda" else None
         if seats is not None:
             self._most = self._sizes(SIZES[-1], seats.max_num_seqs)
             rows = dict.fromkeys(("token_ids", "positions"), (SIZES[-1],))
@@ -99,18 +99,14 @@ class MixedSteps:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         nothing = np.zeros(1, dtype=np.int64)
-        for index, size in enumerate(reversed(sizes)):  # the largest first: the others reuse its memory
-            on_progress(f"prompts and mixed steps, size {index + 1} of {len(sizes)}")
-            self._read.fill({"slots": np.full(size, -1), "num_items": nothing, "num_tiles": nothing})
-            self._read.send()
-            tables = self.adapters.tables(np.zeros(size, dtype=np.int64), nothing)
-            self.adapters.set_step(upload(self.device, tables), tables)
-            self._forward(size)
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                hidden = self._forward(size)
-            self._graphs[size] = graph, hidden
+        with capturing():
+            for index, size in enumerate(reversed(sizes)):  # the largest first: the others reuse its memory
+                on_progress(f"prompts and mixed steps, size {index + 1} of {len(sizes)}")
+                self._read.fill({"slots": np.full(size, -1), "num_items": nothing, "num_tiles": nothing})
+                self._read.send()
+                tables = self.adapters.tables(np.zeros(size, dtype=np.int64), nothing)
+                self.adapters.set_step(upload(self.device, tables), tables)
+                self._graphs[size] = capture(partial(self._forward, size), self._pool)
         self.sizes = sorted(self._graphs)
 
     def _replay(self, size: int, sent: dict[str, Tensor]) -> Tensor:
@@ -166,7 +162,7 @@ class MixedSteps:
         decode = (read["decode_seats"], read["decode_lens"], read["decode_padding"])
         items, tiles = read["items"].view(3, -1), read["tiles"].view(5, -1)
         tables = (items, read["num_items"], tiles, read["num_tiles"])
-        return MixedAttention(self.seats.tables, read["slots"], *decode, *tables, self.block_size, self._side)
+        return MixedAttention(self.seats.tables, read["slots"], *decode, *tables, self.block_size)
 
     def _sizes(self, num_rows: int, num_seqs: int) -> MixedSizes:
         config = self.model.config

@@ -46,7 +46,7 @@ def warm_up_sizes(
 
 
 def warm_up_steps(num_seqs: int, num_prompt_tokens: int, *, num_blocks: int, block_size: int) -> Iterator[Batch]:
-    """Prompts, the same as chunks behind their first token, and a decode step; as far as the blocks reach."""
+    """Prompts, the same as chunks behind their first token, a decode step, a mixed one; as far as the blocks reach."""
     blocks_each = min(num_prompt_tokens // block_size + 1, num_blocks // num_seqs)
     sequences = [Sequence(Request(index, 0.0, num_prompt_tokens, 2)) for index in range(num_seqs)]
     for index, sequence in enumerate(sequences):
@@ -59,3 +59,8 @@ def warm_up_steps(num_seqs: int, num_prompt_tokens: int, *, num_blocks: int, blo
             yield Batch(sequences, starts, lengths, num_seqs * num_tokens - num_decode, num_decode)
         for sequence in sequences:
             sequence.output_token_ids = [0]
+    num_decode = num_seqs // 2
+    if num_decode and num_prompt_tokens < blocks_each * block_size:
+        starts = [num_prompt_tokens] * num_decode + [0] * (num_seqs - num_decode)
+        lengths = [1] * num_decode + [num_prompt_tokens] * (num_seqs - num_decode)
+        yield Batch(sequences, starts, lengths, sum(lengths) - num_decode, num_decode)

@@ -33,3 +33,15 @@ def test_no_step_has_more_rows_than_its_budget():
     assert warm_up.most_rows(requests, 64, 70) == 70
     assert warm_up.most_rows(requests, 64, 16) == 64  # every seat may decode
     assert warm_up.most_rows(requests, 2, 2048) == 80
+
+
+def test_every_kind_of_step_is_warmed():
+    steps = [*warm_up.warm_up_steps(5, 3, num_blocks=10, block_size=4)]
+    kinds = [(step.phase, step.starts, step.num_tokens) for step in steps]
+    assert kinds == [
+        ("prefill", [0] * 5, [3] * 5),
+        ("prefill", [1] * 5, [2] * 5),
+        ("decode", [3] * 5, [1] * 5),
+        ("mixed", [3, 3, 0, 0, 0], [1, 1, 3, 3, 3]),
+    ]
+    assert [step.phase for step in warm_up.warm_up_steps(1, 3, num_blocks=10, block_size=4)][-1] == "decode"
