@@ -13,7 +13,7 @@ from framework.measure.rates import offered_at
 from framework.report.tables import rate_title, shown_rates
 from framework.study.sweep import Study
 
-ON_CPU = "on a CPU the kernels' plain reference runs, one adapter after the other, and says nothing of their speed"
+ON_CPU = "on a CPU plain products stand for the Triton kernels, two per adapter, and say nothing of the kernels' speed"
 KEY = ["arm", "rate", "seed"]
 FAIRNESS = "Fairness over adapters"
 NUM_SHOWN = 5  # adapters of each arm on the page; adapters.csv has all

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from framework.kernels.arrays import IntArray
 from framework.kernels.lora import adapter_delta, segments
-from framework.lora.pool import LoRA
+from framework.lora.pool import AdapterPool, LoRA
 
 
 class Loop:
     is_static = False  # which adapters there are decides what is launched
 
-    def tables(self, slots: IntArray) -> IntArray:
+    def tables(self, slots: IntArray, pool: AdapterPool) -> IntArray:
         return segments(slots, block_m=None)
 
     def delta(self, x: Tensor, lora: LoRA) -> Tensor:

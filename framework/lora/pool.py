@@ -6,6 +6,7 @@ What a step reads is always at the same address, so that a CUDA graph or a compi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +29,7 @@ class Strategy(Protocol):
 
     is_static: bool  # a CUDA graph or a compiled block may hold it
 
-    def tables(self, slots: IntArray) -> IntArray:
+    def tables(self, slots: IntArray, pool: AdapterPool) -> IntArray:
         """What `delta` needs on the device to know the slot (0: none) of each row: (num_tables, rows)."""
 
     def delta(self, x: Tensor, lora: LoRA) -> Tensor:
@@ -63,7 +64,7 @@ class AdapterPool:
         self.num_tables = len(self.step_tables(np.zeros(1, dtype=np.int64)))
         self._static = torch.zeros(self.num_tables, MAX_STATIC_ROWS, dtype=torch.int32, device=like.device)
         self._step = self._static
-        self.on_host: list[list[int]] = []  # `tables`, for strategies that are not static
+        self.on_host: list[list[int]] = []  # `tables`, where the host may decide what is launched
 
     def check(self, adapter_id: str) -> None:
         """ValueError naming the adapter, if it cannot be served."""
@@ -86,7 +87,7 @@ class AdapterPool:
 
     def step_tables(self, slots: IntArray) -> IntArray:
         """What a step whose rows take these slots needs on the device, (num_tables, rows)."""
-        tables = self.strategy.tables(slots)
+        tables = self.strategy.tables(slots, self)
         return np.vstack((slots, tables)) if self.has_lookup else tables
 
     def set_step(self, tables: Tensor, on_host: IntArray | npt.NDArray[np.int32]) -> None:
@@ -97,7 +98,8 @@ class AdapterPool:
             self._step = self._static
         else:
             self._step = tables.int()
-        self.on_host = [] if self.strategy.is_static else on_host[int(self.has_lookup) :].tolist()
+        is_on_device = self.strategy.is_static and self.slab.is_cuda
+        self.on_host = [] if is_on_device else on_host[int(self.has_lookup) :].tolist()
 
     @property
     def tables(self) -> Tensor:
@@ -120,6 +122,12 @@ class LoRA:
     def __init__(self, pool: AdapterPool, projection: Projection) -> None:
         self.a, self.b = projection.factors(pool.slab)
         self.sizes, self.pool = list(projection.sizes), pool
+
+    @cached_property
+    def by_part(self) -> list[list[tuple[Tensor, Tensor]]]:
+        """Of each part and slot a view of A (in, max_rank), and of B (max_rank, output features of the part)."""
+        parts = zip(self.a.unbind(2), self.b.split(self.sizes, dim=2), strict=True)
+        return [list(zip(a.transpose(1, 2), b, strict=True)) for a, b in parts]
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.pool.strategy.delta(x, self)

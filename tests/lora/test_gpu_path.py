@@ -12,7 +12,7 @@ from framework.engine.torch_engine import TorchEngine
 from framework.engine.torch_engine import adapters as placement
 from framework.engine.torch_engine.compilation import MAX_COMPILED_ROWS, compile_blocks, configure_model
 from framework.kernels.lora import lora_delta
-from framework.lora import segmented
+from framework.lora import gathered, segmented
 from framework.lora.gathered import Gathered
 from framework.lora.loop import Loop
 from framework.lora.pool import MAX_STATIC_ROWS, pool_of, serve_adapters
@@ -57,12 +57,15 @@ def make_small(strategy, num_blocks=40, targets=None):
         *((Loop, PLAIN, 0, False, None), (Loop, TIGHT, 0, False, TABLES), (Gathered, PLAIN, 1, False, None)),
         *((Segmented, TIGHT, 1, False, None), (Segmented, PLAIN, 0, True, None), (Segmented, PLAIN, 0, True, TABLES)),
         *((Segmented, TIGHT, 1, False, TABLES), (Gathered, PLAIN, 1, False, TABLES)),
+        *((Gathered, PLAIN, 0, True, None), (Gathered, TIGHT, 1, True, TABLES)),
     ],
 )
 def test_tokens_equal_the_plain_way(monkeypatch, strategy, scheduler, num_steps_ahead, kernels, targets):
     expected, *_ = outputs(make_small(Loop, targets=targets), REQUESTS)
+    monkeypatch.setattr(gathered, "has_fixed_shapes", lambda x: True)
     if kernels:
         monkeypatch.setattr(segmented, "plain_lora_delta", lora_delta)
+        monkeypatch.setattr(segmented, "has_kernels", lambda x: True)
     with options_of_a_gpu(num_steps_ahead=num_steps_ahead, fused=kernels):
         engine = make_small(strategy, num_blocks=3 if scheduler is TIGHT else 40, targets=targets)
     tokens, sequences, _ = outputs(engine, REQUESTS, scheduler)
@@ -82,7 +85,7 @@ def test_compiled_blocks_hold_for_any_adapters(monkeypatch, family, strategy):
 
     def run(num_rows, seed):
         slots = np.random.default_rng(seed).integers(0, 4, num_rows)
-        tables = pool.strategy.tables(slots)
+        tables = pool.step_tables(slots)
         pool.set_step(torch.from_numpy(tables), tables)
         with torch.inference_mode():
             return logits(model, torch.arange(num_rows) * 7 % 97)

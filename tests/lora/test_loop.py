@@ -1,14 +1,13 @@
 """What the loop strategy adds is what each row's own A and B give."""
 
-import numpy as np
 import pytest
 import torch
 
 from framework.lora.loop import Loop
-from tests.lora.deltas import SLOTS, delta
+from tests.lora.deltas import CASES, delta
 
 
-@pytest.mark.parametrize("slots", [SLOTS, np.array([0, 0]), np.array([3])], ids=["mixed", "none", "one"])
+@pytest.mark.parametrize("slots", CASES.values(), ids=CASES)
 def test_every_row_has_its_own_adapter(slots):
     found, expected = delta(Loop, slots)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)

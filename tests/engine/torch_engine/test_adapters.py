@@ -94,6 +94,14 @@ def test_tokens_do_not_depend_on_the_schedule(scheduler):
     assert all(sequence.adapter_slot == 0 for sequence in sequences)
 
 
+@pytest.mark.parametrize("strategy", [Loop, Gathered])
+def test_tokens_of_mixed_steps_are_those_of_every_strategy(strategy):
+    requests, expected = alone("llama")
+    tokens, _, steps = outputs(make_engine(strategy=strategy), requests, SCHEDULERS["mixed"])
+    assert tokens == expected
+    assert any(step.num_prefill_tokens and step.num_decode_tokens for step in steps)
+
+
 @pytest.mark.parametrize(
     ("quantization", "family", "kv_dtype"), mostly_nightly([*QUANTIZED], [*CONFIGS], [None, "int8"])
 )
