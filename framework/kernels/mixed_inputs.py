@@ -16,7 +16,7 @@ from framework.kernels.paged_prefill import most_tiles, prefill_tiles, queries_p
 class MixedSizes:
     """Room for a step of up to `num_rows` rows of up to `num_seqs` sequences.
 
-    The rows that decode are split until there are about `num_parts` items of work.
+    Rows that decode are split as if all of them were cut into `num_parts` parts: see decode_items.
     """
 
     num_rows: int
@@ -33,7 +33,7 @@ class MixedSizes:
         """Of the arrays of `mixed_inputs`: every sequence may be a segment, so may its pads and the rows of nobody."""
         num_tiles = most_tiles(self.num_rows, 2 * self.num_seqs + 1, self.num_queries_per_kv)
         decode = dict.fromkeys(("decode_seats", "decode_lens", "decode_padding"), (self.num_decode,))
-        tables = {"items": (3, max(self.num_decode, self.num_parts)), "tiles": (5, num_tiles)}
+        tables = {"items": (3, self.num_decode + self.num_parts), "tiles": (5, num_tiles)}
         return {"slots": (self.num_rows,), **decode, **tables, "num_items": (1,), "num_tiles": (1,)}
 
 

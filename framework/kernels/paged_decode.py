@@ -163,11 +163,11 @@ def paged_decode_items(
 def decode_items(context_lens: IntArray, num_parts: int) -> IntArray:
     """Items (3, num_items) for rows 0, 1, …: the row, its split and its number of splits.
 
-    As far as they are long, rows are split until there are about `num_parts` items. The longest come first, so that no
-    program is left with one.
+    A row is split where it is longer than one of `num_parts` equal parts of all of them, which leaves at most that many
+    items more than rows. The longest come first, so that no program is left with one.
     """
-    most = min(MAX_SPLITS, max(1, num_parts // max(1, len(context_lens))))
-    num_splits = np.clip((context_lens - 1) // ITEM_TILES.min_keys, 1, most)
+    part = max(ITEM_TILES.min_keys, int(context_lens.sum()) / num_parts)
+    num_splits = np.clip(np.rint(context_lens / part), 1, MAX_SPLITS).astype(np.int64)
     order = np.argsort(-(context_lens // num_splits), kind="stable")
     rows = np.repeat(order, num_splits[order])
     ends = np.cumsum(num_splits[order])
@@ -176,7 +176,7 @@ def decode_items(context_lens: IntArray, num_parts: int) -> IntArray:
 
 
 def parts_wanted(num_kv_heads: int, device: torch.device) -> int:
-    """Items that give every program of paged_decode_items one: with fewer some would idle."""
+    """Parts that give every program of paged_decode_items one: with fewer some would idle."""
     return -(-ITEM_PROGRAMS_PER_SM * device_facts(device)[0] // num_kv_heads)
 
 

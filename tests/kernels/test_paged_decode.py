@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
 
 from framework.kernels.layer_cache import LayerCache
 from framework.kernels.paged_decode import (
@@ -137,7 +139,7 @@ def run_items(*, num_parts=None, context_lens, num_kv_heads, cache, qkv, **other
         num_parts = parts_wanted(num_kv_heads, qkv.device)
     items = decode_items(context_lens[context_lens > 0].cpu().numpy().astype(np.int64), num_parts)
     items[0] = np.flatnonzero(context_lens.cpu().numpy())[items[0]]
-    padded = torch.full((3, max(num_parts, len(qkv))), 10**6, dtype=torch.int32)
+    padded = torch.full((3, num_parts + len(qkv)), 10**6, dtype=torch.int32)
     padded[:, : items.shape[1]] = torch.from_numpy(items)
     num_items = torch.tensor([items.shape[1]], dtype=torch.int32)
     num_heads = qkv.shape[1] - 2 * num_kv_heads
@@ -160,12 +162,29 @@ def test_items(num_parts, is_int8, window, monkeypatch):
     check(case, function=run_items, num_parts=num_parts)
 
 
-def test_rows_are_split_where_they_are_long_and_there_is_room():
+def test_rows_are_split_where_they_are_long_and_programs_would_idle():
     least = ITEM_TILES.min_keys
     lens = np.array([least, 4 * least + 1, 1])
-    assert decode_items(lens, 4).T.tolist() == [[1, 0, 1], [0, 0, 1], [2, 0, 1]]
-    assert decode_items(lens, 9).T.tolist() == [[1, 0, 3], [1, 1, 3], [1, 2, 3], [0, 0, 1], [2, 0, 1]]
+    assert decode_items(lens, 1).T.tolist() == [[1, 0, 1], [0, 0, 1], [2, 0, 1]]
+    assert decode_items(lens, 9).T.tolist() == [[0, 0, 1], *([1, split, 4] for split in range(4)), [2, 0, 1]]
     assert decode_items(lens[:0], 9).shape == (3, 0)
+
+
+def test_a_row_far_longer_than_the_others_is_split_however_many_these_are():
+    assert decode_items(np.full(64, 1024), 33)[2].tolist() == [1] * 64
+    row, split, num_splits = decode_items(np.array([*[1024] * 64, 8192]), 33)
+    assert num_splits[row == 64].tolist() == [4] * 4
+    assert split[row == 64].tolist() == [0, 1, 2, 3]
+    assert num_splits[row < 64].tolist() == [1] * 64
+
+
+@given(st.lists(st.integers(1, 20_000), max_size=70), st.integers(1, 70))
+def test_there_are_at_most_so_many_items_more_than_rows(lens, num_parts):
+    row, split, num_splits = decode_items(np.array(lens, dtype=np.int64), num_parts)
+    assert len(row) <= len(lens) + num_parts
+    assert sorted(zip(row.tolist(), split.tolist(), strict=True)) == [
+        (index, part) for index in range(len(lens)) for part in range(max(num_splits[row == index]))
+    ]
 
 
 @needs_interpreter
