@@ -3,8 +3,9 @@
 import pandas as pd
 
 from experiments.chunked_prefill.tables import SAME
+from framework.checks import positive, shown
 from framework.engine.measured import MeasuredEngine
-from framework.measure.mixed_steps import comparison_name, measure_comparisons
+from framework.measure.mixed_steps import comparison_name, measure_comparisons, sizes_in
 from framework.measure.steps import Say, get_ready
 
 Ratios = dict[str, float]  # a comparison's name → its time / that of one step
@@ -38,16 +39,21 @@ def measure_overhead(
 
 def reported_chunks(reported: Ratios) -> pd.DataFrame:
     """The reported ratios of prompts in chunks, with the columns that measured ones have."""
-    rows = []
-    for name, ratio in reported.items():
-        first, *others = name.split()
-        if (
-            first.isdecimal()
-            and others[-1].isdecimal()
-            and name == comparison_name("chunks", (int(first), int(others[-1])))
-        ):
-            rows.append({"num_prompt_tokens": int(first), "num_chunk_tokens": int(others[-1]), "ratio": ratio})
+    found = [(sizes_in(name), ratio) for name, ratio in reported.items()]
+    rows = [(*one[1], ratio) for one, ratio in found if one is not None and one[0] == "chunks"]
     return pd.DataFrame(rows, columns=["num_prompt_tokens", "num_chunk_tokens", "ratio"])
+
+
+def check_ratios(reported: Ratios) -> None:
+    """ValueError for a key that no comparison has as its name, or a ratio that is not above 0."""
+    for name, ratio in reported.items():
+        if sizes_in(name) is None:
+            examples = [comparison_name("chunks", (2048, 512)), comparison_name("mixed", (448, 2048, 64, 1024))]
+            raise ValueError(
+                f"reported_ratios has {shown(name)}, which names no comparison; write it like "
+                f"{' or '.join(map(repr, examples))}"
+            )
+        positive(f"reported_ratios.{name}", ratio)
 
 
 def overhead_table(overhead: pd.DataFrame, reported: Ratios) -> pd.DataFrame:

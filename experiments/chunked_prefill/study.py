@@ -7,7 +7,7 @@ import pandas as pd
 from typing_extensions import Unpack
 
 from experiments.chunked_prefill.figures import beside_reported, chunk_overhead, over_rates, stall_timeline
-from experiments.chunked_prefill.overhead import Ratios, measure_overhead, overhead_table, reported_chunks
+from experiments.chunked_prefill.overhead import Ratios, check_ratios, measure_overhead, overhead_table, reported_chunks
 from experiments.chunked_prefill.stall import Stall, describe_stall, measure_stall, stall_table, typical
 from experiments.chunked_prefill.tables import (
     MAX_DELAY,
@@ -76,6 +76,7 @@ def run(
     arms = resolve_arms(sweep["arms"], parts_of(sweep) | {"clock": clock})
     sizes = {"mixed": mixed, "chunks": chunks}
     check_parts(arms, sizes, num_steps, stall, itl_limits)
+    check_ratios(reported_ratios)
     check_latencies(reported_latencies, list(arms))
     check_points(arms, sweep["rates"], sweep["seeds"])
     check_slo(sweep["slo"])

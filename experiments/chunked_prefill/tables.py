@@ -38,7 +38,7 @@ def against_first(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_rates(summary: pd.DataFrame) -> list[str]:
-    """At the highest rate: the lowest P99 ITL among those that serve no less than the first arm, and among all."""
+    """At the highest rate: what has a lower P99 ITL than the first arm and serves no less, and the lowest of all."""
     highest = summary[summary["rate"] == summary["rate"].max()].set_index("arm")
     first = str(summary["arm"].iloc[0])
     if first not in highest.index or len(highest) < 2:
@@ -48,15 +48,20 @@ def describe_rates(summary: pd.DataFrame) -> list[str]:
     said = f"{first} has a P99 ITL of {short(1e3 * base['itl_p99'])} ms at {rate_title(base['offered_rate'])}"
     if gaps.isna().all():  # outputs of one token have no gaps
         return []
-    level = gaps[output >= NO_LESS].dropna()
-    if level.empty:
-        said += f"; every other scheduler serves at least {1 - NO_LESS:.0%} fewer tokens/s"
-    else:
-        best = level.idxmin()
-        said += f"; of those that serve as many tokens/s, {best} has the lowest: {gaps[best]:.2f}× of it"
     lowest = gaps.idxmin()
-    if lowest not in level.index or level.idxmin() != lowest:
-        said += f"; the lowest of all is that of {lowest}, {gaps[lowest]:.2f}× at {output[lowest]:.2f}× the tokens/s"
+    of_lowest = f"that of {lowest}, {gaps[lowest]:.2f}× at {output[lowest]:.2f}× the tokens/s"
+    if gaps[lowest] >= 1:
+        return [f"{said}, and no other scheduler has a lower one; the next is {of_lowest}"]
+    level = gaps[output >= NO_LESS].dropna()
+    best = None if level.empty else level.idxmin()
+    if best is None:
+        said += f"; every other scheduler serves at least {1 - NO_LESS:.0%} fewer tokens/s"
+    elif gaps[best] >= 1:
+        said += "; none that serves as many tokens/s has a lower one"
+    else:
+        said += f"; of those that serve as many tokens/s, {best} has the lowest: {gaps[best]:.2f}× of it"
+    if best != lowest:
+        said += f"; the lowest of all is {of_lowest}"
     return [said]
 
 

@@ -5,6 +5,7 @@ As in steps.py, over a KV cache of random numbers; steps are launched ahead wher
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -96,6 +97,15 @@ def comparison_name(kind: str, sizes: tuple[int, ...]) -> str:
     if kind == "chunks":
         return "{} in chunks of {}".format(*sizes)
     return "mixed {} behind {} + {} × {}".format(*sizes)
+
+
+def sizes_in(name: str) -> tuple[str, tuple[int, ...]] | None:
+    """The kind and the sizes that `name` is the comparison_name of; None if it is none."""
+    sizes = tuple(map(int, re.findall(r"\d+", name)))
+    for kind, meanings in FORMS.items():
+        if len(sizes) == len(meanings) and name == comparison_name(kind, sizes):
+            return kind, sizes
+    return None
 
 
 def check_comparisons(sizes: dict[str, list[list[int]]], num_steps: int) -> None:

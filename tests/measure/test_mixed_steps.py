@@ -11,9 +11,11 @@ from framework.measure.mixed_steps import (
     NUM_PASSES,
     Comparison,
     check_comparisons,
+    comparison_name,
     comparisons_table,
     measure_comparisons,
     most_seqs,
+    sizes_in,
 )
 from framework.measure.steps import NUM_WARM_UP_STEPS, Case, get_ready, measure_prefill
 from tests.engine.torch_engine.test_engine import GPT2_CONFIG, make_engine
@@ -122,6 +124,19 @@ def test_sizes_are_checked(sizes, message):
     check_comparisons({"mixed": [[8, 0, 1, 9]]}, 4)
     with pytest.raises(ValueError, match="num_steps 0 must be at least 1"):
         check_comparisons({}, 0)
+
+
+def test_a_name_tells_its_sizes():
+    for kind, sizes in (("chunks", (2048, 512)), ("mixed", (5, 0, 2, 24))):
+        assert sizes_in(comparison_name(kind, sizes)) == (kind, sizes)
+    for name in (
+        "2048 in chunk of 512",
+        "2048 in chunks of",
+        "02048 in chunks of 512",
+        "mixed 5 behind 0 + 2 x 24",
+        "",
+    ):
+        assert sizes_in(name) is None, name
 
 
 def test_what_fills_the_context_or_the_cache_is_measured():

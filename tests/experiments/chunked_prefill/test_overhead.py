@@ -1,8 +1,16 @@
 """The cost of chunks beside reported values."""
 
 import pandas as pd
+import pytest
 
-from experiments.chunked_prefill.overhead import COLUMNS, SAME, measure_overhead, overhead_table, reported_chunks
+from experiments.chunked_prefill.overhead import (
+    COLUMNS,
+    SAME,
+    check_ratios,
+    measure_overhead,
+    overhead_table,
+    reported_chunks,
+)
 from tests.engine.torch_engine.test_engine import GPT2_CONFIG, make_engine
 
 REPORTED = {"2048 in chunks of 512": 1.2, "mixed 4 behind 0 + 2 × 16": 1.002, "4096 in chunks of 512": 1.0}
@@ -21,8 +29,26 @@ def test_chunks_and_mixed_steps_of_a_real_engine():
 
 
 def test_only_chunks_are_drawn_as_reported():
-    table = reported_chunks(REPORTED | {"2048 in pieces of 512": 1.0})
+    table = reported_chunks(REPORTED)
     assert table.to_numpy().tolist() == [[2048, 512, 1.2], [4096, 512, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "message"),
+    [
+        (
+            "2048 in chunk of 512",
+            1.0,
+            "has '2048 in chunk of 512', which names no comparison; write it like '2048 in chun",
+        ),
+        ("mixed 4 behind 0 + 2 x 16", 1.0, "names no comparison; .* or 'mixed 448 behind 2048 \\+ 64 × 1024'"),
+        ("2048 in chunks of 512", 0.0, "reported_ratios.2048 in chunks of 512=0.0 is not a finite number above 0"),
+    ],
+)
+def test_what_is_reported_is_checked(name, ratio, message):
+    with pytest.raises(ValueError, match=message):
+        check_ratios(REPORTED | {name: ratio})
+    check_ratios(REPORTED)
 
 
 def test_a_measured_ratio_stands_beside_the_reported_one():

@@ -73,6 +73,7 @@ def test_another_trace_keeps_its_own_lengths_and_all_at_once_has_no_rate_within_
         ("itl_limits=[0]", "itl_limits=0 is not a finite number above 0"),
         ("+reported_latencies.mine.ttft_p50=1.0", "reported_latencies has 'mine', which is no arm"),
         ("+reported_latencies.mixed.goodput=1.0", "reported_latencies.mixed has 'goodput', which is no latency"),
+        ("+reported_ratios={2048 by 512: 1.0}", "reported_ratios has '2048 by 512', which names no comparison"),
         ("rates=[]", "rates is empty"),
     ],
 )

@@ -53,6 +53,22 @@ def test_the_sentence_has_the_lowest_of_those_that_serve_no_less_and_of_all():
     assert describe_rates(SUMMARY.assign(itl_p99=float("nan"))) == []  # outputs of one token
 
 
+def test_the_sentence_says_so_where_the_first_has_the_shortest_gaps():
+    def said(large: float, small: float) -> str:
+        at_once = make_points([("whole", 8.0, 0.1, 200.0), ("large", 8.0, large, 201.0), ("small", 8.0, small, 100.0)])
+        [sentence] = describe_rates(aggregate(at_once))
+        return sentence
+
+    assert said(0.41, 0.5) == (
+        "whole has a P99 ITL of 100 ms at 8 requests/s, and no other scheduler has a lower one; the next is that of "
+        "large, 4.10× at 1.00× the tokens/s"
+    )
+    assert said(0.41, 0.05) == (
+        "whole has a P99 ITL of 100 ms at 8 requests/s; none that serves as many tokens/s has a lower one; the lowest "
+        "of all is that of small, 0.50× at 0.50× the tokens/s"
+    )
+
+
 def test_a_capacity_keeps_the_gaps_and_the_delay_within_limits(monkeypatch):
     monkeypatch.setattr("experiments.chunked_prefill.tables.median_delay", lambda study, point: float(point or 0))
     table = capacity_table(None, POINTS, [0.05, 0.1]).set_index("arm")
