@@ -23,7 +23,7 @@ from framework.catalog import CONF, about
 from framework.checks import message, printable
 from framework.command_line import prepare
 from framework.config import check, import_target, parameters_of
-from framework.core import StudyError, describe_error
+from framework.errors import StudyError, describe_error
 from framework.paths import output_folder
 
 USER_ERRORS = (ValueError, OSError, StudyError, InstantiationException, OmegaConfBaseException)

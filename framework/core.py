@@ -203,8 +203,8 @@ class Scheduler(Protocol):
 
     It is made as `make(num_blocks=…, block_size=…)`, with `num_adapter_slots=…` where the engine serves adapters and
     `max_model_len=…`, the engine's longest context, where it has that keyword. A batch counts as computed once it is
-    scheduled: with an engine that runs a step ahead, the next `schedule` comes before its `postprocess`. A preempted
-    sequence goes back to the front of `waiting`.
+    scheduled: with an engine that runs a step ahead, the next `schedule` comes before its `postprocess`. No engine runs
+    further ahead, so no other batch is unfinished then. A preempted sequence goes back to the front of `waiting`.
     """
 
     max_num_seqs: int
@@ -249,7 +249,7 @@ class Engine(Protocol):
     num_adapter_bytes: int
     num_cache_bytes: int
     max_model_len: int
-    num_steps_ahead: int  # batches that may be launched before the tokens of an earlier one are collected
+    num_steps_ahead: int  # batches that may be launched before the tokens of an earlier one are collected: 0 or 1
     on_progress: Callable[[str], None]  # told what takes long in `begin`
 
     @property
@@ -301,19 +301,3 @@ class Source(Protocol):
 
     def follow(self, finished: Sequence, now: float) -> Iterable[Sequence]:
         """Those that follow from a sequence that finished at `now` (s), none of them earlier; a trace has none."""
-
-
-class StudyError(RuntimeError):
-    """Some points of a study failed; the others are on disk."""
-
-
-class NoRateError(ValueError):
-    """A trace was asked for an arrival rate, and another rate would not change when its requests arrive."""
-
-
-def describe_error(error: BaseException) -> str:
-    """An error that a user can mend in its own words, any other with its kind."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    is_for_users = isinstance(error, ValueError | OSError | StudyError)
-    return str(error) if is_for_users else f"{type(error).__name__}: {error}"

@@ -4,11 +4,9 @@
 same processes in real time. `charge` is the only bridge between the host's clock and simulated time.
 """
 
-import gc
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable
 from math import inf
 from typing import Any, Literal
 
@@ -16,7 +14,7 @@ import simpy
 from simpy.rt import RealtimeEnvironment
 
 from framework.core import Batch, Engine, Request, Router, Scheduler, Sequence, Source, Step, StepResult
-from framework.stopwatch import make_watch
+from framework.stopwatch import garbage_collector_paused, make_watch
 
 MAX_STEPS_WITHOUT_TOKEN = 100_000  # far above any prompt's number of chunks; beyond it a scheduler is going in circles
 MAX_ALARMS_WITHOUT_STEP = 100_000  # likewise for a scheduler that sets one alarm after the other
@@ -225,14 +223,16 @@ class World:
 def replay(source: Source, servers: list[Server], route: Router, clock: Clock = "virtual") -> list[Sequence]:
     """Serve what comes from `source` to the end; its sequences, in the order of arrival. The steps are the servers'.
 
-    Raises ValueError for a request that could never be scheduled, and for several servers that are measured or on the
-    wall clock; RuntimeError, naming the request and the server, if nothing goes on.
+    Raises ValueError for a request that could never be scheduled, for an engine that would be more than one step ahead,
+    and for several servers that are measured or on the wall clock; RuntimeError, naming the request and the server, if
+    nothing goes on.
     """
     for server in servers:
         check_several(len(servers), server.engine, clock)
         check_requests(source.requests, server.scheduler)
         scheduler = server.scheduler
         server.engine.begin(source.requests, scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+        check_steps_ahead(server.engine)
     with garbage_collector_paused():
         env, charge = make_clock(clock)
         world = World(env, source, servers, route)
@@ -264,6 +264,12 @@ def check_several(num_servers: int, engine: Engine, clock: Clock) -> None:
         )
 
 
+def check_steps_ahead(engine: Engine) -> None:
+    """Raise ValueError for more steps ahead than schedulers can count on: `begin` may have decided how many."""
+    if engine.num_steps_ahead not in (0, 1):
+        raise ValueError(f"{type(engine).__name__}.num_steps_ahead must be 0 or 1, not {engine.num_steps_ahead}")
+
+
 def note_adapter_waits(batch: Batch, result: StepResult) -> None:
     """Tell each sequence how long its adapter kept the step waiting."""
     if result.adapter_waits:
@@ -292,15 +298,3 @@ def make_clock(clock: Clock) -> tuple[simpy.Environment, Charge]:
         raise ValueError(f"clock={clock!r} is not one of 'virtual', 'wall'")
     env = PollingEnvironment(strict=False)
     return env, lambda measured: max(0.0, time.monotonic() - env.real_start - env.now)
-
-
-@contextmanager
-def garbage_collector_paused() -> Iterator[None]:
-    """Sequences and steps only ever grow in number: collecting cycles among them would only disturb the timing."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

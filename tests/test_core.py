@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from framework.core import Batch, Request, Sequence, StudyError, describe_error
+from framework.core import Batch, Request, Sequence
 
 REQUEST = Request(3, 1.5, 4, 3, stop_token_ids=frozenset({9}))
 
@@ -31,11 +31,3 @@ def test_the_known_tokens_are_padding_prompt_and_output():
 )
 def test_a_batch_says_its_phase(num_prefill_tokens, num_decode_tokens, phase):
     assert Batch([], [], [], num_prefill_tokens, num_decode_tokens).phase == phase
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [(ValueError("too long"), "too long"), (StudyError("two"), "two"), (KeyError("x"), "KeyError: 'x'")],
-)
-def test_only_an_error_that_no_user_can_mend_has_its_kind(error, told):
-    assert describe_error(error) == told

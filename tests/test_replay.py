@@ -143,6 +143,13 @@ class SlowScheduler(ContinuousScheduler):
         return super().schedule(now)
 
 
+@pytest.mark.parametrize("num_steps_ahead", [-1, 2])
+def test_schedulers_hold_for_no_more_than_one_step_ahead(num_steps_ahead):
+    engine = FakeEngine(num_steps_ahead=num_steps_ahead)
+    with pytest.raises(ValueError, match=f"FakeEngine.num_steps_ahead must be 0 or 1, not {num_steps_ahead}"):
+        replay_trace(requests_at((0.0, 4, 20)), ContinuousScheduler(1000, 4), engine)
+
+
 @pytest.mark.timing
 @pytest.mark.parametrize("clock", ["virtual", "wall"])
 def test_only_an_overlap_that_happened_is_free(clock):

@@ -1,9 +1,10 @@
 """What is charged: from the start of a step's schedule, and every moment while a step is in flight."""
 
+import gc
 from collections import deque
 
 from framework.core import StepResult
-from framework.stopwatch import NoStopwatch, Stopwatch, make_watch
+from framework.stopwatch import NoStopwatch, Stopwatch, garbage_collector_paused, make_watch
 from tests.fake_engine import FakeEngine
 
 IN_FLIGHT = deque(["a step"])
@@ -58,3 +59,12 @@ def test_an_engine_that_measures_nothing_says_itself_what_a_step_takes():
     watch = make_watch(engine)
     watch.start(deque())
     assert watch.elapsed(RESULT) == 1.0
+
+
+def test_no_garbage_is_collected_meanwhile_and_afterwards_as_before():
+    with garbage_collector_paused():
+        assert not gc.isenabled()
+        with garbage_collector_paused():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()

@@ -11,9 +11,9 @@ import torch
 
 from framework.build import Decoder, at_most, free, make_scheduler, replay_trace
 from framework.config import describe, with_keywords
-from framework.core import StudyError, describe_error
 from framework.engine.measured import MeasuredEngine, measured
 from framework.engine.torch_engine.kv_cache import attach_cache
+from framework.errors import StudyError, describe_error
 from framework.measure.ceilings import Ceilings
 from framework.measure.quality import block_error, compare_models, read_tokens, weight_errors
 from framework.measure.serving import max_num_seqs_of

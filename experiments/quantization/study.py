@@ -15,7 +15,7 @@ from experiments.quantization.parts import Prompt, Session, Steps, Text, measure
 from experiments.quantization.tables import CAPTIONS, Settings, capacity_table, footprint_notes, memory, part_tables
 from framework.build import MakeScheduler
 from framework.checks import whole
-from framework.core import StudyError
+from framework.errors import StudyError
 from framework.measure.metrics import check_slo
 from framework.measure.steps import ceilings_for, check_sizes
 from framework.paths import locate

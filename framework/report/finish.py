@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from framework.core import StudyError
+from framework.errors import StudyError
 from framework.measure.rates import aggregate
 from framework.paths import is_writable
 from framework.report.gpu import gpu_table

@@ -18,7 +18,8 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from framework.build import MakeTrace
-from framework.core import NoRateError, StudyError, Trace, describe_error
+from framework.core import Trace
+from framework.errors import NoRateError, StudyError, describe_error
 from framework.measure.metrics import summarize
 from framework.measure.serving import max_num_seqs_of
 from framework.study.arms import Arm

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from framework.build import ChangeModel, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
 from framework.checks import message
-from framework.core import StudyError, describe_error
+from framework.errors import StudyError, describe_error
 from framework.measure.gpu_state import GpuWatch, open_gpu
 from framework.measure.metrics import check_slo, summarize
 from framework.paths import check_writable

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from framework.checks import positive
-from framework.core import NoRateError
+from framework.errors import NoRateError
 
 Times = npt.NDArray[np.float64]  # (num_requests,) seconds
 

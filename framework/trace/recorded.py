@@ -6,7 +6,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from framework.core import NoRateError, Trace
+from framework.core import Trace
+from framework.errors import NoRateError
 from framework.paths import locate
 from framework.trace import transforms
 from framework.trace.download import check_sum, download

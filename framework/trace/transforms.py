@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from framework.checks import positive, whole
-from framework.core import NoRateError, Request, Trace
+from framework.core import Request, Trace
+from framework.errors import NoRateError
 
 MAX_TIME = 2.0**33  # seconds, 272 years; above it, neighbours of a float64 are more than a microsecond apart
 

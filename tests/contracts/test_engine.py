@@ -109,7 +109,7 @@ def test_nothing_is_promised_of_adapters_where_there_are_no_slots(engine_type):
 def test_limits_and_clock(engine_type):
     engine = make(engine_type)
     assert engine.max_model_len >= max(one.num_prompt_tokens + one.num_output_tokens for one in REQUESTS)
-    assert engine.num_steps_ahead >= 0
+    assert engine.num_steps_ahead in (0, 1)
     assert engine.num_cache_bytes >= 0
     if engine.timer is not None:  # else it measures nothing
         times = [engine.timer() for _ in range(3)]

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from framework.core import StudyError
+from framework.errors import StudyError
 from framework.report.finish import Findings, finish, finish_sweep
 from framework.study.place import open_place
 

@@ -7,7 +7,7 @@ from threading import Thread
 
 import pytest
 
-from framework.core import StudyError
+from framework.errors import StudyError
 from framework.measure.rates import MAX_GROWTH
 from framework.study import auto_rates
 from framework.study.auto_rates import rates_to_try, spread

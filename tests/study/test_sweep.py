@@ -6,7 +6,7 @@ from functools import partial
 import pandas as pd
 import pytest
 
-from framework.core import StudyError
+from framework.errors import StudyError
 from framework.measure.rates import MAX_GROWTH, aggregate
 from framework.study.points import write_point
 from framework.study.sweep import table_saved_at_end

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from framework.replay import garbage_collector_paused
+from framework.stopwatch import garbage_collector_paused
 
 T = TypeVar("T")
 

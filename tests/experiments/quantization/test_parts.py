@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from experiments.quantization.parts import Session, measure_cache, measure_model, within
-from framework.core import StudyError
 from framework.engine.torch_engine import TorchEngine
+from framework.errors import StudyError
 from framework.models.footprint import footprint
 from framework.quantization.int8_weight_only import quantize
 from framework.study.arms import resolve_arms
