@@ -21,7 +21,7 @@ from experiments.chunked_prefill.tables import (
 from framework.checks import positive
 from framework.engine.measured import measured
 from framework.measure.metrics import check_slo
-from framework.measure.mixed_steps import check_comparisons, most_seqs
+from framework.measure.mixed_steps import check_comparisons, check_graphs, most_seqs
 from framework.measure.rates import aggregate
 from framework.measure.serving import max_num_seqs_of
 from framework.replay import Clock
@@ -99,6 +99,9 @@ def check_parts(
 ) -> None:
     """ValueError for what any part would refuse, before the first one begins."""
     check_comparisons(sizes, num_steps)
+    for index, (name, arm) in enumerate(arms.items()):  # steps are timed on the first one's engine
+        mixed = [] if index else sizes["mixed"]
+        check_graphs(arm.engine, arm.model, arm.scheduler, mixed, f"arms.{name}.scheduler")
     if stall is not None:
         stall.check(arms)
     for limit in limits:

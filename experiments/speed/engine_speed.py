@@ -14,7 +14,13 @@ from framework.build import MakeTrace, free
 from framework.core import Request, Sequence
 from framework.engine.measured import MeasuredEngine
 from framework.measure.ceilings import Ceilings, limits
-from framework.measure.mixed_steps import check_comparisons, comparisons_table, measure_comparisons, most_seqs
+from framework.measure.mixed_steps import (
+    check_comparisons,
+    check_graphs,
+    comparisons_table,
+    measure_comparisons,
+    most_seqs,
+)
 from framework.measure.serving import max_num_seqs_of, measure_serving
 from framework.measure.steps import Say, cases_table, ceilings_for, check_sizes, measure_cases, start_engine
 from framework.report.finish import Findings, finish, write_findings
@@ -69,6 +75,7 @@ def run(
     compared = {"mixed": mixed, "chunks": chunks}
     check_sizes(sizes, num_steps)
     check_comparisons(compared, num_steps)
+    check_graphs(serving["engine"], serving["model"], serving["scheduler"], mixed)
     place = open_place(serving["device"], serving["output_dir"])
     arm = Arm(**parts_of(serving), trace=trace, clock="virtual")
     ceilings = ceilings_for(serving["model"], serving["engine"], place.device)

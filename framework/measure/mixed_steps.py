@@ -13,8 +13,11 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from framework.build import MakeEngine, MakeModel, MakeScheduler
+from framework.config import describe
 from framework.core import Batch, Request
 from framework.engine.measured import MeasuredEngine
+from framework.engine.torch_engine.mixed import check_captured
 from framework.measure.ceilings import Ceilings
 from framework.measure.floors import Work, model_costs, step_work
 from framework.measure.steps import (
@@ -125,6 +128,28 @@ def check_comparisons(sizes: dict[str, list[list[int]]], num_steps: int) -> None
                     f"mixed: a context of {row[3]} tokens, as in {row}, is too short for num_steps={num_steps}: "
                     f"at least {least_context(num_steps)}"
                 )
+
+
+def check_graphs(
+    engine: MakeEngine, model: MakeModel, scheduler: MakeScheduler, mixed: list[list[int]], key: str = "scheduler"
+) -> None:
+    """ValueError for steps of more rows than graphs hold, where `engine` is asked for these by name.
+
+    `TorchEngine.begin` says so too, but only when the model is loaded and others are measured. `key` is where the
+    scheduler is in the config.
+    """
+    if not describe(engine).get("cuda_graphs"):
+        return
+    for row in mixed:
+        num_rows = row[0] + row[2]
+        check_captured(f"mixed: a step of {num_rows} tokens, as in {row},", num_rows)
+    limits = describe(scheduler)
+    if "max_num_batched_tokens" in limits:
+        budget, source = limits["max_num_batched_tokens"], ""
+        if budget is None:
+            budget, source = describe(model)["max_model_len"], " (null: the model's context)"
+        if budget is not None:  # null twice: what the model's files say
+            check_captured(f"{key}.max_num_batched_tokens={budget}{source}", budget)
 
 
 def most_seqs(sizes: dict[str, list[list[int]]]) -> int:

@@ -1,5 +1,8 @@
 """Mixed steps and prompts in chunks: their batches, their work, and what is said of them."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import pandas as pd
 import pytest
 
@@ -11,6 +14,7 @@ from framework.measure.mixed_steps import (
     NUM_PASSES,
     Comparison,
     check_comparisons,
+    check_graphs,
     comparison_name,
     comparisons_table,
     measure_comparisons,
@@ -18,6 +22,9 @@ from framework.measure.mixed_steps import (
     sizes_in,
 )
 from framework.measure.steps import NUM_WARM_UP_STEPS, Case, get_ready, measure_prefill
+from framework.models.loading import load_model
+from framework.scheduler.continuous import ContinuousScheduler
+from framework.scheduler.static import StaticScheduler
 from tests.engine.torch_engine.test_engine import GPT2_CONFIG, make_engine
 
 CEILINGS = Ceilings(read_bandwidth=100.0, copy_bandwidth=100.0, matmul_rate=1000.0)
@@ -137,6 +144,35 @@ def test_a_name_tells_its_sizes():
         "",
     ):
         assert sizes_in(name) is None, name
+
+
+@pytest.mark.parametrize(
+    ("mixed", "budget", "max_model_len", "message"),
+    [
+        (
+            [[1792, 0, 256, 64], [2000, 0, 49, 64]],
+            2048,
+            None,
+            r"mixed: a step of 2049 tokens, as in \[2000, 0, 49, 64\],",
+        ),
+        ([], 2049, None, "arms.a.scheduler.max_num_batched_tokens=2049 is more than the 2,048 tokens"),
+        ([], None, 4096, r"max_num_batched_tokens=4096 \(null: the model's context\) is more"),
+        ([], None, 1024, ""),
+        ([], None, None, ""),
+    ],
+)
+def test_steps_that_no_graph_holds_are_refused_where_graphs_are_asked_for(mixed, budget, max_model_len, message):
+    scheduler = partial(ContinuousScheduler, max_num_batched_tokens=budget)
+    model = partial(load_model, max_model_len=max_model_len)
+
+    def check(scheduler, cuda_graphs=True):
+        check_graphs(partial(TorchEngine, cuda_graphs=cuda_graphs), model, scheduler, mixed, "arms.a.scheduler")
+
+    check(scheduler, cuda_graphs=None)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        check(scheduler)
+    if not mixed:
+        check(partial(StaticScheduler))
 
 
 def test_what_fills_the_context_or_the_cache_is_measured():

@@ -23,7 +23,7 @@ from framework.engine.torch_engine.gpu_steps import GpuSteps
 from framework.engine.torch_engine.grammar import Grammars
 from framework.engine.torch_engine.in_flight import Launched
 from framework.engine.torch_engine.kv_cache import CacheSize, allocate_cache, attach_cache, size_cache
-from framework.engine.torch_engine.mixed import SIZES
+from framework.engine.torch_engine.mixed import check_captured
 from framework.engine.torch_engine.options import EngineOptions
 from framework.engine.torch_engine.prompt_tokens import check_prompt, prompt_token_ids
 from framework.engine.torch_engine.sampling import Sampler, Sampling
@@ -145,12 +145,8 @@ class TorchEngine:
         steps of more tokens than are captured, where graphs are asked for by name.
         """
         self._check(requests)
-        if self.options.must_replay and (max_num_batched_tokens or 0) > SIZES[-1]:
-            raise ValueError(
-                f"scheduler.max_num_batched_tokens={max_num_batched_tokens} is more than the {SIZES[-1]:,} tokens of "
-                "the largest step that is captured, and engine.cuda_graphs=true asks for graphs: lower it, or leave "
-                "cuda_graphs out, and larger steps are launched kernel by kernel"
-            )
+        if self.options.must_replay and max_num_batched_tokens is not None:
+            check_captured(f"scheduler.max_num_batched_tokens={max_num_batched_tokens}", max_num_batched_tokens)
         self.adapters.begin(requests)
         self._sampler.grammars.begin(requests)
         self.num_steps_ahead = self._decide_steps_ahead()

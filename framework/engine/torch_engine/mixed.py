@@ -34,6 +34,16 @@ MakeAttention = Callable[[dict[str, Tensor]], Attention]  # of a step's arrays o
 SIZES = (16, 32, 64, *range(128, 512, 64), *range(512, 2049, 128))  # rows; more keep any device busy
 
 
+def check_captured(given: str, num_rows: int) -> None:
+    """ValueError for more rows than graphs hold, which are asked for by name; `given` is what asks for so many."""
+    if num_rows > SIZES[-1]:
+        raise ValueError(
+            f"{given} is more than the {SIZES[-1]:,} tokens of the largest step that is captured, and "
+            "engine.cuda_graphs=true asks for graphs: lower it, or leave cuda_graphs out, and larger steps are "
+            "launched kernel by kernel"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class LaidOut:
     """A step that is ready: `send` brings its arrays to the device, `compute` takes them to the hidden states.

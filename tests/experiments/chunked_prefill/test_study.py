@@ -73,12 +73,16 @@ def test_another_trace_keeps_its_own_lengths_and_all_at_once_has_no_rate_within_
         ("itl_limits=[0]", "itl_limits=0 is not a finite number above 0"),
         ("+reported_latencies.mine.ttft_p50=1.0", "reported_latencies has 'mine', which is no arm"),
         ("+reported_latencies.mixed.goodput=1.0", "reported_latencies.mixed has 'goodput', which is no latency"),
-        ("+reported_ratios={2048 by 512: 1.0}", "reported_ratios has '2048 by 512', which names no comparison"),
+        ("+reported_ratios={2048_by_512:1.0}", "reported_ratios has '2048_by_512', which names no comparison"),
         ("rates=[]", "rates is empty"),
+        (
+            "engine.cuda_graphs=true arms.mixed.scheduler.max_num_batched_tokens=2049",
+            "arms.mixed.scheduler.max_num_batched_tokens=2049 is more than the 2,048 tokens of the largest step",
+        ),
     ],
 )
 def test_parts_are_checked_before_anything_is_measured(cli, smallest, override, message):
-    code, output = cli(*smallest, "experiment=chunked_prefill", "device=cpu", override)
+    code, output = cli(*smallest, "experiment=chunked_prefill", "device=cpu", *override.split())
     assert code == 1
     assert message in output
     assert "alone" not in output

@@ -60,6 +60,10 @@ def test_speed_with_peers(cli, small, tmp_path, monkeypatch):
         ),
         ("chunks=[[8,8]]", "chunks: a chunk of 8 tokens is no part of a prompt of 8"),
         ("num_steps=0", "num_steps 0 must be at least 1"),
+        (
+            "engine.cuda_graphs=true",
+            "scheduler.max_num_batched_tokens=8192 is more than the 2,048 tokens of the largest",
+        ),
     ],
 )
 def test_sizes_are_checked_before_anything_is_measured(cli, small, override, message):
