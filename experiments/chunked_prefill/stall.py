@@ -5,13 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from framework.build import make_scheduler, replay_trace
+from framework.build import make_scheduler
 from framework.checks import whole
-from framework.core import Engine, Request, Sequence
+from framework.core import Engine, Request, Router, Sequence
 from framework.measure.serving import max_num_seqs_of
+from framework.replay import Server, replay
 from framework.report.tables import short
 from framework.study.arms import Arm, check_named
 from framework.study.engine_cache import EngineCache
+from framework.trace.source import TraceSource
 
 NUM_SHORT = 32  # prompt tokens of the sequences that decode
 NUM_BEFORE = 16  # tokens of each before the long prompt arrives
@@ -72,28 +74,41 @@ def measure_stall(stall: Stall, arms: dict[str, Arm], engines: EngineCache) -> p
 
 
 def replay_stall(stall: Stall, arm: Arm, engine: Engine) -> pd.DataFrame:
-    """The tokens of one replay; one of the decodes alone goes before it, which says when the prompt is to arrive."""
+    """The tokens of one replay, in which the prompt comes when each of the decodes has NUM_BEFORE tokens."""
     decodes = [Request(index, 0.0, NUM_SHORT, stall.num_output_tokens) for index in range(stall.num_decodes)]
-    alone, _ = replay_trace(decodes, make_scheduler(arm.scheduler, engine), engine)
-    gap = float(np.median(np.concatenate([np.diff(sequence.token_times) for sequence in alone])))
-    arrival_time = max(sequence.token_times[0] for sequence in alone) + (NUM_BEFORE - 0.5) * gap
-    prompt = Request(stall.num_decodes, arrival_time, stall.num_prompt_tokens, NUM_LONG_OUTPUT)
-    sequences, _ = replay_trace([*decodes, prompt], make_scheduler(arm.scheduler, engine), engine)
-    return pd.concat([token_rows(sequence, prompt) for sequence in sequences], ignore_index=True)
+    prompt = Request(stall.num_decodes, 0.0, stall.num_prompt_tokens, NUM_LONG_OUTPUT)
+    server = Server(make_scheduler(arm.scheduler, engine), engine)
+    *decoding, last = replay(TraceSource([*decodes, prompt]), [server], hold_back(prompt, server))
+    rows = [token_rows(str(sequence.request.request_id), sequence, last.arrival_time) for sequence in decoding]
+    return pd.concat([*rows, token_rows(PROMPT, last, last.arrival_time)], ignore_index=True)
 
 
-def token_rows(sequence: Sequence, prompt: Request) -> pd.DataFrame:
+def hold_back(prompt: Request, server: Server) -> Router:
+    """A router that lets `prompt` arrive when all before it have NUM_BEFORE tokens, however long that takes."""
+    decoding: list[Sequence] = []
+
+    def route(sequence: Sequence) -> Server | None:
+        if sequence.request is not prompt:
+            decoding.append(sequence)
+            return server
+        if any(len(decode.token_times) < NUM_BEFORE for decode in decoding):
+            return None
+        sequence.arrival_time = max(decode.token_times[-1] for decode in decoding)  # the end of this step
+        return server
+
+    return route
+
+
+def token_rows(name: str, sequence: Sequence, arrival_time: float) -> pd.DataFrame:
     times = np.array(sequence.token_times)
-    name = PROMPT if sequence.request is prompt else str(sequence.request.request_id)
-    gaps = np.diff(times, prepend=np.nan)
-    return pd.DataFrame({"sequence": name, "time": times - prompt.arrival_time, "gap": gaps})
+    return pd.DataFrame({"sequence": name, "time": times - arrival_time, "gap": np.diff(times, prepend=np.nan)})
 
 
 def summarize_stall(tokens: pd.DataFrame) -> pd.DataFrame:
     """One row per arm and repeat, in seconds.
 
     `before`: the median gap of the decodes before the prompt arrives. `longest`: of those that end after it and begin
-    before its first token, which comes after `ttft`.
+    before its first token, which comes after `ttft`. `num_decoding` decodes have tokens to come when it arrives.
     """
     rows = []
     for (arm, repeat), group in tokens.groupby(["arm", "repeat"], sort=False):
@@ -109,6 +124,7 @@ def summarize_stall(tokens: pd.DataFrame) -> pd.DataFrame:
                 "before": before,
                 "longest": decodes.loc[is_meanwhile, "gap"].max(),
                 "ttft": ttft,
+                "num_decoding": decodes.loc[decodes["time"] > 0, "sequence"].nunique(),
             }
         )
     return pd.DataFrame(rows)
@@ -126,11 +142,13 @@ def typical(tokens: pd.DataFrame) -> pd.DataFrame:
 
 
 def stall_table(tokens: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm, medians over the repeats (ms)."""
-    medians = summarize_stall(tokens).groupby("arm", sort=False)[["before", "longest", "ttft"]].median()
+    """One row per arm, medians over the repeats (ms); `decodes` is the least that any repeat had left to stall."""
+    repeats = summarize_stall(tokens).groupby("arm", sort=False)
+    medians = repeats[["before", "longest", "ttft"]].median()
     return pd.DataFrame(
         {
             "arm": medians.index,
+            "decodes": repeats["num_decoding"].min(),
             "gap before (ms)": 1e3 * medians["before"],
             "longest gap meanwhile (ms)": 1e3 * medians["longest"],
             "longest ÷ before": medians["longest"] / medians["before"],
@@ -140,7 +158,7 @@ def stall_table(tokens: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_stall(stall: Stall, table: pd.DataFrame) -> list[str]:
-    """One sentence on the first arm, and what the others make of it."""
+    """One sentence on the first arm, and what the others make of it; one for every arm whose decodes ended too soon."""
     first, *others = table.to_dict("records")
     before, longest, ttft = "gap before (ms)", "longest gap meanwhile (ms)", "TTFT of the prompt (ms)"
     sentence = (
@@ -153,4 +171,10 @@ def describe_stall(stall: Stall, table: pd.DataFrame) -> list[str]:
         f"{row[ttft] / first[ttft]:.2f}× as long"
         for row in others
     ]
-    return ["; ".join([sentence, *parts])]
+    few = [
+        f"{row['arm']}: the gaps are of {row['decodes']} of the {stall.num_decodes} sequences; the others had ended "
+        "when the prompt came: raise stall.num_output_tokens"
+        for row in (first, *others)
+        if row["decodes"] < stall.num_decodes
+    ]
+    return ["; ".join([sentence, *parts]), *few]
