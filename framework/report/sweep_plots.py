@@ -38,6 +38,7 @@ CAPTIONS = {
     "latency_cdf": "Distribution over requests of TTFT and TPOT, one curve per arm.",
 }
 IDLE = 1e-3  # seconds; a shorter gap is the simulator at work
+MAX_SPAN = 10  # of the times per token on a linear axis; beyond it the slowest arm would hide the others
 MAX_BESIDE = 7  # entries of a legend in one row
 PHASE_COLOURS = {"waiting": "#dddddd", "prefill": "#E69F00", "decode": "#0072B2"}
 
@@ -129,12 +130,8 @@ def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> F
             axes.axvline(saturation_rates[str(arm)], color=arm_colour(index), linestyle=":", linewidth=1)
         axes.set(title=title, xlabel="arrival rate (requests/s)", ylabel="ms", xscale="log")
         label_rates(axes, summary["offered_rate"])
-    for axes in figure.axes[:2]:
-        if (summary[["normalized_latency_mean", "ttft_p50"]] > 0).all(axis=None):
-            axes.set_yscale("log")
-            label_log_axis(axes.yaxis)
-    if summary["tpot_p50"].notna().any():  # undefined where every output has one token
-        figure.axes[2].set_ylim(bottom=0)
+    for axes, (_, metrics), max_span in zip(figure.axes, panels, (1, 1, MAX_SPAN), strict=True):
+        scale_latencies(axes, summary[metrics], max_span)
     arms = [Line2D([], [], **arm_style(index), label=arm) for index, arm in enumerate(summary["arm"].unique())]
     lines: dict[str, Any] = {"mean or P50": "-", "P99": "--", "most it served": ":"}
     styles = [Line2D([], [], color=GREY, linestyle=line, label=label) for label, line in lines.items()]
@@ -237,6 +234,16 @@ def add_wide_legend(figure: Figure, handles: list[Line2D]) -> None:
     """Above the axes of a figure as wide as the text, in as few rows as hold the handles."""
     num_rows = -(-len(handles) // MAX_BESIDE)
     figure.legend(handles=handles, loc="outside upper center", ncols=-(-len(handles) // num_rows))
+
+
+def scale_latencies(axes: Axes, values: pd.DataFrame, max_span: float) -> None:
+    """A logarithmic axis where the largest of `values` is at least `max_span` times the smallest; else one from 0."""
+    low, high = values.min(axis=None), values.max(axis=None)
+    if low > 0 and high >= max_span * low:
+        axes.set_yscale("log")
+        label_log_axis(axes.yaxis)
+    elif high > 0:  # TPOT is undefined where every output has one token
+        axes.set_ylim(bottom=0)
 
 
 def label_rates(axes: Axes, rates: pd.Series) -> None:

@@ -14,6 +14,16 @@ from framework.trace.lengths import fixed, independent
 from framework.trace.synthetic import synthetic
 
 
+def make_summary(tpots: dict[str, float]) -> pd.DataFrame:
+    """What `aggregate` would make of arms that take so many seconds per token, at two rates."""
+    metrics = ("normalized_latency_mean", "ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99")
+    rows = [
+        {"arm": arm, "offered_rate": rate} | dict.fromkeys(metrics, s) for arm, s in tpots.items() for rate in (4, 8)
+    ]
+    intervals = {f"{metric}_{end}": float("nan") for metric in metrics for end in ("low", "high")}
+    return pd.DataFrame(rows).assign(**intervals)
+
+
 @pytest.mark.slow
 def test_figures_take_any_number_of_arms(study):
     arms = {f"arm{index}": {"scheduler": {"max_num_seqs": index + 1}} for index in range(12)}
@@ -49,6 +59,16 @@ def test_outputs_of_one_token_have_figures_too(study):
     summary, rates = aggregate(result.table()), saturation(result.table())
     for figure in (latency_rate(summary, rates), throughput_latency(summary)):
         save({"figure": figure}, result.output_dir)
+
+
+@pytest.mark.parametrize(("slowest", "scale"), [(0.09, "linear"), (0.2, "log")])
+def test_times_per_token_have_a_logarithmic_axis_where_a_slow_arm_would_hide_the_others(slowest, scale):
+    figure = latency_rate(make_summary({"quick": 0.01, "slow": slowest}), {"quick": 8.0, "slow": 8.0})
+    FigureCanvasAgg(figure).draw()
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", "log", scale]
+    low, high = figure.axes[2].get_ylim()
+    assert (low == 0) == (scale == "linear")
+    assert low < 10 < 1e3 * slowest < high
 
 
 def test_a_ring_is_around_the_last_rate_below_saturation_of_each_arm_that_saturates():
