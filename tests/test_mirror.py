@@ -11,6 +11,7 @@ from framework.paths import ROOT
 TESTS = ROOT / "tests"
 TESTED_ELSEWHERE = {  # module → why it has no test file of its own name
     "kernels/linear_triton.py": "beside its plain reference: test_linear.py and test_int8.py",
+    "kernels/old_tokens_triton.py": "in the kernels that call it: test_paged_decode.py and test_paged_prefill.py",
     "kernels/paged_decode_triton.py": "beside its plain reference: test_paged_decode.py",
     "kernels/paged_prefill_triton.py": "beside its plain reference: test_paged_prefill.py",
     "lora/none.py": "gives back the model that it is given",

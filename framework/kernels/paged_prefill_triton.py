@@ -7,7 +7,7 @@ The query heads of one key head are rows of one tile, so that keys and values ar
 
 from __future__ import annotations
 
-from framework.kernels.paged_decode_triton import load_slots
+from framework.kernels.old_tokens_triton import load_slots
 from framework.kernels.triton_support import jit, jit_for_any, tl, triton
 
 
