@@ -320,7 +320,7 @@ def test_full_errors_on_request(cli, smallest, monkeypatch):
 def test_refused_requests_are_offered_and_not_met(cli, smallest, tmp_path, limit, reason):
     """One arm refuses what the others serve: all are offered the same requests."""
     arm = "+arms.short.scheduler=${arms.continuous.scheduler}"
-    code, output = cli(*smallest, "rates=[50]", "trace.max_prompt_tokens=500", arm, limit, "slo={ttft: 100}")
+    code, output = cli(*smallest, "rates=[50]", "trace.max_prompt_tokens=500", arm, limit, "slo={ttft: 100, tpot: 100}")
     assert code == 0, output
     folder = tmp_path / "outputs/continuous_batching"
     table = pd.read_csv(folder / "points.csv").set_index("arm")
