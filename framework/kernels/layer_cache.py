@@ -1,7 +1,8 @@
 """One layer's KV cache: keys and values in the model's dtype, or in int8 with one scale per slot and key head.
 
 Of an int8 cache every token attends to what is stored, its own key and value included: how it was scheduled (in a whole
-prompt, a chunk, a decode step, or again after a preemption) changes its attention by rounding only.
+prompt, a chunk, a decode step, or again after a preemption) changes its attention by rounding only. What `key_offset`
+takes off all keys changes no attention: it adds the same number to all scores of a query, and softmax cancels that.
 """
 
 # mypy: allow-untyped-defs
@@ -28,6 +29,7 @@ class LayerCache:
     k: Tensor  # (num_slots, num_kv_heads, head_dim)
     v: Tensor
     scales: Tensor | None = None  # (2, num_kv_heads, num_slots) float16, of k and of v; None: both are as the model's
+    key_offset: Tensor | None = None  # (num_kv_heads, head_dim) float32, taken off all keys before they become int8
 
     @property
     def num_bytes(self) -> int:
@@ -39,7 +41,8 @@ class LayerCache:
             self.k.index_copy_(0, slots, k)
             self.v.index_copy_(0, slots, v)
             return k, v
-        quantized, scale = quantize_heads(torch.stack((k, v)))
+        kept = k if self.key_offset is None else k.float() - self.key_offset
+        quantized, scale = quantize_heads(torch.stack((kept, v.to(kept.dtype))))
         self.k.index_copy_(0, slots, quantized[0])
         self.v.index_copy_(0, slots, quantized[1])
         self.scales.index_copy_(2, slots, scale.transpose(1, 2))
@@ -69,6 +72,11 @@ class LayerCache:
         """k, v, scales, and how far apart the scales of two heads are."""
         return self.k, self.v, self.scales, 0 if self.scales is None else self.scales.shape[2]
 
+    @property
+    def written_args(self) -> tuple[Tensor | int | None, ...]:
+        """The same for a kernel that stores keys, which needs their offset too."""
+        return (*self.kernel_args, self.key_offset)
+
 
 def quantize_heads(x: Tensor) -> tuple[Tensor, Tensor]:
     """(…, head_dim) → int8 of the same shape and float16 scales (…): x ≈ int8 * scale.
@@ -85,6 +93,15 @@ def dequantize_heads(quantized: Tensor, scale: Tensor, dtype: torch.dtype) -> Te
     """The inverse of quantize_heads, rounded once; nothing wider than `dtype` is stored on the way."""
     output = torch.empty(quantized.shape, dtype=dtype, device=quantized.device)
     return torch.mul(quantized, scale.float()[..., None], out=output)
+
+
+@jit
+def less_offset(k, key_offset, kv_head, is_head, HEAD_DIM: tl.constexpr):
+    """Keys k (num, HEAD_DIM) of heads kv_head (num, 1), less what LayerCache.key_offset takes off them."""
+    if key_offset is not None:
+        at = kv_head * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+        k = k.to(tl.float32) - tl.load(key_offset + at, is_head, other=0.0)
+    return k
 
 
 @jit

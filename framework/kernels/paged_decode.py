@@ -120,7 +120,7 @@ def paged_decode(
     pdl = tiles.pdl and has_pdl
     if num_rows:
         paged_decode_kernel[(num_kv_heads, num_rows, num_splits)](
-            qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, *cache.kernel_args,
+            qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, *cache.written_args,
             output, parts, logs, counters(qkv.device), tables.stride(0), num_splits,
             max(1, tiles.min_keys // tiles.block_keys), head_dim**-0.5 / math.log(2),
             KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, BLOCK_KEYS=tiles.block_keys,
@@ -152,8 +152,8 @@ def paged_decode_items(
     tiles = ITEM_TILES if qkv.element_size() != 4 else replace(ITEM_TILES, block_keys=ITEM_TILES.block_keys // 2)
     num_programs = min(max_items * num_kv_heads, ITEM_PROGRAMS_PER_SM * device_facts(qkv.device)[0])
     paged_decode_items_kernel[(num_programs,)](
-        qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, *cache.kernel_args, output, parts,
-        logs, counters(qkv.device), tables.stride(0), items, num_items, max_items,
+        qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, *cache.written_args,
+        output, parts, logs, counters(qkv.device), tables.stride(0), items, num_items, max_items,
         max(1, tiles.min_keys // tiles.block_keys), head_dim**-0.5 / math.log(2),
         KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, WINDOW=window or 0,
         BLOCK_KEYS=tiles.block_keys, num_warps=tiles.num_warps, num_stages=tiles.num_stages,

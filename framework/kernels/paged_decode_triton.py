@@ -7,7 +7,7 @@ Programs share a sequence by ranges of its length as read on the device; the las
 
 from __future__ import annotations
 
-from framework.kernels.layer_cache import store_heads
+from framework.kernels.layer_cache import less_offset, store_heads
 from framework.kernels.old_tokens_triton import load_slots, old_int8_tokens, old_tokens, prefetch
 from framework.kernels.rope_store import load_turned
 from framework.kernels.triton_support import jit, jit_for_any, tl, triton
@@ -16,7 +16,7 @@ from framework.kernels.triton_support import jit, jit_for_any, tl, triton
 @jit_for_any("table_stride", "num_splits", "min_tiles")
 def paged_decode_kernel(
     qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache, scales, scale_stride,
-    output, parts, logs, counters, table_stride, num_splits, min_tiles, scale,
+    key_offset, output, parts, logs, counters, table_stride, num_splits, min_tiles, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     WINDOW: tl.constexpr, BLOCK_KEYS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -24,7 +24,7 @@ def paged_decode_kernel(
     kv_head, row, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     decode_part(
         qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache, scales,
-        scale_stride, output, parts, logs, counters, table_stride, num_splits, min_tiles, scale,
+        scale_stride, key_offset, output, parts, logs, counters, table_stride, num_splits, min_tiles, scale,
         kv_head, row, split, (row * KV_HEADS + kv_head) * num_splits,
         KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE, WINDOW, BLOCK_KEYS, PREFETCH, PDL,
     )  # fmt: skip
@@ -33,7 +33,7 @@ def paged_decode_kernel(
 @jit_for_any("table_stride", "max_items", "min_tiles")
 def paged_decode_items_kernel(
     qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache, scales, scale_stride,
-    output, parts, logs, counters, table_stride, items, num_items, max_items, min_tiles, scale,
+    key_offset, output, parts, logs, counters, table_stride, items, num_items, max_items, min_tiles, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     WINDOW: tl.constexpr, BLOCK_KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -49,7 +49,7 @@ def paged_decode_items_kernel(
         num_splits = tl.load(items + 2 * max_items + item)
         decode_part(
             qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache, scales,
-            scale_stride, output, parts, logs, counters, table_stride, num_splits, min_tiles, scale,
+            scale_stride, key_offset, output, parts, logs, counters, table_stride, num_splits, min_tiles, scale,
             kv_head, row, split, kv_head * max_items + item - split,
             KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE, WINDOW, BLOCK_KEYS, False, False,
         )  # fmt: skip
@@ -58,8 +58,8 @@ def paged_decode_items_kernel(
 @jit
 def decode_part(
     qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache, scales, scale_stride,
-    output, parts, logs, counters, table_stride, num_splits, min_tiles, scale, kv_head, row, split, first_part,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    key_offset, output, parts, logs, counters, table_stride, num_splits, min_tiles, scale, kv_head, row, split,
+    first_part, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     WINDOW: tl.constexpr, BLOCK_KEYS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One split of one key head of one row; its splits' parts are in parts and logs from `first_part` on.
@@ -95,8 +95,8 @@ def decode_part(
             tl.extra.cuda.gdc_launch_dependents()
             tl.extra.cuda.gdc_wait()  # qkv is read and anything is written only below
         q, top, total, mean = new_token(
-            qkv, rope, q_norm, k_norm, norm_eps, table, k_head, v_head, k_scales, v_scales, row, kv_head, length, split,
-            scale, KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE,
+            qkv, rope, q_norm, k_norm, norm_eps, table, k_head, v_head, k_scales, v_scales, key_offset, row, kv_head,
+            length, split, scale, KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE,
         )  # fmt: skip
         num_hidden = tl.load(padding + row)
         if WINDOW > 0:
@@ -119,8 +119,8 @@ def decode_part(
 
 @jit
 def new_token(
-    qkv, rope, q_norm, k_norm, norm_eps, table, k_head, v_head, k_scales, v_scales, row, kv_head, length, split, scale,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    qkv, rope, q_norm, k_norm, norm_eps, table, k_head, v_head, k_scales, v_scales, key_offset, row, kv_head, length,
+    split, scale, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
     """q and the softmax's running maximum, sum and weighted values; split 0 stores the new token and begins with it."""
     PADDED: tl.constexpr = max(16, triton.next_power_of_2(GROUP))  # rows of a tensor core's tile
@@ -143,6 +143,7 @@ def new_token(
         block = tl.load(table + place // BLOCK_SIZE, length > 0, other=0).to(tl.int64)
         slot = block * BLOCK_SIZE + place % BLOCK_SIZE + tl.zeros([1, 1], tl.int64)
         at, is_head = slot * (KV_HEADS * HEAD_DIM) + channels, tl.zeros([1, 1], tl.int32) < length
+        k = less_offset(k, key_offset, kv_head + tl.zeros([1, 1], tl.int32), is_head, HEAD_DIM)
         k = store_heads(k, k_head + at, is_real, k_scales, slot, is_head)
         v = store_heads(v, v_head + at, is_real, v_scales, slot, is_head)
         top = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1) * scale

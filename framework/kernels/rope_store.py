@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework.kernels.layer_cache import LayerCache, store_heads
+from framework.kernels.layer_cache import LayerCache, less_offset, store_heads
 from framework.kernels.triton_support import check_triton, jit, tl, triton
 
 HEADS_PER_PROGRAM = 16
@@ -83,7 +83,7 @@ def rope_store(
     if num_rows and (is_turned or stored is not None):
         tile = min(HEADS_PER_PROGRAM, triton.next_power_of_2(num_heads))
         num_tiles = triton.cdiv(num_heads, tile) + (1 + (stored is not None)) * triton.cdiv(num_kv_heads, tile)
-        written = (None, None, None, None, 0) if stored is None else (slots, *stored.kernel_args)
+        written = (None, None, None, None, 0, None) if stored is None else (slots, *stored.written_args)
         _rope_store_kernel[(num_rows, num_tiles)](
             qkv, rope, q_norm, k_norm, norm_eps, turned if is_turned else None, *written,
             NUM_HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, TILE=tile, num_warps=4,
@@ -128,7 +128,7 @@ def load_turned(heads, rope, norm, norm_eps, mask, HEAD_DIM: tl.constexpr):
 @jit
 def _rope_store_kernel(
     qkv, rope, q_norm, k_norm, norm_eps, turned, slots, k_cache, v_cache, scales, scale_stride,
-    NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
+    key_offset, NUM_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Program (row, tile): TILE heads of one row, first the query heads' tiles, then the keys', then the values'."""
     Q_TILES: tl.constexpr = (NUM_HEADS + TILE - 1) // TILE
@@ -157,7 +157,8 @@ def _rope_store_kernel(
         k = k.to(qkv.dtype.element_ty)
         if slots is not None:
             at, place = k_cache + (slot * KV_HEADS + head) * HEAD_DIM + channels, slot + head * scale_stride
-            k = store_heads(k, at, head < num_stored, scales, place, head < num_stored).to(k.dtype)
+            k = less_offset(k, key_offset, head, head < KV_HEADS, HEAD_DIM)
+            k = store_heads(k, at, head < num_stored, scales, place, head < num_stored).to(qkv.dtype.element_ty)
         if turned is not None:
             tl.store(turned + (NUM_HEADS + head) * HEAD_DIM + channels, k, head < KV_HEADS)
     elif slots is not None:

@@ -1,5 +1,7 @@
 """KV caches for the kernels' tests: made of float tensors, moved, and compared."""
 
+from dataclasses import replace
+
 import torch
 
 from framework.kernels.layer_cache import LayerCache, quantize_heads
@@ -17,7 +19,15 @@ def copy_cache(cache, device, dtype):
     """A copy on `device`, in `dtype` unless it is int8."""
     if cache.scales is None:
         return LayerCache(*(part.to(device, dtype, copy=True) for part in (cache.k, cache.v)))
-    return LayerCache(*(part.to(device, copy=True) for part in (cache.k, cache.v, cache.scales)))
+    offset = None if cache.key_offset is None else cache.key_offset.to(device)
+    return LayerCache(*(part.to(device, copy=True) for part in (cache.k, cache.v, cache.scales)), offset)
+
+
+def with_key_offset(cache):
+    """An int8 cache that takes something large off channels 1 and 3 of the keys that come, and less off the others."""
+    offset = torch.randn(cache.k.shape[1:])
+    offset[:, 1:4:2] *= 100.0
+    return replace(cache, key_offset=offset)
 
 
 def contents(cache):

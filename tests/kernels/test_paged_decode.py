@@ -20,7 +20,7 @@ from framework.kernels.paged_decode import (
     parts_wanted,
     plain_paged_decode,
 )
-from tests.kernels.caches import assert_close, contents, copy_cache, make_cache, step_of
+from tests.kernels.caches import assert_close, contents, copy_cache, make_cache, step_of, with_key_offset
 from tests.thinning import mostly_nightly
 
 pytest.importorskip("triton")
@@ -122,6 +122,14 @@ def test_heads(heads, is_int8):
 def test_padding_is_read_but_not_attended_to(num_splits, is_int8):
     case = make_case([40, 40, 40, 17, 1], head_dim=32, padding=[3, 16, 39, 16, 0], is_int8=is_int8)
     check(case, num_splits=num_splits, tiles=SMALL)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("num_splits", [1, 4])
+def test_the_offset_of_int8_keys_is_taken_off(num_splits):
+    case = make_case([40, 17, 0, 1], head_dim=32, is_int8=True)
+    case.args["cache"] = with_key_offset(case.args["cache"])
+    check(case, num_splits=num_splits, tiles=SMALL, tolerance=1e-4)
 
 
 @needs_interpreter

@@ -5,7 +5,7 @@ import torch
 
 from framework.kernels.layer_cache import LayerCache
 from framework.kernels.rope_store import plain_rope_store, rope_store
-from tests.kernels.caches import assert_close, contents, copy_cache, make_cache, step_of
+from tests.kernels.caches import assert_close, contents, copy_cache, make_cache, step_of, with_key_offset
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # without CUDA in Triton's interpreter
@@ -60,6 +60,16 @@ def test_heads(num_heads, num_kv_heads, head_dim, is_int8):
 @pytest.mark.parametrize(("rope", "norms"), [(False, False), (True, True), (False, True)])
 def test_rope_and_norms_are_optional(rope, norms, is_int8):
     check(make_case(rope=rope, norms=norms, is_int8=is_int8))
+
+
+@pytest.mark.parametrize("rope", [True, False])
+def test_the_offset_of_int8_keys_is_taken_off(rope):
+    case = make_case(num_kv_heads=3, num_heads=6, rope=rope, is_int8=True)
+    case["cache"] = with_key_offset(case["cache"])
+    check(case, 5e-5)
+    plain = plain_rope_store(**case | {"cache": None})[1]
+    kept = rope_store(**case)[1] + case["cache"].key_offset.to(DEVICE)
+    torch.testing.assert_close(kept, plain, atol=2.0, rtol=0)  # half a step of what lies 300 off
 
 
 @pytest.mark.parametrize("rope", [True, False])
