@@ -65,7 +65,7 @@ def window_logits(model: Llama | GPT2, token_ids: Tensor, kv_dtype: torch.dtype 
     blocks = None  # a window is a block
     if kv_dtype is not None:
         blocks = np.arange(num_windows)[:, None]
-        attach_cache(model, allocate_cache(config, token_ids.numel(), kv_dtype, token_ids.device))
+        attach_cache(model, allocate_cache(model, token_ids.numel(), kv_dtype))
     attention = plain_attention(
         *(lens, lens, np.zeros_like(lens), blocks),
         block_size=window_len,

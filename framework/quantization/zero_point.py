@@ -58,7 +58,8 @@ def quantize_tensor(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize_tensor(stored: Tensor, state: Tensor, dtype: torch.dtype) -> Tensor:
-    return (stored * state[0] + state[1]).to(dtype)
+    values = stored * state[0]
+    return values.add_(state[1]).to(dtype)  # one float32 tensor at a time: of a large head's it is 2 GiB
 
 
 @cache

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from framework.engine.torch_engine.sampling import Sampling
+from framework.engine.torch_engine.step_memory import step_bytes
 from framework.models.footprint import footprint
 from framework.quantization import int8_weight_only, torchao_int8
 from tests.models.loaded_models import logits
@@ -28,3 +30,6 @@ def test_torchao_is_as_near_and_as_small(family):
     error = (logits(theirs, TOKENS).double() - expected).norm() / expected.norm()
     assert 1e-3 < error < 0.05
     assert footprint(theirs)["weights"] <= footprint(own)["total"]
+    assert (
+        step_bytes(theirs, Sampling(0.0, 0, 1.0, 0), 512, 64) > 512 * 64 * 2
+    )  # its tensors take part, by their shapes

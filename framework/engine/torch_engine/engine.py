@@ -22,7 +22,14 @@ from framework.engine.torch_engine.cpu_steps import CpuSteps
 from framework.engine.torch_engine.gpu_steps import GpuSteps
 from framework.engine.torch_engine.grammar import Grammars
 from framework.engine.torch_engine.in_flight import Launched
-from framework.engine.torch_engine.kv_cache import CacheSize, allocate_cache, attach_cache, size_cache
+from framework.engine.torch_engine.key_bias import tell_of_biases
+from framework.engine.torch_engine.kv_cache import (
+    CacheSize,
+    allocate_cache,
+    attach_cache,
+    size_cache,
+    too_little_memory,
+)
 from framework.engine.torch_engine.mixed import check_captured
 from framework.engine.torch_engine.options import EngineOptions
 from framework.engine.torch_engine.prompt_tokens import check_prompt, prompt_token_ids
@@ -38,10 +45,11 @@ class TorchEngine:
     """Runs `model` over a paged KV cache of `num_blocks` blocks.
 
     The cache's size is `num_blocks`, or what `kv_cache_bytes` hold beside the adapter slots, or what `memory_bytes`
-    hold beside these and the weights; with none of them, 90% of the GPU memory that is free now after a headroom of 2
-    GiB, or 512 MiB on a CPU, and no more than `max_num_blocks`. `kv_dtype` "int8" keeps keys and values in about half
-    the bytes (None: in the model's dtype). Tokens are sampled with `temperature` (0: greedy), `top_k` (0: off) and
-    `top_p` (1: off). `use_cache=False` keeps no keys and values: every step recomputes prompt and output so far.
+    hold beside these and the weights; with none of them, 90% of the GPU memory that is free now beside what steps of
+    8,192 tokens and 256 sequences take and a headroom of 2 GiB, or 512 MiB on a CPU, and no more than `max_num_blocks`.
+    `kv_dtype` "int8" keeps keys and values in about half the bytes (None: in the model's dtype). `use_cache=False`
+    keeps none: every step recomputes prompt and output so far. Tokens are sampled with `temperature` (0: greedy),
+    `top_k` (0: off) and `top_p` (1: off).
     `num_threads` CPU threads compute a step, in the whole process (None: one per core); more than one makes times
     unsteady where cores are shared.
 
@@ -88,9 +96,11 @@ class TorchEngine:
             overlap=overlap,
             num_threads=num_threads,
         )
+        if options.kv_dtype == torch.int8:
+            tell_of_biases(model)
         attach_cache(model, [])  # what an earlier engine left would count as used memory
         limits = {"num_blocks": num_blocks, "kv_cache_bytes": kv_cache_bytes, "memory_bytes": memory_bytes}
-        size = size_cache(model, options, adapters.num_bytes, max_num_blocks=max_num_blocks, **limits)
+        size = size_cache(model, options, sampling, adapters.num_bytes, max_num_blocks=max_num_blocks, **limits)
         self._build(model, adapters, sampling, options, size)
 
     def _build(
@@ -98,6 +108,7 @@ class TorchEngine:
     ) -> None:
         norm = model.norm.weight  # of the activations' dtype, whatever the quantization
         self.model, self.adapters, self.options = model, adapters, options
+        self._size = size
         self.device, self.dtype, self.kv_dtype = norm.device, norm.dtype, options.kv_dtype
         self.num_blocks, self.block_size, self.num_cache_bytes = size.num_blocks, options.block_size, size.num_bytes
         self.num_adapter_slots, self.num_adapter_bytes = adapters.num_slots, adapters.num_bytes
@@ -106,7 +117,7 @@ class TorchEngine:
         self.on_progress: Callable[[str], None] = lambda message: None
         self._compiled = compile_blocks(model) if options.compile else {}
         num_slots = size.num_blocks * options.block_size
-        self._cache = allocate_cache(model.config, num_slots, self.kv_dtype, self.device) if options.use_cache else []
+        self._cache = allocate_cache(model, num_slots, self.kv_dtype) if options.use_cache else []
         attach_cache(model, self._cache)
         self._sampler = Sampler(sampling, Grammars(model.config, self.device), self.device)
         self._steps: GpuSteps | CpuSteps
@@ -155,15 +166,11 @@ class TorchEngine:
         torch.set_num_threads(self.options.num_threads)
         self._in_flight.clear()
         self._kind_of_step, self._num_collected = "warm-up step", 0
+        num_rows = most_rows(requests, max_num_seqs, max_num_batched_tokens)
         try:
-            self._warm_up(max_num_seqs, most_rows(requests, max_num_seqs, max_num_batched_tokens))
+            self._warm_up(max_num_seqs, num_rows)
         except torch.OutOfMemoryError as error:
-            free_bytes, total_bytes = torch.cuda.mem_get_info(self.device)
-            raise ValueError(
-                f"no memory is left to run batches of {max_num_seqs}: {free_bytes / 2**30:.1f} of "
-                f"{total_bytes / 2**30:.1f} GiB are free beside the weights and {self.num_blocks} KV blocks; lower "
-                "engine.kv_cache_bytes or the scheduler's max_num_seqs"
-            ) from error
+            raise self._too_little_memory(num_rows, max_num_seqs) from error
         self._collected_time = 0.0
         self._kind_of_step, self._num_collected = "step", 0
         self._sampler.reseed()
@@ -208,8 +215,11 @@ class TorchEngine:
         start_time = self.timer()
         options = self.options
         is_replayed = options.cuda_graphs and batch.num_prefill_tokens == 0
-        with compilation_refused() if options.is_on_gpu and not is_replayed else nullcontext():
-            self._launch(batch, start_time)
+        try:
+            with compilation_refused() if options.is_on_gpu and not is_replayed else nullcontext():
+                self._launch(batch, start_time)
+        except torch.OutOfMemoryError as error:
+            raise self._too_little_memory(sum(batch.num_tokens), len(batch.sequences)) from error
 
     def collect(self) -> StepResult:
         """Wait for the oldest step in flight; ValueError naming it and a request whose logits are not finite."""
@@ -225,6 +235,10 @@ class TorchEngine:
         hidden = begun - launched.start_time
         waits = {} if launched.loading is None else launched.loading.waits(hidden, elapsed)
         return StepResult(token_ids, elapsed, prepare=launched.prepare, device=device, adapter_waits=waits)
+
+    def _too_little_memory(self, num_rows: int, num_seqs: int) -> ValueError:
+        sampling, adapter_bytes = self._sampler.sampling, self.num_adapter_bytes
+        return too_little_memory(self.model, self.options, sampling, self._size, adapter_bytes, num_rows, num_seqs)
 
     def _not_finite(self, sequence: Sequence) -> str:
         step, request_id = f"{self._kind_of_step} {self._num_collected}", sequence.request.request_id

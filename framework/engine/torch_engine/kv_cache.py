@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from framework.engine.torch_engine.key_bias import key_offsets
 from framework.engine.torch_engine.options import EngineOptions
+from framework.engine.torch_engine.sampling import Sampling
+from framework.engine.torch_engine.step_memory import MOST_ROWS, MOST_SEQS, needed_bytes
 from framework.kernels.layer_cache import SCALE_DTYPE, LayerCache
 from framework.models.config import ModelConfig
 from framework.models.footprint import footprint
@@ -15,8 +19,8 @@ from framework.models.layers import PagedAttention
 from framework.models.llama import Llama
 
 CPU_CACHE_BYTES = 512 * 2**20
-CUDA_CACHE_SHARE = 0.9  # of the memory that is free once the weights are loaded and the headroom is set aside
-CUDA_HEADROOM_BYTES = 2 * 2**30  # activations, gathered keys and values, and logits of one step
+CUDA_CACHE_SHARE = 0.9  # of the memory that is free beside the weights, what steps need, and the headroom
+CUDA_HEADROOM_BYTES = 2 * 2**30  # keys and values that plain attention gathers, adapters' copies, libraries' own memory
 
 
 def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
@@ -25,24 +29,32 @@ def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) ->
     return 2 * config.num_layers * config.num_kv_heads * head_bytes * block_size
 
 
-def default_cache_bytes(device: torch.device) -> int:
-    """512 MiB on a CPU; on a GPU 90% of the memory now free after a headroom of 2 GiB."""
+def free_bytes_of(device: torch.device) -> int | None:
+    """What is free on a GPU now, with what PyTorch keeps for later; None on a CPU, whose memory is not looked at."""
     if device.type != "cuda":
-        return CPU_CACHE_BYTES
+        return None
     torch.cuda.empty_cache()
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    return int(CUDA_CACHE_SHARE * (free_bytes - CUDA_HEADROOM_BYTES))
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def automatic_cache_bytes(free_bytes: int | None, needed_bytes: int) -> int:
+    """512 MiB on a CPU; on a GPU 90% of what is free beside the `needed_bytes` of steps and a headroom of 2 GiB."""
+    if free_bytes is None:
+        return CPU_CACHE_BYTES
+    return max(0, int(CUDA_CACHE_SHARE * (free_bytes - needed_bytes - CUDA_HEADROOM_BYTES)))
 
 
 @dataclass(frozen=True, slots=True)
 class CacheSize:
     num_blocks: int
     num_bytes: int  # of all layers' keys, values and scales; 0 if none are kept
+    free_bytes: int | None  # of a GPU, before there was a cache
 
 
 def size_cache(
     model: Llama | GPT2,
     options: EngineOptions,
+    sampling: Sampling,
     adapter_bytes: int,
     *,
     num_blocks: int | None,
@@ -68,13 +80,16 @@ def size_cache(
     if kv_cache_bytes is not None and kv_cache_bytes < 1:
         raise ValueError(f"engine.kv_cache_bytes {kv_cache_bytes} must be at least 1")
     block_bytes = bytes_per_block(model.config, options.block_size, options.kv_dtype)
-    if num_blocks is None:
-        num_blocks = _blocks_that_fit(model.norm.weight.device, block_bytes, options, kv_cache_bytes, adapter_bytes)
-        if kv_cache_bytes is None and max_num_blocks is not None:
-            num_blocks = min(num_blocks, max_num_blocks)
+    free_bytes = free_bytes_of(model.norm.weight.device)
+    if num_blocks is None and kv_cache_bytes is None:
+        num_blocks = _automatic_blocks(model, options, sampling, adapter_bytes, free_bytes)
+        num_blocks = num_blocks if max_num_blocks is None else min(num_blocks, max_num_blocks)
+    elif num_blocks is None:
+        assert kv_cache_bytes is not None
+        num_blocks = _blocks_of_budget(kv_cache_bytes, memory_bytes, block_bytes, options.block_size, adapter_bytes)
     if num_blocks < 1:
         raise ValueError(f"num_blocks {num_blocks} must be at least 1")
-    return CacheSize(num_blocks, num_blocks * block_bytes if options.use_cache else 0)
+    return CacheSize(num_blocks, num_blocks * block_bytes if options.use_cache else 0, free_bytes)
 
 
 def bytes_beside_weights(model: Llama | GPT2, memory_bytes: int) -> int:
@@ -83,25 +98,71 @@ def bytes_beside_weights(model: Llama | GPT2, memory_bytes: int) -> int:
     if weight_bytes >= memory_bytes:
         raise ValueError(
             f"the weights take {weight_bytes:,} bytes; engine.memory_bytes is {memory_bytes:,} for them and the KV "
-            "cache: raise it, or quantize the weights"
+            f"cache: raise it above {weight_bytes}, or quantize the weights"
         )
     return memory_bytes - weight_bytes
 
 
-def _blocks_that_fit(
-    device: torch.device, block_bytes: int, options: EngineOptions, kv_cache_bytes: int | None, adapter_bytes: int
+def _automatic_blocks(
+    model: Llama | GPT2, options: EngineOptions, sampling: Sampling, adapter_bytes: int, free_bytes: int | None
 ) -> int:
-    cache_bytes = default_cache_bytes(device) if kv_cache_bytes is None else kv_cache_bytes
-    if kv_cache_bytes is not None or device.type != "cuda":  # what is free on a GPU is so beside the slots
-        cache_bytes -= adapter_bytes
+    """Of what the device has free; on a GPU that is so beside the adapter slots."""
+    block_bytes = bytes_per_block(model.config, options.block_size, options.kv_dtype)
+    needed = 0 if free_bytes is None else needed_bytes(model, options, sampling)
+    cache_bytes = automatic_cache_bytes(free_bytes, needed) - (adapter_bytes if free_bytes is None else 0)
+    if cache_bytes >= block_bytes:
+        return cache_bytes // block_bytes
+    if free_bytes is None:
+        return _blocks_of_budget(CPU_CACHE_BYTES, None, block_bytes, options.block_size, adapter_bytes)
+    least = adapter_bytes + block_bytes
+    raise ValueError(
+        f"{free_bytes / 2**30:.1f} GiB are free beside the weights; steps of {MOST_ROWS:,} tokens and {MOST_SEQS} "
+        f"sequences take {needed / 2**30:.1f} GiB of them, {CUDA_HEADROOM_BYTES / 2**30:.1f} are kept free, and no "
+        f"block of {block_bytes:,} bytes is left: for smaller steps set engine.kv_cache_bytes to {least} or more"
+    )
+
+
+def _blocks_of_budget(
+    kv_cache_bytes: int, memory_bytes: int | None, block_bytes: int, block_size: int, adapter_bytes: int
+) -> int:
+    """ValueError with the least that the budget's key must be if no block fits."""
+    cache_bytes = kv_cache_bytes - adapter_bytes
     if cache_bytes < block_bytes:
         adapters = f" (adapter slots take {adapter_bytes / 2**20:.1f} MiB)" if adapter_bytes else ""
-        memory = f"free memory on {device}" if kv_cache_bytes is None else "raise engine.kv_cache_bytes or memory_bytes"
+        least = adapter_bytes + block_bytes
+        key = f"kv_cache_bytes to {least}"
+        if memory_bytes is not None:
+            key = f"memory_bytes to {memory_bytes - kv_cache_bytes + least}"
         raise ValueError(
             f"a KV cache of {cache_bytes / 2**20:.1f} MiB holds no block of {block_bytes / 2**20:.1f} MiB "
-            f"({options.block_size} tokens){adapters}; {memory}, or use a smaller model or block_size"
+            f"({block_size} tokens){adapters}; raise engine.{key} at least, or use a smaller model or block_size"
         )
     return cache_bytes // block_bytes
+
+
+def too_little_memory(
+    model: Llama | GPT2,
+    options: EngineOptions,
+    sampling: Sampling,
+    size: CacheSize,
+    adapter_bytes: int,
+    num_rows: int,
+    num_seqs: int,
+) -> ValueError:
+    """For a step of so many tokens and sequences that found no memory on a GPU beside a cache of this size."""
+    needed, device = needed_bytes(model, options, sampling, num_rows, num_seqs), model.norm.weight.device
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    block_bytes = bytes_per_block(model.config, options.block_size, options.kv_dtype)
+    cache_bytes = min(automatic_cache_bytes(size.free_bytes, needed), int(CUDA_CACHE_SHARE * size.num_bytes))
+    advice = "lower the scheduler's max_num_batched_tokens or max_num_seqs"
+    if cache_bytes >= block_bytes:
+        now = size.num_bytes + adapter_bytes
+        advice = f"set engine.kv_cache_bytes={cache_bytes + adapter_bytes} (it is {now} now), or {advice}"
+    return ValueError(
+        f"no memory is left for a step of {num_rows:,} tokens and {num_seqs} sequences: it takes up to "
+        f"{needed / 2**30:.2f} GiB beside the weights and the KV cache, and {free_bytes / 2**30:.2f} of "
+        f"{total_bytes / 2**30:.2f} GiB are free on {device}; {advice}"
+    )
 
 
 def attention_modules(model: Llama | GPT2) -> list[PagedAttention]:
@@ -109,10 +170,12 @@ def attention_modules(model: Llama | GPT2) -> list[PagedAttention]:
     return [module for module in model.modules() if isinstance(module, PagedAttention)]
 
 
-def allocate_cache(config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device) -> list[LayerCache]:
+def allocate_cache(model: Llama | GPT2, num_slots: int, dtype: torch.dtype) -> list[LayerCache]:
     """One LayerCache per layer; ValueError with the numbers if the device has no room for them."""
+    config, device = model.config, model.norm.weight.device
+    offsets = key_offsets(model) if dtype == torch.int8 else [None] * config.num_layers
     try:
-        return [_allocate_layer(config, num_slots, dtype, device) for _ in range(config.num_layers)]
+        return [_allocate_layer(config, num_slots, dtype, device, offset) for offset in offsets]
     except torch.OutOfMemoryError as error:  # of a GPU
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
         raise ValueError(
@@ -129,11 +192,14 @@ def allocate_cache(config: ModelConfig, num_slots: int, dtype: torch.dtype, devi
         ) from error
 
 
-def _allocate_layer(config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device) -> LayerCache:
+def _allocate_layer(
+    config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device, key_offset: Tensor | None
+) -> LayerCache:
     k, v = (torch.zeros(num_slots, config.num_kv_heads, config.head_dim, dtype=dtype, device=device) for _ in range(2))
     if dtype != torch.int8:
         return LayerCache(k, v)
-    return LayerCache(k, v, torch.zeros(2, config.num_kv_heads, num_slots, dtype=SCALE_DTYPE, device=device))
+    scales = torch.zeros(2, config.num_kv_heads, num_slots, dtype=SCALE_DTYPE, device=device)
+    return LayerCache(k, v, scales, key_offset)
 
 
 def attach_cache(model: Llama | GPT2, caches: list[LayerCache]) -> None:
