@@ -46,7 +46,7 @@ def test_the_help_fits_a_terminal_and_names_presets_and_groups():
         ("trace=azure_con", "did you mean 'azure_conv'"),
         ("+scheduler@arms.x.scheduler=statik", "did you mean 'static'"),
         ("experiment=generate,generat", "experiment=generat: there is no such experiment"),
-        ("quantization=int8", "did you mean 'int8_"),
+        ("quantization=int8_dynamc", "did you mean 'int8_dynamic'"),
         ("experiment=multi_lora/turn", r"did you mean 'multi_lora/turns'\?; allowed: multi_lora/llama_8b, multi_lora/"),
         ("experiment=lora/course", "there is no such experiment; allowed: lora$"),
         ("experiment=slora", "did you mean 'papers/slora'"),

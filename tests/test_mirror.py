@@ -32,6 +32,7 @@ OF_SEVERAL_MODULES = {  # test file → what it tests
     "models/test_unusual.py": "checkpoints that users reported",
     "quantization/test_run.py": "quantization= on the command line",
     "quantization/test_schemes.py": "what every scheme promises",
+    "quantization/test_tiny_quality.py": "what the schemes cost the model in models/tiny",
     "report/test_browser.py": "pages in Chromium",
     "scheduler/test_conf.py": "the schedulers in conf/scheduler",
     "test_commands.py": "the commands in README and docs",

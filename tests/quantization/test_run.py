@@ -22,7 +22,7 @@ def test_arms_of_every_scheme_in_one_study(cli, smallest, tmp_path):
     assert targets == {f"framework.quantization.{name}.quantize" for name in ALL}
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, "int8"])
 def test_generate(cli, name):
     code, output = cli("experiment=generate", f"quantization={name}", "num_output_tokens=3", "device=cpu")
     assert code == 0, output
