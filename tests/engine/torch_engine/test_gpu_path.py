@@ -13,7 +13,6 @@ from tests.engine.torch_engine.hand_schedules import generate_alone, make_reques
 from tests.engine.torch_engine.test_engine import GPT2_CONFIG
 from tests.engine.torch_engine.test_engine import make_engine as make_any_engine
 from tests.engine.torch_engine.test_gpu_steps import SCHEDULERS, pretend, with_kernels  # noqa: F401
-from tests.thinning import mostly_nightly
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the real path is tested there")
@@ -29,7 +28,13 @@ PROMPT_LENS, OUTPUT_LENS = [7, 13, 1, 12], [4, 6, 8, 1]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "num_steps_ahead"), mostly_nightly(["mixed", "static", "split prompts", "preemptions"], [0, 1])
+    ("name", "num_steps_ahead"),
+    [
+        ("mixed", 1),
+        ("static", 0),
+        pytest.param("split prompts", 1, marks=pytest.mark.nightly),
+        pytest.param("preemptions", 1, marks=pytest.mark.nightly),
+    ],
 )
 def test_windows_through_the_kernels(pretend, with_kernels, name, num_steps_ahead):  # noqa: F811
     """In chunks, decode steps and whole prompts, most of which are longer than the window."""

@@ -135,8 +135,10 @@ def with_kernels(request, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["continuous", "split prompts", "static", "mixed", "preemptions"])
-@pytest.mark.parametrize("num_steps_ahead", [0, 1])
+@pytest.mark.parametrize(
+    ("name", "num_steps_ahead"),
+    mostly_nightly(["mixed", "static", "split prompts", "preemptions", "continuous"], [1, 0]),
+)
 def test_kernels_and_rows_of_nobody_change_no_token(pretend, with_kernels, name, num_steps_ahead):
     requests = make_requests(PROMPT_LENS, OUTPUT_LENS)
     engine = pretend(num_steps_ahead, num_blocks=4 if name == "preemptions" else 64)

@@ -48,8 +48,8 @@ def test_the_prompts_of_a_batch_are_padded_to_the_longest(cli, smallest, monkeyp
     batches = []
     step_inputs = cpu_steps.step_inputs
 
-    def watched(batch, **options):
-        inputs = step_inputs(batch, **options)
+    def watched(batch, *others, **options):
+        inputs = step_inputs(batch, *others, **options)
         batches.append((inputs.query_lens.tolist(), inputs.padding.tolist()))
         return inputs
 

@@ -40,8 +40,8 @@ def test_without_a_cache_every_token_is_computed_anew(cli, smallest, monkeypatch
     num_tokens = []
     step_inputs = cpu_steps.step_inputs
 
-    def watched(batch, **options):
-        inputs = step_inputs(batch, **options)
+    def watched(batch, *others, **options):
+        inputs = step_inputs(batch, *others, **options)
         num_tokens.append(len(inputs.token_ids))
         return inputs
 
