@@ -64,6 +64,7 @@ class Sequence:
     static batching), then the prompt, then the output. `num_computed_tokens` of these slots are computed, or will be
     when the steps in flight end. `num_unscheduled_tokens` output tokens are in no step yet. Its adapter is on the
     device in slot `adapter_slot` (0: it has none, or is not running), and made it wait for `adapter_load_wait` seconds.
+    `num_cached_tokens` of its prompt were in a prefix cache when it was first admitted.
     """
 
     __slots__ = (
@@ -72,6 +73,7 @@ class Sequence:
         "arrival_time",
         "block_table",
         "is_finished",
+        "num_cached_tokens",
         "num_computed_tokens",
         "num_padding",
         "num_preemptions",
@@ -90,6 +92,7 @@ class Sequence:
         self.output_token_ids: list[int] = []
         self.token_times: list[float] = []  # one timestamp (s) per output token
         self.block_table: list[int] = []
+        self.num_cached_tokens = 0
         self.num_computed_tokens = 0
         self.num_padding = 0
         self.num_preemptions = 0
@@ -196,6 +199,7 @@ class Step:
     num_adapter_loads: int = 0
     adapter_wait: float = 0.0  # for adapters that were not on the device yet
     server: int = 0  # which of the replay's servers took it
+    num_cached_blocks: int = 0  # free ones that a prefix cache keeps
 
 
 class Scheduler(Protocol):
@@ -223,6 +227,10 @@ class Scheduler(Protocol):
 
     @property
     def num_used_blocks(self) -> int: ...
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Free blocks whose contents a prefix cache keeps."""
 
     def check(self, request: Request) -> None:
         """Raise ValueError if the request could never be scheduled; the reason names no request: they share it."""

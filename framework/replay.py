@@ -109,6 +109,7 @@ class Server:
             num_adapter_loads=len(batch.adapter_loads),
             adapter_wait=max(result.adapter_waits.values(), default=0.0),
             server=self.index,
+            num_cached_blocks=self.scheduler.num_cached_blocks,
         )
 
     def record(self, step: Step, batch: Batch) -> None:

@@ -21,7 +21,7 @@ COLUMNS = (
     "arm,rate,seed,num_requests,num_completed,num_refused,duration_s,request_throughput,output_throughput,total_throughput,"
     "ttft_mean,ttft_p50,ttft_p90,ttft_p95,ttft_p99,tpot_mean,tpot_p50,tpot_p90,tpot_p95,tpot_p99,"
     "itl_mean,itl_p50,itl_p90,itl_p95,itl_p99,e2e_mean,e2e_p50,e2e_p90,e2e_p95,e2e_p99,"
-    "normalized_latency_mean,normalized_latency_p50,slo_attainment,goodput,mean_batch_size,num_preemptions"
+    "normalized_latency_mean,normalized_latency_p50,slo_attainment,goodput,mean_batch_size,num_preemptions,prefix_hits"
 )
 
 

@@ -165,6 +165,12 @@ def mean_batch_size(window: Window) -> float:
     return float(np.average(steps["num_seqs"], weights=steps["elapsed"])) if is_measured else float("nan")
 
 
+def prefix_hits(window: Window) -> float:
+    served = window.offered[window.offered["scheduled_time"].notna()]
+    num_tokens = served["num_prompt_tokens"].sum()
+    return float(served["num_cached_tokens"].sum() / num_tokens) if num_tokens else float("nan")
+
+
 def waiting_growth(requests: pd.DataFrame) -> float:
     """A rate x times what a server can do makes it x − 1, a lower one 0; infinite where all arrive at once."""
     ordered = requests.sort_values("arrival_time")
@@ -242,6 +248,12 @@ METRICS = (
     Metric(
         "num_preemptions", "preemptions", COUNT, "how often running sequences gave their KV blocks back",
         lambda window: int(window.offered["num_preemptions"].sum()),
+    ),
+    Metric(
+        "prefix_hits", "prefix hits", SHARE,
+        "prompt tokens that the prefix cache had when their request was first admitted / prompt tokens of all requests "
+        "that were; 0 without a cache",
+        prefix_hits,
     ),
     Metric(
         "waiting_growth", "growth of waiting", COUNT,

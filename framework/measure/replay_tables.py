@@ -28,6 +28,7 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
             "arrival_time": sequence.arrival_time,
             "num_prompt_tokens": sequence.request.num_prompt_tokens,
             "num_output_tokens": len(sequence.output_token_ids),
+            "num_cached_tokens": sequence.num_cached_tokens,
             "scheduled_time": sequence.scheduled_time,
             "first_token_time": sequence.token_times[0] if sequence.token_times else np.nan,
             "finish_time": sequence.token_times[-1] if sequence.is_finished else np.nan,

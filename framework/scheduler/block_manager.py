@@ -1,6 +1,9 @@
-"""Hands out the fixed-size blocks of the paged KV cache; a block belongs to at most one sequence."""
+"""Hands out the fixed-size blocks of the paged KV cache; a block belongs to at most one sequence.
 
-from framework.core import Request, Sequence
+A PrefixCache in its place shares them.
+"""
+
+from framework.core import Batch, Request, Sequence
 
 
 class BlockManager:
@@ -19,19 +22,45 @@ class BlockManager:
 
     @property
     def num_used(self) -> int:
-        return self.num_blocks - len(self.free)
+        return self.num_blocks - self.num_free
+
+    @property
+    def num_cached(self) -> int:
+        """Free blocks whose contents are kept: none."""
+        return 0
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
+    def missing(self, sequence: Sequence) -> tuple[int, int]:
+        """How many tokens a sequence without blocks has to compute, and how many of the free blocks it would take."""
+        return sequence.num_tokens, self.num_blocks_for(sequence.num_tokens)
+
+    def admit(self, sequence: Sequence) -> None:
+        """Give a sequence blocks for all its tokens; the caller has made sure that enough are free.
+
+        Its `num_computed_tokens` are those that it need not compute.
+        """
+        self.grow(sequence, sequence.num_tokens)
+
+    def take(self) -> int:
+        """One of the free blocks, of which the caller has made sure that there is one."""
+        return self.free.pop()
+
+    def keep(self, batch: Batch) -> None:
+        """The step of this batch is over: its full blocks may be shared from now on."""
+
     def grow(self, sequence: Sequence, num_tokens: int) -> None:
         """Extend the block table to hold `num_tokens`; the caller has made sure that enough blocks are free."""
         for _ in range(self.num_blocks_for(num_tokens) - len(sequence.block_table)):
-            sequence.block_table.append(self.free.pop())
+            sequence.block_table.append(self.take())
 
     def release(self, sequence: Sequence) -> None:
         self.free.extend(reversed(sequence.block_table))
         sequence.block_table.clear()
+
+    def forget(self, sequence: Sequence) -> None:
+        """The sequence has ended."""
 
     def check(self, request: Request) -> None:
         """Raise ValueError if the request's whole context would not fit into an empty cache."""

@@ -12,6 +12,7 @@ from framework.core import Batch, Request, Sequence
 from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.adapter_turns import AdapterTurns
 from framework.scheduler.block_manager import BlockManager
+from framework.scheduler.prefix_cache import Eviction, PrefixCache
 
 Steps = Literal["prompts_first", "mixed", "alternate"]
 
@@ -30,6 +31,10 @@ class ContinuousScheduler:
     A prompt goes on before the next one is admitted. It is cut where the budget ends. With `whole_prompts` it waits for
     a step that has room for all of it, and is cut only where that is too long for a step without other prompts. Its
     admission takes blocks for all of it. Nobody is admitted in a step that preempts.
+
+    With `prefix_cache` full blocks are kept when their sequences end or are preempted, and taken by those whose tokens
+    begin the same way; it says which free block is evicted first. What is found is not computed, and takes nothing of
+    the budget. A block is found once the step that computes it is over, and a prompt's last token never is.
 
     `watermark` is the share of the blocks that an admission leaves free, so that a new sequence is not preempted at
     once. The running sequences use up to `max_loras` adapters (None: as many as there are slots); a request whose
@@ -53,6 +58,7 @@ class ContinuousScheduler:
         max_loras: int | None = None,
         prefetch: bool = True,
         adapter_cycle_time: float | None = None,
+        prefix_cache: Eviction | None = None,
         num_adapter_slots: int = 0,
         max_model_len: int | None = None,
     ) -> None:
@@ -64,6 +70,8 @@ class ContinuousScheduler:
         self.max_num_batched_tokens = token_budget(max_num_batched_tokens, max_model_len, steps, max_num_seqs)
         self.steps, self.whole_prompts = steps, whole_prompts
         self.blocks = BlockManager(num_blocks, block_size)
+        if prefix_cache is not None:
+            self.blocks = PrefixCache(num_blocks, block_size, prefix_cache, has_adapters=num_adapter_slots > 0)
         self.adapters = AdapterSlots(num_adapter_slots, max_loras)
         self.waiting: deque[Sequence] | AdapterTurns = deque()
         self.turns: AdapterTurns | None = None
@@ -84,6 +92,10 @@ class ContinuousScheduler:
     @property
     def num_used_blocks(self) -> int:
         return self.blocks.num_used
+
+    @property
+    def num_cached_blocks(self) -> int:
+        return self.blocks.num_cached
 
     def check(self, request: Request) -> None:
         self.blocks.check(request)
@@ -107,6 +119,7 @@ class ContinuousScheduler:
         return batch
 
     def postprocess(self, batch: Batch, token_ids: list[int | None], now: float) -> int:
+        self.blocks.keep(batch)
         num_delivered = 0
         any_finished = False
         for sequence, token_id in zip(batch.sequences, token_ids, strict=True):
@@ -196,28 +209,29 @@ class ContinuousScheduler:
         first = self.waiting[0]
         if not self.adapters.can_admit(first) or (self.turns is not None and not self.turns.has_turn(first)):
             return False
-        num_tokens = first.num_tokens
+        num_tokens, num_blocks = self.blocks.missing(first)
         if self.whole_prompts and num_tokens > budget and not alone:
             return False
         reserved = self.num_reserved_blocks if self.running else 0
-        return self.blocks.num_blocks_for(num_tokens) + reserved <= self.blocks.num_free
+        return num_blocks + reserved <= self.blocks.num_free
 
     def _admit(self, now: float) -> Sequence:
         """Take the first of the waiting into the running, with blocks for all its tokens."""
         sequence = self.waiting.popleft()
-        self.blocks.grow(sequence, sequence.num_tokens)
+        self.blocks.admit(sequence)
         self.adapters.admit(sequence)
         self.running.append(sequence)
         if sequence.scheduled_time is None:
             sequence.scheduled_time = now
+            sequence.num_cached_tokens = sequence.num_computed_tokens
         return sequence
 
     def _grow(self, sequence: Sequence) -> None:
         """One block more; preempts those admitted last until one is free, this one too if nobody came after it."""
-        while not self.blocks.free and sequence.num_computed_tokens:
+        while not self.blocks.num_free and sequence.num_computed_tokens:
             self._preempt()
         if sequence.num_computed_tokens:
-            sequence.block_table.append(self.blocks.free.pop())
+            sequence.block_table.append(self.blocks.take())
 
     def _preempt(self) -> None:
         sequence = self.running.pop()
@@ -230,6 +244,7 @@ class ContinuousScheduler:
 
     def _retire(self, sequence: Sequence) -> None:
         self.adapters.release(sequence)
+        self.blocks.forget(sequence)
         if sequence.block_table:
             self.blocks.release(sequence)
         else:  # a stop token came after the sequence was preempted

@@ -48,6 +48,10 @@ class StaticScheduler:
     def num_used_blocks(self) -> int:
         return self.blocks.num_used
 
+    @property
+    def num_cached_blocks(self) -> int:
+        return self.blocks.num_cached
+
     def check(self, request: Request) -> None:
         self.blocks.check(request)
 

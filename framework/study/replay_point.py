@@ -13,6 +13,7 @@ from operator import attrgetter
 import pandas as pd
 
 from framework.build import make_scheduler
+from framework.config import describe as as_data
 from framework.core import Engine, Request, Scheduler, Sequence, Trace
 from framework.engine.measured import MeasuredEngine
 from framework.measure.gpu_state import GpuRecord, GpuWatch
@@ -63,7 +64,7 @@ def replay_point(
         offered,
         step_table(steps),
         engine_record(engine),
-        trace_record(trace, refused, point.rate),
+        trace_record(trace, refused, point.rate, uses_prefixes=has_prefix_cache(arm)),
         None if gpu is None else gpu.record(),
     )
 
@@ -116,24 +117,30 @@ def engine_record(engine: Engine) -> EngineRecord:
     }
 
 
-def trace_record(trace: Trace, refused: dict[int, str], rate: float | None) -> TraceRecord:
+def has_prefix_cache(arm: Arm) -> bool:
+    return as_data(arm.scheduler).get("prefix_cache") is not None
+
+
+def trace_record(
+    trace: Trace, refused: dict[int, str], rate: float | None, *, uses_prefixes: bool = False
+) -> TraceRecord:
     return {
         "num_requests": len(trace.requests),
         "dropped": trace.dropped,
         "refused": counts(refused),
-        "ignored": [*trace.unread, *ignored_fields(trace.requests)],
+        "ignored": [*trace.unread, *ignored_fields(trace.requests, uses_prefixes)],
         "offered_rate": offered_rate(trace, rate),
     }
 
 
-def ignored_fields(requests: list[Request]) -> list[str]:
-    """Fields of these requests that could make a difference, but that no scheduler has a use for."""
+def ignored_fields(requests: list[Request], uses_prefixes: bool = False) -> list[str]:
+    """Fields of these requests that could make a difference, but that the arm's scheduler has no use for."""
     sessions = [request.session_id for request in requests if request.session_id is not None]
     prefixes = [prefix_id for request in requests for prefix_id in set(request.prefix_ids)]
     differs = {
         "priority": len({request.priority for request in requests}) > 1,
         "session_id": len(set(sessions)) < len(sessions),
-        "prefix_ids": len(set(prefixes)) < len(prefixes),
+        "prefix_ids": len(set(prefixes)) < len(prefixes) and not uses_prefixes,
     }
     return [name for name, does in differs.items() if does]
 

@@ -132,7 +132,7 @@ def test_metrics_of_a_million_requests(benchmark):
     arrivals = np.cumsum(rng.exponential(0.001, num_requests))
     times = arrivals[:, None] + np.cumsum(rng.exponential(0.02, (num_requests, num_tokens)), axis=1)
     table = pd.DataFrame({"arrival_time": arrivals, "first_token_time": times[:, 0], "finish_time": times[:, -1]})
-    table = table.assign(num_prompt_tokens=100, num_output_tokens=num_tokens, num_preemptions=0)
+    table = table.assign(num_prompt_tokens=100, num_output_tokens=num_tokens, num_preemptions=0, num_cached_tokens=0)
     table["scheduled_time"] = arrivals
     table["ttft"] = times[:, 0] - arrivals
     table["e2e"] = times[:, -1] - arrivals

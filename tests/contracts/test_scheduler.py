@@ -1,6 +1,7 @@
 """What the Scheduler protocol promises, for every scheduler in conf/scheduler and the README's example."""
 
 import inspect
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 import framework.scheduler
 from framework.build import make_scheduler, replay_trace
 from framework.core import Request, Sequence
+from framework.scheduler.prefix_cache import PrefixCache
 from tests.contracts.implementations import implementations, readme_classes
 from tests.fake_engine import FakeEngine, requests_at
 from tests.scheduler.shipped import NAMES, shipped
@@ -27,6 +29,7 @@ OPTIONS = {  # drawn for the schedulers that have them
     "max_wait": st.floats(0, 1),
     "prefetch": st.booleans(),
     "adapter_cycle_time": st.none() | st.floats(0.01, 1),
+    "prefix_cache": st.sampled_from([None, "lru", "lfu", "fifo"]),
     "max_model_len": st.just(MAX_MODEL_LEN),
 }
 OF_EXAMPLES = {"steps": st.sampled_from(["prompts_first", "mixed", "alternate"]), "whole_prompts": st.booleans()}
@@ -36,10 +39,22 @@ each_scheduler = pytest.mark.parametrize("make", SCHEDULERS.values(), ids=list(S
 @st.composite
 def workloads(draw):
     """(requests, blocks of the cache): the largest request fits, two of them perhaps not."""
-    row = st.tuples(st.floats(0, 5), st.integers(1, 20), st.integers(1, 12), st.sampled_from([None, "a", "b", "c"]))
+    row = st.tuples(
+        st.floats(0, 5),
+        st.integers(1, 20),
+        st.integers(1, 12),
+        st.sampled_from([None, "a", "b", "c"]),
+        st.lists(st.integers(0, 1), max_size=4),
+    )
     rows = sorted(draw(st.lists(row, min_size=1, max_size=25)), key=lambda row: row[0])
-    requests = [Request(index, *row[:3], adapter_id=row[3]) for index, row in enumerate(rows)]
-    largest = max(-(-(prompt + output) // BLOCK_SIZE) for _, prompt, output, _ in rows)
+    size = draw(st.sampled_from([3, 4, 8]))
+    requests = [
+        Request(
+            index, *row[:3], adapter_id=row[3], prefix_ids=tuple(row[4][: -(-row[1] // size)]), prefix_block_size=size
+        )
+        for index, row in enumerate(rows)
+    ]
+    largest = max(-(-(prompt + output) // BLOCK_SIZE) for _, prompt, output, *_ in rows)
     return requests, largest + draw(st.integers(0, 10))
 
 
@@ -78,12 +93,20 @@ def watched(make: partial, **options: object) -> partial:
             else:
                 self.num_in_flight += 1
                 self.check_batch(batch)
-            held = [block for sequence in self.added for block in sequence.block_table]
-            assert len(held) == len(set(held)) == self.num_used_blocks
-            assert set(held) <= set(range(self.num_blocks))
+            self.check_blocks()
             seated = [one for one in self.added if one.block_table and one.num_unscheduled_tokens > 0]
             assert len(seated) <= self.max_num_seqs
             return batch
+
+        def check_blocks(self):
+            """Only a prefix cache's are shared, and no more are in use than there are."""
+            held = Counter(block for sequence in self.added for block in sequence.block_table)
+            assert len(held) == self.num_used_blocks
+            assert set(held) <= set(range(self.num_blocks))
+            assert self.num_used_blocks + self.num_cached_blocks <= self.num_blocks
+            if not isinstance(getattr(self, "blocks", None), PrefixCache):
+                assert max(held.values(), default=1) == 1
+                assert self.num_cached_blocks == 0
 
         def num_preemptions(self):
             return sum(sequence.num_preemptions for sequence in self.added)
@@ -104,7 +127,11 @@ def watched(make: partial, **options: object) -> partial:
             rows = zip(batch.sequences, batch.starts, batch.num_tokens, strict=True)
             for index, (sequence, start, num_tokens) in enumerate(rows):
                 assert num_tokens > 0
-                assert start == self.ends.get(sequence, 0)
+                if sequence not in self.ends:  # its prompt begins, or what a prefix cache did not have of it
+                    assert start == 0 or isinstance(self.blocks, PrefixCache)
+                    assert start % BLOCK_SIZE == 0
+                    assert sequence.num_preemptions or start == sequence.num_cached_tokens < sequence.num_tokens
+                assert start == self.ends.get(sequence, start)
                 end = self.ends[sequence] = start + num_tokens
                 assert end == sequence.num_computed_tokens <= len(sequence.block_table) * BLOCK_SIZE
                 decodes = index < batch.num_decode_tokens

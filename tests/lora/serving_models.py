@@ -13,12 +13,14 @@ from tests.quantization.small_models import make_model
 CONTINUOUS = partial(ContinuousScheduler, max_num_seqs=4)
 
 
-def make_engine(family="llama", strategy=Loop, num_slots=2, quantize=lambda model: model, **options):
+def make_engine(
+    family="llama", strategy=Loop, num_slots=2, quantize=lambda model: model, block_size=4, num_blocks=40, **options
+):
     model = serve_adapters(
         quantize(make_model(family)), strategy=strategy, num_slots=num_slots, max_rank=8,
         adapters=lambda: LargeAdapters(ranks=[2, 8]),
     )  # fmt: skip
-    return TorchEngine(model, block_size=4, num_blocks=40, **options)
+    return TorchEngine(model, block_size=block_size, num_blocks=num_blocks, **options)
 
 
 class LargeAdapters(RandomAdapters):

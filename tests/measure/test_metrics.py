@@ -73,6 +73,16 @@ def test_whole_run():
     assert 0.0 <= numbers["slo_attainment_low"] < 1 / 3 < numbers["slo_attainment_high"] <= 1.0
     assert numbers["mean_batch_size"] == (1 * 1 + 3 * 3) / 4
     assert numbers["num_preemptions"] == 2
+    assert numbers["prefix_hits"] == 0.0
+
+
+def test_prefix_hits_are_tokens_of_the_prompts_that_were_admitted():
+    sequences = [sequence(0, 0.0, 100, [1.0]), sequence(1, 1.0, 60, [4.0]), Sequence(Request(2, 2.0, 40, 1))]
+    for one, num_cached_tokens in zip(sequences, (0, 48, 0), strict=True):
+        one.num_cached_tokens = num_cached_tokens
+    table = request_table(sequences, {2: "too long"})
+    assert table["num_cached_tokens"].tolist() == [0, 48, 0]
+    assert summarize(table, step_table(STEPS), {})["prefix_hits"] == 48 / 160
 
 
 def test_steady_window_is_between_warm_up_and_last_arrival():

@@ -45,6 +45,21 @@ def replayed(trace, seed=0, **components):
     return result, console.file.getvalue()
 
 
+def equal_beginnings(*, rate, seed) -> Trace:
+    """Of 13 tokens the first 8 are equal."""
+    names = [{"prefix_ids": (7, index), "prefix_block_size": 8} for index in range(3)]
+    return Trace([Request(index, float(index), 13, 2, **named) for index, named in enumerate(names)])
+
+
+@pytest.mark.parametrize(("prefix_cache", "ignored", "hits"), [(None, ["prefix_ids"], 0.0), ("lru", [], 16 / 39)])
+def test_prefixes_are_ignored_without_a_prefix_cache(prefix_cache, ignored, hits):
+    scheduler = partial(ContinuousScheduler, prefix_cache=prefix_cache)
+    result, _ = replayed(equal_beginnings, scheduler=scheduler)
+    assert result.trace["ignored"] == ignored
+    assert summarize(result.requests, result.steps, {})["prefix_hits"] == pytest.approx(hits)
+    assert result.steps["num_cached_blocks"].tolist() == ([0] * 6 if prefix_cache is None else [0, 0, 1, 1, 2, 2])
+
+
 def test_a_replay_leaves_tables_and_what_was_replayed_on_what():
     result, output = replayed(three_requests)
     assert result.trace == {

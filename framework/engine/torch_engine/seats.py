@@ -34,6 +34,7 @@ class Seats:
         self._free = list(range(self.empty))
         self._num_blocks = np.zeros(self.empty + 1, dtype=np.int64)  # entries of `tables` that the device has
         self.next_slots = np.full(self.empty + 1, -1)  # the slot of each seat's last token, or of its next chunk
+        self._num_preemptions = [0] * self.empty  # of each seat's sequence, which has other blocks since the last one
         self._recent: list[Sequence] = []  # of the last step, which may be in flight
 
     def take(self, sequences: list[Sequence]) -> IntArray:
@@ -99,6 +100,9 @@ class Seats:
             if not self._free:
                 self._reclaim({*batch, *self._recent})
             seat = self._seat_of[sequence] = self._free.pop()
+            self.next_slots[seat] = -1
+        if self._num_preemptions[seat] != sequence.num_preemptions:
+            self._num_preemptions[seat] = sequence.num_preemptions
             self.next_slots[seat] = -1
         return seat
 

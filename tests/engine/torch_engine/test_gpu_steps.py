@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from framework.build import replay_trace
-from framework.core import Batch
+from framework.core import Batch, Request
 from framework.engine.torch_engine import TorchEngine, decode, gpu_steps, in_flight, warm_up
 from framework.engine.torch_engine.compilation import compile_blocks, configure_model
 from framework.engine.torch_engine.decode import batch_sizes
@@ -118,6 +118,20 @@ def test_replayed_tokens_equal_the_plain_way(pretend, name, num_steps_ahead):
     assert all(step.elapsed > 0 and step.prepare > 0 and step.device > 0 for step in steps)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "num_steps_ahead"), mostly_nightly(["continuous", "mixed", "alternate"], [0, 1]))
+def test_a_prefix_cache_changes_no_token(pretend, name, num_steps_ahead):
+    """Six blocks of 4: the prompts of two begin with those of the others, and there are preemptions."""
+    names = {"prefix_ids": (1, 2, 3), "prefix_block_size": 3}
+    requests = [Request(index, 0.0, length, 10, **names) for index, length in enumerate([7, 12, 9, 13])]
+    engine = pretend(num_steps_ahead, num_blocks=6, block_size=4)
+    scheduler = partial(SCHEDULERS[name], watermark=0.0, prefix_cache="lru")(engine.num_blocks, engine.block_size)
+    sequences, _ = replay_trace(requests, scheduler, engine)
+    assert [sequence.output_token_ids for sequence in sequences] == expected(requests, block_size=4)
+    assert any(sequence.num_preemptions for sequence in sequences)
+    assert any(sequence.num_cached_tokens for sequence in sequences)
+
+
 @pytest.fixture(params=[[16, 32, 64], []], ids=["replayed", "eager"])
 def with_kernels(request, monkeypatch):
     """Mixed steps through their kernels, of these sizes as from graphs, whose inputs are always at the same places."""
@@ -201,6 +215,32 @@ def test_a_seat_taken_away_is_brought_anew(pretend):
         for sequence in sequences:
             step(engine, [sequence])
     assert [sequence.output_token_ids for sequence in sequences] == expected(requests)
+
+
+def test_a_preempted_sequence_that_goes_on_where_it_left_off_reads_its_new_blocks(pretend):
+    """Another one with the same prompt has computed the same eight tokens in other blocks; its own have others' now."""
+    same = {"prefix_ids": (1, 2), "prefix_block_size": 4}
+    requests = [Request(0, 0.0, 12, 3, **same), Request(1, 0.0, 8, 1, **same), Request(2, 0.0, 8, 1)]
+    engine = pretend(block_size=4)
+    engine.begin(requests, 3)
+    one, same, other = seat(engine, requests, blocks_each=4)
+    chunk(engine, one, 0, 8)
+    chunk(engine, same, 0, 8)
+    other.block_table[:2] = one.block_table[:2]
+    chunk(engine, other, 0, 8)
+    one.block_table[:2] = same.block_table[:2]
+    one.num_preemptions += 1
+    chunk(engine, one, 8, 12)
+    for _ in range(2):
+        step(engine, [one])
+    assert one.output_token_ids == expected(requests[:1], block_size=4)[0]
+
+
+def chunk(engine, sequence, start, end):
+    [token_id] = engine.step(Batch([sequence], [start], [end - start], end - start, 0)).token_ids
+    sequence.num_computed_tokens = end
+    if token_id is not None:
+        sequence.append(token_id, 0.0)
 
 
 def step(engine, sequences):

@@ -1,5 +1,6 @@
 """Tokens through the whole replay, with real arrivals and preemptions, equal transformers' generate."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,6 +13,8 @@ from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.engine.torch_engine.hand_schedules import generate_alone
 from tests.engine.torch_engine.test_engine import TINY_CONFIG, load, make_engine
+from tests.lora.serving_models import make_engine as make_adapter_engine
+from tests.lora.serving_models import outputs
 from tests.models.checkpoints import greedy, make_hf_model
 from tests.scheduler.shipped import shipped
 from tests.thinning import mostly_nightly
@@ -74,6 +77,63 @@ def test_an_int8_cache_gives_the_tokens_of_one_request_after_the_other(name):
     expected = generate_alone(make_engine(**options), requests)
     assert len({token for output in expected for token in output}) > 20
     check(make_engine(**options, num_blocks=num_blocks(name)), name, requests, expected)
+
+
+def with_equal_beginnings(adapters=(None,), has_text=False):
+    """Twelve prompts of 17 to 50 tokens, named up to the 45th in blocks of 5; four for each adapter; all at once."""
+    requests = []
+    for index in range(12):
+        length = 17 + 3 * index
+        ids = (1, 2, 3 + index % 2, 5, 6, 7, 8, 9, 10)[: -(-length // 5)]
+        named = {"prefix_ids": ids, "prefix_block_size": 5, "adapter_id": adapters[index // 4 % len(adapters)]}
+        request = Request(index, 0.0, length, 14, **named)
+        if has_text:
+            text = tuple(prompt_token_ids(request, TINY_CONFIG["vocab_size"], seed=0).tolist())
+            request = replace(request, prompt_token_ids=text)
+        requests.append(request)
+    return requests
+
+
+PREFIX_CACHES = {
+    "whole prompts": {"prefix_cache": "lru"},
+    "chunks": {"prefix_cache": "lfu", "steps": "mixed", "max_num_batched_tokens": 9, "whole_prompts": False},
+    "whole prompts with preemptions": {"prefix_cache": "fifo", "steps": "mixed", "max_num_batched_tokens": 64},
+    "chunks with preemptions": {
+        "prefix_cache": "lru", "steps": "alternate", "max_num_batched_tokens": 11, "whole_prompts": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PREFIX_CACHES)
+@pytest.mark.parametrize(("block_size", "has_text"), [(1, False), (7, False), (16, False), (7, True)])
+def test_a_prefix_cache_changes_no_token(name, block_size, has_text):
+    requests = with_equal_beginnings(has_text=has_text)
+    expected = generate_alone(make_engine(config=TINY_CONFIG, block_size=16), requests)
+    check_prefix_hits(partial(make_engine, config=TINY_CONFIG), name, block_size, requests, expected)
+
+
+@pytest.mark.parametrize("name", PREFIX_CACHES)
+@pytest.mark.parametrize("block_size", [1, 7, 16])
+def test_a_prefix_cache_changes_no_token_of_any_adapter(name, block_size):
+    requests = with_equal_beginnings([None, "a", "b"])
+    alone = partial(ContinuousScheduler, max_num_seqs=1)
+    engine = make_adapter_engine(block_size=16)
+    expected = [outputs(engine, [request], alone)[0][0] for request in requests]
+    assert expected != generate_alone(engine, requests)  # without their adapters
+    check_prefix_hits(make_adapter_engine, name, block_size, requests, expected)
+
+
+def check_prefix_hits(make, name, block_size, requests, expected):
+    """Of 64 tokens at most a sequence has 64; with a second one of 30 beside it, one is preempted."""
+    has_preemptions = "preemptions" in name
+    size = -(-64 // block_size) + -(-30 // block_size) if has_preemptions else -(-400 // block_size)
+    engine = make(block_size=block_size, num_blocks=size)
+    scheduler = partial(ContinuousScheduler, max_num_seqs=3, watermark=0.0, **PREFIX_CACHES[name])
+    sequences, steps = replay_trace(requests, make_scheduler(scheduler, engine), engine)
+    assert [sequence.output_token_ids for sequence in sequences] == expected
+    assert any(sequence.num_preemptions for sequence in sequences) == has_preemptions
+    assert sum(sequence.num_cached_tokens for sequence in sequences) > 0
+    assert any(step.num_cached_blocks for step in steps)
 
 
 def num_blocks(name):

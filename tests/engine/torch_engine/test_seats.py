@@ -49,6 +49,19 @@ def test_a_sequence_that_left_off_elsewhere_brings_all_its_blocks(seats):
     assert bring(seats, [one], [8], [12])[0][0][:3] == [5, 0, 7]
 
 
+def test_a_preempted_sequence_that_goes_on_where_it_left_off_brings_all_its_blocks(seats):
+    """A prefix cache has found just what it had computed, in other blocks."""
+    one, other = sequence([3, 9]), sequence([4, 5])
+    bring(seats, [one, other], [0, 0], [8, 8])
+    for one.num_preemptions, table in ((1, [6, 1, 2]), (2, [5, 2, 0])):
+        one.block_table = table
+        other.block_table = [4, 5, 7]
+        start = 8 if one.num_preemptions == 1 else 9
+        tables, _, num_sent = bring(seats, [one, other], [start, start], [start + 1] * 2)
+        assert [row[:3] for row in tables] == [table, [4, 5, 7]]
+        assert num_sent == 3 + (start == 8)  # of the other one only what is new
+
+
 def test_only_a_row_that_decodes_and_left_off_elsewhere_brings_its_token(seats):
     one, other = sequence([3, 9], output=[11]), sequence([4, 8], output=[12])
     _, taken, _ = bring(seats, [one, other], [3, 3], [4, 4], num_decode=1)

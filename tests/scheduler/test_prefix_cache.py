@@ -1,0 +1,301 @@
+"""Shared blocks by hand, against a cache after the fact, and against what an engine would find in its memory."""
+
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from framework.build import replay_trace
+from framework.core import Batch, Request, Sequence
+from framework.paths import ROOT
+from framework.scheduler.continuous import ContinuousScheduler
+from framework.scheduler.prefix_cache import PrefixCache, named_tokens
+from framework.trace.files import read_mooncake
+from framework.trace.transforms import clip
+from tests.fake_engine import FakeEngine
+from tests.scheduler.event_logs import run_rows
+from tests.scheduler.offline_cache import LoggedCache, OfflineCache, tokens_of
+
+EVICTIONS = ["lru", "lfu", "fifo"]
+MIXED = {"steps": "mixed", "max_num_batched_tokens": 6, "whole_prompts": False, "max_num_seqs": 4}
+
+
+def named(request_id, arrival_time, num_prompt_tokens, num_output_tokens, *prefix_ids, size=4, **keywords):
+    """A request whose prompt begins with these blocks of `size` tokens."""
+    keywords |= {"prefix_ids": prefix_ids, "prefix_block_size": size}
+    return Request(request_id, arrival_time, num_prompt_tokens, num_output_tokens, **keywords)
+
+
+def rows(requests, num_blocks=1000, num_steps_ahead=0, **options):
+    make = partial(ContinuousScheduler, **{"prefix_cache": "lru", "watermark": 0.0} | options)
+    sequences, log = run_rows(requests, make, num_steps_ahead, num_blocks)
+    return [sequence.num_cached_tokens for sequence in sequences], log
+
+
+def test_a_prompt_begins_behind_the_blocks_that_another_one_has_computed():
+    requests = [named(0, 0.0, 10, 1, 7, 8, 9), named(1, 2.0, 11, 1, 7, 8, 5), named(2, 4.0, 8, 1, 7, 8)]
+    cached, log = rows(requests)
+    assert log == [
+        (0.0, [], [(0, 0, 10)]),
+        (2.0, [], [(1, 8, 11)]),
+        (4.0, [], [(2, 4, 8)]),  # its last token is computed, and with it the block
+    ]
+    assert cached == [0, 8, 4]
+
+
+def test_the_same_names_behind_others_are_other_blocks():
+    requests = [named(0, 0.0, 9, 1, 7, 8), named(1, 2.0, 9, 1, 8, 7), named(2, 4.0, 9, 1, 5, 8)]
+    assert rows(requests)[0] == [0, 0, 0]
+
+
+def test_two_that_are_computed_together_share_nothing():
+    assert rows([named(0, 0.0, 9, 4, 7, 8), named(1, 0.0, 9, 4, 7, 8)])[0] == [0, 0]
+
+
+@pytest.mark.parametrize(("num_steps_ahead", "num_cached"), [(0, 4), (1, 0)])
+def test_a_block_is_found_once_its_step_is_over(num_steps_ahead, num_cached):
+    """A step that is scheduled ahead, while the one before it runs, does not know what that one computes."""
+    requests = [named(0, 0.0, 5, 1, 7), named(1, 0.0, 9, 1, 7, 8)]
+    cached, log = rows(requests, num_steps_ahead=num_steps_ahead, max_num_batched_tokens=5)
+    assert cached == [0, num_cached]
+    assert [prompts for _, _, prompts in log[:2]] == [[(0, 0, 5)], [(1, num_cached, num_cached + 5)]]
+
+
+def test_what_is_found_is_no_part_of_the_budget():
+    requests = [named(0, 0.0, 12, 1, 7, 8, 9), named(1, 2.0, 12, 1, 7, 8, 9), named(2, 2.0, 2, 1)]
+    _, log = rows(requests, max_num_batched_tokens=6)
+    assert log[-1] == (2.0, [], [(1, 8, 12), (2, 0, 2)])
+
+
+def test_a_preempted_sequence_finds_its_own_blocks():
+    """Two of 4 tokens grow to three blocks each, of four: the last one leaves, and computes its last block alone."""
+    requests = [Request(0, 0.0, 4, 6), Request(1, 0.0, 4, 6)]
+    cached, log = rows(requests, num_blocks=4)
+    assert log[5:7] == [(1.5, [0], []), (1.625, [], [(1, 4, 9)])]  # one of its two full blocks was taken
+    assert cached == [0, 0]  # not counted: none of it was there at first
+
+
+def test_a_blocks_adapter_is_part_of_what_it_is():
+    requests = [named(index, 2.0 * index, 9, 1, 7, 8, adapter_id=name) for index, name in enumerate([None, "a", "a"])]
+    assert rows(requests, num_adapter_slots=2)[0] == [0, 0, 8]
+    assert rows(requests)[0] == [0, 8, 8]  # without slots all have the base model
+
+
+def test_text_is_shared_as_far_as_it_is_equal_and_answers_are_text():
+    """The fake engine answers 0, 1, 2, …; of an answer's last token nothing is computed."""
+    texts = [(9, 8, 7), (9, 8, 7, 0, 1, 2, 3, 4, 5), (9, 8, 7, 0, 1, 2, 3, 4, 6)]
+    requests = [Request(index, 4.0 * index, len(text), 6, prompt_token_ids=text) for index, text in enumerate(texts)]
+    assert rows(requests)[0] == [0, 8, 8]
+
+
+def test_own_tokens_behind_the_named_ones_are_never_shared():
+    requests = [named(0, 0.0, 12, 1, 7), named(1, 2.0, 12, 1, 7), named(1, 4.0, 8, 1)]
+    assert rows(requests)[0] == [0, 4, 0]
+
+
+@pytest.mark.parametrize(("eviction", "evicted"), [("fifo", 7), ("lru", 8), ("lfu", 9)])
+def test_each_order_of_eviction(eviction, evicted):
+    """7 is computed first, 8 was used the longest ago, and 9 the fewest times."""
+    cache = PrefixCache(4, 4, eviction, has_adapters=False)
+    for index, name in enumerate([7, 8, 8, 8, 7, 9, 5]):
+        serve(cache, named(index, 0.0, 5, 1, name))
+    kept = {name for name in (5, 7, 8, 9) if cache.find(Sequence(named(9, 0.0, 5, 1, name)))}
+    assert kept == {5, 7, 8, 9} - {evicted}
+
+
+def serve(cache, *requests):
+    """All of them at once: their prompts computed, then given back."""
+    sequences = [Sequence(request) for request in requests]
+    for sequence in sequences:
+        cache.admit(sequence)
+    starts = [sequence.num_computed_tokens for sequence in sequences]
+    num_tokens = [sequence.num_tokens - start for sequence, start in zip(sequences, starts, strict=True)]
+    cache.keep(Batch(sequences, starts, num_tokens, sum(num_tokens), 0))
+    for sequence in sequences:
+        cache.release(sequence)
+        cache.forget(sequence)
+    assert not cache.keys
+
+
+@pytest.mark.parametrize("eviction", EVICTIONS)
+def test_the_deepest_of_equals_goes_first(eviction):
+    cache = PrefixCache(4, 4, eviction, has_adapters=False)
+    serve(cache, named(0, 0.0, 13, 1, 5, 6, 7))
+    serve(cache, named(1, 0.0, 8, 1))
+    assert len(cache.find(Sequence(named(2, 0.0, 13, 1, 5, 6, 7)))) == 2
+
+
+def test_blocks_in_use_are_never_evicted_and_hits_among_the_free_ones_are_taken():
+    """Of four blocks two are in use and one is found: three more do not fit."""
+    cache = PrefixCache(4, 4, "lru", has_adapters=False)
+    serve(cache, named(0, 0.0, 5, 1, 7))
+    running = Sequence(named(1, 0.0, 8, 1))
+    cache.admit(running)
+    following = Sequence(named(2, 0.0, 12, 1, 7))
+    assert (cache.missing(following), cache.num_free) == ((8, 3), 2)
+    cache.admit(beside := Sequence(named(3, 0.0, 5, 1, 7)))
+    assert (cache.missing(following), cache.num_free) == ((8, 2), 0)
+    assert not set(running.block_table) & set(beside.block_table)
+
+
+def test_places_that_are_outdated_are_cleaned_up():
+    cache = PrefixCache(4, 4, "lru", has_adapters=False)
+    for index in range(1000):
+        serve(cache, named(index, 0.0, 9, 1, 7, 8))
+    assert len(cache.places) < 100
+
+
+def test_an_unknown_order_is_refused():
+    with pytest.raises(ValueError, match=r"scheduler\.prefix_cache='mru' is not one of lru, lfu, fifo; null: no cache"):
+        ContinuousScheduler(10, 4, prefix_cache="mru")
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 16, 512])
+@pytest.mark.parametrize("size", [1, 5, 16, 512])
+def test_equal_names_are_equal_tokens_and_whole_named_blocks_have_equal_names(block_size, size):
+    ids = tuple(range(1200 // size + 1))
+    short = Sequence(named(0, 0.0, 1100, 1, *ids[: 1100 // size + 1], size=size))
+    long = Sequence(named(1, 0.0, 1300, 1, *ids, size=size))
+    other = Sequence(named(2, 0.0, 1300, 1, *ids[: 600 // size], 9999, size=size))
+    for one in (short, other):
+        num_equal = int((tokens_of(one)[:1100] == tokens_of(long)[:1100]).cumprod().sum())
+        assert num_equal == (1100 if one is short else 600 // size * size)
+        for start in range(0, 1100 - block_size, block_size):
+            is_equal = start + block_size <= num_equal
+            names = [named_tokens(each, start, start + block_size) for each in (one, long)]
+            assert names[0] == names[1] or not is_equal
+            if start < num_equal < start + block_size:
+                assert names[0] != names[1]
+
+
+class Memory(FakeEngine):
+    """Remembers of every slot the tokens up to its own; each sequence must find its own behind it, and writes alone."""
+
+    def __init__(self, *args, **options):
+        super().__init__(lambda batch: 0.01 * sum(batch.num_tokens), *args, **options)
+        self.slots, self.chains = {}, {}
+
+    def begin(self, *args):
+        super().begin(*args)
+        self.slots.clear()
+
+    def add(self, sequence):
+        request = sequence.request
+        outputs = range(request.num_output_tokens)
+        chain = [hash(request.adapter_id if self.num_adapter_slots else None)]
+        for token in [*tokens_of(sequence).tolist(), *outputs]:
+            chain.append(hash((chain[-1], token)))
+        self.chains[sequence] = chain[1:]
+
+    def launch(self, batch):
+        super().launch(batch)
+        written = Counter()
+        for sequence, start, num_tokens in zip(batch.sequences, batch.starts, batch.num_tokens, strict=True):
+            slots = [
+                block * self.block_size + offset for block in sequence.block_table for offset in range(self.block_size)
+            ]
+            chain = self.chains[sequence]
+            assert [self.slots[slot] for slot in slots[:start]] == chain[:start], f"{sequence} finds others' tokens"
+            written.update(slots[start : start + num_tokens])
+            self.slots.update(zip(slots[start : start + num_tokens], chain[start:], strict=False))
+        assert max(written.values()) == 1
+
+
+class Checked(ContinuousScheduler):
+    """Counts all blocks after each decision, and sees that no known or shared block is written."""
+
+    def __init__(self, *args, cache, **options):
+        super().__init__(*args, **options)
+        self.blocks, self.added = cache, []
+
+    def add(self, sequence):
+        self.added.append(sequence)
+        super().add(sequence)
+
+    def schedule(self, now):
+        batch = super().schedule(now)
+        cache = self.blocks
+        users = Counter(block for sequence in self.added for block in sequence.block_table)
+        assert {block: num for block, num in enumerate(cache.num_users) if num} == users
+        assert len(cache.free) == len(set(cache.free))
+        groups = [set(users), set(cache.free), set(cache.unused)]
+        assert sum(map(len, groups)) == len(set.union(*groups)) == cache.num_blocks
+        assert (self.num_used_blocks, self.num_cached_blocks) == (len(users), len(cache.unused))
+        assert set(cache.unused) <= set(cache.known) == set(cache.block_of.values())
+        if batch is not None:
+            for sequence, start, num in zip(batch.sequences, batch.starts, batch.num_tokens, strict=True):
+                written = sequence.block_table[start // cache.block_size : -(-(start + num) // cache.block_size)]
+                assert all(cache.num_users[block] == 1 and block not in cache.known for block in written)
+        return batch
+
+
+@st.composite
+def workloads(draw):
+    """Requests with a tree of prefixes, or of texts, that come while others run; with adapters and stop tokens."""
+    size, has_text = draw(st.sampled_from([1, 3, 4, 16])), draw(st.booleans())
+    requests, now = [], 0.0
+    for index in range(draw(st.integers(1, 20))):
+        now += draw(st.sampled_from([0.0, 0.01, 0.3]))
+        prompt, output = draw(st.integers(1, 40)), draw(st.integers(1, 12))
+        ids = draw(st.lists(st.integers(0, 1), max_size=-(-prompt // size)))
+        adapter, stop = draw(st.sampled_from([None, "a", "b"])), draw(st.integers(0, 20))
+        request = named(index, now, prompt, output, *ids, size=size, adapter_id=adapter)
+        request = replace(request, stop_token_ids=frozenset({stop}))
+        if has_text:  # some of it what another one may have answered
+            text = tuple(tokens_of(Sequence(request)).tolist())
+            text = text[: draw(st.integers(0, prompt))] + tuple(range(10))
+            request = replace(request, num_prompt_tokens=len(text), prompt_token_ids=text)
+        requests.append(request)
+    return requests
+
+
+def check(requests, cache, num_adapter_slots=0, num_steps_ahead=0, **options):
+    engine = Memory(cache.num_blocks, cache.block_size, num_steps_ahead)
+    engine.num_adapter_slots = num_adapter_slots
+    given = {"watermark": 0.0, "num_adapter_slots": num_adapter_slots}
+    scheduler = Checked(cache.num_blocks, cache.block_size, cache=cache, **given | options)
+    sequences, steps = replay_trace(requests, scheduler, engine)
+    for sequence in sequences:
+        request = sequence.request
+        (stop,) = request.stop_token_ids or {1 << 40}
+        assert sequence.output_token_ids == list(range(min(request.num_output_tokens, stop + 1)))
+    assert scheduler.num_unfinished == cache.num_used == len(cache.keys) == 0
+    assert cache.num_found == OfflineCache(cache.num_blocks, cache.block_size, cache.eviction, cache.has_adapters).run(
+        cache.log
+    )
+    assert max((step.num_cached_blocks + step.num_used_blocks for step in steps), default=0) <= cache.num_blocks
+    return sequences
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    requests=workloads(),
+    eviction=st.sampled_from(EVICTIONS),
+    block_size=st.sampled_from([1, 4, 7, 16]),
+    spare=st.integers(0, 12),
+    num_adapter_slots=st.integers(0, 2),
+    num_steps_ahead=st.integers(0, 1),
+    budget=st.sampled_from([6, 40, 2048]),
+    steps=st.sampled_from(["prompts_first", "mixed", "alternate"]),
+    whole_prompts=st.booleans(),
+)
+def test_hits_equal_those_of_a_cache_after_the_fact(
+    requests, eviction, block_size, spare, num_adapter_slots, num_steps_ahead, budget, steps, whole_prompts
+):
+    largest = max(-(-(one.num_prompt_tokens + one.num_output_tokens) // block_size) for one in requests)
+    cache = LoggedCache(largest + spare, block_size, eviction, has_adapters=num_adapter_slots > 0)
+    options = {"max_num_batched_tokens": budget, "steps": steps, "whole_prompts": whole_prompts, "max_num_seqs": 4}
+    check(requests, cache, num_adapter_slots, num_steps_ahead, **options)
+
+
+@pytest.mark.parametrize(
+    ("block_size", "num_blocks", "eviction"), [(16, 120, "lru"), (100, 30, "lfu"), (512, 6, "fifo")]
+)
+def test_hits_on_blocks_of_512_tokens(block_size, num_blocks, eviction):
+    requests = clip(read_mooncake(ROOT / "traces" / "sample_mooncake.jsonl"), 1800, 20).requests[:25]
+    cache = LoggedCache(num_blocks, block_size, eviction, has_adapters=False)
+    sequences = check(requests, cache, steps="mixed", whole_prompts=False, max_num_batched_tokens=700)
+    assert sum(sequence.num_cached_tokens for sequence in sequences) > 3000
