@@ -53,17 +53,17 @@ def test_models_that_take_turns_keep_what_was_compiled_and_count_against_no_comm
         return graph
 
     torch.compiler.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
     tokens = torch.arange(40) % 90
     models = [none.quantize(make_model(family)) for family in CONFIGS for _ in range(4)]
     compiled = [compile_blocks(model) for model in models]
-    for turn in range(2):
-        for model, blocks in zip(models, compiled, strict=True):
-            configure_model(model, fused=False, compiled=blocks)
-            logits(model, tokens)
-        if turn == 0:
-            num_graphs = len(graphs)
+    with torch._dynamo.config.patch(recompile_limit=3):  # monkeypatch would leave the setting hidden
+        for turn in range(2):
+            for model, blocks in zip(models, compiled, strict=True):
+                configure_model(model, fused=False, compiled=blocks)
+                logits(model, tokens)
+            if turn == 0:
+                num_graphs = len(graphs)
     assert len(graphs) == num_graphs == 2 * len(models)
 
 
