@@ -351,7 +351,7 @@ def test_a_tilde_in_output_dir_is_the_home_folder(cli, smallest, tmp_path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.nightly)])
 def test_a_terminal_that_lacks_characters_shows_others_and_files_are_utf_8(smallest, tmp_path, encoding):
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # of files, unless they are told
     process = spawn(*smallest, "rates=[50]", cwd=tmp_path, PYTHONIOENCODING=encoding, **locale)
@@ -378,7 +378,7 @@ def spawn(*overrides: str, cwd: Path, **environment: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)])
 def test_an_interruption_keeps_finished_points(smallest, tmp_path, signal_number):
     process = spawn(*smallest, f"rates={list(range(50, 450))}", cwd=tmp_path)
     deadline = time.monotonic() + 60

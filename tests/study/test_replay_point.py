@@ -21,6 +21,7 @@ from framework.study.progress import SweepProgress
 from framework.study.replay_point import replay_point
 from tests.fake_engine import FakeEngine
 from tests.study.fake_study import DEFAULTS, LOADED
+from tests.thinning import mostly_nightly
 
 
 def three_requests(*, rate, seed) -> Trace:
@@ -131,8 +132,7 @@ def random_trace(*, rate, seed):
     )
 
 
-@pytest.mark.parametrize("scheduler", [ContinuousScheduler, StaticScheduler])
-@pytest.mark.parametrize("num_blocks", [6, 100])
+@pytest.mark.parametrize(("scheduler", "num_blocks"), mostly_nightly([ContinuousScheduler, StaticScheduler], [6, 100]))
 def test_what_is_offered_is_served_refused_or_unfinished(scheduler, num_blocks):
     """Of random traces, on every arm; all arms are offered the same."""
     for seed in range(20):

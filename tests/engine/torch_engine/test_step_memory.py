@@ -112,7 +112,7 @@ def on_meta(name):
         return (GPT2 if config.model_type == "gpt2" else Llama)(config).to(torch.bfloat16).requires_grad_(False)
 
 
-@pytest.mark.parametrize("name", ["llama_8b", "gpt2"])
+@pytest.mark.parametrize("name", [pytest.param("llama_8b", marks=pytest.mark.nightly), "gpt2"])
 def test_the_shapes_of_whole_models(name, monkeypatch):
     """zero_point makes floats of a whole table, three times over; no other scheme comes near that."""
     for module in (replace, int8_weight_only, zero_point):
