@@ -135,7 +135,7 @@ def random_trace(*, rate, seed):
 @pytest.mark.parametrize(("scheduler", "num_blocks"), mostly_nightly([ContinuousScheduler, StaticScheduler], [6, 100]))
 def test_what_is_offered_is_served_refused_or_unfinished(scheduler, num_blocks):
     """Of random traces, on every arm; all arms are offered the same."""
-    for seed in range(20):
+    for seed in range(8):
         trace = random_trace(rate=None, seed=seed)
         parts = {"engine": partial(build_picky_engine, num_blocks=num_blocks), "scheduler": partial(scheduler)}
         fitting = [

@@ -31,7 +31,7 @@ PROMPT_LENS, OUTPUT_LENS = [7, 13, 1, 12], [4, 6, 8, 1]
     ("name", "num_steps_ahead"),
     [
         ("mixed", 1),
-        ("static", 0),
+        pytest.param("static", 0, marks=pytest.mark.nightly),
         pytest.param("split prompts", 1, marks=pytest.mark.nightly),
         pytest.param("preemptions", 1, marks=pytest.mark.nightly),
     ],
