@@ -74,7 +74,8 @@ class Arm(EngineParts):
 def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
     """Every arm with all its components.
 
-    Raises ValueError for an unknown component or keyword, and for one that the arm's scheduler refuses.
+    Raises ValueError for an unknown component or keyword, for one that the arm's scheduler refuses, and for a prefix
+    cache over an engine that keeps no keys and values.
     """
     resolved = {}
     for arm, components in arms.items():
@@ -88,15 +89,20 @@ def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
         if missing:
             raise ValueError(f"arms.{arm} has no {', '.join(missing)}, and the study gives none")
         resolved[arm] = Arm(**parts)
-        check_scheduler(arm, resolved[arm].scheduler)
+        check_scheduler(arm, resolved[arm])
     return resolved
 
 
-def check_scheduler(arm: str, make: MakeScheduler) -> None:
+def check_scheduler(arm: str, parts: Arm) -> None:
     try:
-        make(num_blocks=1, block_size=1)
+        parts.scheduler(num_blocks=1, block_size=1)
     except ValueError as error:
         raise ValueError(f"arms.{arm}: {error}") from error
+    policy = describe(parts.scheduler).get("prefix_cache")
+    if policy is not None and describe(parts.engine).get("use_cache") is False:
+        raise ValueError(
+            f"arms.{arm}: scheduler.prefix_cache={policy} keeps KV blocks, and engine.use_cache=false has none"
+        )
 
 
 def parts_of(keywords: Mapping[str, object]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from framework.engine.torch_engine import TorchEngine
 from framework.study.arms import Arm, point_order, resolve_arms
 from tests.study.fake_study import DEFAULTS, load_fake_model
 
@@ -49,6 +50,13 @@ def test_bad_arms_are_named(arms, message):
 def test_an_arm_without_a_scheduler_is_named():
     with pytest.raises(ValueError, match=r"arms.a has no scheduler"):
         resolve_arms({"a": {}}, {name: value for name, value in DEFAULTS.items() if name != "scheduler"})
+
+
+def test_a_prefix_cache_over_an_engine_without_a_cache_is_refused():
+    changes = {"scheduler": {"prefix_cache": "lru"}, "engine": partial(TorchEngine, use_cache=False)}
+    with pytest.raises(ValueError, match=r"arms.a: scheduler.prefix_cache=lru .* engine.use_cache=false"):
+        resolve_arms({"a": changes}, DEFAULTS)
+    resolve_arms({"a": changes | {"scheduler": {}}, "b": {"scheduler": {"prefix_cache": "lru"}}}, DEFAULTS)
 
 
 def test_an_arm_is_described_once_and_its_keys_tell_models_engines_and_warm_ups_apart():
