@@ -6,22 +6,10 @@ with a scale per row, and so does the product.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from framework.kernels.linear import (
-    ALONE,
-    Scales,
-    Surroundings,
-    fused_quantize,
-    launch_linear,
-    shape_of,
-    surrounded,
-)
-from framework.kernels.tiles import Tiles, choose_byte_tiles, choose_dynamic_tiles
-from framework.kernels.triton_support import device_facts
+from framework.kernels.linear import ALONE, Surroundings, surrounded
 
 FP8 = torch.float8_e4m3fn
 MAX_FP8 = torch.finfo(FP8).max  # 448
@@ -46,24 +34,6 @@ def plain_fp8_linear(
     return surrounded(product, x, around)
 
 
-def fused_fp8_linear(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor | None = None,
-    around: Surroundings = ALONE,
-    *,
-    tiles: Tiles | None = None,
-) -> Tensor:
-    """What plain_fp8_linear computes, under the conditions of fused_linear."""
-    shape = shape_of(x, weight, around)
-    if tiles is None:
-        tiles = choose_byte_tiles(shape, device_facts(x.device)[0])
-        if x.element_size() == 4:
-            tiles = replace(tiles, block_k=tiles.block_k // 2)
-    return launch_linear(x, weight, bias, around, shape, tiles, Scales(scale))
-
-
 def dynamic_fp8_linear(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, around: Surroundings = ALONE
 ) -> Tensor:
@@ -82,21 +52,3 @@ def dynamic_fp8_linear(
         return y if bias is None else y + bias
 
     return surrounded(product, x, around)
-
-
-def fused_dynamic_fp8_linear(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor | None = None,
-    around: Surroundings = ALONE,
-    *,
-    tiles: Tiles | None = None,
-) -> Tensor:
-    """dynamic_fp8_linear in two Triton launches, under the conditions of fused_linear."""
-    shape = shape_of(x, weight, around)
-    quantized, x_scale = fused_quantize(x, around.norm_weight, around.norm_bias, around.norm_eps, FP8)
-    if tiles is None:
-        tiles = choose_dynamic_tiles(shape, device_facts(x.device)[0])
-    after = Surroundings(delta=around.delta, activation=around.activation, residual=around.residual)
-    return launch_linear(quantized, weight, bias, after, shape, tiles, Scales(scale, None, x_scale, x.dtype))

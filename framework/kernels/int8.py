@@ -6,23 +6,11 @@ others dequantize, or multiply int8 by int8 with scales per row of x.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework.kernels.linear import (
-    ALONE,
-    Scales,
-    Surroundings,
-    fused_quantize,
-    launch_linear,
-    shape_of,
-    surrounded,
-)
-from framework.kernels.tiles import Tiles, choose_byte_tiles, choose_dynamic_tiles
-from framework.kernels.triton_support import device_facts
+from framework.kernels.linear import ALONE, Surroundings, surrounded
 
 # At 256 the fused kernel takes 315 µs a layer of Llama-8B, dequantize + matmul 747 (H200); where they cross is open
 MAX_FUSED_ROWS = 256
@@ -74,28 +62,6 @@ def plain_int8_linear(
     return surrounded(product, x, around)
 
 
-def fused_int8_linear(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor | None = None,
-    around: Surroundings = ALONE,
-    *,
-    group_size: int | None = None,
-    tiles: Tiles | None = None,
-) -> Tensor:
-    """What plain_int8_linear computes, under the conditions of fused_linear.
-
-    Weights are not rounded to x's dtype, unless their scales are of groups.
-    """
-    shape = shape_of(x, weight, around)
-    if tiles is None:
-        tiles = choose_byte_tiles(shape, device_facts(x.device)[0])
-        if x.element_size() == 4:
-            tiles = replace(tiles, block_k=tiles.block_k // 2)
-    return launch_linear(x, weight, bias, around, shape, tiles, Scales(scale, group_size))
-
-
 def dynamic_int8_linear(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, around: Surroundings = ALONE
 ) -> Tensor:
@@ -110,24 +76,6 @@ def dynamic_int8_linear(
         return (y if bias is None else y + bias).to(x.dtype)
 
     return surrounded(product, x, around)
-
-
-def fused_dynamic_int8_linear(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor | None = None,
-    around: Surroundings = ALONE,
-    *,
-    tiles: Tiles | None = None,
-) -> Tensor:
-    """dynamic_int8_linear in two Triton launches, under the conditions of fused_linear."""
-    shape = shape_of(x, weight, around)
-    quantized, x_scale = fused_quantize(x, around.norm_weight, around.norm_bias, around.norm_eps)
-    if tiles is None:
-        tiles = choose_dynamic_tiles(shape, device_facts(x.device)[0])
-    after = Surroundings(delta=around.delta, activation=around.activation, residual=around.residual)
-    return launch_linear(quantized, weight, bias, after, shape, tiles, Scales(scale, None, x_scale, x.dtype))
 
 
 def int_matmul(x: Tensor, weight: Tensor) -> Tensor:

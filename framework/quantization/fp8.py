@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from framework.kernels.byte_linear import fused_byte_linear, fused_dynamic_byte_linear
 from framework.kernels.fp8 import (
     dynamic_fp8_linear,
-    fused_dynamic_fp8_linear,
-    fused_fp8_linear,
     plain_fp8_linear,
     quantize_fp8,
 )
@@ -38,9 +37,9 @@ class FP8Linear(SurroundedLinear):
 
     def compute(self, x: Tensor, is_fused: bool, around: Surroundings) -> Tensor:
         if x.shape[0] <= self.weight_only_rows:
-            linear = fused_fp8_linear if is_fused else plain_fp8_linear
+            linear = fused_byte_linear if is_fused else plain_fp8_linear
         else:
-            linear = fused_dynamic_fp8_linear if is_fused else dynamic_fp8_linear
+            linear = fused_dynamic_byte_linear if is_fused else dynamic_fp8_linear
         return linear(x, self.weight, self.scale, self.bias, around)
 
 

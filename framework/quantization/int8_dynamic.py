@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from framework.kernels.int8 import dynamic_int8_linear, fused_dynamic_int8_linear, quantize_int8
+from framework.kernels.byte_linear import fused_dynamic_byte_linear
+from framework.kernels.int8 import dynamic_int8_linear, quantize_int8
 from framework.kernels.linear import Surroundings
 from framework.models.gpt2 import GPT2
 from framework.models.layers import Linear
@@ -26,7 +27,7 @@ class DynamicInt8Linear(Int8Linear):
     def compute(self, x: Tensor, is_fused: bool, around: Surroundings) -> Tensor:
         if x.shape[0] <= self.weight_only_rows:
             return super().compute(x, is_fused, around)
-        linear = fused_dynamic_int8_linear if is_fused else dynamic_int8_linear
+        linear = fused_dynamic_byte_linear if is_fused else dynamic_int8_linear
         return linear(x, self.weight, self.scale, self.bias, around)
 
 

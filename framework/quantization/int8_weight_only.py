@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from framework.kernels.int8 import MAX_FUSED_ROWS, dequantize_int8, fused_int8_linear, plain_int8_linear, quantize_int8
+from framework.kernels.byte_linear import fused_byte_linear
+from framework.kernels.int8 import MAX_FUSED_ROWS, dequantize_int8, plain_int8_linear, quantize_int8
 from framework.kernels.linear import Surroundings
 from framework.models.gpt2 import GPT2
 from framework.models.layers import Linear, SurroundedLinear
@@ -29,7 +30,7 @@ class Int8Linear(SurroundedLinear):
         self.weight, self.scale, self.bias, self.group_size = weight, scale, bias, group_size
 
     def compute(self, x: Tensor, is_fused: bool, around: Surroundings) -> Tensor:
-        linear = fused_int8_linear if is_fused else plain_int8_linear
+        linear = fused_byte_linear if is_fused else plain_int8_linear
         return linear(x, self.weight, self.scale, self.bias, around, group_size=self.group_size)
 
 

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
+from framework.kernels.byte_linear import fused_byte_linear, fused_dynamic_byte_linear
 from framework.kernels.fp8 import (
     FP8,
     dynamic_fp8_linear,
-    fused_dynamic_fp8_linear,
-    fused_fp8_linear,
     plain_fp8_linear,
     quantize_fp8,
 )
@@ -32,7 +31,7 @@ def check(rows, weight_rows, in_features, fused, tiles, dtype=torch.float32):
     x, weight, bias, around = make_case(rows, weight_rows, in_features, fused, dtype)
     case = (x, *quantize_fp8(weight), bias, around)
     expected = in_float64(*case)
-    for output in (fused_fp8_linear(*case, tiles=tiles), plain_fp8_linear(*case)):
+    for output in (fused_byte_linear(*case, tiles=tiles), plain_fp8_linear(*case)):
         error = (output.double() - expected).norm() / expected.norm()
         assert output.dtype == dtype
         assert error < TOLERANCE[dtype], error  # also fails on NaN
@@ -73,7 +72,7 @@ def check_dynamic(rows, weight_rows, in_features, fused, tiles, dtype, tolerance
     quantized, x_scale = fused_quantize(x, around.norm_weight, around.norm_bias, around.norm_eps, FP8)
     after = around._replace(norm_weight=None, norm_bias=None)
     expected = in_float64(quantized.double() * x_scale[:, None].double(), *case[1:4], after)
-    output = fused_dynamic_fp8_linear(*case, tiles=tiles)
+    output = fused_dynamic_byte_linear(*case, tiles=tiles)
     assert (output.double() - expected).norm() / expected.norm() < tolerance
     if DEVICE == "cuda":
         plain = dynamic_fp8_linear(*case)  # whose norm is rounded to x's dtype before it becomes float8
@@ -100,5 +99,5 @@ def test_every_number_is_widened_exactly():
     weight = numbers.repeat(16, 1).T.contiguous().repeat(1, 16)  # (256, 256), each row of one number
     x = torch.zeros(16, 256, dtype=torch.bfloat16, device=DEVICE)
     x[:, 0] = 1.0
-    output = fused_fp8_linear(x, weight, torch.ones(256, 1, device=DEVICE))
+    output = fused_byte_linear(x, weight, torch.ones(256, 1, device=DEVICE))
     assert torch.equal(output[0].float(), numbers.float())

@@ -8,11 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
+from framework.kernels.byte_linear import fused_byte_linear, fused_dynamic_byte_linear
 from framework.kernels.int8 import (
     dequantize_int8,
     dynamic_int8_linear,
-    fused_dynamic_int8_linear,
-    fused_int8_linear,
     int_matmul,
     plain_int8_linear,
     quantize_int8,
@@ -42,7 +41,7 @@ def in_float64(x, weight, scale, bias, around, group_size=None):
 
 def check(rows, weight_rows, in_features, fused, tiles, group_size=None, dtype=torch.float32):
     case = make_int8_case(rows, weight_rows, in_features, fused, group_size, dtype)
-    outputs = [fused_int8_linear(*case, group_size=group_size, tiles=tiles) for _ in range(2)]
+    outputs = [fused_byte_linear(*case, group_size=group_size, tiles=tiles) for _ in range(2)]
     expected = in_float64(*case, group_size)
     assert outputs[0].dtype == dtype
     assert torch.equal(*outputs)
@@ -152,7 +151,7 @@ def test_fused_dynamic_linear(triton, rows, fused, tiles):
 
 def check_dynamic(rows, weight_rows, in_features, fused, tiles, dtype):
     x, weight, scale, bias, around = make_int8_case(rows, weight_rows, in_features, fused, None, dtype)
-    outputs = [fused_dynamic_int8_linear(x, weight, scale, bias, around, tiles=tiles) for _ in range(2)]
+    outputs = [fused_dynamic_byte_linear(x, weight, scale, bias, around, tiles=tiles) for _ in range(2)]
     assert outputs[0].dtype == dtype
     assert torch.equal(*outputs)
     expected = dynamic_int8_linear(x.double(), weight, scale, doubled(bias), Surroundings(*map(doubled, around)))
@@ -197,7 +196,7 @@ class TestOnGPU:
         def chain():
             y = x
             for _ in range(20):
-                y = fused_int8_linear(y, *others)
+                y = fused_byte_linear(y, *others)
             return y
 
         eager = chain()
