@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -177,6 +177,19 @@ class StepResult:
     adapter_waits: dict[int, float] = field(default_factory=dict)
 
 
+class SlotUse(NamedTuple):
+    """What the slots of a KV cache are for, beside those of free blocks that a prefix cache keeps.
+
+    A slot of a block in use holds a token, or is reserved for one that comes later, or is lost: no token will ever take
+    it. How long an output will be is taken from its request.
+    """
+
+    num_tokens: int
+    num_reserved: int
+    num_lost: int
+    num_free: int  # in blocks that hold nothing
+
+
 @dataclass(slots=True)
 class Step:
     """What one step was and took; all times in seconds. The counts of tokens are those of its Batch."""
@@ -200,6 +213,10 @@ class Step:
     adapter_wait: float = 0.0  # for adapters that were not on the device yet
     server: int = 0  # which of the replay's servers took it
     num_cached_blocks: int = 0  # free ones that a prefix cache keeps
+    num_token_slots: int = 0  # these four as in SlotUse
+    num_reserved_slots: int = 0
+    num_lost_slots: int = 0
+    num_free_slots: int = 0
 
 
 class Scheduler(Protocol):
@@ -231,6 +248,10 @@ class Scheduler(Protocol):
     @property
     def num_cached_blocks(self) -> int:
         """Free blocks whose contents a prefix cache keeps."""
+
+    @property
+    def slot_use(self) -> SlotUse:
+        """What the slots of the KV cache are for now."""
 
     def check(self, request: Request) -> None:
         """Raise ValueError if the request could never be scheduled; the reason names no request: they share it."""

@@ -92,6 +92,7 @@ class Server:
     def describe(
         self, start_time: float, elapsed: float, batch: Batch, schedule_elapsed: float, result: StepResult
     ) -> Step:
+        slots = self.scheduler.slot_use
         return Step(
             start_time=start_time,
             elapsed=elapsed,
@@ -110,6 +111,10 @@ class Server:
             adapter_wait=max(result.adapter_waits.values(), default=0.0),
             server=self.index,
             num_cached_blocks=self.scheduler.num_cached_blocks,
+            num_token_slots=slots.num_tokens,
+            num_reserved_slots=slots.num_reserved,
+            num_lost_slots=slots.num_lost,
+            num_free_slots=slots.num_free,
         )
 
     def record(self, step: Step, batch: Batch) -> None:

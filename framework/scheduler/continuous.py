@@ -8,11 +8,13 @@ from collections import deque
 from math import inf
 from typing import Literal, get_args
 
-from framework.core import Batch, Request, Sequence
+from framework.core import Batch, Request, Sequence, SlotUse
 from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.adapter_turns import AdapterTurns
 from framework.scheduler.block_manager import BlockManager
+from framework.scheduler.memory_use import MemoryUse
 from framework.scheduler.prefix_cache import Eviction, PrefixCache
+from framework.scheduler.reservation import Reservation, check_reservation, promised_slots
 
 Steps = Literal["prompts_first", "mixed", "alternate"]
 
@@ -35,6 +37,10 @@ class ContinuousScheduler:
     With `prefix_cache` full blocks are kept when their sequences end or are preempted, and taken by those whose tokens
     begin the same way; it says which free block is evicted first. What is found is not computed, and takes nothing of
     the budget. A block is found once the step that computes it is over, and a prompt's last token never is.
+
+    `reservation` says for how many tokens an admission takes blocks: `paged` for those that there are (vLLM's), `max`
+    for the model's context, `pow2` for the prompt and its output rounded up to the next power of two, `oracle` for the
+    prompt and its true output (Orca's). With the last three nobody is ever preempted.
 
     `watermark` is the share of the blocks that an admission leaves free, so that a new sequence is not preempted at
     once. The running sequences use up to `max_loras` adapters (None: as many as there are slots); a request whose
@@ -59,6 +65,7 @@ class ContinuousScheduler:
         prefetch: bool = True,
         adapter_cycle_time: float | None = None,
         prefix_cache: Eviction | None = None,
+        reservation: Reservation = "paged",
         num_adapter_slots: int = 0,
         max_model_len: int | None = None,
     ) -> None:
@@ -66,12 +73,15 @@ class ContinuousScheduler:
             raise ValueError(f"max_num_seqs must be at least 1, not {max_num_seqs}")
         if not 0 <= watermark < 1:
             raise ValueError(f"watermark must be in [0, 1), not {watermark}")
+        check_reservation(reservation, max_model_len)
+        self.reservation, self.max_model_len = reservation, max_model_len
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = token_budget(max_num_batched_tokens, max_model_len, steps, max_num_seqs)
         self.steps, self.whole_prompts = steps, whole_prompts
         self.blocks = BlockManager(num_blocks, block_size)
         if prefix_cache is not None:
             self.blocks = PrefixCache(num_blocks, block_size, prefix_cache, has_adapters=num_adapter_slots > 0)
+        self.use = MemoryUse(block_size)
         self.adapters = AdapterSlots(num_adapter_slots, max_loras)
         self.waiting: deque[Sequence] | AdapterTurns = deque()
         self.turns: AdapterTurns | None = None
@@ -97,8 +107,19 @@ class ContinuousScheduler:
     def num_cached_blocks(self) -> int:
         return self.blocks.num_cached
 
+    @property
+    def slot_use(self) -> SlotUse:
+        return self.use.describe(self.blocks)
+
     def check(self, request: Request) -> None:
         self.blocks.check(request)
+        if self.blocks.num_blocks_for(self._promised(request)) > self.blocks.num_blocks:
+            context = f" ({self.max_model_len} tokens, the model's context)" if self.reservation == "max" else ""
+            raise ValueError(
+                f"scheduler.reservation={self.reservation} promises it more{context} than the KV cache, which has "
+                f"{self.blocks.num_blocks} KV blocks of {self.blocks.block_size} tokens (raise engine.num_blocks, or "
+                "lower model.max_model_len)"
+            )
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -201,7 +222,9 @@ class ContinuousScheduler:
         if any_ending:
             self.ending += [sequence for sequence in self.running if not sequence.num_unscheduled_tokens]
             self.running = [sequence for sequence in self.running if sequence.num_unscheduled_tokens]
-        return Batch(sequences, starts, num_tokens, sum(num_tokens) - num_decode, num_decode)
+        num_computed = sum(num_tokens)
+        self.use.num_computed += num_computed
+        return Batch(sequences, starts, num_tokens, num_computed - num_decode, num_decode)
 
     def _can_admit(self, budget: int, alone: bool) -> bool:
         if not (self.waiting and budget) or self.has_preempted or len(self.running) >= self.max_num_seqs:
@@ -210,15 +233,26 @@ class ContinuousScheduler:
         if not self.adapters.can_admit(first) or (self.turns is not None and not self.turns.has_turn(first)):
             return False
         num_tokens, num_blocks = self.blocks.missing(first)
+        num_blocks += self._num_promised_blocks(first)
         if self.whole_prompts and num_tokens > budget and not alone:
             return False
         reserved = self.num_reserved_blocks if self.running else 0
         return num_blocks + reserved <= self.blocks.num_free
 
+    def _promised(self, request: Request) -> int:
+        return promised_slots(request, self.reservation, self.max_model_len)
+
+    def _num_promised_blocks(self, sequence: Sequence) -> int:
+        """Blocks that it is promised beyond those of its tokens."""
+        num_for = self.blocks.num_blocks_for
+        return max(num_for(self._promised(sequence.request)) - num_for(sequence.num_tokens), 0)
+
     def _admit(self, now: float) -> Sequence:
-        """Take the first of the waiting into the running, with blocks for all its tokens."""
+        """Take the first of the waiting into the running, with blocks for all its tokens and what it is promised."""
         sequence = self.waiting.popleft()
         self.blocks.admit(sequence)
+        self.blocks.grow(sequence, self._promised(sequence.request))
+        self.use.add(sequence)
         self.adapters.admit(sequence)
         self.running.append(sequence)
         if sequence.scheduled_time is None:
@@ -232,9 +266,11 @@ class ContinuousScheduler:
             self._preempt()
         if sequence.num_computed_tokens:
             sequence.block_table.append(self.blocks.take())
+            self.use.extend(sequence)
 
     def _preempt(self) -> None:
         sequence = self.running.pop()
+        self.use.remove(sequence)
         self.blocks.release(sequence)
         self.adapters.release(sequence)
         sequence.num_computed_tokens = 0
@@ -246,6 +282,7 @@ class ContinuousScheduler:
         self.adapters.release(sequence)
         self.blocks.forget(sequence)
         if sequence.block_table:
+            self.use.remove(sequence)
             self.blocks.release(sequence)
         else:  # a stop token came after the sequence was preempted
             self.waiting.remove(sequence)

@@ -6,16 +6,18 @@ The padding and the seats of finished sequences are part of every Batch, so the 
 from collections import deque
 from math import inf, isfinite
 
-from framework.core import Batch, Request, Sequence
+from framework.core import Batch, Request, Sequence, SlotUse
 from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.block_manager import BlockManager
+from framework.scheduler.memory_use import num_filled_slots
 
 
 class StaticScheduler:
     """Starts a batch once `max_num_seqs` requests wait, or the oldest has waited `max_wait` seconds.
 
     KV blocks for the longest prompt plus the longest output are reserved for every seat when the batch starts; where
-    they do not suffice for `max_num_seqs` seats, or these name more adapters than there are slots, it is smaller.
+    they do not suffice for `max_num_seqs` seats, or these name more adapters than there are slots, it is smaller. So it
+    takes no `reservation`, and nobody is ever preempted.
     """
 
     def __init__(
@@ -51,6 +53,19 @@ class StaticScheduler:
     @property
     def num_cached_blocks(self) -> int:
         return self.blocks.num_cached
+
+    @property
+    def slot_use(self) -> SlotUse:
+        """Padding is lost, and so is all that finished sequences hold."""
+        blocks = self.blocks
+        running = [sequence for sequence in self.running if not sequence.is_finished]
+        num_tokens = num_filled = 0
+        for sequence in running:
+            end = num_filled_slots(sequence)
+            num_tokens += min(sequence.num_computed_tokens, end) - sequence.num_padding
+            num_filled += end - sequence.num_padding
+        num_lost = blocks.num_used * blocks.block_size - num_filled
+        return SlotUse(num_tokens, num_filled - num_tokens, num_lost, blocks.num_free * blocks.block_size)
 
     def check(self, request: Request) -> None:
         self.blocks.check(request)

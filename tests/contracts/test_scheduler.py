@@ -30,6 +30,7 @@ OPTIONS = {  # drawn for the schedulers that have them
     "prefetch": st.booleans(),
     "adapter_cycle_time": st.none() | st.floats(0.01, 1),
     "prefix_cache": st.sampled_from([None, "lru", "lfu", "fifo"]),
+    "reservation": st.sampled_from(["paged", "max", "pow2", "oracle"]),
     "max_model_len": st.just(MAX_MODEL_LEN),
 }
 OF_EXAMPLES = {"steps": st.sampled_from(["prompts_first", "mixed", "alternate"]), "whole_prompts": st.booleans()}
@@ -104,9 +105,24 @@ def watched(make: partial, **options: object) -> partial:
             assert len(held) == self.num_used_blocks
             assert set(held) <= set(range(self.num_blocks))
             assert self.num_used_blocks + self.num_cached_blocks <= self.num_blocks
+            self.check_slots()
             if not isinstance(getattr(self, "blocks", None), PrefixCache):
                 assert max(held.values(), default=1) == 1
                 assert self.num_cached_blocks == 0
+
+        def check_slots(self):
+            """Each slot of a block is counted once, by who has it."""
+            tokens, needed = set(), set()
+            for sequence in self.added:
+                if not sequence.is_finished:
+                    slots = [(block, offset) for block in sequence.block_table for offset in range(BLOCK_SIZE)]
+                    end = sequence.num_padding + sequence.request.num_prompt_tokens + sequence.request.num_output_tokens
+                    needed |= set(slots[sequence.num_padding : end - 1])
+                    tokens |= set(slots[sequence.num_padding : min(sequence.num_computed_tokens, end - 1)])
+            use, num_used = self.slot_use, self.num_used_blocks
+            assert use[:2] == (len(tokens), len(needed) - len(tokens))
+            assert sum(use[:3]) == BLOCK_SIZE * num_used
+            assert sum(use) == BLOCK_SIZE * (self.num_blocks - self.num_cached_blocks)
 
         def num_preemptions(self):
             return sum(sequence.num_preemptions for sequence in self.added)
@@ -173,6 +189,12 @@ def draw_options(draw, make: partial) -> dict:
     return options | {"max_num_seqs": draw(st.integers(1, min(6, budget)))}
 
 
+def enough_blocks(num_blocks: int, options: dict) -> int:
+    """For the largest promise, the context, if there is one."""
+    is_promised = options.get("reservation", "paged") != "paged"
+    return max(num_blocks, MAX_MODEL_LEN // BLOCK_SIZE) if is_promised else num_blocks
+
+
 def test_every_scheduler_is_in_conf():
     assert {make.func for make in SCHEDULERS.values()} == {*implementations(framework.scheduler, *METHODS), *EXAMPLES}
 
@@ -184,9 +206,11 @@ def test_every_request_ends_once_with_exactly_its_tokens(make, data, workload, s
     """The fake engine's tokens count from 0, so an output ends with token `stop` if it gets that far."""
     requests, num_blocks = workload
     requests = [replace(request, stop_token_ids=frozenset({stop})) for request in requests]
+    options = draw_options(data.draw, make)
+    num_blocks = enough_blocks(num_blocks, options)
     engine = FakeEngine(lambda batch: 0.01 * sum(batch.num_tokens), num_blocks, BLOCK_SIZE, num_steps_ahead)
     engine.num_adapter_slots = data.draw(st.integers(0, 3))
-    scheduler = make_scheduler(watched(make, **draw_options(data.draw, make)), engine)
+    scheduler = make_scheduler(watched(make, **options), engine)
     sequences, steps = replay_trace(requests, scheduler, engine)
     assert [sequence.request for sequence in sequences] == requests
     for sequence in sequences:
@@ -258,8 +282,10 @@ def test_nothing_to_do_is_no_batch(make):
 def test_first_come_is_first_served(name, data, workload, num_steps_ahead):
     requests, num_blocks = workload
     make = shipped(name)
+    options = draw_options(data.draw, make)
+    num_blocks = enough_blocks(num_blocks, options)
     engine = FakeEngine(lambda batch: 0.01 * sum(batch.num_tokens), num_blocks, BLOCK_SIZE, num_steps_ahead)
-    scheduler = make(num_blocks, BLOCK_SIZE, **draw_options(data.draw, make))
+    scheduler = make(num_blocks, BLOCK_SIZE, **options)
     sequences, _ = replay_trace(requests, scheduler, engine)
     starts = [sequence.scheduled_time for sequence in sequences]
     assert starts == sorted(starts)
