@@ -173,6 +173,7 @@ def test_describe_fills_in_defaults_and_is_what_instantiate_takes():
         "prefetch": True,
         "adapter_cycle_time": None,
         "prefix_cache": None,
+        "reservation": "paged",
         "num_adapter_slots": 0,
         "max_model_len": None,
     }
