@@ -84,7 +84,7 @@ def at_most(engine: partial[Engine], num_seqs: int, num_tokens: int) -> partial[
 def warm_up_requests(requests: list[Request], max_num_seqs: int) -> list[Request]:
     """One request per seat, ending one step after the other, so that every decode batch size occurs."""
     return [
-        replace(request, arrival_time=0.0, num_output_tokens=min(request.num_output_tokens, index + 1))
+        replace(request, arrival_time=0.0, think_time=None, num_output_tokens=min(request.num_output_tokens, index + 1))
         for index, request in enumerate(requests[:max_num_seqs])
     ]
 

@@ -25,6 +25,10 @@ class Request:
     elsewhere the engine draws seeded random tokens. A token in `stop_token_ids` ends the output early. With a
     `json_schema` (its JSON text) the output is a document of that schema, then one of the model's end-of-sequence
     tokens, which `stop_token_ids` must have.
+
+    It is the `turn`-th request of its session, from 1. With a `think_time` (s) it arrives so long after the last token
+    of the turn before, and its prompt is that turn's prompt and the answer that was really generated, then the new
+    text. Its `num_prompt_tokens` count all of it, with whole answers, so that a shorter answer makes it shorter.
     """
 
     request_id: int
@@ -39,19 +43,22 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     json_schema: str | None = None
     prefix_block_size: int = PREFIX_BLOCK_SIZE
+    turn: int = 1
+    think_time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Requests sorted by arrival time.
+    """Requests sorted by arrival time; those with a think time have that of their session's first one.
 
-    `dropped` counts the rows that the file itself marks as no request, by reason; `unread` names columns of the file
-    that its reader does not know.
+    `dropped` counts the rows that are no requests of the trace, by reason; `unread` names columns of the file that have
+    no effect. Of its sessions at most `max_concurrency` are in progress at once; None: any number.
     """
 
     requests: list[Request]
     dropped: dict[str, int] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    max_concurrency: int | None = None
 
 
 class Sequence:
@@ -64,7 +71,8 @@ class Sequence:
     static batching), then the prompt, then the output. `num_computed_tokens` of these slots are computed, or will be
     when the steps in flight end. `num_unscheduled_tokens` output tokens are in no step yet. Its adapter is on the
     device in slot `adapter_slot` (0: it has none, or is not running), and made it wait for `adapter_load_wait` seconds.
-    `num_cached_tokens` of its prompt were in a prefix cache when it was first admitted.
+    `num_cached_tokens` of its prompt were in a prefix cache when it was first admitted. A turn of a conversation has
+    the one before as `previous`: its prompt begins with the tokens of that one.
     """
 
     __slots__ = (
@@ -79,14 +87,16 @@ class Sequence:
         "num_preemptions",
         "num_unscheduled_tokens",
         "output_token_ids",
+        "previous",
         "prompt_token_ids",
         "request",
         "scheduled_time",
         "token_times",
     )
 
-    def __init__(self, request: Request, arrival_time: float | None = None) -> None:
+    def __init__(self, request: Request, arrival_time: float | None = None, previous: Sequence | None = None) -> None:
         self.request = request
+        self.previous = previous
         self.arrival_time = request.arrival_time if arrival_time is None else arrival_time
         self.prompt_token_ids: npt.NDArray[np.int32] | None = None
         self.output_token_ids: list[int] = []
@@ -106,6 +116,12 @@ class Sequence:
     def num_tokens(self) -> int:
         """Slots whose token is known: padding, prompt and output so far."""
         return self.num_padding + self.request.num_prompt_tokens + len(self.output_token_ids)
+
+    @property
+    def num_history_tokens(self) -> int:
+        """Tokens of the conversation before this turn, with which its prompt begins."""
+        previous = self.previous
+        return 0 if previous is None else previous.request.num_prompt_tokens + len(previous.output_token_ids)
 
     def append(self, token_id: int, now: float) -> bool:
         """Add an output token stamped `now` (s); True if it is the last one."""
@@ -321,7 +337,7 @@ class Router(Protocol):
 
 
 class Source(Protocol):
-    """Where sequences come from. `requests` are all that may come."""
+    """Where sequences come from. `requests` are all that may come, as long as they may be."""
 
     requests: list[Request]
 

@@ -172,10 +172,13 @@ class World:
             delay = sequence.arrival_time - self.env.now
             if delay > 0:
                 yield self.env.timeout(delay)
-            self.sequences.append(sequence)
-            self.offer(sequence)
+            self.arrive(sequence)
         self.num_arriving -= 1
         self.end_or_refuse_stall()
+
+    def arrive(self, sequence: Sequence) -> None:
+        self.sequences.append(sequence)
+        self.offer(sequence)
 
     def offer(self, sequence: Sequence) -> None:
         """To the server that the router names; it waits while the router names none."""
@@ -191,9 +194,11 @@ class World:
         for sequence in [sequence for sequence in batch.sequences if sequence.is_finished]:
             if sequence in self.unfinished:  # a static batch computes the seats of finished sequences on
                 del self.unfinished[sequence]
-                following = list(self.source.follow(sequence, self.env.now))
-                if following:
-                    self.expect(following)
+                for following in self.source.follow(sequence, self.env.now):
+                    if following.arrival_time <= self.env.now:
+                        self.arrive(following)  # in time for the next step
+                    else:
+                        self.expect([following])
         if self.at_router:
             waiting, self.at_router = self.at_router, []
             for sequence in waiting:
@@ -223,7 +228,9 @@ class World:
             place = f"is at server {server.index}"
         else:
             place = f"is lost: the scheduler of server {server.index} does not have it"
-        return f"unfinished requests: {len(self.unfinished)}; request {sequence.request.request_id} {place}"
+        request = sequence.request
+        session = "" if request.session_id is None else f", turn {request.turn} of session {request.session_id!r},"
+        return f"unfinished requests: {len(self.unfinished)}; request {request.request_id}{session} {place}"
 
 
 def replay(source: Source, servers: list[Server], route: Router, clock: Clock = "virtual") -> list[Sequence]:

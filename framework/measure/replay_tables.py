@@ -23,6 +23,8 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
             "request_id": sequence.request.request_id,
             "adapter_id": sequence.request.adapter_id,
             "session_id": sequence.request.session_id,
+            "turn": sequence.request.turn,
+            "think_time": sequence.request.think_time,
             "priority": sequence.request.priority,
             "refused": reasons.get(sequence.request.request_id),
             "arrival_time": sequence.arrival_time,
@@ -38,7 +40,7 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
         }
         for sequence in sequences
     ]
-    table = pd.DataFrame(rows).astype({"scheduled_time": float})
+    table = pd.DataFrame(rows).astype({"scheduled_time": float, "think_time": float})
     table["ttft"] = table["first_token_time"] - table["arrival_time"]
     table["e2e"] = table["finish_time"] - table["arrival_time"]
     later_tokens = (table["num_output_tokens"] - 1).where(table["num_output_tokens"] > 1)

@@ -15,7 +15,7 @@ FULL = 0.9  # share of the seats from which on a decode step counts as one of a 
 
 def measure_serving(engine: Engine, make: MakeScheduler, requests: list[Request]) -> dict[str, float]:
     """Serve `requests`, all there at once, in real time, warm: output tokens/s, and the host's work per full step."""
-    requests = [replace(request, arrival_time=0.0) for request in requests]
+    requests = [replace(request, arrival_time=0.0, think_time=None) for request in requests]
 
     def serve(some: list[Request]) -> tuple[list[Sequence], pd.DataFrame]:
         scheduler = make_scheduler(make, engine)

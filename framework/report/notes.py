@@ -38,7 +38,7 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
         records = {folder: record for folder in folders if (record := load_record(folder))}
         merged = service_of(study.arms[str(arm)].lora).merged
         for note in (
-            *offered_notes(rows),
+            *offered_notes(rows, records),
             *left_out_notes(records),
             *ignored_notes(records),
             *unserved_notes(records, merged),
@@ -49,15 +49,21 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
     return [f"{', '.join(arms)}: {note}" for note, arms in arms_of.items()]
 
 
-def offered_notes(points: pd.DataFrame) -> Iterator[str]:
-    """One sentence if arrivals were more than 2% off a rate that was asked for, as those of thinned traces may be."""
+def offered_notes(points: pd.DataFrame, records: Records) -> Iterator[str]:
+    """One sentence if arrivals were more than 2% off a rate that was asked for, as those of thinned traces may be.
+
+    Those of sessions always are: the rate is of their starts.
+    """
     is_off = (points["offered_rate"] / points["rate"] - 1).abs() > MAX_OFF
     parts = []
     for rate, group in points[points["rate"].isin(points["rate"][is_off])].groupby("rate"):
         low, high = (rate_title(offered) for offered in (group["offered_rate"].min(), group["offered_rate"].max()))
         parts.append(f"{low if low == high else f'{low} to {high}'} where {rate:g} were asked for")
+    traces = [record["trace"] for record in records.values()]
+    is_of_sessions = any(trace.get("num_sessions", inf) < trace["num_requests"] for trace in traces)
     if parts:
-        yield f"the trace offers {', '.join(parts)}; tables, axes and capacity have what was offered"
+        who = "sessions, whose starts the rates are, make" if is_of_sessions else "the trace offers"
+        yield f"{who} {', '.join(parts)}; tables, axes and capacity have what was offered"
 
 
 def left_out_notes(records: Records) -> Iterator[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from heapq import heapify, heappop, heappush
 from itertools import count, islice
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from framework.core import Batch, Sequence
 from framework.scheduler.block_manager import BlockManager
@@ -17,6 +17,7 @@ Eviction = Literal["lru", "lfu", "fifo"]
 Place = tuple[int, ...]  # in the order of eviction; the last entry is the block
 
 DIGEST_SIZE = 16  # bytes: two different chains are taken for one with a probability of 2^-128
+Names = tuple[Any, ...]  # what tokens are known by
 MIN_PLACES = 64  # outdated places that are not worth a clean-up
 
 
@@ -168,12 +169,18 @@ class PrefixCache(BlockManager):
                 return block
 
 
-def named_tokens(sequence: Sequence, start: int, end: int) -> tuple[tuple[int, ...], int | None, tuple[int, ...]]:
+def named_tokens(sequence: Sequence, start: int, end: int) -> Names:
     """Names of the tokens at [start, end), equal for equal tokens behind equal ones: (prefix ids, request id, tokens).
 
     A prompt's tokens are known by their ids where the trace has text; elsewhere by the prefix ids that cover them, and
-    those that none covers by the request, as nobody else has them. Output tokens are known by their ids.
+    those that none covers by the request, as nobody else has them. Output tokens are known by their ids. A conversation
+    so far has the names that it had in the turns before.
     """
+    if sequence.request.prompt_token_ids is None:
+        while sequence.previous is not None and end <= sequence.num_history_tokens:
+            sequence = sequence.previous
+        if sequence.previous is not None and start < (turn_start := sequence.num_history_tokens):
+            return named_tokens(sequence.previous, start, turn_start), named_tokens(sequence, turn_start, end)
     request, size = sequence.request, sequence.request.prefix_block_size
     num_prompt_tokens = request.num_prompt_tokens
     num_named = min(len(request.prefix_ids) * size, num_prompt_tokens)

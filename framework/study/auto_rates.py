@@ -76,7 +76,7 @@ def find_rates(
                 write_json(folder / FILE, known)
     rates, served = known[key]["rates"], known[key]["served_at_most"]
     each = ", ".join(f"{arm} {rate:.3g}" for arm, rate in served.items())
-    progress.tell_line(f"rates: {', '.join(f'{rate:g}' for rate in rates)} requests/s (served at most: {each})")
+    progress.tell_line(f"rates: {', '.join(f'{rate:g}' for rate in rates)} per second (served at most: {each})")
     return rates
 
 
@@ -121,7 +121,8 @@ def measure_arm(name: str, arm: Arm, seed: int, engines: EngineCache, progress: 
     replayed = replay_point(Point(name, math.inf, seed, ""), overloaded, engines, progress)
     metrics = summarize(replayed.requests, replayed.steps, {})
     sustained = metrics["sustained_throughput"]
-    return sustained if math.isfinite(sustained) else metrics["request_throughput"]
+    served = sustained if math.isfinite(sustained) else metrics["request_throughput"]
+    return served * float(replayed.requests["think_time"].isna().mean())  # a rate is of the sessions' starts
 
 
 def rates_to_try(rates: Rates, trace: MakeTrace, seed: int) -> list[float | None]:
@@ -136,9 +137,13 @@ def rates_to_try(rates: Rates, trace: MakeTrace, seed: int) -> list[float | None
 
 
 def all_at_once(*, trace: MakeTrace, num_requests: int, rate: float, seed: int) -> Trace:
-    """The first requests of the trace at 0 s, whatever the rate."""
+    """The first requests of the trace at 0 s, whatever the rate; nobody thinks between two turns."""
     given = trace(rate=1.0, seed=seed)
-    return replace(given, requests=[replace(one, arrival_time=0.0) for one in given.requests[:num_requests]])
+    requests = [
+        replace(one, arrival_time=0.0, think_time=None if one.think_time is None else 0.0)
+        for one in given.requests[:num_requests]
+    ]
+    return replace(given, requests=requests)
 
 
 def spread(served: dict[str, float]) -> list[float]:

@@ -22,6 +22,7 @@ class TraceRecord(TypedDict):
     refused: NotRequired[dict[str, int]]  # points from before lack it: they left such requests out
     ignored: NotRequired[list[str]]  # columns of the trace without an effect
     offered_rate: Number
+    num_sessions: NotRequired[int]  # requests that follow no other's answer; earlier points lack it: there all are
 
 
 class EngineRecord(TypedDict):

@@ -25,7 +25,9 @@ from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.records import EngineRecord, TraceRecord
 from framework.trace.source import TraceSource
+from framework.trace.transforms import starts
 
+AFTER_REFUSED = "follows a turn of its session that is refused"
 MAX_TOLD = 5  # reasons in the message of an error
 
 
@@ -57,23 +59,35 @@ def replay_point(
     on_step = progress.advance if arm.clock == "virtual" else None  # drawing takes real time
     servers = engines.get_servers(arm, on_step)
     with nullcontext() if gpu is None else gpu.watching():
-        served = replay(TraceSource(requests), servers, arm.router(servers), arm.clock)
+        source = TraceSource(requests, trace.max_concurrency)
+        served = replay(source, servers, arm.router(servers), arm.clock)
     steps = sorted((step for server in servers for step in server.steps), key=attrgetter("start_time"))
-    offered = request_table(with_refused(served, trace.requests, refused), refused)
+    offered = with_refused(served, trace.requests, refused)
     return ReplayedPoint(
-        offered,
+        request_table(offered, refused),
         step_table(steps),
         engine_record(engine),
-        trace_record(trace, refused, point.rate, uses_prefixes=has_prefix_cache(arm)),
+        trace_record(trace, offered, refused, point.rate, uses_prefixes=has_prefix_cache(arm)),
         None if gpu is None else gpu.record(),
     )
 
 
 def refusals(requests: list[Request], engine: Engine, scheduler: Scheduler) -> dict[int, str]:
-    """Which of the requests can never be served: request id → the reason, which others may share."""
+    """Which of the requests can never be served: request id → the reason, which others may share.
+
+    A turn is judged by its longest prompt, with whole answers before it; a session ends before one that is refused.
+    """
     adapters = engine.refused_adapters(requests)
-    reasons = {request.request_id: refusal(request, adapters, engine.max_model_len, scheduler) for request in requests}
-    return {request_id: reason for request_id, reason in reasons.items() if reason is not None}
+    refused: dict[int, str] = {}
+    ended = set()  # sessions
+    for request in requests:
+        reason = refusal(request, adapters, engine.max_model_len, scheduler)
+        if request.think_time is not None and request.session_id in ended:
+            reason = AFTER_REFUSED
+        if reason is not None:
+            refused[request.request_id] = reason
+            ended.add(request.session_id)
+    return refused
 
 
 def refusal(request: Request, adapters: dict[str, str], max_model_len: int, scheduler: Scheduler) -> str | None:
@@ -122,14 +136,20 @@ def has_prefix_cache(arm: Arm) -> bool:
 
 
 def trace_record(
-    trace: Trace, refused: dict[int, str], rate: float | None, *, uses_prefixes: bool = False
+    trace: Trace,
+    offered: list[Sequence],
+    refused: dict[int, str],
+    rate: float | None,
+    *,
+    uses_prefixes: bool = False,
 ) -> TraceRecord:
     return {
         "num_requests": len(trace.requests),
         "dropped": trace.dropped,
         "refused": counts(refused),
         "ignored": [*trace.unread, *ignored_fields(trace.requests, uses_prefixes)],
-        "offered_rate": offered_rate(trace, rate),
+        "offered_rate": offered_rate(arrivals(offered, refused), rate),
+        "num_sessions": len(starts(trace)),
     }
 
 
@@ -139,15 +159,24 @@ def ignored_fields(requests: list[Request], uses_prefixes: bool = False) -> list
     prefixes = [prefix_id for request in requests for prefix_id in set(request.prefix_ids)]
     differs = {
         "priority": len({request.priority for request in requests}) > 1,
-        "session_id": len(set(sessions)) < len(sessions),
+        "session_id": len(set(sessions)) < len(sessions) and all(request.think_time is None for request in requests),
         "prefix_ids": len(set(prefixes)) < len(prefixes) and not uses_prefixes,
     }
     return [name for name, does in differs.items() if does]
 
 
-def offered_rate(trace: Trace, rate: float | None) -> float:
+def arrivals(offered: list[Sequence], refused: dict[int, str]) -> list[float]:
+    """When the requests came (s), in order; a refused turn that follows another one never does."""
+    return [
+        sequence.arrival_time
+        for sequence in offered
+        if sequence.request.think_time is None or sequence.request.request_id not in refused
+    ]
+
+
+def offered_rate(times: list[float], rate: float | None) -> float:
     """What the arrivals really were (1/s), infinite if all come at once; a single one has the rate asked for."""
-    if len(trace.requests) == 1 and rate is not None:
+    if len(times) == 1 and rate is not None:
         return rate
-    span = trace.requests[-1].arrival_time - trace.requests[0].arrival_time
-    return (len(trace.requests) - 1) / span if span > 0 else math.inf
+    span = times[-1] - times[0]
+    return (len(times) - 1) / span if span > 0 else math.inf

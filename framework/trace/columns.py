@@ -126,6 +126,16 @@ def timestamps(table: Table, column: str, units_per_second: int = 1) -> npt.NDAr
     return times
 
 
+def seconds_or_none(table: Table, column: str) -> list[float | None]:
+    """A column of finite numbers of at least 0; None where the file has nothing."""
+    values = table.frame[column]
+    is_empty = (values.isna() | (values == "")).to_numpy()
+    seconds = _numbers(table, column)
+    is_good = (seconds >= 0) & (seconds <= MAX_TIME)
+    _refuse(table, column, ~is_empty & ~is_good, f"a number from 0 to {MAX_TIME:.3g}, or empty")
+    return [None if empty else second for empty, second in zip(is_empty, seconds.tolist(), strict=True)]
+
+
 def clock_times(table: Table, column: str) -> npt.NDArray[np.float64]:
     """A column of dates with time of day (ISO 8601) as seconds from the first row's; they never fall."""
     dates = pd.to_datetime(table.frame[column], format="ISO8601", utc=True, errors="coerce")

@@ -5,7 +5,7 @@ A reader refuses what it cannot use (see columns.py), counts in `Trace.dropped` 
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields
 from itertools import count, repeat
 from pathlib import Path
 from typing import Any, Literal
@@ -26,12 +26,13 @@ from framework.trace.columns import (
     unread,
     whole_numbers,
 )
+from framework.trace.sessions import numbered, think_times_of, turns_of
 
 TimeUnit = Literal["s", "ms"]
 UNITS_PER_SECOND = {"s": 1, "ms": 1000}  # how many of the unit make a second
 REQUIRED = ("arrival_time", "num_prompt_tokens", "num_output_tokens")
 LOGGED = ("Elapsed time", "Model", "Total tokens", "Log Type")  # by BurstGPT: what a request was, not what it asks for
-OPTIONAL = ("adapter_id", "priority", "session_id", "prefix_ids")
+OPTIONAL = ("adapter_id", "priority", "session_id", "prefix_ids", "turn", "think_time")
 
 
 def read_azure(path: str | Path, num_rows: int | None = None) -> Trace:
@@ -42,7 +43,7 @@ def read_azure(path: str | Path, num_rows: int | None = None) -> Trace:
     """
     columns = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
     table = load_csv(Path(path), columns, text=("TIMESTAMP",), num_rows=num_rows)
-    requests = _requests(
+    requests = as_requests(
         arrival_time=clock_times(table, "TIMESTAMP"),
         num_prompt_tokens=whole_numbers(table, "ContextTokens"),
         num_output_tokens=whole_numbers(table, "GeneratedTokens"),
@@ -68,8 +69,7 @@ def read_mooncake(path: str | Path, block_size: int = PREFIX_BLOCK_SIZE, time_un
     }
     if "hash_ids" in table.frame:
         columns["prefix_ids"] = prefix_ids(table, "hash_ids", prompts, block_size)
-    requests = _requests(**columns)
-    return Trace([replace(request, prefix_block_size=block_size) for request in requests], unread=table.unread)
+    return Trace(as_requests(**columns, prefix_block_size=repeat(block_size)), unread=table.unread)
 
 
 def read_burstgpt(path: str | Path, num_rows: int | None = None) -> Trace:
@@ -86,11 +86,13 @@ def read_burstgpt(path: str | Path, num_rows: int | None = None) -> Trace:
     if not kept.any():
         raise ValueError(f"{path}: all {len(kept)} requests failed (0 response tokens)")
     table = Table(table.path, table.frame[kept], table.first_line)
-    requests = _requests(
+    session_ids = labels(table, "Session ID") if "Session ID" in table.frame else [None] * int(kept.sum())
+    requests = as_requests(
         arrival_time=times[kept],
         num_prompt_tokens=whole_numbers(table, "Request tokens"),
         num_output_tokens=outputs[kept],
-        session_id=labels(table, "Session ID") if "Session ID" in table.frame else repeat(None),
+        session_id=session_ids,
+        turn=numbered(session_ids),
     )
     num_failed = len(kept) - len(requests)
     dropped = {"failed": num_failed} if num_failed else {}
@@ -104,7 +106,7 @@ def read_vidur(path: str | Path) -> Trace:
     """
     columns = ("arrived_at", "num_prefill_tokens", "num_decode_tokens")
     table = load_csv(Path(path), columns)
-    requests = _requests(
+    requests = as_requests(
         arrival_time=timestamps(table, "arrived_at"),
         num_prompt_tokens=whole_numbers(table, "num_prefill_tokens"),
         num_output_tokens=whole_numbers(table, "num_decode_tokens"),
@@ -116,8 +118,8 @@ def read_table(path: str | Path) -> Trace:
     """The project's own format, CSV or Parquet by suffix.
 
     Columns `arrival_time` (s), `num_prompt_tokens`, `num_output_tokens`; optional `adapter_id`, `priority`,
-    `session_id` and `prefix_ids` (CSV: ids with spaces between; Parquet: lists). An unknown column is an error, so that
-    a misspelt optional one is not lost.
+    `session_id`, `turn`, `think_time` (s) and `prefix_ids` (CSV: ids with spaces between; Parquet: lists). An unknown
+    column is an error, so that a misspelt optional one is not lost. So are turns that make no session: see sessions.py.
     """
     table = _load_table(Path(path))
     unknown = [column for column in table.frame.columns if column not in REQUIRED + OPTIONAL]
@@ -131,11 +133,12 @@ def read_table(path: str | Path) -> Trace:
     }
     for column in {"adapter_id", "session_id"}.intersection(table.frame.columns):
         columns[column] = labels(table, column)
+    columns |= _turns(table, columns)
     if "priority" in table.frame:
         columns["priority"] = whole_numbers(table, "priority", at_least=-(2**31))
     if "prefix_ids" in table.frame:
         columns["prefix_ids"] = prefix_ids(table, "prefix_ids", prompts, PREFIX_BLOCK_SIZE)
-    return Trace(_requests(**columns))
+    return Trace(as_requests(**columns))
 
 
 def read_lengths(path: str | Path) -> Trace:
@@ -151,7 +154,22 @@ def read_lengths(path: str | Path) -> Trace:
         found = [str(column) for column in table.frame.columns]
         raise ValueError(f"{path}: no columns {' and '.join(ours)}, nor {' and '.join(theirs)}; found {found}")
     prompts, outputs = (whole_numbers(table, name) for name in names)
-    return Trace(_requests(arrival_time=repeat(0.0), num_prompt_tokens=prompts, num_output_tokens=outputs))
+    return Trace(as_requests(arrival_time=repeat(0.0), num_prompt_tokens=prompts, num_output_tokens=outputs))
+
+
+def _turns(table: Table, columns: dict[str, Iterable[Any]]) -> dict[str, Iterable[Any]]:
+    """The columns `turn` and `think_time` of sessions, checked; without turns the order of the rows says them."""
+    given = [column for column in ("turn", "think_time") if column in table.frame]
+    if "session_id" not in columns:
+        if given:
+            raise ValueError(f"{table.path}: a column {given[0]}, and no session_id that says whose")
+        return {}
+    session_ids = list(columns["session_id"])
+    turns = turns_of(table, session_ids, "turn") if "turn" in given else numbered(session_ids)
+    if "think_time" not in given:
+        return {"turn": turns}
+    lengths = zip(columns["num_prompt_tokens"], columns["num_output_tokens"], strict=True)
+    return {"turn": turns, "think_time": think_times_of(table, session_ids, turns, lengths, "think_time")}
 
 
 def _load_table(path: Path) -> Table:
@@ -162,14 +180,8 @@ def _load_table(path: Path) -> Table:
     raise ValueError(f"{path}: suffix {path.suffix!r} is not one of '.csv', '.csv.gz', '.parquet'")
 
 
-def _requests(**columns: Iterable[Any]) -> list[Request]:
+def as_requests(**columns: Iterable[Any]) -> list[Request]:
     """Requests numbered from 0, one per row of the columns, which are named like the fields of Request."""
-    absent: dict[str, Iterable[Any]] = {
-        "adapter_id": repeat(None),
-        "priority": repeat(0),
-        "session_id": repeat(None),
-        "prefix_ids": repeat(()),
-    }
-    fields = [(absent | columns)[name] for name in REQUIRED + OPTIONAL]  # the order of Request's fields
-    plain = [field.tolist() if isinstance(field, np.ndarray) else field for field in fields]  # Python's own numbers
+    values = [columns.get(field.name, repeat(field.default)) for field in fields(Request)[1:]]
+    plain = [column.tolist() if isinstance(column, np.ndarray) else column for column in values]  # Python's own numbers
     return list(map(Request, count(), *plain))

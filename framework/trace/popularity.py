@@ -13,18 +13,20 @@ import numpy.typing as npt
 
 from framework.checks import positive, whole
 from framework.core import Trace
+from framework.trace.transforms import starts
 
 Numbers = npt.NDArray[np.int64]  # (num_requests,)
 Law = Callable[[np.random.Generator, int], Numbers]
 
 
 def assign_adapters(trace: Trace, law: Law, rng: np.random.Generator) -> Trace:
-    """Every request with the adapter `adapter-<number>` that the law draws for it."""
-    numbers = law(rng, len(trace.requests)).tolist()
-    requests = [
-        replace(request, adapter_id=f"adapter-{number}")
-        for request, number in zip(trace.requests, numbers, strict=True)
-    ]
+    """Every request with the adapter `adapter-<number>` that the law draws for it; a conversation keeps its own."""
+    drawn = iter(law(rng, len(starts(trace))).tolist())
+    requests, number = [], 0
+    for request in trace.requests:
+        if request.think_time is None:
+            number = next(drawn)
+        requests.append(replace(request, adapter_id=f"adapter-{number}"))
     return replace(trace, requests=requests)
 
 

@@ -12,6 +12,7 @@ from framework.paths import locate
 from framework.trace import transforms
 from framework.trace.download import check_sum, download
 from framework.trace.popularity import Law, assign_adapters
+from framework.trace.sessions import Turns, arrange
 
 Rescale = Literal["stretch", "thin", "all_at_once"]
 
@@ -23,6 +24,7 @@ def recorded(
     file: str | Path | None = None,
     url: str | None = None,
     sha256: str | None = None,
+    turns: Turns | None = None,
     window: list[float | None] | None = None,
     num_requests: int | None = None,
     rescale: Rescale = "stretch",
@@ -37,17 +39,19 @@ def recorded(
     `path` is a file of yours, read as it is. None: the published one is read, which is kept at `file`. It is downloaded
     from `url` if it is missing, and has to have the `sha256` (None: any).
 
-    In this order: `window` [start, end) in seconds of the file's clock (None: open); clipping to the two limits;
+    In this order: `turns` of sessions as recorded or closed, each after the answer before it (None: closed where the
+    file has think times); `window` [start, end) in seconds of the file's clock (None: open); clipping to both limits;
     thinning to `rate` requests/s (rescale=thin); the first `num_requests`; stretching to `rate` (rescale=stretch), or
-    all of them at 0 s (rescale=all_at_once, which takes no rate). `rate` None keeps the recorded rate. `adapters` is a
-    law of popularity.py that says which adapter each request wants, before thinning (None: as recorded). `seed` matters
-    to thinning and adapters only.
+    all of them at 0 s (rescale=all_at_once, which takes no rate). `rate` None keeps the recorded rate. Where turns are
+    closed, times and rates are those of the sessions' first ones. `adapters` is a law of popularity.py that says which
+    adapter each request wants, before thinning (None: as recorded). `seed` matters to thinning and adapters only.
     """
     if rescale not in get_args(Rescale):
         raise ValueError(f"rescale={rescale!r} is not one of {', '.join(map(repr, get_args(Rescale)))}")
     if rescale == "all_at_once" and rate is not None:
         raise NoRateError(f"rate={rate!r}: requests that arrive all at once have no arrival rate; set rates=[null]")
     trace = reader(find_file(path) if path is not None else get_published(file, url, sha256))
+    trace = arrange(trace, turns)
     if window is not None:
         if len(window) != 2:
             raise ValueError(f"window={window!r} is not a pair [start, end] of seconds (null: open)")

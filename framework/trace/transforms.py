@@ -12,12 +12,18 @@ from framework.checks import positive, whole
 from framework.core import Request, Trace
 from framework.errors import NoRateError
 
+TOO_LONG = "turns of sessions that are over max_prompt_tokens by then"
 MAX_TIME = 2.0**33  # seconds, 272 years; above it, neighbours of a float64 are more than a microsecond apart
 
 
+def starts(trace: Trace) -> list[Request]:
+    """The requests that arrive at their own time, not after a think time: those with which a session starts."""
+    return [request for request in trace.requests if request.think_time is None]
+
+
 def mean_rate(trace: Trace) -> float:
-    """Mean arrival rate in requests/s: (n − 1) / (last − first arrival); needs two arrivals at different times."""
-    times = [request.arrival_time for request in trace.requests]
+    """Mean rate of the starts in 1/s: (n − 1) / (last − first arrival); needs two arrivals at different times."""
+    times = [request.arrival_time for request in starts(trace)]
     if len(times) < 2 or times[-1] == times[0]:
         raise NoRateError(
             f"a trace of {len(times)} request(s) that span 0 s has no arrival rate to rescale: set rates=[null]"
@@ -52,9 +58,9 @@ def first(trace: Trace, num_requests: int) -> Trace:
 
 
 def stretch(trace: Trace, rate: float) -> Trace:
-    """All requests, with the clock scaled so that the mean arrival rate becomes `rate` (requests/s)."""
+    """All requests, with the clock scaled so that the mean rate of the starts becomes `rate` (1/s)."""
     factor = mean_rate(trace) / positive("rate", rate)
-    num_requests = len(trace.requests)
+    num_requests = len(starts(trace))
     check_span((num_requests - 1) / rate, f"rate={rate:g}: {num_requests} requests at this rate")
     requests = [replace(request, arrival_time=request.arrival_time * factor) for request in trace.requests]
     return replace(trace, requests=requests)
@@ -68,7 +74,7 @@ def all_at_once(trace: Trace) -> Trace:
 def thin(trace: Trace, rate: float, seed: int) -> Trace:
     """Each request kept with probability `rate` / own mean rate, independently; arrival times stay.
 
-    With one seed, what a lower rate keeps is part of what a higher one keeps.
+    A session is kept as a whole. With one seed, what a lower rate keeps is part of what a higher one keeps.
     """
     own_rate = mean_rate(trace)
     if positive("rate", rate) > own_rate:
@@ -76,18 +82,37 @@ def thin(trace: Trace, rate: float, seed: int) -> Trace:
             f"thinning cannot raise the arrival rate to {rate:g} requests/s: the trace has {own_rate:g}; "
             "use rescale=stretch or a lower rate"
         )
-    draws = np.random.default_rng(seed).random(len(trace.requests)).tolist()
-    kept = [request for request, draw in zip(trace.requests, draws, strict=True) if draw < rate / own_rate]
+    draws = np.random.default_rng(seed).random(len(starts(trace))).tolist()
+    kept, rest, is_kept = [], iter(draws), False
+    for request in trace.requests:
+        if request.think_time is None:
+            is_kept = next(rest) < rate / own_rate
+        if is_kept:
+            kept.append(request)
     if not kept:
         raise ValueError(f"thinning from {own_rate:g} to {rate:g} requests/s left none of {len(draws)} requests")
     return replace(trace, requests=kept)
 
 
 def clip(trace: Trace, max_prompt_tokens: int | None = None, max_output_tokens: int | None = None) -> Trace:
-    """Lengths above a limit cut to it (None: no limit); a cut prompt keeps the prefix blocks that it still reaches."""
+    """Lengths above a limit cut to it (None: no limit); a cut prompt keeps the prefix blocks that it still reaches.
+
+    A conversation ends before a turn whose prompt would still be longer; such turns are counted in `dropped`.
+    """
     max_prompt = math.inf if max_prompt_tokens is None else whole("max_prompt_tokens", max_prompt_tokens)
     max_output = math.inf if max_output_tokens is None else whole("max_output_tokens", max_output_tokens)
-    return replace(trace, requests=[_clipped(request, max_prompt, max_output) for request in trace.requests])
+    requests: list[Request] = []
+    before = clipped = None
+    for request in trace.requests:
+        if request.think_time is None:
+            clipped = _clipped(request, max_prompt, max_output)
+        elif before is not None and clipped is not None:
+            clipped = _clipped_turn(request, before, clipped, max_prompt, max_output)
+        if clipped is not None:
+            requests.append(clipped)
+        before = request
+    num_cut = len(trace.requests) - len(requests)
+    return replace(trace, requests=requests, dropped=trace.dropped | ({TOO_LONG: num_cut} if num_cut else {}))
 
 
 def restart(trace: Trace) -> Trace:
@@ -113,4 +138,22 @@ def _clipped(request: Request, max_prompt: float, max_output: float) -> Request:
         num_output_tokens=int(output),
         prefix_ids=request.prefix_ids[: math.ceil(prompt / request.prefix_block_size)],
         prompt_token_ids=None if token_ids is None else token_ids[: int(prompt)],
+    )
+
+
+def _clipped_turn(
+    turn: Request, before: Request, clipped: Request, max_prompt: float, max_output: float
+) -> Request | None:
+    """A turn after one that was `before` and is `clipped` now; None if its prompt would be too long."""
+    num_new_tokens = turn.num_prompt_tokens - before.num_prompt_tokens - before.num_output_tokens
+    num_prompt_tokens = clipped.num_prompt_tokens + clipped.num_output_tokens + num_new_tokens
+    if num_prompt_tokens > max_prompt:
+        return None
+    text = turn.prompt_token_ids
+    if text is not None and clipped.prompt_token_ids is not None:
+        answer = text[before.num_prompt_tokens :][: clipped.num_output_tokens]
+        text = (*clipped.prompt_token_ids, *answer, *text[-num_new_tokens:])
+    num_output_tokens = int(min(turn.num_output_tokens, max_output))
+    return replace(
+        turn, num_prompt_tokens=num_prompt_tokens, num_output_tokens=num_output_tokens, prompt_token_ids=text
     )

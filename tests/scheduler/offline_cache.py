@@ -9,7 +9,7 @@ from hashlib import sha256
 import numpy as np
 
 from framework.core import Sequence
-from framework.engine.torch_engine.prompt_tokens import prompt_token_ids
+from framework.engine.torch_engine.prompt_tokens import prompt_of
 from framework.scheduler.prefix_cache import PrefixCache
 
 VOCAB_SIZE = 1 << 30  # two tokens drawn at random are never equal
@@ -17,7 +17,10 @@ VOCAB_SIZE = 1 << 30  # two tokens drawn at random are never equal
 
 def tokens_of(sequence: Sequence) -> np.ndarray:
     """All that are known, as an engine draws the prompt's."""
-    prompt = prompt_token_ids(sequence.request, VOCAB_SIZE, seed=0)
+    previous = sequence.previous
+    if previous is not None and previous.prompt_token_ids is None:
+        previous.prompt_token_ids = tokens_of(previous)[: previous.request.num_prompt_tokens]
+    prompt = prompt_of(sequence, VOCAB_SIZE, seed=0)
     return np.concatenate((prompt, np.array(sequence.output_token_ids, dtype=np.int32)))
 
 

@@ -96,6 +96,16 @@ def test_own_tokens_behind_the_named_ones_are_never_shared():
     assert rows(requests)[0] == [0, 4, 0]
 
 
+def test_a_turn_finds_the_conversation_before_it_though_its_blocks_are_filled_by_several_turns():
+    """Of 3 + 2 tokens, 2 + 2 and 4 + 1; of the 9 before the third turn all but the last are computed."""
+    session = {"session_id": "a", "think_time": 1.0}
+    requests = [Request(0, 0.0, 3, 2, session_id="a"), Request(1, 0.0, 7, 2, turn=2, **session)]
+    requests += [Request(2, 0.0, 13, 1, turn=3, **session), Request(3, 9.0, 13, 1)]
+    cached, log = rows(requests)
+    assert cached == [0, 4, 8, 0]
+    assert [prompts for _, _, prompts in log] == [[(0, 0, 3)], [], [(1, 4, 7)], [], [(2, 8, 13)], [(3, 0, 13)]]
+
+
 @pytest.mark.parametrize(("eviction", "evicted"), [("fifo", 7), ("lru", 8), ("lfu", 9)])
 def test_each_order_of_eviction(eviction, evicted):
     """7 is computed first, 8 was used the longest ago, and 9 the fewest times."""
@@ -234,7 +244,10 @@ class Checked(ContinuousScheduler):
 
 @st.composite
 def workloads(draw):
-    """Requests with a tree of prefixes, or of texts, that come while others run; with adapters and stop tokens."""
+    """Requests with a tree of prefixes, or of texts, that come while others run; with adapters and stop tokens.
+
+    Some are the next turns of others.
+    """
     size, has_text = draw(st.sampled_from([1, 3, 4, 16])), draw(st.booleans())
     requests, now = [], 0.0
     for index in range(draw(st.integers(1, 20))):
@@ -248,8 +261,23 @@ def workloads(draw):
             text = tuple(tokens_of(Sequence(request)).tolist())
             text = text[: draw(st.integers(0, prompt))] + tuple(range(10))
             request = replace(request, num_prompt_tokens=len(text), prompt_token_ids=text)
-        requests.append(request)
+        requests += [replace(request, session_id=str(index)), *next_turns(draw, request)]
     return requests
+
+
+def next_turns(draw, request):
+    """Up to two more turns of a session, whose new text is of 1 to 6 tokens."""
+    turns = [request]
+    for turn in range(2, draw(st.sampled_from([2, 2, 3, 4]))):
+        before, think_time = turns[-1], draw(st.sampled_from([0.0, 0.2]))
+        num_history_tokens = before.num_prompt_tokens + before.num_output_tokens
+        num_prompt_tokens = num_history_tokens + draw(st.integers(1, 6))
+        text = before.prompt_token_ids  # what is new of it are sevens
+        text = text and text + (7,) * (num_prompt_tokens - len(text))
+        session = {"session_id": str(request.request_id), "turn": turn, "think_time": think_time, "prefix_ids": ()}
+        lengths = {"num_prompt_tokens": num_prompt_tokens, "prompt_token_ids": text}
+        turns.append(replace(before, request_id=before.request_id + 100, **session, **lengths))
+    return turns[1:]
 
 
 def check(requests, cache, num_adapter_slots=0, num_steps_ahead=0, **options):

@@ -69,6 +69,7 @@ def test_a_replay_leaves_tables_and_what_was_replayed_on_what():
         "refused": {},
         "ignored": [],
         "offered_rate": 1.0,
+        "num_sessions": 3,
     }
     assert result.requests["ttft"].tolist() == pytest.approx([0.01] * 3)
     assert result.steps["phase"].tolist() == ["prefill", "decode"] * 3
@@ -160,3 +161,28 @@ def test_what_is_offered_is_served_refused_or_unfinished(scheduler, num_blocks):
         assert numbers["slo_attainment"] == 0.0
         assert summarize(table, result.steps, {})["slo_attainment"] == pytest.approx(sum(fitting) / len(fitting))
         assert table["ttft"].notna().tolist() == fitting
+
+
+def sessions(*, rate, seed) -> Trace:
+    """Two sessions, of which the second's third turn is longer than 40 tokens."""
+    lengths = [("a", 1, 5, 1, None), ("a", 2, 8, 1, 1.0), ("b", 1, 20, 6, None), ("b", 2, 30, 2, 1.0)]
+    lengths += [("b", 3, 40, 1, 1.0), ("b", 4, 42, 1, 1.0)]
+    requests = [
+        Request(index, 0.0 if name == "a" else 2.0, *tokens, session_id=name, turn=turn, think_time=think_time)
+        for index, (name, turn, *tokens, think_time) in enumerate(lengths)
+    ]
+    return Trace(requests, max_concurrency=1)
+
+
+def test_a_session_ends_before_a_turn_that_is_refused_and_the_rate_is_what_it_turned_out_to_be():
+    result, _ = replayed(sessions, engine=partial(build_picky_engine, num_blocks=100))
+    assert result.trace["refused"] == {
+        "longer than the model's context of 40 tokens": 1,
+        "follows a turn of its session that is refused": 1,
+    }
+    assert result.trace["ignored"] == []
+    served = result.requests[result.requests["refused"].isna()]
+    assert served["turn"].tolist() == [1, 2, 1, 2]
+    assert served["arrival_time"].tolist() == pytest.approx([0.0, 1.015, 2.0, 2.0 + 0.03 + 5 * 0.011 + 1.0])
+    assert result.trace["offered_rate"] == pytest.approx(3 / 3.085)
+    assert served["think_time"].isna().tolist() == [True, False, True, False]

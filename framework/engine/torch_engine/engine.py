@@ -32,7 +32,7 @@ from framework.engine.torch_engine.kv_cache import (
 )
 from framework.engine.torch_engine.mixed import check_captured
 from framework.engine.torch_engine.options import EngineOptions
-from framework.engine.torch_engine.prompt_tokens import check_prompt, prompt_token_ids
+from framework.engine.torch_engine.prompt_tokens import check_prompt, prompt_of
 from framework.engine.torch_engine.sampling import Sampler, Sampling
 from framework.engine.torch_engine.warm_up import most_rows, warm_up_sizes, warm_up_steps
 from framework.kernels.decode_step import NO_TOKEN
@@ -178,7 +178,7 @@ class TorchEngine:
     def add(self, sequence: Sequence) -> None:
         """Set the prompt's tokens."""
         vocab_size = self.model.config.vocab_size
-        sequence.prompt_token_ids = prompt_token_ids(sequence.request, vocab_size, self._sampler.sampling.seed)
+        sequence.prompt_token_ids = prompt_of(sequence, vocab_size, self._sampler.sampling.seed)
 
     def _decide_steps_ahead(self) -> int:
         """As the options say, but none where a json_schema's mask needs the tokens of the step before."""

@@ -1,11 +1,11 @@
-"""The prompts of a trace: its own tokens, or seeded random ones that depend on the request alone."""
+"""The prompts of a trace: its own tokens, or seeded random ones that depend on the request, and on what was said."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from framework.core import Request
+from framework.core import Request, Sequence
 
 PREFIX_STREAM, REQUEST_STREAM = 0, 1  # keep a prefix id and an equal request id apart
 
@@ -23,6 +23,18 @@ def prompt_token_ids(request: Request, vocab_size: int, seed: int) -> npt.NDArra
     blocks = [_draw((seed, PREFIX_STREAM, prefix_id), block_size, vocab_size) for prefix_id in request.prefix_ids]
     own = _draw((seed, REQUEST_STREAM, request.request_id), num_own_tokens, vocab_size)
     return np.concatenate((*blocks, own))[: request.num_prompt_tokens]
+
+
+def prompt_of(sequence: Sequence, vocab_size: int, seed: int) -> npt.NDArray[np.int32]:
+    """As `prompt_token_ids`; of a turn the conversation so far, and behind it only the new text is drawn."""
+    request, previous = sequence.request, sequence.previous
+    if previous is None or request.prompt_token_ids is not None:
+        return prompt_token_ids(request, vocab_size, seed)
+    assert previous.prompt_token_ids is not None
+    num_new_tokens = request.num_prompt_tokens - sequence.num_history_tokens
+    new_text = _draw((seed, REQUEST_STREAM, request.request_id), num_new_tokens, vocab_size)
+    answer = np.array(previous.output_token_ids, dtype=np.int32)
+    return np.concatenate((previous.prompt_token_ids, answer, new_text))
 
 
 def _draw(key: tuple[int, ...], num_tokens: int, vocab_size: int) -> npt.NDArray[np.int32]:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from framework.core import PREFIX_BLOCK_SIZE, Request
-from framework.engine.torch_engine.prompt_tokens import check_prompt, prompt_token_ids
+from framework.core import PREFIX_BLOCK_SIZE, Request, Sequence
+from framework.engine.torch_engine.prompt_tokens import check_prompt, prompt_of, prompt_token_ids
 
 
 def draw(request_id=0, num_prompt_tokens=40, seed=0, vocab_size=1000, **keywords):
@@ -59,3 +59,13 @@ def test_given_tokens_are_kept():
 def test_bad_prompts(keywords, message):
     with pytest.raises(ValueError, match=message):
         check_prompt(Request(**{"request_id": 0, "arrival_time": 0.0, "num_output_tokens": 1, **keywords}), 1000)
+
+
+def test_the_prompt_of_a_turn_is_the_conversation_and_new_text():
+    first = Sequence(Request(0, 0.0, 5, 3, session_id="a"))
+    first.prompt_token_ids = prompt_of(first, 1000, seed=0)
+    first.output_token_ids = [1, 2]
+    turn = Request(1, 0.0, 11, 3, session_id="a", turn=2, think_time=0.0)
+    tokens = prompt_of(Sequence(turn, 1.0, first), 1000, seed=0)
+    assert tokens.tolist() == [*draw(0, 5), 1, 2, *draw(1, 4)]
+    assert tokens.dtype == np.int32

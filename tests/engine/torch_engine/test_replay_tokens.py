@@ -136,6 +136,38 @@ def check_prefix_hits(make, name, block_size, requests, expected):
     assert any(step.num_cached_blocks for step in steps)
 
 
+def make_sessions():
+    """Four of three turns each, whose new texts have 5 tokens."""
+    requests = []
+    for index in range(4):
+        turns = [(9 + 3 * index, 9), (23 + 3 * index, 5), (33 + 3 * index, 7)]
+        for turn, lengths in enumerate(turns, start=1):
+            session = {"session_id": str(index), "turn": turn, "think_time": None if turn == 1 else 0.001}
+            requests.append(Request(len(requests), 0.001 * index, *lengths, **session))
+    return requests
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", [None, "whole prompts", "chunks with preemptions"])
+def test_a_turn_equals_the_same_text_sent_at_once(name, device):
+    engine = make_engine(config=TINY_CONFIG, device=device, block_size=7, num_blocks=24)
+    options = {} if name is None else PREFIX_CACHES[name]
+    scheduler = partial(ContinuousScheduler, max_num_seqs=3, watermark=0.0, **options)
+    sequences, _ = replay_trace(make_sessions(), make_scheduler(scheduler, engine), engine)
+    assert len(sequences) == 12
+    assert sum(one.num_cached_tokens >= 14 for one in sequences) == (0 if name is None else 8)
+    texts = []
+    for one in sequences:
+        text = tuple(one.prompt_token_ids.tolist())
+        if one.previous is not None:
+            said = [*one.previous.prompt_token_ids.tolist(), *one.previous.output_token_ids]
+            assert list(text[: len(said)]) == said
+        assert len(text) == one.request.num_prompt_tokens
+        texts.append(replace(one.request, prompt_token_ids=text, think_time=None))
+    alone = make_engine(config=TINY_CONFIG, device=device, block_size=16)
+    assert generate_alone(alone, texts) == [one.output_token_ids for one in sequences]
+
+
 def num_blocks(name):
     return 8 if "preemptions" in name else 64  # of 7 tokens; the longest request needs 6
 
