@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -81,8 +82,10 @@ def test_arrivals_that_are_off_the_rate_asked_for_are_told():
     points = pd.DataFrame(
         [(10.0, 10.1), (20.0, 20.1), (20.0, 18.0), (40.0, 44.0), (math.inf, math.inf)], columns=["rate", "offered_rate"]
     )
-    (note,) = offered_notes(points)
+    (note,) = offered_notes(points, {})
     assert "18 requests/s to 20.1 requests/s where 20 were" in note
     assert "44 requests/s where 40 were" in note
     assert " 10 " not in note
-    assert list(offered_notes(points[points["rate"] != 20][:1])) == []
+    assert list(offered_notes(points[points["rate"] != 20][:1], {})) == []
+    (note,) = offered_notes(points, {Path("a"): {"trace": {"num_requests": 5, "num_sessions": 2}}})
+    assert note.startswith("sessions, whose starts the rates are, make 18 requests/s to 20.1")
