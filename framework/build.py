@@ -38,7 +38,15 @@ def free(device: torch.device) -> None:
 def make_scheduler(make: Callable[..., Scheduler], engine: Engine) -> Scheduler:
     """A scheduler for the KV cache and the adapter slots that the engine has; told the context if it takes it."""
     limits = {"num_adapter_slots": engine.num_adapter_slots} if engine.num_adapter_slots else {}
-    if "max_model_len" in inspect.signature(make).parameters:
+    keywords = inspect.signature(make).parameters
+    if engine.blocks_per_adapter:
+        if "blocks_per_adapter" not in keywords:
+            raise ValueError(
+                "lora.memory=unified: this scheduler has no keyword blocks_per_adapter, so it would not keep KV blocks "
+                "and adapters apart; take memory=split"
+            )
+        limits["blocks_per_adapter"] = engine.blocks_per_adapter
+    if "max_model_len" in keywords:
         limits["max_model_len"] = engine.max_model_len
     return make(num_blocks=engine.num_blocks, block_size=engine.block_size, **limits)
 

@@ -233,15 +233,17 @@ class Step:
     num_reserved_slots: int = 0
     num_lost_slots: int = 0
     num_free_slots: int = 0
+    num_adapter_blocks: int = 0  # KV blocks that hold adapters
 
 
 class Scheduler(Protocol):
     """Picks the next Batch; owns the waiting and the running sequences, their blocks and their adapters' slots.
 
-    It is made as `make(num_blocks=…, block_size=…)`, with `num_adapter_slots=…` where the engine serves adapters and
-    `max_model_len=…`, the engine's longest context, where it has that keyword. A batch counts as computed once it is
-    scheduled: with an engine that runs a step ahead, the next `schedule` comes before its `postprocess`. No engine runs
-    further ahead, so no other batch is unfinished then. A preempted sequence goes back to the front of `waiting`.
+    It is made as `make(num_blocks=…, block_size=…)`, with `num_adapter_slots=…` where the engine serves adapters,
+    `blocks_per_adapter=…` where these lie in KV blocks, and `max_model_len=…`, the engine's longest context, where it
+    has that keyword. A batch counts as computed once it is scheduled: with an engine that runs a step ahead, the next
+    `schedule` comes before its `postprocess`. No engine runs further ahead, so no other batch is unfinished then. A
+    preempted sequence goes back to the front of `waiting`.
     """
 
     max_num_seqs: int
@@ -259,11 +261,16 @@ class Scheduler(Protocol):
     def num_unfinished(self) -> int: ...
 
     @property
-    def num_used_blocks(self) -> int: ...
+    def num_used_blocks(self) -> int:
+        """Blocks of sequences."""
 
     @property
     def num_cached_blocks(self) -> int:
         """Free blocks whose contents a prefix cache keeps."""
+
+    @property
+    def num_adapter_blocks(self) -> int:
+        """Blocks that hold adapters, whether sequences use these or not."""
 
     @property
     def slot_use(self) -> SlotUse:
@@ -285,12 +292,15 @@ class Engine(Protocol):
     """Executes batches; owns the model and the KV cache of `num_blocks` blocks of `block_size` tokens.
 
     At most `num_adapter_slots` adapters fit on the device at once; 0 means that the engine serves none. Their slots
-    take `num_adapter_bytes` of its memory, the cache `num_cache_bytes`.
+    take `num_adapter_bytes` of its memory, the cache `num_cache_bytes`. With `blocks_per_adapter` slot s is the blocks
+    of the cache from (s - 1) * blocks_per_adapter on: no sequence may have one of them while an adapter is there. 0:
+    adapters have memory of their own.
     """
 
     num_blocks: int
     block_size: int
     num_adapter_slots: int
+    blocks_per_adapter: int
     num_adapter_bytes: int
     num_cache_bytes: int
     max_model_len: int

@@ -115,6 +115,7 @@ class Server:
             num_reserved_slots=slots.num_reserved,
             num_lost_slots=slots.num_lost,
             num_free_slots=slots.num_free,
+            num_adapter_blocks=self.scheduler.num_adapter_blocks,
         )
 
     def record(self, step: Step, batch: Batch) -> None:

@@ -12,7 +12,7 @@ class FakeEngine:
     """Token ids are 0, 1, 2, … of each sequence; `step_time(batch)` gives the seconds a step takes."""
 
     max_model_len = 1 << 20
-    num_adapter_slots = num_adapter_bytes = num_cache_bytes = 0
+    num_adapter_slots = blocks_per_adapter = num_adapter_bytes = num_cache_bytes = 0
 
     def __init__(
         self,

@@ -175,6 +175,7 @@ def test_describe_fills_in_defaults_and_is_what_instantiate_takes():
         "prefix_cache": None,
         "reservation": "paged",
         "num_adapter_slots": 0,
+        "blocks_per_adapter": 0,
         "max_model_len": None,
     }
     rebuilt = instantiate(described["scheduler"])

@@ -176,9 +176,13 @@ def why_no_room(engine: MeasuredEngine, lengths: list[int]) -> str:
     return ""
 
 
-def make_sequences(engine: MeasuredEngine, requests: list[Request]) -> list[Sequence]:
-    """Sequences with prompts, and blocks for all their tokens, scattered as on a server that has run for a while."""
+def make_sequences(engine: MeasuredEngine, requests: list[Request], first_block: int = 0) -> list[Sequence]:
+    """Sequences with prompts, and blocks for all their tokens, scattered as on a server that has run for a while.
+
+    Blocks before `first_block` are left alone.
+    """
     blocks = BlockManager(engine.num_blocks, engine.block_size)
+    blocks.free = list(range(engine.num_blocks - 1, first_block - 1, -1))
     random.Random(0).shuffle(blocks.free)
     sequences = [Sequence(request) for request in requests]
     for sequence in sequences:

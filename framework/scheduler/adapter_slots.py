@@ -3,16 +3,29 @@
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from itertools import islice
+from typing import Protocol
 
-from framework.core import Sequence
+from framework.core import Request, Sequence
+
+
+class FreeSlots(Protocol):
+    """A stack of the free slots."""
+
+    def __len__(self) -> int: ...
+
+    def pop(self) -> int: ...
+
+    def append(self, slot: int, /) -> None: ...
 
 
 class AdapterSlots:
     """Slots 1 … `num_slots`, of which sequences may use up to `max_loras` at once; without slots adapters are ignored.
 
     `loads`, slot → adapter id, is what was decided since it was last taken. A call costs at most O(num_slots), whatever
-    the number of sequences and adapters.
+    the number of sequences and adapters. Adapters have memory of their own here; AdapterRanges shares the KV cache's.
     """
+
+    blocks_per_adapter = 0  # KV blocks
 
     def __init__(self, num_slots: int, max_loras: int | None = None) -> None:
         if max_loras is not None and (max_loras < 1 or 0 < num_slots < max_loras):
@@ -22,9 +35,17 @@ class AdapterSlots:
         self.num_slots = num_slots
         self.max_loras = num_slots if max_loras is None else max_loras
         self.slot_of: OrderedDict[str, int] = OrderedDict()  # least recently used first
-        self.free = list(range(num_slots, 0, -1))
+        self.free: FreeSlots = list(range(num_slots, 0, -1))
         self.num_users: Counter[str] = Counter()  # sequences with a slot; without zeros
         self.loads: dict[int, str] = {}
+
+    def num_blocks_of(self, request: Request) -> int:
+        """KV blocks that the request's adapter takes."""
+        return 0 if request.adapter_id is None else self.blocks_per_adapter
+
+    def num_missing_blocks(self, sequence: Sequence) -> int:
+        """Those of the free KV blocks that the sequence's adapter would take."""
+        return 0 if sequence.request.adapter_id in self.num_users else self.num_blocks_of(sequence.request)
 
     def can_admit(self, sequence: Sequence) -> bool:
         adapter_id = sequence.request.adapter_id
@@ -68,13 +89,19 @@ class AdapterSlots:
         loads, self.loads = self.loads, {}
         return loads
 
+    def evict(self, wanted: Iterable[str] = ()) -> None:
+        """Free the slot of the least recently used adapter that nobody uses or wants; there is one."""
+        evicted = self._unused(wanted)
+        assert evicted is not None, "all slots are in use"
+        slot = self.slot_of.pop(evicted)
+        self.loads.pop(slot, None)
+        self.free.append(slot)
+
     def _bring(self, adapter_id: str, wanted: Iterable[str] = ()) -> None:
         """See that the adapter has a slot, as the one used last."""
         if adapter_id not in self.slot_of:
             if not self.free:
-                evicted = self._unused(wanted)
-                assert evicted is not None, f"no slot for {adapter_id}: all are in use"
-                self.free.append(self.slot_of.pop(evicted))
+                self.evict(wanted)
             slot = self.free.pop()
             self.slot_of[adapter_id] = slot
             self.loads[slot] = adapter_id

@@ -4,6 +4,7 @@ A PrefixCache in its place shares them.
 """
 
 from framework.core import Batch, Request, Sequence
+from framework.scheduler.free_blocks import FreeBlocks
 
 
 class BlockManager:
@@ -14,15 +15,27 @@ class BlockManager:
             raise ValueError(f"num_blocks and block_size must be at least 1, not {num_blocks} and {block_size}")
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.free = list(range(num_blocks - 1, -1, -1))
+        self.free: list[int] | FreeBlocks = list(range(num_blocks - 1, -1, -1))
 
     @property
     def num_free(self) -> int:
+        """Those that may be taken, whatever is kept in them."""
         return len(self.free)
 
     @property
+    def num_empty(self) -> int:
+        """Free ones that hold nothing."""
+        return self.free.num_empty if isinstance(self.free, FreeBlocks) else len(self.free)
+
+    @property
+    def num_adapter_blocks(self) -> int:
+        """Those that hold adapters, whether sequences use these or not."""
+        return self.free.num_in_ranges if isinstance(self.free, FreeBlocks) else 0
+
+    @property
     def num_used(self) -> int:
-        return self.num_blocks - self.num_free
+        """Those of sequences."""
+        return self.num_blocks - self.num_empty - self.num_cached - self.num_adapter_blocks
 
     @property
     def num_cached(self) -> int:
@@ -62,10 +75,22 @@ class BlockManager:
     def forget(self, sequence: Sequence) -> None:
         """The sequence has ended."""
 
-    def check(self, request: Request) -> None:
-        """Raise ValueError if the request's whole context would not fit into an empty cache."""
-        if self.num_blocks_for(request.num_prompt_tokens + request.num_output_tokens) > self.num_blocks:
+    def vacate(self, first: int, end: int) -> bool:
+        """Evict what is kept in blocks `first` to `end` unless one is in use; whether they are free now.
+
+        Here nothing is kept: one of them is in use.
+        """
+        return False
+
+    def check(self, request: Request, num_adapter_blocks: int = 0) -> None:
+        """Raise ValueError if the request's whole context would not fit into an empty cache beside its adapter."""
+        num_blocks = self.num_blocks_for(request.num_prompt_tokens + request.num_output_tokens)
+        if num_blocks + num_adapter_blocks > self.num_blocks:
             raise ValueError(
-                f"longer than the KV cache, which has {self.num_blocks} KV blocks of {self.block_size} tokens "
-                "(raise engine.num_blocks)"
+                f"longer than the KV cache, which has {self.describe(num_adapter_blocks)} (raise engine.num_blocks)"
             )
+
+    def describe(self, num_adapter_blocks: int = 0) -> str:
+        """How large the cache is, and how much of it an adapter takes."""
+        adapter = f", {num_adapter_blocks} of them for its adapter" if num_adapter_blocks else ""
+        return f"{self.num_blocks} KV blocks of {self.block_size} tokens{adapter}"

@@ -9,6 +9,7 @@ from math import inf
 from typing import Literal, get_args
 
 from framework.core import Batch, Request, Sequence, SlotUse
+from framework.scheduler.adapter_ranges import AdapterRanges
 from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.adapter_turns import AdapterTurns
 from framework.scheduler.block_manager import BlockManager
@@ -46,7 +47,8 @@ class ContinuousScheduler:
     once. The running sequences use up to `max_loras` adapters (None: as many as there are slots); a request whose
     adapter would be one too many keeps those behind it waiting too. With `prefetch` the adapters of the first waiting
     requests are brought to slots that nobody uses. With `adapter_cycle_time` (s) adapters take turns instead: then a
-    step that has free seats costs O(adapters).
+    step that has free seats costs O(adapters). With `blocks_per_adapter` an adapter's slot is so many of the KV blocks
+    (0: it has memory of its own).
     """
 
     wake_time = inf
@@ -67,6 +69,7 @@ class ContinuousScheduler:
         prefix_cache: Eviction | None = None,
         reservation: Reservation = "paged",
         num_adapter_slots: int = 0,
+        blocks_per_adapter: int = 0,
         max_model_len: int | None = None,
     ) -> None:
         if max_num_seqs < 1:
@@ -83,6 +86,8 @@ class ContinuousScheduler:
             self.blocks = PrefixCache(num_blocks, block_size, prefix_cache, has_adapters=num_adapter_slots > 0)
         self.use = MemoryUse(block_size)
         self.adapters = AdapterSlots(num_adapter_slots, max_loras)
+        if blocks_per_adapter:
+            self.adapters = AdapterRanges(num_adapter_slots, max_loras, self.blocks, blocks_per_adapter)
         self.waiting: deque[Sequence] | AdapterTurns = deque()
         self.turns: AdapterTurns | None = None
         if adapter_cycle_time is not None and num_adapter_slots:
@@ -108,17 +113,21 @@ class ContinuousScheduler:
         return self.blocks.num_cached
 
     @property
+    def num_adapter_blocks(self) -> int:
+        return self.blocks.num_adapter_blocks
+
+    @property
     def slot_use(self) -> SlotUse:
         return self.use.describe(self.blocks)
 
     def check(self, request: Request) -> None:
-        self.blocks.check(request)
-        if self.blocks.num_blocks_for(self._promised(request)) > self.blocks.num_blocks:
+        num_adapter_blocks = self.adapters.num_blocks_of(request)
+        self.blocks.check(request, num_adapter_blocks)
+        if self.blocks.num_blocks_for(self._promised(request)) + num_adapter_blocks > self.blocks.num_blocks:
             context = f" ({self.max_model_len} tokens, the model's context)" if self.reservation == "max" else ""
             raise ValueError(
                 f"scheduler.reservation={self.reservation} promises it more{context} than the KV cache, which has "
-                f"{self.blocks.num_blocks} KV blocks of {self.blocks.block_size} tokens (raise engine.num_blocks, or "
-                "lower model.max_model_len)"
+                f"{self.blocks.describe(num_adapter_blocks)} (raise engine.num_blocks, or lower model.max_model_len)"
             )
 
     def add(self, sequence: Sequence) -> None:
@@ -233,7 +242,7 @@ class ContinuousScheduler:
         if not self.adapters.can_admit(first) or (self.turns is not None and not self.turns.has_turn(first)):
             return False
         num_tokens, num_blocks = self.blocks.missing(first)
-        num_blocks += self._num_promised_blocks(first)
+        num_blocks += self._num_promised_blocks(first) + self.adapters.num_missing_blocks(first)
         if self.whole_prompts and num_tokens > budget and not alone:
             return False
         reserved = self.num_reserved_blocks if self.running else 0
@@ -250,10 +259,10 @@ class ContinuousScheduler:
     def _admit(self, now: float) -> Sequence:
         """Take the first of the waiting into the running, with blocks for all its tokens and what it is promised."""
         sequence = self.waiting.popleft()
+        self.adapters.admit(sequence)
         self.blocks.admit(sequence)
         self.blocks.grow(sequence, self._promised(sequence.request))
         self.use.add(sequence)
-        self.adapters.admit(sequence)
         self.running.append(sequence)
         if sequence.scheduled_time is None:
             sequence.scheduled_time = now

@@ -33,7 +33,7 @@ class MemoryUse:
         size = self.block_size
         num_tokens = self.num_computed - (self.num_held - blocks.num_used) * size
         num_reserved = self.num_held * size - self.num_computed - self.num_lost
-        return SlotUse(num_tokens, num_reserved, self.num_lost, (blocks.num_free - blocks.num_cached) * size)
+        return SlotUse(num_tokens, num_reserved, self.num_lost, blocks.num_empty * size)
 
     def _count(self, sequence: Sequence, sign: int) -> None:
         num_blocks = len(sequence.block_table)

@@ -112,6 +112,15 @@ class PrefixCache(BlockManager):
     def forget(self, sequence: Sequence) -> None:
         self.keys.pop(sequence, None)
 
+    def vacate(self, first: int, end: int) -> bool:
+        if any(self.num_users[first:end]):
+            return False
+        for block in range(first, end):
+            if self.unused.pop(block, None) is not None:
+                self._unlearn(block)
+                self.free.append(block)
+        return True
+
     def find(self, sequence: Sequence) -> list[int]:
         """The longest chain of known blocks that the sequence begins with; its last token is never among them."""
         found = []
@@ -165,8 +174,11 @@ class PrefixCache(BlockManager):
             block = place[-1]
             if self.unused.get(block) is place:
                 del self.unused[block]
-                del self.block_of[self.known.pop(block).key]
+                self._unlearn(block)
                 return block
+
+    def _unlearn(self, block: int) -> None:
+        del self.block_of[self.known.pop(block).key]
 
 
 def named_tokens(sequence: Sequence, start: int, end: int) -> Names:

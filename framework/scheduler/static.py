@@ -7,6 +7,7 @@ from collections import deque
 from math import inf, isfinite
 
 from framework.core import Batch, Request, Sequence, SlotUse
+from framework.scheduler.adapter_ranges import AdapterRanges
 from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.block_manager import BlockManager
 from framework.scheduler.memory_use import num_filled_slots
@@ -17,7 +18,8 @@ class StaticScheduler:
 
     KV blocks for the longest prompt plus the longest output are reserved for every seat when the batch starts; where
     they do not suffice for `max_num_seqs` seats, or these name more adapters than there are slots, it is smaller. So it
-    takes no `reservation`, and nobody is ever preempted.
+    takes no `reservation`, and nobody is ever preempted. With `blocks_per_adapter` an adapter's slot is so many of the
+    KV blocks (0: it has memory of its own).
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class StaticScheduler:
         max_num_seqs: int = 8,
         max_wait: float = 0.1,
         num_adapter_slots: int = 0,
+        blocks_per_adapter: int = 0,
     ) -> None:
         if max_num_seqs < 1:
             raise ValueError(f"max_num_seqs must be at least 1, not {max_num_seqs}")
@@ -38,6 +41,8 @@ class StaticScheduler:
         self.max_wait = max_wait
         self.blocks = BlockManager(num_blocks, block_size)
         self.adapters = AdapterSlots(num_adapter_slots)
+        if blocks_per_adapter:
+            self.adapters = AdapterRanges(num_adapter_slots, None, self.blocks, blocks_per_adapter)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # the seats, finished or not
         self.wake_time = inf
@@ -55,6 +60,10 @@ class StaticScheduler:
         return self.blocks.num_cached
 
     @property
+    def num_adapter_blocks(self) -> int:
+        return self.blocks.num_adapter_blocks
+
+    @property
     def slot_use(self) -> SlotUse:
         """Padding is lost, and so is all that finished sequences hold."""
         blocks = self.blocks
@@ -65,10 +74,10 @@ class StaticScheduler:
             num_tokens += min(sequence.num_computed_tokens, end) - sequence.num_padding
             num_filled += end - sequence.num_padding
         num_lost = blocks.num_used * blocks.block_size - num_filled
-        return SlotUse(num_tokens, num_filled - num_tokens, num_lost, blocks.num_free * blocks.block_size)
+        return SlotUse(num_tokens, num_filled - num_tokens, num_lost, blocks.num_empty * blocks.block_size)
 
     def check(self, request: Request) -> None:
-        self.blocks.check(request)
+        self.blocks.check(request, self.adapters.num_blocks_of(request))
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -116,11 +125,12 @@ class StaticScheduler:
             sequence = self.waiting.popleft()
             sequence.num_padding = longest_prompt - sequence.request.num_prompt_tokens
             sequence.scheduled_time = now
-            self.blocks.grow(sequence, num_slots)
             self.adapters.admit(sequence)
             sequence.num_computed_tokens = longest_prompt
             sequence.num_unscheduled_tokens -= 1
             self.running.append(sequence)
+        for sequence in self.running:  # once the adapters have theirs: before, every range of blocks was free
+            self.blocks.grow(sequence, num_slots)
         lengths = [longest_prompt] * num_seats
         return Batch(self.running, [0] * num_seats, lengths, sum(lengths), 0, self.adapters.take_loads())
 
@@ -138,7 +148,8 @@ class StaticScheduler:
                 adapter_ids.add(request.adapter_id)
             if 0 < self.adapters.num_slots < len(adapter_ids):
                 break
-            if num_seats * self.blocks.num_blocks_for(num_slots) > self.blocks.num_blocks:
+            num_adapter_blocks = len(adapter_ids) * self.adapters.blocks_per_adapter
+            if num_seats * self.blocks.num_blocks_for(num_slots) + num_adapter_blocks > self.blocks.num_blocks:
                 break
             fitting = (longest_prompt, num_slots, num_seats)
         return fitting

@@ -112,6 +112,7 @@ class TorchEngine:
         self.device, self.dtype, self.kv_dtype = norm.device, norm.dtype, options.kv_dtype
         self.num_blocks, self.block_size, self.num_cache_bytes = size.num_blocks, options.block_size, size.num_bytes
         self.num_adapter_slots, self.num_adapter_bytes = adapters.num_slots, adapters.num_bytes
+        self.blocks_per_adapter = 0
         self.max_model_len, self.num_steps_ahead = model.config.max_model_len, options.num_steps_ahead
         self.timer: Callable[[], float] = time.perf_counter
         self.on_progress: Callable[[str], None] = lambda message: None
