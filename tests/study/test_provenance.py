@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from framework.paths import ROOT
+from framework.study import points, provenance
 from framework.study.provenance import FRAMEWORK, MEASURING, METRICS_SOURCES, NOT_MEASURING
 
 COPIED = ("framework", "experiments", "conf", "models/tiny", "traces", "run.py")
@@ -30,7 +31,51 @@ def run(root: Path, *overrides: str) -> str:
     return process.stdout
 
 
-@pytest.mark.slow
+@pytest.fixture
+def append(monkeypatch, tmp_path):
+    """Appends a line to a file of a copy of the framework, which is hashed in its place."""
+    copy = tmp_path / "framework"
+    shutil.copytree(FRAMEWORK, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "FRAMEWORK", copy)
+
+    def append(name: str) -> None:
+        with (copy / name).open("a") as file:
+            file.write("\n# an edit\n")
+        forget()
+
+    def forget() -> None:
+        provenance.code_version.cache_clear()
+        provenance.metrics_version.cache_clear()
+
+    forget()
+    yield append
+    forget()
+
+
+def test_which_sources_redo_the_replays_which_the_metrics_and_which_nothing(study, append, monkeypatch, capsys):
+    """With edits that change the sources' hashes alone."""
+
+    def num_reused() -> int:
+        table = study({"a": {}, "b": {}}, [1.0]).table()
+        goodputs.append(set(table["goodput"]))
+        return capsys.readouterr().out.count("(reused)")
+
+    goodputs, summarize = [], points.summarize
+    assert num_reused() == 0
+    monkeypatch.setattr(points, "summarize", lambda *tables: summarize(*tables) | {"goodput": 123.0})
+    append("report/sweep_plots.py")
+    append("catalog.py")
+    assert num_reused() == 2
+    assert goodputs[1] == goodputs[0] != {123.0}
+    append("measure/metrics.py")
+    assert num_reused() == 2
+    assert goodputs[2] == {123.0}
+    for name in ("scheduler/continuous.py", "study/replay_point.py"):
+        append(name)
+        assert num_reused() == 0
+
+
+@pytest.mark.nightly
 def test_a_caption_a_help_text_and_a_metric_redo_no_replay_and_a_scheduler_redoes_all(smallest, tmp_path):
     for name in COPIED:
         source, target = ROOT / name, tmp_path / name
