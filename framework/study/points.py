@@ -225,7 +225,7 @@ def describe_file(path: Path, mtime_ns: int) -> Mapping[str, object]:
     """Once per state of the file: the table of a study is made after every point."""
     try:
         return describe_table(path.read_bytes())
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from error
 
 

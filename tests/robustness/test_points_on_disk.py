@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 import warnings
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -16,8 +17,9 @@ import pytest
 
 from framework.study.points import TABLES, Point, load_record, write_point
 from tests.robustness.kills import kill_at
-from tests.study.fake_study import run_fake_study
+from tests.study.fake_study import DEFAULTS, run_fake_study
 
+FEW = DEFAULTS | {"trace": partial(DEFAULTS["trace"], num_requests=4)}  # of a study that runs again and again
 FORK = multiprocessing.get_context("fork")
 NEW = 123.0  # TTFT of the point that takes another's place
 pytestmark = pytest.mark.slow
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def finished(tmp_path):
     """A study with a finished point."""
-    return run_fake_study(tmp_path / "study", {"only": {}}, [1.0])
+    return run_fake_study(tmp_path / "study", {"only": {}}, [1.0], defaults=FEW)
 
 
 def write_again(study):
@@ -63,7 +65,7 @@ def test_a_kill_at_any_change_leaves_the_earlier_point_or_the_new_one(finished, 
 @pytest.mark.parametrize("rates", [[1.0], pytest.param([1.0, 2.0], marks=pytest.mark.nightly)])
 def test_a_study_that_is_killed_at_any_change_goes_on(tmp_path, rates):
     def run(name):
-        return run_fake_study(tmp_path / name, {"only": {}}, rates)
+        return run_fake_study(tmp_path / name, {"only": {}}, rates, defaults=FEW)
 
     whole = run("whole")
     for change in count():
@@ -89,7 +91,7 @@ def test_a_reader_beside_a_writer_sees_the_earlier_point_or_the_new_one(finished
     writer.start()
     seen = set()
     try:
-        end = time.monotonic() + 3
+        end = time.monotonic() + 1
         with warnings.catch_warnings(action="error"):
             while time.monotonic() < end:
                 [ttft] = finished.table()["ttft_p50"]
@@ -104,7 +106,7 @@ def test_a_reader_beside_a_writer_sees_the_earlier_point_or_the_new_one(finished
 def test_jobs_that_redo_the_same_points_do_not_meet(tmp_path):
     def run():
         with warnings.catch_warnings(action="error"):
-            assert len(run_fake_study(tmp_path, {"a": {}, "b": {}}, [1.0, 2.0], fresh=True).table()) == 4
+            assert len(run_fake_study(tmp_path, {"a": {}, "b": {}}, [1.0, 2.0], defaults=FEW, fresh=True).table()) == 4
 
     jobs = [FORK.Process(target=run) for _ in range(3)]
     for job in jobs:
@@ -131,10 +133,10 @@ def test_a_full_disk_names_the_file_and_what_it_needed(tmp_path, monkeypatch, nu
     with monkeypatch.context() as full:
         full.setattr(Path, "write_bytes", write_until_full)
         with pytest.raises(OSError, match=rf"No space left on device: {tmp_path}/.* needs [\d,]+ bytes"):
-            run_fake_study(tmp_path, {"only": {}}, [1.0, 2.0, 3.0])
+            run_fake_study(tmp_path, {"only": {}}, [1.0, 2.0, 3.0], defaults=FEW)
     assert not [name for name in names_in(tmp_path) if ".unfinished" in name]
     with warnings.catch_warnings(action="error"):
-        assert len(run_fake_study(tmp_path, {"only": {}}, [1.0, 2.0, 3.0]).table()) == 3
+        assert len(run_fake_study(tmp_path, {"only": {}}, [1.0, 2.0, 3.0], defaults=FEW).table()) == 3
 
 
 def test_a_changed_byte_or_a_cut_is_found(finished, tmp_path):
