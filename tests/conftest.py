@@ -25,6 +25,8 @@ from framework.command_line import prepare
 from framework.measure import ceilings
 from tests.study.fake_study import LOADED, run_fake_study
 
+FROZEN = [0]  # so many modules had been imported when garbage collection was last told to leave alone what there is
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What goes through the command line is `slow`; what needs a CUDA device is skipped where there is none."""
@@ -35,9 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-def pytest_collection_finish() -> None:
-    """Studies collect garbage before every engine: not among all that was imported."""
-    gc.freeze()
+def pytest_runtest_setup() -> None:
+    """Studies collect garbage before every engine: not among all that was imported, some of it by earlier tests."""
+    if len(sys.modules) > FROZEN[0] + 50:
+        gc.collect()
+        gc.freeze()
+        FROZEN[0] = len(sys.modules)
 
 
 def pytest_unconfigure() -> None:
