@@ -79,14 +79,9 @@ def takes_what_is_free(engine: partial[Engine]) -> bool:
     return "max_num_blocks" in keywords and all(keywords[name] is None for name in SIZES)
 
 
-def at_most(engine: partial[Engine], num_seqs: int, num_tokens: int) -> partial[Engine]:
-    """If the size is left to the engine: one for no more than `num_seqs` sequences of `num_tokens`.
-
-    So others fit beside it.
-    """
-    if not takes_what_is_free(engine):
-        return engine
-    return with_keywords(engine, max_num_blocks=num_blocks_for(engine, num_seqs, num_tokens))
+def at_most(engine: partial[Engine], num_blocks: int) -> partial[Engine]:
+    """If the size is left to the engine: one with no more than `num_blocks` KV blocks, so that others fit beside it."""
+    return with_keywords(engine, max_num_blocks=num_blocks) if takes_what_is_free(engine) else engine
 
 
 def warm_up_requests(requests: list[Request], max_num_seqs: int) -> list[Request]:

@@ -1,7 +1,6 @@
 """Many adapters in one batch: decode steps over the batch size (lesson 6), then the trace over arrival rates."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import product
@@ -10,17 +9,17 @@ import pandas as pd
 from typing_extensions import Unpack
 
 from experiments.lora.figures import steps_by_arm
+from experiments.lora.steps import Sizes, growth, measure_rounds, median_steps, mixed_table
 from experiments.lora.tables import adapter_rows, adapter_tables, reference_notes
 from experiments.peers import PeerRun, mixed_adapters, run_peer
-from framework.build import MakeScheduler, at_most, free
-from framework.core import Request
-from framework.engine.measured import MeasuredEngine, measured
+from framework.build import MakeScheduler, free
 from framework.lora.service import AdapterService, service_of
 from framework.measure.fairness import DEFINITIONS
 from framework.measure.metrics import check_slo
-from framework.measure.steps import Say, check_sizes, get_ready, measure_decode, why_not
+from framework.measure.steps import Say, case_name, check_sizes
 from framework.replay import Clock
 from framework.report.finish import Findings, finish, finish_sweep
+from framework.report.plots import Drawn
 from framework.report.sweep_plots import sweep_figures
 from framework.report.tables import short
 from framework.study.arms import Arm, parts_of, resolve_arms
@@ -37,29 +36,18 @@ STEP_DEFINITIONS = {
     "Decode step": "from one step's start to the next's, of a batch in which every sequence gets a token",
     "64 ÷ 1, or the like": "the decode step of the one batch size / that of the other",
 }
+MIXED_DEFINITIONS = {
+    "mixed A behind B + C × D": "a step with the last A tokens of a prompt, B cached ones before them, and C decodes "
+    "with a context of D tokens each; the prompt and they ask in turn for the adapters",
+}
 CAPTION = "Left, time from one decode step to the next over the batch size, one line per arm, medians over the rounds; "
 CAPTION += "right, what adapters add to it. The sequences ask in turn for {} adapters."
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Which decode steps to time; `mixes`: what to add to an arm's name → how many adapters are asked for in turn."""
-
-    batch_sizes: list[int]
-    mixes: dict[str, int]
-    context: int  # tokens
-    num_steps: int
-    num_rounds: int
-
-    def __post_init__(self) -> None:
-        check_sizes({"decode": [[batch_size, self.context] for batch_size in self.batch_sizes]}, self.num_steps)
-        if self.num_rounds < 1:
-            raise ValueError(f"num_rounds {self.num_rounds} must be at least 1")
 
 
 def run(
     *,
     batch_sizes: list[int],
+    mixed: list[list[int]],
     num_adapters: int,
     identical: bool,
     context: int,
@@ -72,23 +60,26 @@ def run(
 ) -> None:
     """Time decode steps of every arm at `batch_sizes` ([]: skip), then replay the trace at `rates` ([]: skip).
 
-    A step's sequences ask in turn for `num_adapters` adapters; with `identical` there are steps in which all ask for
-    one, too. `context` is in tokens; `num_steps` steps are timed after a warm-up, in each of `num_rounds` in which the
-    arms take turns, so that a drift of the machine's speed meets all. `peft_batch_sizes` are those of PEFT's mixed
-    batches, beside them: on every projection that the first arm with adapters has.
+    `mixed` are steps in which a part of a prompt rides along: [prompt tokens, cached ones before them, decodes, context
+    of each]. A step's sequences ask in turn for `num_adapters` adapters; with `identical` there are steps in which all
+    ask for one, too. `context` is in tokens; `num_steps` steps are timed after a warm-up, in each of `num_rounds` in
+    which the arms take turns, so that a drift of the machine's speed meets all. `peft_batch_sizes` are those of PEFT's
+    mixed batches, beside them: on every projection that the first arm with adapters has.
     """
     mixes = {"": num_adapters} | ({", one adapter": 1} if identical else {})
-    sizes = Sizes(batch_sizes, mixes, context, num_steps, num_rounds)
+    sizes = Sizes(batch_sizes, mixed, mixes, context, num_steps, num_rounds)
     variants = resolve_arms(sweep["arms"], parts_of(sweep) | {"scheduler": scheduler, "clock": clock})
     rates, seeds = sweep["rates"], sweep["seeds"]
     check_parts(variants, sizes, peft_batch_sizes, rates, seeds, sweep["slo"])
     place = open_place(sweep["device"], sweep["output_dir"])
-    medians = pd.DataFrame()
-    if batch_sizes:
-        medians = measure_batches(variants, place, sizes, rates, seeds, peft_batch_sizes)
-    if medians.empty and not rates:
-        raise ValueError(f"no decode step could be measured of batch_sizes={batch_sizes} with context={context}")
-    steps = find_steps(place, medians, num_adapters)
+    measured_steps = pd.DataFrame()
+    if batch_sizes or mixed:
+        measured_steps = measure_batches(variants, place, sizes, rates, seeds, peft_batch_sizes)
+    if measured_steps.empty and not rates:
+        raise ValueError(
+            f"no step could be measured of batch_sizes={batch_sizes} with context={context} and mixed={mixed}"
+        )
+    steps = find_steps(place, measured_steps, num_adapters)
     loras = {name: arm.lora for name, arm in variants.items()}
     steps = replace(steps, notes=[*steps.notes, *reference_notes(loras, place.device)])
     if not rates:
@@ -99,17 +90,21 @@ def run(
     study.raise_failures()
 
 
-def find_steps(place: Place, medians: pd.DataFrame, num_adapters: int) -> Findings:
-    """What decode steps show, if some were measured."""
-    if medians.empty:
+def find_steps(place: Place, steps: pd.DataFrame, num_adapters: int) -> Findings:
+    """What decode and mixed steps show, if some were measured."""
+    if steps.empty:
         return Findings(definitions=STEP_DEFINITIONS)
-    drawn = steps_by_arm(medians, BASE, f"{num_adapters} adapters, {place.device_name}")
-    return Findings(
-        figures={"batch_latency": (drawn, CAPTION.format(num_adapters))},
-        tables={"Decode steps (ms) by batch size": growth(medians)},
-        notes=added_by_adapters(medians),
-        definitions=STEP_DEFINITIONS,
-    )
+    decode, mixed = median_steps(steps, "decode"), median_steps(steps, "mixed")
+    figures: dict[str, Drawn] = {}
+    tables: dict[str, pd.DataFrame] = {}
+    if len(decode):
+        drawn = steps_by_arm(decode, BASE, f"{num_adapters} adapters, {place.device_name}")
+        figures["batch_latency"] = (drawn, CAPTION.format(num_adapters))
+        tables["Decode steps (ms) by batch size"] = growth(decode)
+    if len(mixed):
+        tables["Mixed steps: a part of a prompt, and decodes"] = mixed_table(mixed, BASE)
+    definitions = STEP_DEFINITIONS | (MIXED_DEFINITIONS if len(mixed) else {})
+    return Findings(figures, tables, added_by_adapters(decode), definitions)
 
 
 def find_replays(study: Study, steps: Findings, points: pd.DataFrame) -> Findings:
@@ -138,8 +133,8 @@ def check_parts(
         check_points(arms, rates, seeds)
         for arm in arms.values():
             arm.trace(rate=rates_to_try(rates, arm.trace, seeds[0])[0], seed=seeds[0])
-    elif not sizes.batch_sizes:
-        raise ValueError("rates and batch_sizes are both empty: nothing is left to measure")
+    elif not sizes.batch_sizes and not sizes.mixed:
+        raise ValueError("rates, batch_sizes and mixed are all empty: nothing is left to measure")
     if peft_batch_sizes:
         check_peft(arms, sizes, peft_batch_sizes)
 
@@ -147,14 +142,11 @@ def check_parts(
 def measure_batches(
     arms: dict[str, Arm], place: Place, sizes: Sizes, rates: Rates, seeds: list[int], peft_batch_sizes: list[int]
 ) -> pd.DataFrame:
-    """Median seconds `elapsed` per arm and batch size, PEFT's included; the rows behind them are in steps.csv.
+    """The rows of steps.csv, PEFT's included.
 
     Before the first step, adapters that a trace names and an arm cannot serve are told.
     """
-    num_tokens = sizes.context + sizes.num_steps
-    arms = {  # which take turns
-        name: replace(arm, engine=at_most(arm.engine, max(sizes.batch_sizes), num_tokens)) for name, arm in arms.items()
-    }
+    arms = {name: replace(arm, engine=sizes.limited(arm.engine)) for name, arm in arms.items()}  # which take turns
     with place.status("loading") as update:
         engines = EngineCache(place.device, update)
         tell_refused(arms, engines, rates, seeds, place.say)
@@ -164,10 +156,7 @@ def measure_batches(
         if peft_batch_sizes:
             free(place.device)  # for the peer's process
             steps.add(peft_steps(peer_run, first_service(arms), sizes, peft_batch_sizes))
-    table = steps.table()
-    if table.empty:
-        return table
-    return table.groupby(["arm", "num_seqs"], sort=False, as_index=False)["elapsed"].median()
+    return steps.table()
 
 
 def tell_refused(arms: dict[str, Arm], engines: EngineCache, rates: Rates, seeds: list[int], say: Say) -> None:
@@ -181,54 +170,6 @@ def tell_refused(arms: dict[str, Arm], engines: EngineCache, rates: Rates, seeds
             refused |= engine.refused_adapters(components.trace(rate=rate, seed=seed).requests)
         for reason in refused.values():
             say(f"{arm}: {reason}; the requests for it are refused")
-
-
-def measure_rounds(
-    arms: dict[str, Arm], engines: EngineCache, sizes: Sizes, place: Place, steps: GrowingTable
-) -> PeerRun:
-    """Add one row per round, arm, mix and batch size: `num_adapters`, and seconds `device` and `elapsed`.
-
-    What a peer needs to run steps of the same shape.
-    """
-    with place.status("") as update:
-        for index in range(sizes.num_rounds):
-            say: Say = place.say if index == 0 else lambda message: None
-            for arm, components in arms.items():
-                engines.on_progress = update
-                update(f"{arm}, round {index + 1} of {sizes.num_rounds}")
-                rows = measure_steps(arm, measured(engines.get(components)), sizes, say)  # keeps no engine
-                steps.add({"round": index} | row for row in rows)
-    assert engines.engine is not None
-    engine = measured(engines.engine)
-    return PeerRun(engine.model.config, engine.dtype, engines.device.type, [([1] * sizes.context, 1)])
-
-
-def measure_steps(arm: str, engine: MeasuredEngine, sizes: Sizes, say: Say) -> Iterator[dict[str, object]]:
-    """The rows of one arm; adapters and sizes that its engine cannot hold are told and left out."""
-    get_ready(engine, max(sizes.batch_sizes))
-    for suffix, num_adapters in sizes.mixes.items() if engine.num_adapter_slots else [("", 0)]:
-        try:
-            adapter_ids = adapters_to_time(engine, num_adapters)
-        except ValueError as error:
-            say(f"{arm}{suffix}: no decode steps, {error}")
-            continue
-        for batch_size in sizes.batch_sizes:
-            reason = why_not("decode", engine, batch_size, sizes.context + sizes.num_steps)
-            if reason:
-                say(f"{arm}, batch {batch_size}: skipped, {reason}")
-                continue
-            case = measure_decode(engine, batch_size, sizes.context, sizes.num_steps, adapter_ids)
-            times = {"num_seqs": batch_size, "device": case.device, "elapsed": case.elapsed}
-            yield {"arm": arm + suffix, "num_adapters": min(num_adapters, batch_size)} | times
-
-
-def adapters_to_time(engine: MeasuredEngine, num_adapters: int) -> list[str]:
-    """The ids of so many adapters; ValueError if there are fewer, or one of them cannot be served."""
-    adapter_ids = engine.adapter_names(num_adapters)
-    refused = engine.refused_adapters([Request(0, 0.0, 1, 1, adapter_id=adapter_id) for adapter_id in adapter_ids])
-    if refused:
-        raise ValueError(f"{len(refused)} adapters fail: {next(iter(refused.values()))}")
-    return adapter_ids
 
 
 def check_peft(arms: dict[str, Arm], sizes: Sizes, batch_sizes: list[int]) -> None:
@@ -263,13 +204,17 @@ def peft_steps(run: PeerRun, service: AdapterService, sizes: Sizes, batch_sizes:
     )
     common = {"round": 0, "arm": PEFT, "device": float("nan")}
     return [
-        common | {"num_adapters": min(num_adapters, size), "num_seqs": size, "elapsed": elapsed}
+        common
+        | {"case": case_name("decode", size, sizes.context), "num_adapters": min(num_adapters, size)}
+        | {"num_seqs": size, "elapsed": elapsed}
         for size, elapsed in run_peer(peer, run).items()
     ]
 
 
 def added_by_adapters(medians: pd.DataFrame) -> list[str]:
     """A sentence per arm on what its steps take more than those of the arm `none`, if there is one."""
+    if medians.empty:
+        return []
     times = 1e3 * medians.pivot_table(index="arm", columns="num_seqs", values="elapsed", sort=False)
     if BASE not in times.index:
         return []
@@ -283,11 +228,3 @@ def added_by_adapters(medians: pd.DataFrame) -> list[str]:
             for arm, row in ((arm, row.dropna()) for arm, row in more.iterrows())
         ),
     ]
-
-
-def growth(medians: pd.DataFrame) -> pd.DataFrame:
-    """Per arm and batch size, ms from one decode step to the next, and the last over the first."""
-    table = 1e3 * medians.pivot_table(index="arm", columns="num_seqs", values="elapsed", sort=False)
-    first, last = table.columns[0], table.columns[-1]
-    ratio = {f"{last} ÷ {first}": table[last] / table[first]} if last != first else {}
-    return table.assign(**ratio).rename(columns=str).reset_index()

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from experiments.lora.figures import lora_ranks
 from experiments.lora.tables import reference_notes
-from framework.build import ChangeModel, at_most
+from framework.build import ChangeModel, at_most, num_blocks_for
 from framework.config import with_keywords
 from framework.engine.measured import MeasuredEngine, measured
 from framework.lora.adapters import AdapterSource
@@ -91,7 +91,7 @@ def run(
     place = open_place(setup["device"], setup["output_dir"])
     engines = EngineCache(place.device, lambda message: None)
     parts = EngineParts(model=setup["model"], quantization=quantization, lora=lora, engine=setup["engine"])
-    small = at_most(setup["engine"], batch_size, context + num_steps)
+    small = at_most(setup["engine"], num_blocks_for(setup["engine"], batch_size, context + num_steps))
 
     def measure(lora: ChangeModel) -> Measured:
         engine = measured(engines.get(replace(parts, lora=lora, engine=small)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from framework.build import Decoder, at_most, free, make_scheduler, replay_trace
+from framework.build import Decoder, at_most, free, make_scheduler, num_blocks_for, replay_trace
 from framework.config import describe, with_keywords
 from framework.engine.measured import MeasuredEngine, measured
 from framework.engine.torch_engine.kv_cache import attach_cache
@@ -192,7 +192,8 @@ def measure_steps(
     components = session.arms[arm]
     rows: list[dict[str, object]] = []
     num_seats = max([*([] if steps is None else steps.batch_sizes), max_num_seqs_of(components.scheduler)])
-    make = at_most(components.engine, num_seats, 2 * loaded.config.max_model_len)
+    num_blocks = num_blocks_for(components.engine, num_seats, 2 * loaded.config.max_model_len)
+    make = at_most(components.engine, num_blocks)
     engine = measured(make(model=loaded))
     if steps is not None:
         with session.status(f"{arm}: engine") as update:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import numpy as np
 import pandas as pd
 
-from framework.build import MakeEngine, MakeModel, MakeScheduler
+from framework.build import MakeEngine, MakeModel, MakeScheduler, seat_adapters
 from framework.config import describe
 from framework.core import Batch, Request
 from framework.engine.measured import MeasuredEngine
@@ -24,6 +24,7 @@ from framework.measure.steps import (
     NUM_WARM_UP_STEPS,
     Case,
     Say,
+    Times,
     check_sizes,
     decode_on,
     first_start,
@@ -182,18 +183,36 @@ def lengths_of(kind: str, sizes: list[int], num_steps: int) -> list[int]:
 def measure_mixed(
     engine: MeasuredEngine, num_prompt_tokens: int, num_cached: int, num_decodes: int, context: int, num_steps: int
 ) -> Comparison:
+    """A mixed step, and a step that computes a prompt of as many tokens as it has rows."""
+    sizes = (num_prompt_tokens, num_cached, num_decodes, context)
+    work, device, elapsed = time_mixed(engine, *sizes, num_steps)
+    alone = measure_prefill(engine, 1, num_prompt_tokens + num_decodes, num_steps)
+    return Comparison("mixed", sizes, (work,), float(np.median(device)), float(np.median(elapsed - device)), alone)
+
+
+def time_mixed(
+    engine: MeasuredEngine,
+    num_prompt_tokens: int,
+    num_cached: int,
+    num_decodes: int,
+    context: int,
+    num_steps: int,
+    adapter_ids: list[str] | None = None,
+) -> tuple[Work, Times, Times]:
     """The last `num_prompt_tokens` of a prompt, `num_cached` before them, in a step with `num_decodes` decodes.
 
     These have `context` tokens each in the middle one of the `num_steps` timed, and advance by one token per step. The
-    step alone computes a prompt of as many tokens as the mixed step has rows.
+    prompt and they ask in turn for `adapter_ids` (None: for none). The work of the middle step, and of every one (s)
+    the time on the device and that from the tokens of the one before.
     """
     first, num_all = first_start(context, num_steps), NUM_WARM_UP_STEPS + num_steps
-    prompt = Request(0, 0.0, num_cached + num_prompt_tokens, 0)
-    decodes = [Request(1 + index, 0.0, first, num_all + 1) for index in range(num_decodes)]
+    names = cycle(adapter_ids or [None])
+    prompt = Request(0, 0.0, num_cached + num_prompt_tokens, 0, adapter_id=next(names))
+    decodes = [Request(1 + index, 0.0, first, num_all + 1, adapter_id=next(names)) for index in range(num_decodes)]
     # Their prompts are never computed, so nothing of that length has to be warm
     requests = [prompt, *(replace(request, num_prompt_tokens=1) for request in decodes)]
     engine.begin(requests, 1 + num_decodes, num_prompt_tokens + num_decodes)
-    prefilling, *decoding = make_sequences(engine, [prompt, *decodes])
+    prefilling, *decoding = sequences = make_sequences(engine, [prompt, *decodes])
     decode_on(decoding)
     batches = [
         Batch(
@@ -205,11 +224,10 @@ def measure_mixed(
         )
         for step in range(num_all)
     ]
+    batches[0].adapter_loads = seat_adapters(engine, sequences)
     device, elapsed = (times[NUM_WARM_UP_STEPS:] for times in step_times(engine, batches))
-    work = step_work(model_costs(engine.model, engine.kv_dtype), batches[NUM_WARM_UP_STEPS + num_steps // 2])
-    alone = measure_prefill(engine, 1, num_prompt_tokens + num_decodes, num_steps)
-    sizes = (num_prompt_tokens, num_cached, num_decodes, context)
-    return Comparison("mixed", sizes, (work,), float(np.median(device)), float(np.median(elapsed - device)), alone)
+    middle = batches[NUM_WARM_UP_STEPS + num_steps // 2]
+    return step_work(model_costs(engine.model, engine.kv_dtype), middle), device, elapsed
 
 
 def measure_chunks(engine: MeasuredEngine, num_prompt_tokens: int, num_chunk_tokens: int, num_steps: int) -> Comparison:

@@ -10,6 +10,7 @@ from framework.build import (
     at_most,
     free,
     make_scheduler,
+    num_blocks_for,
     replay_trace,
     takes_what_is_free,
     warm_up_requests,
@@ -76,7 +77,8 @@ class EngineCache:
         seats = [max_num_seqs_of(arm.scheduler) for arm in self.arms if arm.engine_key == parts.engine_key]
         if not seats or not takes_what_is_free(parts.engine):
             return parts.engine
-        return at_most(parts.engine, max(seats), 2 * self.models[parts.model_key].config.max_model_len)
+        num_tokens = 2 * self.models[parts.model_key].config.max_model_len
+        return at_most(parts.engine, num_blocks_for(parts.engine, max(seats), num_tokens))
 
     def drop_all_but(self, model_key: str) -> None:
         """Forget every engine, and the models but one; the memory is free unless somebody else keeps them."""

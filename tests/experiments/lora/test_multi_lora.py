@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments.lora.multi_lora import Sizes, measure_steps
 from framework.engine.torch_engine import TorchEngine
 from framework.lora.adapter_file import save_adapter
 from framework.lora.adapters import RandomAdapters
@@ -28,13 +27,22 @@ SMALL = ["num_adapters=2", "batch_sizes=[1,4]", "context=16", "num_steps=2", "nu
 )
 def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path, strategies):
     without = [f"~arms.{arm}" for arm in ("loop", "gathered", "segmented") if arm not in strategies]
-    code, output = cli("experiment=multi_lora", *smallest, *SMALL, *without, "identical=true", "trace.num_requests=4")
+    code, output = cli(
+        "experiment=multi_lora",
+        *smallest,
+        *SMALL,
+        *without,
+        "identical=true",
+        "trace.num_requests=4",
+        "mixed=[[6,4,2,16]]",
+    )
     assert code == 0, output
     folder = tmp_path / "outputs/multi_lora"
     steps = pd.read_csv(folder / "steps.csv")
     names = ["none", *(f"{arm}{mix}" for arm in strategies for mix in ("", ", one adapter"))]
     assert list(dict.fromkeys(steps["arm"])) == names
-    assert steps["num_adapters"].tolist() == [0, 0, *[1, 2, 1, 1] * len(strategies)] * 2
+    assert steps["num_adapters"].tolist() == [0, 0, 0, *[1, 2, 2, 1, 1, 1] * len(strategies)] * 2
+    assert steps["case"][:3].tolist() == ["decode 1 × 16", "decode 4 × 16", "mixed 6 behind 4 + 2 × 16"]
     assert (steps["elapsed"] > 0).all()
     points = pd.read_csv(folder / "points.csv")
     assert points["arm"].tolist() == ["none", *strategies]
@@ -50,6 +58,7 @@ def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path, strategies
     check_page(page, folder)
     assert page.count("svg") == 3
     assert [row[0] for row in page.table("4 ÷ 1")] == names
+    assert [row[1] for row in page.table("more than none (%)")] == names
     notes = json.loads((folder / "report.json").read_text())["notes"]
     assert {note.partition(": ")[0] for note in notes} >= set(names[1:])
     adapters = pd.read_csv(folder / "adapters.csv")
@@ -60,21 +69,6 @@ def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path, strategies
     assert [row[2] for row in fairness] == [str(adapters["adapter_id"].nunique())] * len(points)
     assert all(0 < float(row[3]) <= 1 <= float(row[4]) for row in fairness)
     assert [row[0] for row in page.table("tokens served")] == adapters["arm"].tolist()
-
-
-def test_the_sequences_of_a_step_use_as_many_adapters_as_it_says():
-    engine, slots = make_engine(num_slots=3), []
-    launch = engine.launch
-    engine.launch = lambda batch: slots.append({one.adapter_slot for one in batch.sequences}) or launch(batch)
-    sizes = Sizes([1, 2, 4], {"": 3, ", one adapter": 1}, context=16, num_steps=2, num_rounds=1)
-    counts = []
-    for row in measure_steps("loop", engine, sizes, pytest.fail):
-        counts.append((row["arm"], row["num_seqs"], row["num_adapters"]))
-        assert [len(used - {0}) for used in slots] == [row["num_adapters"]] * len(slots)
-        assert len(slots) > 2
-        slots.clear()
-    several, one = ("loop", "loop, one adapter")
-    assert counts == [(several, 1, 1), (several, 2, 2), (several, 4, 3), *((one, size, 1) for size in (1, 2, 4))]
 
 
 def test_requests_that_are_served_without_their_adapter_are_told(cli, smallest, tmp_path):
@@ -133,7 +127,7 @@ def test_a_bad_adapter_costs_its_own_requests_alone_and_is_told_before_anything_
     folder = tmp_path / "outputs/multi_lora"
     reasons = {"there is no adapter 'gone'": 2, "adapter 'large' has rank 16, more than lora.max_rank=8": 1}
     for reason in reasons:
-        assert output.index(f"loop: {reason}") < output.index("loop: no decode steps, 1 adapters fail: adapter 'large'")
+        assert output.index(f"loop: {reason}") < output.index("loop: no steps, 1 adapters fail: adapter 'large'")
     points = pd.read_csv(folder / "points.csv").set_index("arm")
     assert points["num_requests"].to_dict() == {"none": 6, "loop": 6}
     assert points["num_completed"].to_dict() == {"none": 6, "loop": 3}
@@ -176,7 +170,7 @@ def test_no_step_that_can_be_measured_is_an_error(cli, smallest, tmp_path):
     options = saved_options(tmp_path, "good")
     code, output = cli("experiment=multi_lora", *smallest, *SMALL, *options, "~arms.none", "rates=[]")
     assert code == 1
-    assert "no decode step could be measured" in output
+    assert "no step could be measured" in output
 
 
 def test_steps_are_of_the_adapters_that_a_folder_has(cli, smallest, tmp_path):
@@ -189,7 +183,7 @@ def test_steps_are_of_the_adapters_that_a_folder_has(cli, smallest, tmp_path):
     assert steps[["arm", "num_seqs", "num_adapters"]].to_numpy().tolist() == [["loop", 1, 1], ["loop", 4, 2]] * 2
     code, output = cli("experiment=multi_lora", *smallest, *SMALL, *options, "num_adapters=3")
     assert code == 1
-    assert "loop: no decode steps, 3 adapters are asked for, and mine has 2: better, good" in output
+    assert "loop: no steps, 3 adapters are asked for, and mine has 2: better, good" in output
 
 
 def test_steps_alone(cli, smallest, tmp_path):
@@ -212,7 +206,7 @@ def test_steps_that_fit_no_engine_leave_the_replay(cli, smallest, tmp_path):
     assert len(pd.read_csv(tmp_path / "outputs/multi_lora/points.csv")) == 2
     code, output = cli(*options, "rates=[]")
     assert code == 1
-    assert "error: no decode step could be measured of batch_sizes=[1, 4] with context=5000" in output
+    assert "error: no step could be measured of batch_sizes=[1, 4] with context=5000 and mixed=[]" in output
 
 
 def test_an_interrupted_rerun_leaves_the_earlier_steps(cli, smallest, tmp_path, monkeypatch):
@@ -227,7 +221,7 @@ def test_an_interrupted_rerun_leaves_the_earlier_steps(cli, smallest, tmp_path, 
             raise KeyboardInterrupt
         return measure_decode(engine, *sizes)
 
-    monkeypatch.setattr("experiments.lora.multi_lora.measure_decode", measure_until_stopped)
+    monkeypatch.setattr("experiments.lora.steps.measure_decode", measure_until_stopped)
     with pytest.raises(KeyboardInterrupt, match=r"what was measured is in .*unfinished-steps.csv"):
         cli(*options)
     assert (folder / "steps.csv").read_text() == before
@@ -257,7 +251,7 @@ def test_pefts_mixed_batches_beside(cli, smallest, tmp_path, monkeypatch):
             ["~arms.loop", "~arms.gathered", "~arms.segmented", "peft_batch_sizes=[1]"],
             "peft_batch_sizes needs an arm that serves adapters",
         ),
-        (["rates=[]", "batch_sizes=[]"], "both empty: nothing is left to measure"),
+        (["rates=[]", "batch_sizes=[]"], "all empty: nothing is left to measure"),
         (["rates=[0]"], "rates must be positive finite numbers"),
         (["+slo={tbt: 1}"], "unknown SLO metric 'tbt'"),
     ],
