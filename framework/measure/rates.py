@@ -60,7 +60,8 @@ def aggregate(points: pd.DataFrame) -> pd.DataFrame:
         for name in metric_names():
             for column in (name, f"steady_{name}"):
                 row |= with_interval(group, column, is_share=METRIC_OF[name].unit is SHARE)
-        rows.append(row | {"offered_rate": group["offered_rate"].mean()})
+        users = {"users": group["users"].iloc[0]} if "users" in group else {}
+        rows.append(row | {"offered_rate": group["offered_rate"].mean(), **users})
     summary = pd.DataFrame(rows)
     return summary.assign(is_saturated=is_saturated(over_rates(points))) if rows else summary
 

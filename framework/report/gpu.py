@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from framework.report.tables import rate_title
+from framework.report.tables import load_titles
 from framework.study.points import load_record
 from framework.study.sweep import Study
 
@@ -17,14 +17,14 @@ def gpu_notes(study: Study, points: pd.DataFrame) -> Iterator[str]:
     """Of an arm's `points`: which of an engine's options were on, and at which rates the GPU was throttled."""
     throttled: dict[str, list[str]] = {}  # reason → rates
     switches: dict[str, bool] = {}
-    for row in points.itertuples():
-        record = load_record(study.folder(row.point))
+    for point, title in zip(points["point"], load_titles(points), strict=True):
+        record = load_record(study.folder(point))
         if record is None:
             continue
         switches = record["engine"].get("switches", {})
         gpu = record.get("gpu")
         for reason in [] if gpu is None else gpu["throttle_reasons"]:
-            throttled.setdefault(reason, []).append(rate_title(row.rate))
+            throttled.setdefault(reason, []).append(title)
     if switches and study.device.type == "cuda":
         parts = [", ".join(NAMES[name] for name in NAMES if switches[name] is on) or "nothing" for on in (True, False)]
         yield f"steps with {parts[0]}; without {parts[1]}"
@@ -35,12 +35,12 @@ def gpu_notes(study: Study, points: pd.DataFrame) -> Iterator[str]:
 def gpu_table(study: Study, points: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """One row per point that a GPU was watched at; no table if there is none."""
     rows = []
-    for point in points.itertuples():
+    for point, title in zip(points.itertuples(), load_titles(points), strict=True):
         record = load_record(study.folder(point.point))
         gpu = None if record is None else record.get("gpu")
         if gpu is None:
             continue
-        row: dict[str, object] = {"arm": point.arm, "rate": rate_title(point.rate), "seed": point.seed}
+        row: dict[str, object] = {"arm": point.arm, "rate": title, "seed": point.seed}
         for name, header in HEADERS.items():
             low, middle, high = (gpu[name][end] for end in ("min", "median", "max"))  # type: ignore[literal-required]
             row |= {header: middle, f"{header}_low": low, f"{header}_high": high}

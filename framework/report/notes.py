@@ -52,8 +52,10 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
 def offered_notes(points: pd.DataFrame, records: Records) -> Iterator[str]:
     """One sentence if arrivals were more than 2% off a rate that was asked for, as those of thinned traces may be.
 
-    Those of sessions always are: the rate is of their starts.
+    Those of sessions always are: the rate is of their starts. A closed loop has none.
     """
+    if "users" in points:
+        return
     is_off = (points["offered_rate"] / points["rate"] - 1).abs() > MAX_OFF
     parts = []
     for rate, group in points[points["rate"].isin(points["rate"][is_off])].groupby("rate"):
@@ -113,7 +115,12 @@ def memory_notes(records: Records) -> Iterator[str]:
 
 
 def limits(study: Study, points: pd.DataFrame) -> list[str]:
-    """Per arm, the most it served, and its capacity: the highest rate at which enough requests meet the SLOs."""
+    """Per arm, the most it served, and its capacity: the highest rate at which enough requests meet the SLOs.
+
+    None of closed loops, whose users wait for their answers: no number of them is too much.
+    """
+    if "users" in points:
+        return []
     slos = " and ".join(f"{metric.upper()} ≤ {1e3 * limit:g} ms" for metric, limit in study.slo.items())
     capacities, most = capacity(points), saturation(points)
     rates = over_rates(points)

@@ -39,6 +39,8 @@ CAPTIONS = {
 }
 IDLE = 1e-3  # seconds; a shorter gap is the simulator at work
 MAX_SPAN = 10  # of the times per token on a linear axis; beyond it the slowest arm would hide the others
+MAX_TICKS = 7
+TICK_SPAN = 0.06  # of a logarithmic axis, between two ticks at least
 MAX_BESIDE = 7  # entries of a legend in one row
 PHASE_COLOURS = {"waiting": "#dddddd", "prefill": "#E69F00", "decode": "#0072B2"}
 
@@ -247,9 +249,14 @@ def scale_latencies(axes: Axes, values: pd.DataFrame, max_span: float) -> None:
 
 
 def label_rates(axes: Axes, rates: pd.Series) -> None:
-    """Tick the rates themselves; thin them out where they would overlap."""
+    """Tick the rates themselves; thin them out where they would overlap, as those of closed loops do."""
     values = {short(rate): rate for rate in sorted(rates) if rate < inf}
-    shown = list(values)[:: max(1, -(-len(values) // 7))]
+    candidates = list(values)[:: max(1, -(-len(values) // MAX_TICKS))]
+    shown: list[str] = []
+    for label in candidates:
+        least = (values[candidates[-1]] / values[candidates[0]]) ** TICK_SPAN
+        if not shown or values[label] >= least * values[shown[-1]]:
+            shown.append(label)
     axes.set_xticks([values[label] for label in shown], shown)
     axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
 

@@ -116,11 +116,20 @@ def shown_metrics(summary: pd.DataFrame, is_narrow: bool) -> pd.DataFrame:
     columns = {column: (metric.header(column, is_narrow), metric.unit.scale) for column, metric in metrics.items()}
     bare = [column for column in SHOWN if is_narrow and metrics[column].unit is not MILLISECONDS]
     shown = in_units(summary.drop(columns=[f"{column}{end}" for column in bare for end in ("_low", "_high")]), columns)
-    return pd.DataFrame({"arm": summary["arm"], "rate (req/s)": shown_rates(summary["offered_rate"])}).join(shown)
+    users = {"users": summary["users"]} if "users" in summary else {}
+    rates = {"rate (req/s)": shown_rates(summary["offered_rate"])}
+    return pd.DataFrame({"arm": summary["arm"], **users, **rates}).join(shown)
 
 
 def shown_rates(rates: "pd.Series[float]") -> "pd.Series[float | str]":
     return pd.Series([float(rate) if rate < inf else "at once" for rate in rates], dtype=object)
+
+
+def load_titles(points: pd.DataFrame) -> list[str]:
+    """What was asked for of each point: a rate, or a number of users."""
+    if "users" in points:
+        return [f"{users} users" for users in points["users"]]
+    return [rate_title(rate) for rate in points["rate"]]
 
 
 def rate_title(rate: float) -> str:

@@ -5,10 +5,10 @@ keywords, changes only these.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ from framework.replay import Clock
 from framework.router.round_robin import round_robin
 from framework.study.files import digest_of
 
+Load = TypeVar("Load")
 Arms = dict[str, dict[str, Any]]  # as Hydra makes them: a component is a call, a mapping of keywords, or the clock
 COMPONENTS = ("scheduler", "engine", "model", "quantization", "lora", "trace", "clock")
 OPTIONAL = ("servers", "router")
@@ -141,22 +142,21 @@ def configs_of(arms: Mapping[str, Arm]) -> dict[str, dict[str, Any]]:
     return {name: arm.config for name, arm in arms.items()}
 
 
-def point_order(
-    arms: Mapping[str, Arm], rates: list[float | None], seeds: list[int]
-) -> list[tuple[str, float | None, int]]:
+def point_order(arms: Mapping[str, Arm], loads: Sequence[Load], seeds: list[int]) -> list[tuple[str, Load, int]]:
     """All arms of one seed before the next, in changing order, so that a drift of the machine's speed meets all.
 
-    Arms that share a model, and an engine, are neighbours; the next seed begins with the engine at hand.
+    A load is a rate or a number of users. Arms that share a model, and an engine, are neighbours; the next seed begins
+    with the engine at hand.
     """
     models: dict[str, dict[str, list[str]]] = {}  # model → engine → arms
     for name, arm in arms.items():
         models.setdefault(arm.model_key, {}).setdefault(arm.engine_key, []).append(name)
     neighbours = [names for engines in models.values() for names in engines.values()]
-    order: list[tuple[str, float | None, int]] = []
+    order: list[tuple[str, Load, int]] = []
     for seed in seeds:
         for names in neighbours:
-            for rate in rates:
-                order += [(arm, rate, seed) for arm in names]
+            for load in loads:
+                order += [(arm, load, seed) for arm in names]
                 names.reverse()
         neighbours.reverse()
     return order

@@ -41,19 +41,24 @@ class Point:
     rate: float | None  # requests/s; None: as recorded
     seed: int
     arm_digest: str
+    users: int | None = None  # a closed loop of so many, instead of a rate
 
     @property
     def name(self) -> str:
-        digest = digest_of([self.arm_digest, self.rate, self.seed])
+        load = [self.rate] if self.users is None else [self.rate, self.users]
+        digest = digest_of([self.arm_digest, *load, self.seed])
         return f"{self.arm}-{self.rate_label}-seed{self.seed}-{digest[:8]}"
 
     @property
     def rate_label(self) -> str:
+        if self.users is not None:
+            return f"users{self.users}"
         return "recorded" if self.rate is None else f"rate{self.rate:g}"
 
     def __str__(self) -> str:
         rate = "recorded rate" if self.rate is None else f"{self.rate:g} req/s"
-        return f"{self.arm}, {rate}, seed {self.seed}"
+        load = rate if self.users is None else f"{self.users} users"
+        return f"{self.arm}, {load}, seed {self.seed}"
 
 
 def arm_digest(config: dict[str, object], environment: Environment) -> str:
@@ -108,6 +113,7 @@ def write_point(
     earlier = folder.with_name(EARLIER + folder.name)
     files = {name: to_parquet(table) for name, table in zip(TABLES, (requests, steps), strict=True)}
     identity = {"arm": point.arm, "rate": point.rate, "seed": point.seed, "arm_digest": point.arm_digest}
+    identity |= {} if point.users is None else {"users": point.users}
     tables = {"tables": {name: describe_table(data) for name, data in files.items()}}
     with settled(points.parent):
         unfinished.mkdir(parents=True)
@@ -198,7 +204,7 @@ def read_record(folder: Path) -> PointRecord | None:
 def is_whole(folder: Path, record: PointRecord) -> bool:
     """Whether the folder's name and tables are those of its record; a warning says what is not."""
     try:
-        name = Point(record["arm"], record["rate"], record["seed"], record["arm_digest"]).name
+        name = Point(record["arm"], record["rate"], record["seed"], record["arm_digest"], record.get("users")).name
         if folder.name != name:
             raise ValueError(f"point.json is of {name}")
         tables = record.get("tables", {})
@@ -240,19 +246,25 @@ def ignore(folder: Path, problem: str) -> None:
     warnings.warn(f"{folder} is no finished point: {problem}; ignored", stacklevel=3)
 
 
-def point_table(output_dir: Path, arm_digests: dict[str, str], slo: dict[str, float]) -> pd.DataFrame:
-    """Every finished point of these arms in the folder, whichever run or job computed it, one row each."""
+def point_table(
+    output_dir: Path, arm_digests: dict[str, str], slo: dict[str, float], is_closed_loop: bool = False
+) -> pd.DataFrame:
+    """Every finished point of these arms in the folder, whichever run or job computed it, one row each.
+
+    Those of closed loops of users, or else those of rates.
+    """
     rows = []
     for path in sorted((output_dir / "points").glob("[!.]*/point.json")):
         record = read_record(path.parent)
         is_theirs = record is not None and arm_digests.get(record["arm"]) == record["arm_digest"]
+        is_theirs = is_theirs and record is not None and (record.get("users") is not None) == is_closed_loop
         if record is None or not is_theirs or not is_whole(path.parent, record):
             continue
         metrics = current_metrics(path.parent, record, slo)
+        key = {"arm": record["arm"], "rate": load_of(record), "seed": record["seed"]}
+        users = {"users": record["users"]} if record.get("users") is not None else {}
         offered_rate = record["trace"]["offered_rate"] or math.inf  # null: all at once
-        rate = offered_rate if record["rate"] is None else record["rate"]
-        key = {"arm": record["arm"], "rate": rate, "seed": record["seed"]}
-        rows.append(key | metrics | {"offered_rate": offered_rate, "point": path.parent.name})
+        rows.append(key | metrics | {"offered_rate": offered_rate, **users, "point": path.parent.name})
     if not rows:
         return pd.DataFrame(columns=["arm", "rate", "seed", *METRIC_OF, "point"])
     table = pd.DataFrame(rows)
@@ -263,6 +275,15 @@ def point_table(output_dir: Path, arm_digests: dict[str, str], slo: dict[str, fl
     order = table.assign(position=position).sort_values(["position", "rate", "seed"]).index
     table = table.loc[order].drop_duplicates(["arm", "rate", "seed"])  # the recorded rate may be asked for as a number
     return table.reset_index(drop=True)
+
+
+def load_of(record: PointRecord) -> float:
+    """By what the points of a study belong together: the rate asked for, the trace's own, or the number of users."""
+    if record.get("users") is not None:
+        return float(record["users"] or 0)
+    trace = record["trace"]
+    recorded_rate = trace.get("session_rate", trace["offered_rate"]) or math.inf  # null: all at once
+    return recorded_rate if record["rate"] is None else record["rate"]
 
 
 def write_table(output_dir: Path, table: pd.DataFrame) -> Path:

@@ -23,6 +23,7 @@ class TraceRecord(TypedDict):
     ignored: NotRequired[list[str]]  # columns of the trace without an effect
     offered_rate: Number
     num_sessions: NotRequired[int]  # requests that follow no other's answer; earlier points lack it: there all are
+    session_rate: NotRequired[Number]  # of these, by the trace; earlier points lack it: there it is the offered rate
 
 
 class EngineRecord(TypedDict):
@@ -51,6 +52,7 @@ class PointRecord(TypedDict):
     arm: str
     rate: Number
     seed: int
+    users: NotRequired[int]  # of a closed loop; other points lack it
     arm_digest: str
     slo: dict[str, float]
     metrics_version: NotRequired[str]  # points from before lack it, and the tables

@@ -45,7 +45,7 @@ class ReplayedPoint:
 def replay_point(
     point: Point, arm: Arm, engines: EngineCache, progress: SweepProgress, gpu: GpuWatch | None = None
 ) -> ReplayedPoint:
-    trace = arm.trace(rate=point.rate, seed=point.seed)  # a bad one fails before a model loads
+    trace = arm.trace(seed=point.seed, **load(point))  # a bad one fails before a model loads
     progress.say(f"{point}: preparing")
     engine = engines.get(arm)
     refused = refusals(trace.requests, engine, make_scheduler(arm.scheduler, engine))
@@ -70,6 +70,11 @@ def replay_point(
         trace_record(trace, offered, refused, point.rate, uses_prefixes=has_prefix_cache(arm)),
         None if gpu is None else gpu.record(),
     )
+
+
+def load(point: Point) -> dict[str, float | int | None]:
+    """The keywords of the trace that say how much comes."""
+    return {"rate": point.rate} if point.users is None else {"rate": None, "max_concurrency": point.users}
 
 
 def refusals(requests: list[Request], engine: Engine, scheduler: Scheduler) -> dict[int, str]:
@@ -148,8 +153,9 @@ def trace_record(
         "dropped": trace.dropped,
         "refused": counts(refused),
         "ignored": [*trace.unread, *ignored_fields(trace.requests, uses_prefixes)],
-        "offered_rate": offered_rate(arrivals(offered, refused), rate),
+        "offered_rate": mean_rate(arrivals(offered, refused), rate),
         "num_sessions": len(starts(trace)),
+        "session_rate": mean_rate([request.arrival_time for request in starts(trace)], rate),
     }
 
 
@@ -174,7 +180,7 @@ def arrivals(offered: list[Sequence], refused: dict[int, str]) -> list[float]:
     ]
 
 
-def offered_rate(times: list[float], rate: float | None) -> float:
+def mean_rate(times: list[float], rate: float | None) -> float:
     """What the arrivals really were (1/s), infinite if all come at once; a single one has the rate asked for."""
     if len(times) == 1 and rate is not None:
         return rate

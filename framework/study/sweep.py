@@ -1,5 +1,6 @@
 """A study runs arms × rates × seeds as replays in one process and gathers them in one folder."""
 
+import inspect
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ import pandas as pd
 from typing_extensions import TypedDict
 
 from framework.build import ChangeModel, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
-from framework.checks import message
+from framework.checks import message, whole
 from framework.errors import StudyError, describe_error
 from framework.measure.gpu_state import GpuWatch, open_gpu
 from framework.measure.metrics import check_slo, summarize
@@ -34,7 +35,7 @@ from framework.study.points import (
 )
 from framework.study.progress import SweepProgress
 from framework.study.provenance import metrics_version
-from framework.study.replay_point import replay_point
+from framework.study.replay_point import load, replay_point
 
 MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
 
@@ -63,6 +64,7 @@ class Replays(Setup):
 
     trace: MakeTrace
     rates: Rates
+    users: NotRequired[list[int] | None]  # closed loops of so many users, instead of `rates`
     seeds: list[int]
     slo: dict[str, float]  # metric → seconds
     servers: NotRequired[int]  # of each arm; 1 unless given
@@ -88,12 +90,13 @@ class Study(Place):
     tracking: Tracker | None
     arm_digests: dict[str, str]
     failures: dict[str, list[Point]]  # message → the points that failed with it
+    is_closed_loop: bool = False  # of users; points of rates that are in the folder, too, are not its own
 
     @contextmanager
     def points(self) -> Iterator[pd.DataFrame]:
         """One row per finished point in the folder; until the block ends, no other job changes what is in there."""
         with settled(self.output_dir):
-            yield point_table(self.output_dir, self.arm_digests, self.slo)
+            yield point_table(self.output_dir, self.arm_digests, self.slo, self.is_closed_loop)
 
     def table(self) -> pd.DataFrame:
         """One row per finished point in the folder."""
@@ -115,19 +118,21 @@ def run_study(arms: dict[str, Arm], sweep: Replays) -> Study:
     `arms` have all their parts, as resolve_arms makes them. Raises ValueError for arguments out of range and StudyError
     if not a single point could be computed.
     """
-    rates, seeds, fresh = sweep["rates"], sweep["seeds"], sweep["fresh"]
-    check_points(arms, rates, seeds)
+    rates, users, seeds, fresh = sweep["rates"], sweep.get("users"), sweep["seeds"], sweep["fresh"]
+    check_points(arms, rates if users is None else [None], seeds)
+    check_users(arms, users)
     check_slo(sweep["slo"])
     study = open_study(arms, sweep)
-    num_rates = NUM_RATES if rates == "auto" else len(rates)
-    with SweepProgress(study.console, len(arms) * num_rates * len(seeds)) as progress, table_saved_at_end(study, fresh):
+    num_loads = len(users) if users is not None else NUM_RATES if rates == "auto" else len(rates)
+    with SweepProgress(study.console, len(arms) * num_loads * len(seeds)) as progress, table_saved_at_end(study, fresh):
         engines = EngineCache(study.device, progress.say, study.arms.values())
         gpu = open_gpu(study.device, study.say)
-        if rates == "auto":
+        if users is None and rates == "auto":
             rates = [*find_rates(study.output_dir, arms, study.arm_digests, seeds[0], engines, progress)]
             progress.num_points = len(arms) * len(rates) * len(seeds)
-        for arm, rate, seed in point_order(arms, rates, seeds):
-            point = Point(arm, None if rate is None else float(rate), seed, study.arm_digests[arm])
+        loads = [(None, number) for number in users] if users is not None else [(rate, None) for rate in rates]
+        for arm, (rate, number), seed in point_order(arms, loads, seeds):
+            point = Point(arm, None if rate is None else float(rate), seed, study.arm_digests[arm], number)
             compute_or_reuse(study, point, engines, progress, gpu, fresh)
     if progress.num_reused:
         study.say(
@@ -144,7 +149,13 @@ def open_study(arms: dict[str, Arm], sweep: Replays) -> Study:
     place.output_dir.mkdir(parents=True, exist_ok=True)
     digests = {name: arm_digest(arm.config, place.environment) for name, arm in arms.items()}
     return Study(
-        **vars(place), arms=arms, slo=sweep["slo"], tracking=sweep.get("tracking"), arm_digests=digests, failures={}
+        **vars(place),
+        arms=arms,
+        slo=sweep["slo"],
+        tracking=sweep.get("tracking"),
+        arm_digests=digests,
+        failures={},
+        is_closed_loop=sweep.get("users") is not None,
     )
 
 
@@ -205,7 +216,7 @@ def compute_point(
     arm = study.arms[point.arm]
     replayed = replay_point(point, arm, engines, progress, gpu)
     metrics = summarize(replayed.requests, replayed.steps, study.slo)
-    config = arm.config | {"trace": arm.config["trace"] | {"rate": point.rate, "seed": point.seed}}
+    config = arm.config | {"trace": arm.config["trace"] | load(point) | {"seed": point.seed}}
     record = {
         "config": config,
         "files": fingerprint_files(config),
@@ -238,6 +249,19 @@ def check_points(arms: Mapping[str, object], rates: Rates, seeds: list[int]) -> 
     for seed in seeds:
         if seed < 0:
             raise ValueError(f"seeds must be at least 0, not {seed}")
+
+
+def check_users(arms: Mapping[str, Arm], users: list[int] | None) -> None:
+    """ValueError for a number of users that is none, and for a trace that cannot be a closed loop."""
+    if users is None:
+        return
+    if not users:
+        raise ValueError("users is empty: a study needs at least one number of them, or null and rates")
+    for number in users:
+        whole("users", number)
+    for name, arm in arms.items():
+        if "max_concurrency" not in inspect.signature(arm.trace).parameters:
+            raise ValueError(f"users={users}: the trace of arms.{name} takes no max_concurrency, so it makes no loop")
 
 
 def representative_points(study: Study, points: pd.DataFrame, rate: float) -> dict[str, Path]:

@@ -6,14 +6,38 @@ A synthetic trace scales them to the rate that was asked for.
 
 import math
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from framework.checks import positive
+from framework.core import Trace
 from framework.errors import NoRateError
+from framework.trace.transforms import check_span, starts
 
 Times = npt.NDArray[np.float64]  # (num_requests,) seconds
+Arrivals = Callable[[np.random.Generator, int, float | None], Times]
+
+
+def draw_times(arrivals: Arrivals, rng: np.random.Generator, num_requests: int, rate: float | None) -> Times:
+    """Times of a process, on such a scale that the mean gap is 1 / `rate` exactly (None: as the process has them).
+
+    What few random gaps offer may be far from it.
+    """
+    times = arrivals(rng, num_requests, rate)
+    if not np.isfinite(times).all():
+        raise ValueError(f"the arrival process gives times that are not finite at rate={rate}: check its keys")
+    if rate is not None:
+        times = at_rate(times, rate)
+    check_span(float(times[-1]), f"rate={rate}: {num_requests} requests at this rate")
+    return times
+
+
+def at_rate(times: Times, rate: float) -> Times:
+    """The same arrivals on another scale: the mean of the gaps becomes 1 / `rate` (s)."""
+    span = float(times[-1] - times[0])
+    return times * ((len(times) - 1) / (rate * span)) if span > 0 else times
 
 
 def constant(rng: np.random.Generator, num_requests: int, rate: float | None) -> Times:
@@ -50,6 +74,44 @@ def on_off(
             stacklevel=2,
         )
     return busy + np.floor(busy / on) * off
+
+
+def stages(rng: np.random.Generator, num_requests: int, rate: float | None, *, stages: list[list[float]]) -> Times:
+    """Poisson arrivals whose rate changes: each stage is [seconds, rate], or [seconds, rate, rate at its end], a ramp.
+
+    The rates of the stages are to each other as given; their mean over time is `rate`. After the last stage the first
+    one begins again. Arrivals of a process of rate 1 are placed where so much of the changing rate has passed.
+    """
+    durations, first, last = np.array([check_stage(stage) for stage in stages]).T if stages else np.zeros((3, 0))
+    areas = durations * (first + last) / 2  # what the rate adds up to over each stage
+    if not areas.sum() > 0:
+        raise ValueError(f"stages={stages!r} have no rate above 0: give [seconds, rate], or [seconds, rate, last rate]")
+    scale = given(rate) * durations.sum() / areas.sum()
+    first, last, areas = first * scale, last * scale, areas * scale
+    passed = _from_gaps(rng.exponential(size=num_requests - 1))
+    cycles, rest = np.divmod(passed, areas.sum())
+    ends = np.cumsum(areas)
+    stage = np.minimum(np.searchsorted(ends, rest, side="right"), len(ends) - 1)
+    left, slope = rest - (ends - areas)[stage], ((last - first) / durations)[stage]
+    # the time t into a stage at which first · t + slope · t² / 2 is what is left
+    time = 2 * left / np.maximum(first[stage] + np.sqrt(np.maximum(first[stage] ** 2 + 2 * slope * left, 0.0)), 1e-300)
+    times = cycles * durations.sum() + (np.cumsum(durations) - durations)[stage] + time
+    return times - times[0]
+
+
+def check_stage(stage: list[float]) -> tuple[float, float, float]:
+    """(seconds, rate at the start, rate at the end) of a stage."""
+    if len(stage) not in (2, 3) or not all(math.isfinite(value) and value >= 0 for value in stage) or stage[0] == 0:
+        raise ValueError(f"stages has {stage!r}, which is not [seconds, rate] or [seconds, rate, rate at its end]")
+    return stage[0], stage[1], stage[-1]
+
+
+def of_trace(rng: np.random.Generator, num_requests: int, rate: float | None, *, trace: Callable[[], Trace]) -> Times:
+    """The first arrival times of the requests of `trace()`, from 0 s on; a session counts by its start."""
+    times = np.array([request.arrival_time for request in starts(trace())])
+    if len(times) < num_requests:
+        raise ValueError(f"the trace whose arrivals are to be used has {len(times)}, and {num_requests} are needed")
+    return times[:num_requests] - times[0]
 
 
 def all_at_once(rng: np.random.Generator, num_requests: int, rate: float | None) -> Times:

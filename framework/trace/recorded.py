@@ -10,6 +10,7 @@ from framework.core import Trace
 from framework.errors import NoRateError
 from framework.paths import locate
 from framework.trace import transforms
+from framework.trace.arrivals import Arrivals, draw_times
 from framework.trace.download import check_sum, download
 from framework.trace.popularity import Law, assign_adapters
 from framework.trace.sessions import Turns, arrange
@@ -30,6 +31,9 @@ def recorded(
     rescale: Rescale = "stretch",
     max_prompt_tokens: int | None = None,
     max_output_tokens: int | None = None,
+    max_gap: float | None = None,
+    arrivals: Arrivals | None = None,
+    max_concurrency: int | None = None,
     adapters: Law | None = None,
     rate: float | None = None,
     seed: int = 0,
@@ -41,15 +45,23 @@ def recorded(
 
     In this order: `turns` of sessions as recorded or closed, each after the answer before it (None: closed where the
     file has think times); `window` [start, end) in seconds of the file's clock (None: open); clipping to both limits;
-    thinning to `rate` requests/s (rescale=thin); the first `num_requests`; stretching to `rate` (rescale=stretch), or
-    all of them at 0 s (rescale=all_at_once, which takes no rate). `rate` None keeps the recorded rate. Where turns are
-    closed, times and rates are those of the sessions' first ones. `adapters` is a law of popularity.py that says which
-    adapter each request wants, before thinning (None: as recorded). `seed` matters to thinning and adapters only.
+    silences cut to `max_gap` seconds (None: as long as they are); thinning to `rate` requests/s (rescale=thin); the
+    first `num_requests`; stretching to `rate` (rescale=stretch), or all of them at 0 s (rescale=all_at_once, which
+    takes no rate). `rate` None keeps the recorded rate. Where turns are closed, times and rates are those of the
+    sessions' first ones. `arrivals` is a process of arrivals.py that gives other times at `rate` (None: the file's).
+
+    With `max_concurrency` at most so many sessions are in progress, each of a user who starts the next one when one is
+    over: without a rate at once, with one not before its arrival time. `adapters` is a law of popularity.py that says
+    which adapter each request wants, before thinning (None: as recorded). `seed` matters to what is drawn only.
     """
     if rescale not in get_args(Rescale):
         raise ValueError(f"rescale={rescale!r} is not one of {', '.join(map(repr, get_args(Rescale)))}")
     if rescale == "all_at_once" and rate is not None:
         raise NoRateError(f"rate={rate!r}: requests that arrive all at once have no arrival rate; set rates=[null]")
+    if arrivals is not None and rescale != "stretch":
+        raise ValueError(
+            f"rescale={rescale!r} keeps or drops the file's times, and arrivals gives others: set one of them"
+        )
     trace = reader(find_file(path) if path is not None else get_published(file, url, sha256))
     trace = arrange(trace, turns)
     if window is not None:
@@ -58,17 +70,23 @@ def recorded(
         trace = transforms.window(trace, *window)
     trace = transforms.restart(trace)  # differences of large times would drown in rounding
     trace = transforms.clip(trace, max_prompt_tokens, max_output_tokens)
+    if max_gap is not None:
+        trace = transforms.cut_gaps(trace, max_gap)
     if adapters is not None:
         trace = assign_adapters(trace, adapters, np.random.default_rng(seed).spawn(1)[0])
     if rate is not None and rescale == "thin":
         trace = transforms.thin(trace, rate, seed)
     if num_requests is not None:
         trace = transforms.first(trace, num_requests)
-    if rate is not None and rescale == "stretch":
+    if arrivals is not None and (rate is not None or max_concurrency is None):
+        num_starts = len(transforms.starts(trace))
+        times = draw_times(arrivals, np.random.default_rng(seed).spawn(2)[1], num_starts, rate)
+        trace = transforms.arrive_at(trace, times)
+    elif rate is not None and rescale == "stretch":
         trace = transforms.stretch(trace, rate)
-    if rescale == "all_at_once":
+    if rescale == "all_at_once" or (rate is None and max_concurrency is not None):
         trace = transforms.all_at_once(trace)
-    return transforms.restart(trace)
+    return transforms.restart(transforms.limit(trace, max_concurrency))
 
 
 def find_file(path: str | Path) -> Path:

@@ -1,12 +1,13 @@
-"""Pure functions Trace → Trace: window, first, stretch, all_at_once, thin, clip, restart.
+"""Pure functions Trace → Trace: window, cut_gaps, first, stretch, arrive_at, all_at_once, limit, thin, clip, restart.
 
-Times are seconds on the trace's own clock. `stretch`, `all_at_once` and `restart` change them; `restart` renumbers.
+Times are seconds on the trace's own clock. `restart` renumbers the requests. Of a session all move with its start.
 """
 
 import math
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from framework.checks import positive, whole
 from framework.core import Request, Trace
@@ -49,6 +50,13 @@ def window(trace: Trace, start: float | None, end: float | None) -> Trace:
     return replace(trace, requests=kept)
 
 
+def cut_gaps(trace: Trace, max_gap: float) -> Trace:
+    """No more than `max_gap` seconds from one arrival to the next: a longer silence is cut to it."""
+    times = np.array([request.arrival_time for request in starts(trace)])
+    gaps = np.minimum(np.diff(times), positive("max_gap", max_gap))
+    return arrive_at(trace, times[0] + np.concatenate([[0.0], np.cumsum(gaps)]))
+
+
 def first(trace: Trace, num_requests: int) -> Trace:
     """The first `num_requests` requests; the trace must have as many."""
     whole("num_requests", num_requests)
@@ -66,9 +74,27 @@ def stretch(trace: Trace, rate: float) -> Trace:
     return replace(trace, requests=requests)
 
 
+def arrive_at(trace: Trace, times: npt.NDArray[np.float64]) -> Trace:
+    """The same requests at other times, (starts,) seconds that do not fall."""
+    rest, time = iter(times.tolist()), 0.0
+    requests = []
+    for request in trace.requests:
+        if request.think_time is None:
+            time = next(rest)
+        requests.append(replace(request, arrival_time=time))
+    return replace(trace, requests=requests)
+
+
 def all_at_once(trace: Trace) -> Trace:
     """All requests at 0 s."""
     return replace(trace, requests=[replace(request, arrival_time=0.0) for request in trace.requests])
+
+
+def limit(trace: Trace, max_concurrency: int | None) -> Trace:
+    """At most so many sessions in progress (None: any number): a closed loop of so many users."""
+    if max_concurrency is None:
+        return trace
+    return replace(trace, max_concurrency=whole("max_concurrency", max_concurrency))
 
 
 def thin(trace: Trace, rate: float, seed: int) -> Trace:

@@ -70,6 +70,7 @@ def test_a_replay_leaves_tables_and_what_was_replayed_on_what():
         "ignored": [],
         "offered_rate": 1.0,
         "num_sessions": 3,
+        "session_rate": 1.0,
     }
     assert result.requests["ttft"].tolist() == pytest.approx([0.01] * 3)
     assert result.steps["phase"].tolist() == ["prefill", "decode"] * 3

@@ -72,3 +72,36 @@ def test_a_full_disk_ends_the_study(study, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         study({"a": {}}, [1.0, 2.0, 3.0])
     assert pd.read_csv(tmp_path / "points.csv")["rate"].tolist() == [1.0]
+
+
+def test_closed_loops_of_users_take_the_place_of_rates(study, tmp_path):
+    """One user is answered in 0.04 s and asks again; the rate is what comes of it, and arms share their number."""
+    arms = {"quick": {}, "slow": {"engine": {"step_time": 0.02}}}
+    points = study(arms, "auto", users=[1, 4]).table()
+    assert points[["arm", "rate", "users"]].values.tolist() == [
+        ["quick", 1, 1], ["quick", 4, 4], ["slow", 1, 1], ["slow", 4, 4],
+    ]  # fmt: skip
+    quick = points[points["arm"] == "quick"]
+    assert quick["request_throughput"].tolist() == pytest.approx([25.0, 100.0], rel=0.01)
+    assert quick["offered_rate"].iloc[0] == pytest.approx(25.0)
+    assert quick["mean_batch_size"].tolist() == pytest.approx([1.0, 4.0])
+    assert aggregate(points)["users"].tolist() == [1, 4, 1, 4]
+    assert {path.name.split("-")[1] for path in (tmp_path / "points").iterdir()} == {"users1", "users4"}
+    open_points = study(arms, [4.0]).table()
+    assert open_points["rate"].tolist() == [4.0, 4.0]
+    assert "users" not in open_points
+
+
+@pytest.mark.parametrize(
+    ("users", "problem"),
+    [([], "users is empty"), ([0], "users=0 is not a whole number"), ([True], "users=True is not")],
+)
+def test_numbers_of_users_that_are_none_are_refused(study, users, problem):
+    with pytest.raises(ValueError, match=problem):
+        study({"a": {}}, "auto", users=users)
+
+
+def test_a_trace_that_makes_no_closed_loop_is_refused(study):
+    trace = partial(lambda *, rate, seed: None)
+    with pytest.raises(ValueError, match=r"users=\[1\]: the trace of arms\.a takes no max_concurrency"):
+        study({"a": {"trace": trace}}, "auto", users=[1])

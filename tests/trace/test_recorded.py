@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from framework.core import Request, Trace
 from framework.paths import ROOT, locate
-from framework.trace.arrivals import constant
+from framework.trace.arrivals import constant, of_trace, poisson
 from framework.trace.files import read_azure, read_mooncake, read_table
 from framework.trace.lengths import fixed, independent
 from framework.trace.recorded import recorded
@@ -139,3 +139,27 @@ def test_yaml_files_say_what_the_readme_says() -> None:
         assert f"| `{name}` | `{Path(config['file']).name}`" in readme
         assert f"| <{config['url']}> | `{config['sha256']}` |" in readme
         assert Path(config["file"]).parent == Path("traces")
+
+
+def test_a_file_with_the_arrivals_of_a_law_or_of_another_file() -> None:
+    trace = sample(num_requests=5, arrivals=constant, rate=2.0)
+    assert [one.arrival_time for one in trace.requests] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert [one.num_prompt_tokens for one in trace.requests] == [one.num_prompt_tokens for one in sample().requests[:5]]
+    other = partial(recorded, reader=hundred, path=SAMPLE)
+    trace = sample(num_requests=5, arrivals=partial(of_trace, trace=other))
+    assert [one.arrival_time for one in trace.requests] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    drawn = [sample(num_requests=9, arrivals=poisson, rate=2.0, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(ValueError, match="rescale='thin' keeps or drops the file's times, and arrivals gives others"):
+        sample(arrivals=constant, rescale="thin", rate=2.0)
+
+
+def test_a_closed_loop_has_no_arrival_times_unless_it_has_a_rate() -> None:
+    trace = sample(num_requests=5, max_concurrency=2)
+    assert {one.arrival_time for one in trace.requests} == {0.0}
+    assert trace.max_concurrency == 2
+    assert mean_rate(sample(max_concurrency=2, rate=3.0)) == pytest.approx(3.0)
+    loop = synthetic(arrivals=constant, lengths=PAIR, num_requests=4, max_concurrency=2)
+    assert {one.arrival_time for one in loop.requests} == {0.0}
+    with pytest.raises(ValueError, match="max_concurrency=0 is not a whole number of at least 1"):
+        sample(max_concurrency=0)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from framework.core import Request, Trace
 from framework.trace.transforms import (
     clip,
+    cut_gaps,
     first,
     mean_rate,
     restart,
@@ -131,3 +132,10 @@ def test_restart() -> None:
 def test_a_single_request_has_no_rate_but_the_recorded_one() -> None:
     with pytest.raises(ValueError, match=r"no arrival rate to rescale: set rates=\[null\]"):
         stretch(Trace([Request(0, 0.0, 4, 2)]), 1.0)
+
+
+def test_silences_are_cut_and_other_gaps_stay() -> None:
+    trace = Trace([Request(index, time, 4, 4) for index, time in enumerate([1.0, 2.0, 12.0, 12.0, 15.5])])
+    assert [one.arrival_time for one in cut_gaps(trace, 3.0).requests] == [1.0, 2.0, 5.0, 5.0, 8.0]
+    with pytest.raises(ValueError, match="max_gap=0 is not a finite number above 0"):
+        cut_gaps(trace, 0)
