@@ -128,7 +128,7 @@ def shown_rates(rates: "pd.Series[float]") -> "pd.Series[float | str]":
 def load_titles(points: pd.DataFrame) -> list[str]:
     """What was asked for of each point: a rate, or a number of users."""
     if "users" in points:
-        return [f"{users} users" for users in points["users"]]
+        return [f"users={users}" for users in points["users"]]
     return [rate_title(rate) for rate in points["rate"]]
 
 

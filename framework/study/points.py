@@ -57,7 +57,7 @@ class Point:
 
     def __str__(self) -> str:
         rate = "recorded rate" if self.rate is None else f"{self.rate:g} req/s"
-        load = rate if self.users is None else f"{self.users} users"
+        load = rate if self.users is None else f"users={self.users}"
         return f"{self.arm}, {load}, seed {self.seed}"
 
 
