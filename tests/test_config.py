@@ -43,6 +43,9 @@ def test_every_yaml_fits_what_it_calls(option):
         check(composed("experiment=continuous_batching", f"+scheduler@arms.x.scheduler={name}"))
     elif group in ("adapters", "popularity", "router"):  # parts of other components
         check(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")))
+    elif group == "arrivals":  # those of a trace
+        needed = ["trace.arrivals.trace.path=x"] if name == "file" else []
+        check(composed("experiment=continuous_batching", "trace=sample", f"+arrivals@trace.arrivals={name}", *needed))
     elif group == "lengths":  # those of a synthetic trace
         needed = ["trace.lengths.trace.path=x"] if name == "file" else []
         check(composed("experiment=continuous_batching", f"lengths@trace.lengths={name}", *needed))
