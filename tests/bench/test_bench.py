@@ -14,12 +14,15 @@ from framework.measure.metrics import summarize
 from framework.measure.replay_tables import request_table, step_table
 from framework.models.loading import load_model
 from framework.paths import ROOT
+from framework.scheduler import prefix_cache
 from framework.scheduler.continuous import ContinuousScheduler
-from framework.trace.files import read_azure, read_table
+from framework.trace.files import read_azure, read_mooncake, read_table
 from tests.fake_engine import FakeEngine
 
 pytestmark = pytest.mark.slow
-AZURE = ROOT.parent / "shared" / "traces" / "AzureLLMInferenceTrace_conv.csv"
+TRACES = ROOT.parent / "shared" / "traces"
+AZURE = TRACES / "AzureLLMInferenceTrace_conv.csv"
+MOONCAKE = TRACES / "mooncake_fast25_conversation.jsonl"
 
 
 class ConstantEngine(FakeEngine):
@@ -55,6 +58,89 @@ def test_replay_of_the_azure_conversation_hour(benchmark):
     assert sequences[-1].token_times[-1] < 1.02 * requests[-1].arrival_time + 20  # a stable load: no backlog at the end
     tokens = sum(request.num_output_tokens for request in requests)
     benchmark.extra_info |= {"num_requests": len(requests), "num_steps": len(steps), "num_output_tokens": tokens}
+
+
+class CuttingEngine(FakeEngine):
+    """10 ms a step and 5 µs a prompt token, for prompts that are cut."""
+
+    def launch(self, batch: Batch) -> None:
+        tokens = [7 if sequence.num_computed_tokens >= sequence.num_tokens else None for sequence in batch.sequences]
+        self.in_flight.append(StepResult(tokens, 0.010 + 5e-6 * batch.num_prefill_tokens))
+
+
+def mooncake_hour() -> list[Request]:
+    """Mooncake's conversation hour; where its file is not at hand, as many turns of its mean lengths and rate.
+
+    Two of five go on from one of the last 3,000.
+    """
+    if MOONCAKE.exists():
+        return read_mooncake(MOONCAKE).requests
+    rng, texts, requests = np.random.default_rng(0), [()], []
+    for index in range(12_031):
+        before = texts[rng.integers(max(len(texts) - 3000, 0), len(texts))] if rng.random() < 0.4 else ()
+        texts.append(before + tuple(range(index * 1000, index * 1000 + int(rng.geometric(1 / 14)))))
+        prompt = min(512 * len(texts[-1]), 120_000)
+        requests.append(Request(index, 0.3 * index, prompt, int(rng.geometric(1 / 343)), prefix_ids=texts[-1]))
+    return requests
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("block_size", [16, 512])
+def test_replay_of_mooncakes_conversation_hour(benchmark, block_size):
+    """With a prefix cache of 3 million tokens."""
+    requests = mooncake_hour()
+    engine = CuttingEngine(num_blocks=3_000_000 // block_size, block_size=block_size)
+    options = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "steps": "mixed", "whole_prompts": False}
+
+    def run():
+        scheduler = ContinuousScheduler(engine.num_blocks, block_size, prefix_cache="lru", **options)
+        return replay_trace(requests, scheduler, engine)
+
+    sequences, steps = benchmark.pedantic(run, rounds=1)
+    num_prompt_tokens = sum(request.num_prompt_tokens for request in requests)
+    num_cached_tokens = sum(sequence.num_cached_tokens for sequence in sequences)
+    assert all(sequence.is_finished for sequence in sequences)
+    assert sum(step.num_prefill_tokens for step in steps) >= num_prompt_tokens - num_cached_tokens
+    assert num_cached_tokens > 0.05 * num_prompt_tokens
+    assert max(step.num_cached_blocks + step.num_used_blocks for step in steps) <= engine.num_blocks
+    benchmark.extra_info |= {
+        "num_requests": len(requests),
+        "num_steps": len(steps),
+        "num_prompt_tokens": num_prompt_tokens,
+        "num_cached_tokens": num_cached_tokens,
+    }
+
+
+def test_step_behind_a_prompt_that_a_prefix_cache_knows_and_that_has_no_room(benchmark, monkeypatch):
+    """The first of those waiting is looked up at every step: as one run of 60,000 blocks, whose keys are made once."""
+    num_keys = 0
+
+    def key_of(*names):
+        nonlocal num_keys
+        num_keys += 1
+        return real_key_of(*names)
+
+    real_key_of = prefix_cache.key_of
+    monkeypatch.setattr(prefix_cache, "key_of", key_of)
+    options = {"max_num_batched_tokens": 1 << 20, "prefix_cache": "lru", "watermark": 0.0}
+    scheduler = ContinuousScheduler(61_000, 16, **options)
+    names = {"prefix_ids": tuple(range(1875))}
+    scheduler.add(Sequence(Request(0, 0.0, 960_000, 1 << 40, **names)))
+    scheduler.postprocess(scheduler.schedule(0.0), [7], 0.0)
+    for index in range(1, 100_001):
+        scheduler.add(Sequence(Request(index, 0.0, 980_000, 1, **names)))
+
+    def step():
+        batch = scheduler.schedule(0.0)
+        scheduler.postprocess(batch, [7], 0.0)
+        return batch
+
+    step()
+    num_keys = 0
+    batch = benchmark.pedantic(step, rounds=160)
+    assert (batch.num_decode_tokens, len(scheduler.waiting)) == (1, 100_000)
+    assert num_keys <= 160 // 16  # of what the running sequence writes
+    benchmark.extra_info |= {"num_blocks": 60_000, "num_waiting": 100_000}
 
 
 @pytest.mark.parametrize("num_running", [16, 256, 4096])

@@ -1,9 +1,9 @@
 """A prefix cache after the fact: fed with a log, it says token by token what must have been found.
 
-It looks at all blocks to evict one and knows contents by the tokens themselves, so it has no heap and no chain.
+It looks at all blocks to evict one and knows contents by the tokens themselves, so it has no heap, no run and no chain.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
@@ -55,26 +55,35 @@ class LoggedCache(PrefixCache):
         super().release(sequence)
 
 
-@dataclass
+@dataclass(slots=True)
 class Block:
     depth: int
     kept: int
-    given_back: int = 0
+    place: int
     num_users: int = 1
     num_uses: int = 1
 
 
-@dataclass
+UNAVAILABLE = np.iinfo(np.int64).max
+
+
 class OfflineCache:
     """`run` says how many tokens each admission of the log finds."""
 
-    num_blank: int
-    block_size: int
-    eviction: str
-    has_adapters: bool
-    blocks: dict[bytes, Block] = field(default_factory=dict)
-    tables: dict[Sequence, list[bytes | None]] = field(default_factory=dict)
-    now: int = 0
+    def __init__(self, num_blocks: int, block_size: int, eviction: str, has_adapters: bool) -> None:
+        self.num_blank, self.block_size, self.eviction, self.has_adapters = (
+            num_blocks,
+            block_size,
+            eviction,
+            has_adapters,
+        )
+        self.blocks: dict[bytes, Block] = {}
+        self.tables: dict[Sequence, list[bytes | None]] = {}
+        self.keys: dict[Sequence, list[bytes]] = {}
+        self.order = np.full(num_blocks, UNAVAILABLE)  # by place, of blocks without users: the least goes first
+        self.key_at: list[bytes | None] = [None] * num_blocks
+        self.places = list(range(num_blocks))
+        self.now = 0
 
     def run(self, log) -> list[int]:
         num_found = []
@@ -89,18 +98,27 @@ class OfflineCache:
                 self.release(sequence, num)
         return num_found
 
-    def key(self, sequence, num_tokens) -> bytes:
-        adapter = str(sequence.request.adapter_id) if self.has_adapters else ""
-        return sha256(adapter.encode() + tokens_of(sequence)[:num_tokens].tobytes()).digest()
+    def key(self, sequence, depth) -> bytes:
+        """The hash of all tokens up to the end of a block."""
+        keys = self.keys.get(sequence, [])
+        if depth >= len(keys):  # anew: there may be more tokens than before
+            content = sha256(str(sequence.request.adapter_id).encode() if self.has_adapters else b"")
+            tokens, keys = tokens_of(sequence), []
+            for end in range(self.block_size, len(tokens) + 1, self.block_size):
+                content.update(tokens[end - self.block_size : end].tobytes())
+                keys.append(content.digest())
+            self.keys[sequence] = keys
+        return keys[depth]
 
     def admit(self, sequence, num_tokens) -> int:
         table = self.tables[sequence] = []
-        for end in range(self.block_size, num_tokens, self.block_size):
-            block = self.blocks.get(key := self.key(sequence, end))
+        for depth in range((num_tokens - 1) // self.block_size):
+            block = self.blocks.get(key := self.key(sequence, depth))
             if block is None:
                 break
             block.num_users += 1
             block.num_uses += 1
+            self.order[block.place] = UNAVAILABLE
             table.append(key)
         num_found = len(table) * self.block_size
         for _ in range(num_found, num_tokens, self.block_size):
@@ -111,24 +129,30 @@ class OfflineCache:
     def take(self) -> None:
         if self.num_blank:
             self.num_blank -= 1
-        else:
-            unused = [key for key, block in self.blocks.items() if not block.num_users]
-            del self.blocks[min(unused, key=self.order)]
+            return
+        place = int(self.order.argmin())
+        assert self.order[place] < UNAVAILABLE
+        self.order[place] = UNAVAILABLE
+        del self.blocks[self.key_at[place]]
+        self.places.append(place)
 
-    def order(self, key):
-        block = self.blocks[key]
-        by = {"lru": (block.given_back,), "lfu": (block.num_uses, block.given_back), "fifo": (block.kept,)}
-        return *by[self.eviction], -block.depth
+    def order_of(self, block: Block) -> int:
+        assert max(block.depth, block.num_uses) < 1 << 16
+        assert self.now < 1 << 24
+        by = {"lru": (0, self.now), "lfu": (block.num_uses, self.now), "fifo": (0, block.kept)}
+        uses, time = by[self.eviction]
+        return (uses << 40) + (time << 16) - block.depth
 
     def keep(self, sequence, computed) -> None:
         table = self.tables[sequence]
         first, end = (num // self.block_size for num in computed)
         table += [None] * (end - len(table))
         for depth in range(first, end):
-            key = self.key(sequence, (depth + 1) * self.block_size)
+            key = self.key(sequence, depth)
             assert table[depth] is None
             if key not in self.blocks:
-                self.blocks[key] = Block(depth, self.now)
+                self.blocks[key] = Block(depth, self.now, self.places.pop())
+                self.key_at[self.blocks[key].place] = key
                 table[depth] = key
 
     def release(self, sequence, num_blocks) -> None:
@@ -136,6 +160,10 @@ class OfflineCache:
         for key in [*table, *[None] * (num_blocks - len(table))]:
             if key is None:
                 self.num_blank += 1
-            else:
-                self.blocks[key].num_users -= 1
-                self.blocks[key].given_back = self.now
+                continue
+            block = self.blocks[key]
+            block.num_users -= 1
+            if not block.num_users:
+                self.order[block.place] = self.order_of(block)
+        if sequence.is_finished:
+            self.keys.pop(sequence, None)

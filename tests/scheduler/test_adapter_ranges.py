@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.build import make_scheduler, replay_trace
-from framework.core import Request
+from framework.core import Request, Sequence
 from framework.scheduler.adapter_slots import AdapterSlots
 from framework.scheduler.continuous import ContinuousScheduler
-from framework.scheduler.prefix_cache import PrefixCache
 from framework.scheduler.static import StaticScheduler
 from tests.fake_engine import FakeEngine
 from tests.scheduler.event_logs import step_time
@@ -103,13 +102,12 @@ def test_a_static_batch_has_adapters_first_and_is_as_large_as_both_fit():
 
 
 def test_what_a_prefix_cache_keeps_goes_for_an_adapter_only_where_no_sequence_uses_it():
-    cache = PrefixCache(6, 4, "lru", has_adapters=True)
     scheduler = ContinuousScheduler(
         6, 4, num_adapter_slots=2, blocks_per_adapter=3, prefix_cache="lru", watermark=0.0, max_num_seqs=1
     )
     assert scheduler.blocks.vacate(0, 3)
-    cache.num_users[4] = 1
-    assert not cache.vacate(3, 6)
+    scheduler.blocks.admit(Sequence(Request(0, 0.0, 4, 1)))
+    assert not scheduler.blocks.vacate(3, 6)
     rows = [(0.0, 20, 2, None), (2.0, 4, 1, "a"), (4.0, 20, 2, None)]
     log, blocks, sequences = run(rows, num_blocks=6, prefix_cache="lru", max_num_seqs=1)
     assert [loads for _, _, loads in log if loads] == [{1: "a"}]

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from itertools import permutations
 
 import pytest
 from hypothesis import given, settings
@@ -127,7 +128,7 @@ def serve(cache, *requests):
     for sequence in sequences:
         cache.release(sequence)
         cache.forget(sequence)
-    assert not cache.keys
+    assert not cache.keys.keys() & set(sequences)
 
 
 @pytest.mark.parametrize("eviction", EVICTIONS)
@@ -135,7 +136,7 @@ def test_the_deepest_of_equals_goes_first(eviction):
     cache = PrefixCache(4, 4, eviction, has_adapters=False)
     serve(cache, named(0, 0.0, 13, 1, 5, 6, 7))
     serve(cache, named(1, 0.0, 8, 1))
-    assert len(cache.find(Sequence(named(2, 0.0, 13, 1, 5, 6, 7)))) == 2
+    assert [num for _, num in cache.find(Sequence(named(2, 0.0, 13, 1, 5, 6, 7)))] == [2]
 
 
 def test_blocks_in_use_are_never_evicted_and_hits_among_the_free_ones_are_taken():
@@ -151,6 +152,25 @@ def test_blocks_in_use_are_never_evicted_and_hits_among_the_free_ones_are_taken(
     assert not set(running.block_table) & set(beside.block_table)
 
 
+@pytest.mark.parametrize("eviction", EVICTIONS)
+def test_what_is_in_the_middle_of_a_run_can_be_evicted_and_what_is_behind_it_stays(eviction):
+    """Sequences take the last free block first: the ranges of two blocks are those at depths 4, 3 and 2, 1 and 0."""
+    options = {"num_adapter_slots": 3, "blocks_per_adapter": 2, "prefix_cache": eviction}
+    cache = ContinuousScheduler(6, 4, **options).blocks
+    request = named(0, 0.0, 21, 1, 1, 2, 3, 4, 5)
+    serve(cache, request)
+    cache.admit(beside := Sequence(named(1, 0.0, 9, 1, 1, 2)))
+    assert not cache.vacate(4, 6)
+    cache.release(beside)
+    assert cache.vacate(2, 4)
+    assert (cache.num_cached, cache.num_empty, cache.num_used) == (3, 3, 0)
+    assert sum(num for _, num in cache.find(Sequence(request))) == 2
+    serve(cache, named(2, 0.0, 17, 1, 1, 2, 3, 4))
+    assert sum(num for _, num in cache.find(Sequence(request))) == 5
+    serve(cache, named(3, 0.0, 21, 1, 6))
+    assert cache.num_cached + cache.num_empty == cache.num_free == 6
+
+
 def test_places_that_are_outdated_are_cleaned_up():
     cache = PrefixCache(4, 4, "lru", has_adapters=False)
     for index in range(1000):
@@ -163,22 +183,43 @@ def test_an_unknown_order_is_refused():
         ContinuousScheduler(10, 4, prefix_cache="mru")
 
 
-@pytest.mark.parametrize("block_size", [1, 7, 16, 512])
-@pytest.mark.parametrize("size", [1, 5, 16, 512])
-def test_equal_names_are_equal_tokens_and_whole_named_blocks_have_equal_names(block_size, size):
+@pytest.mark.parametrize(("size", "block_size"), [(48, 32), (512, 16), (16, 64), (5, 7), (7, 1), (1, 16), (512, 512)])
+def test_prefix_blocks_of_any_size_map_to_the_caches_own(size, block_size):
+    """Two prompts have as many blocks in common as begin with equal tokens, as an engine draws these."""
     ids = tuple(range(1200 // size + 1))
-    short = Sequence(named(0, 0.0, 1100, 1, *ids[: 1100 // size + 1], size=size))
-    long = Sequence(named(1, 0.0, 1300, 1, *ids, size=size))
-    other = Sequence(named(2, 0.0, 1300, 1, *ids[: 600 // size], 9999, size=size))
-    for one in (short, other):
-        num_equal = int((tokens_of(one)[:1100] == tokens_of(long)[:1100]).cumprod().sum())
-        assert num_equal == (1100 if one is short else 600 // size * size)
-        for start in range(0, 1100 - block_size, block_size):
-            is_equal = start + block_size <= num_equal
-            names = [named_tokens(each, start, start + block_size) for each in (one, long)]
-            assert names[0] == names[1] or not is_equal
-            if start < num_equal < start + block_size:
-                assert names[0] != names[1]
+    texts = [(1100, ids[: 1100 // size + 1]), (1300, ids), (1300, (*ids[: 600 // size], 9999, *ids)), (900, (9999,))]
+    requests = [named(index, 0.0, *text[:1], 1, *text[1], size=size) for index, text in enumerate(texts)]
+    tokens = [tokens_of(Sequence(request)) for request in requests]
+    for first, second in permutations(range(len(texts)), 2):
+        cache = PrefixCache(2000, block_size, "lru", has_adapters=False)
+        serve(cache, requests[first])
+        length = min(texts[first][0], texts[second][0])
+        num_equal = int((tokens[first][:length] == tokens[second][:length]).cumprod().sum())
+        num_found = sum(num for _, num in cache.find(Sequence(requests[second])))
+        assert num_found == min(num_equal, texts[second][0] - 1) // block_size
+        serve(cache, requests[second])
+        assert_names_tell_tokens(requests[first], requests[second], num_equal, block_size)
+
+
+def assert_names_tell_tokens(one, other, num_equal, block_size):
+    """`named_tokens` are equal for equal tokens, and first differ where these do."""
+    for start in range(0, num_equal, block_size):
+        names = [named_tokens(Sequence(request), start, start + block_size) for request in (one, other)]
+        is_within = start + block_size <= min(one.num_prompt_tokens, other.num_prompt_tokens)
+        assert (names[0] == names[1]) == (start + block_size <= num_equal) or not is_within
+
+
+def test_what_one_sequence_computes_is_one_run_and_is_split_where_others_leave_it():
+    cache = PrefixCache(1000, 4, "lru", has_adapters=False)
+    sequence = Sequence(named(0, 0.0, 2001, 1, *range(500)))
+    cache.admit(sequence)
+    for start in range(0, 2000, 100):  # in chunks
+        cache.keep(Batch([sequence], [start], [100], 100, 0))
+    assert [num for _, num in cache.find(sequence)] == [500]
+    serve(cache, named(1, 0.0, 1001, 1, *range(200), *range(900, 950)))
+    assert [num for _, num in cache.find(sequence)] == [200, 300]
+    cache.release(sequence)
+    assert (cache.num_cached, cache.num_used) == (550, 0)
 
 
 class Memory(FakeEngine):
@@ -229,16 +270,23 @@ class Checked(ContinuousScheduler):
         batch = super().schedule(now)
         cache = self.blocks
         users = Counter(block for sequence in self.added for block in sequence.block_table)
-        assert {block: num for block, num in enumerate(cache.num_users) if num} == users
+        runs = dict.fromkeys(cache.runs.values())
+        known = {block: run for run in runs for block in run.blocks}
+        assert all(cache.runs[key] is run for run in runs for key in run.keys)
+        assert all(len(run.keys) == len(run.blocks) for run in runs)
+        assert len(known) == len(cache.runs)
+        assert all(users[block] == run.num_users for block, run in known.items())
+        assert all(users[block] == 1 for block in set(users) - set(known))
+        unused = {block for block in known if not users[block]}
         assert len(cache.free) == len(set(cache.free))
-        groups = [set(users), set(cache.free), set(cache.unused)]
+        groups = [set(users), set(cache.free), unused]
         assert sum(map(len, groups)) == len(set.union(*groups)) == cache.num_blocks
-        assert (self.num_used_blocks, self.num_cached_blocks) == (len(users), len(cache.unused))
-        assert set(cache.unused) <= set(cache.known) == set(cache.block_of.values())
+        assert (self.num_used_blocks, self.num_cached_blocks) == (len(users), len(unused))
+        assert {id(run) for run in runs if run.num_users == 0} == {id(run) for run in runs if run.place in cache.places}
         if batch is not None:
             for sequence, start, num in zip(batch.sequences, batch.starts, batch.num_tokens, strict=True):
                 written = sequence.block_table[start // cache.block_size : -(-(start + num) // cache.block_size)]
-                assert all(cache.num_users[block] == 1 and block not in cache.known for block in written)
+                assert all(users[block] == 1 and block not in known for block in written)
         return batch
 
 
@@ -327,3 +375,31 @@ def test_hits_on_blocks_of_512_tokens(block_size, num_blocks, eviction):
     cache = LoggedCache(num_blocks, block_size, eviction, has_adapters=False)
     sequences = check(requests, cache, steps="mixed", whole_prompts=False, max_num_batched_tokens=700)
     assert sum(sequence.num_cached_tokens for sequence in sequences) > 3000
+
+
+def replayed(trace, num_blocks, block_size, eviction):
+    """Found tokens of each admission in a replay of the trace, and after the fact."""
+    cache = LoggedCache(num_blocks, block_size, eviction, has_adapters=False)
+    engine = FakeEngine(lambda batch: 0.01 + 5e-6 * batch.num_prefill_tokens, num_blocks, block_size)
+    options = {"steps": "mixed", "max_num_batched_tokens": 8192, "whole_prompts": False, "max_num_seqs": 128}
+    scheduler = ContinuousScheduler(num_blocks, block_size, **options)
+    scheduler.blocks = cache
+    replay_trace(trace.requests, scheduler, engine)
+    return cache.num_found, OfflineCache(num_blocks, block_size, eviction, has_adapters=False).run(cache.log)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("eviction", EVICTIONS)
+@pytest.mark.parametrize(
+    ("name", "num_requests", "num_blocks", "block_size"),
+    [("conversation", None, 2000, 512), ("synthetic", None, 2000, 512), ("conversation", 800, 20_000, 16)],
+)
+def test_hits_on_mooncakes_traces(name, num_requests, num_blocks, block_size, eviction):
+    path = ROOT.parent / "shared" / "traces" / f"mooncake_fast25_{name}.jsonl"
+    if not path.exists():
+        pytest.skip(f"{path} is not at hand")
+    trace = read_mooncake(path)
+    trace = replace(trace, requests=trace.requests[:num_requests])
+    num_found, expected = replayed(trace, num_blocks, block_size, eviction)
+    assert num_found == expected
+    assert sum(num_found) > 0
