@@ -19,6 +19,7 @@ from framework.scheduler.static import StaticScheduler
 from framework.trace.source import TraceSource
 from tests.clusters import make_servers, serve
 from tests.fake_engine import FakeEngine, requests_at
+from tests.thinning import mostly_nightly
 
 SERVICE_TIME = 1.0
 
@@ -36,13 +37,15 @@ def mean_wait(utilization: float, service_time, num_requests: int, seed: int) ->
     return float(np.mean(waits[num_requests // 10 :]))
 
 
-@pytest.mark.parametrize("utilization", [0.3, 0.7])
-@pytest.mark.parametrize(
-    ("service_time", "second_moment"),
-    [(lambda rng: SERVICE_TIME, SERVICE_TIME**2), (lambda rng: rng.exponential(SERVICE_TIME), 2 * SERVICE_TIME**2)],
-    ids=["M/D/1", "M/M/1"],
-)
-def test_waiting_time_agrees_with_pollaczek_khinchine(utilization, service_time, second_moment):
+SERVICES = {  # the time's second moment, and how it is drawn
+    "M/D/1": (SERVICE_TIME**2, lambda rng: SERVICE_TIME),
+    "M/M/1": (2 * SERVICE_TIME**2, lambda rng: rng.exponential(SERVICE_TIME)),
+}
+
+
+@pytest.mark.parametrize(("service", "utilization"), mostly_nightly([*SERVICES], [0.3, 0.7]))
+def test_waiting_time_agrees_with_pollaczek_khinchine(service, utilization):
+    second_moment, service_time = SERVICES[service]
     expected = (utilization / SERVICE_TIME) * second_moment / (2 * (1 - utilization))
     means = [mean_wait(utilization, service_time, num_requests=4000, seed=seed) for seed in range(8)]
     half_width = student_t.ppf(0.995, len(means) - 1) * np.std(means, ddof=1) / np.sqrt(len(means))

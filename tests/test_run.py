@@ -405,8 +405,18 @@ def test_an_interruption_of_the_imports_is_quiet(tmp_path):
     assert "Traceback" not in output
 
 
-@pytest.mark.slow
-def test_an_interruption_before_the_first_point_promises_none(smallest, tmp_path):
+def test_an_interruption_before_the_first_point_promises_none(cli, smallest, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("framework.study.sweep.compute_or_reuse", interrupt)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        cli(*smallest, "rates=[50]")
+    assert raised.value.args == ()
+
+
+@pytest.mark.nightly
+def test_a_process_that_is_interrupted_before_the_first_point_promises_none(smallest, tmp_path):
     process = spawn(*smallest, "rates=[1e-9]", "clock=wall", cwd=tmp_path)  # its second request is years away
     deadline = time.monotonic() + 60
     while not (tmp_path / "outputs/continuous_batching").exists() and time.monotonic() < deadline:
@@ -421,16 +431,16 @@ def test_an_interruption_before_the_first_point_promises_none(smallest, tmp_path
 @pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.nightly)])
 def test_jobs_share_a_folder_and_the_last_draws_the_whole_figure(smallest, tmp_path, launcher):
     options = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.cpus_per_task=1"]
-    sweep = ["rates=[50],[60],[70]", f"hydra/launcher={launcher}", *options]
+    sweep = ["rates=[50],[60]", f"hydra/launcher={launcher}", *options]
     process = spawn("-m", *smallest, *sweep, cwd=tmp_path)
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
     folder = tmp_path / "outputs" / "continuous_batching"
     table = pd.read_csv(folder / "points.csv")
-    assert table["rate"].tolist() == [50.0, 60.0, 70.0] * 2
+    assert table["rate"].tolist() == [50.0, 60.0] * 2
     svg = (folder / "figures" / "latency_rate.svg").read_text()
-    assert all(f"<!-- {rate} -->" in svg for rate in (50, 60, 70))
-    assert len(Page(folder / "report.html").rows) == 1 + 2 * 3
+    assert all(f"<!-- {rate} -->" in svg for rate in (50, 60))
+    assert len(Page(folder / "report.html").rows) == 1 + 2 * 2
 
 
 def test_shell_completion_reaches_hydra(cli, monkeypatch):

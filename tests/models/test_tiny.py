@@ -42,7 +42,7 @@ def test_the_cards_perplexity_to_three_digits(text):
     assert losses.perplexity == pytest.approx(float(perplexity), rel=5e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # tests/quantization/test_tiny_quality.py looks at every scheme every time
 def test_int8_weights_are_within_one_percent_of_float32(text):
     model = int8_weight_only.quantize(load())
     summary = compare_models(model, load(), text[:8192], window_len=1024, stride=1024, batch_size=8).summary()

@@ -148,7 +148,16 @@ def test_a_damaged_point_is_none(finished, tmp_path, how):
         assert load_record(folder) is None
 
 
-@pytest.mark.parametrize("how", ["truncated", "cut requests", "flipped bits", "half of the rows", "another point's"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("truncated", "cut requests"),
+        *(
+            pytest.param(how, marks=pytest.mark.nightly)
+            for how in ("flipped bits", "half of the rows", "another point's")
+        ),
+    ],
+)
 def test_a_damaged_point_is_computed_again_and_stops_no_other(study, how):
     result = study({"only": {}}, [1.0])
     folder = result.folder(result.table()["point"][0])
