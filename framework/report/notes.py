@@ -19,6 +19,7 @@ from framework.report.gpu import gpu_notes
 from framework.report.tables import rate_title, short
 from framework.study.points import load_record
 from framework.study.records import PointRecord
+from framework.study.replay_point import has_prefix_cache
 from framework.study.sweep import Study
 
 TOO_SHORT = "above what it served, as in so short a replay waiting does not show (raise trace.num_requests)"
@@ -41,6 +42,7 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
             *offered_notes(rows, records),
             *left_out_notes(records),
             *ignored_notes(records),
+            *(nothing_shared_notes(records) if has_prefix_cache(study.arms[str(arm)]) else ()),
             *unserved_notes(records, merged),
             *memory_notes(records),
             *gpu_notes(study, rows),
@@ -88,6 +90,15 @@ def ignored_notes(records: Records) -> Iterator[str]:
         prefixes = " (equal ids are equal tokens, computed anew for every request)" if "prefix_ids" in ignored else ""
         more = f" and {len(ignored) - MAX_NAMED} more" if len(ignored) > MAX_NAMED else ""
         yield f"ignores {', '.join(list(ignored)[-MAX_NAMED:])}{more} of the trace{prefixes}"
+
+
+def nothing_shared_notes(records: Records) -> Iterator[str]:
+    """Whether a prefix cache has nothing to find in any of the points."""
+    if records and not any(record["trace"].get("may_share", True) for record in records.values()):
+        yield (
+            "scheduler.prefix_cache finds nothing: the trace has neither text nor closed sessions, and no two requests "
+            "with a prefix id in common"
+        )
 
 
 def unserved_notes(records: Records, merged: str | None) -> Iterator[str]:

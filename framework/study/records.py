@@ -21,6 +21,7 @@ class TraceRecord(TypedDict):
     dropped: dict[str, int]
     refused: NotRequired[dict[str, int]]  # points from before lack it: they left such requests out
     ignored: NotRequired[list[str]]  # columns of the trace without an effect
+    may_share: NotRequired[bool]  # prompts that begin alike; earlier points lack it
     offered_rate: Number
     num_sessions: NotRequired[int]  # requests that follow no other's answer; earlier points lack it: there all are
     session_rate: NotRequired[Number]  # of these, by the trace; earlier points lack it: there it is the offered rate

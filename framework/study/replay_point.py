@@ -153,20 +153,31 @@ def trace_record(
         "dropped": trace.dropped,
         "refused": counts(refused),
         "ignored": [*trace.unread, *ignored_fields(trace.requests, uses_prefixes)],
+        "may_share": may_share(trace.requests),
         "offered_rate": mean_rate(arrivals(offered, refused), rate),
         "num_sessions": len(starts(trace)),
         "session_rate": mean_rate([request.arrival_time for request in starts(trace)], rate),
     }
 
 
+def may_share(requests: list[Request]) -> bool:
+    """Whether a prefix cache could find anything: they have text, closed sessions, or prefix ids in common."""
+    has_text = any(request.prompt_token_ids is not None or request.think_time is not None for request in requests)
+    return has_text or has_shared_prefixes(requests)
+
+
+def has_shared_prefixes(requests: list[Request]) -> bool:
+    prefixes = [prefix_id for request in requests for prefix_id in set(request.prefix_ids)]
+    return len(set(prefixes)) < len(prefixes)
+
+
 def ignored_fields(requests: list[Request], uses_prefixes: bool = False) -> list[str]:
     """Fields of these requests that could make a difference, but that the arm's scheduler has no use for."""
     sessions = [request.session_id for request in requests if request.session_id is not None]
-    prefixes = [prefix_id for request in requests for prefix_id in set(request.prefix_ids)]
     differs = {
         "priority": len({request.priority for request in requests}) > 1,
         "session_id": len(set(sessions)) < len(sessions) and all(request.think_time is None for request in requests),
-        "prefix_ids": len(set(prefixes)) < len(prefixes) and not uses_prefixes,
+        "prefix_ids": not uses_prefixes and has_shared_prefixes(requests),
     }
     return [name for name, does in differs.items() if does]
 

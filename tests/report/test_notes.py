@@ -7,7 +7,15 @@ from types import SimpleNamespace
 
 import pandas as pd
 
-from framework.report.notes import left_out_notes, limits, memory_notes, offered_notes, service_notes, unserved_notes
+from framework.report.notes import (
+    left_out_notes,
+    limits,
+    memory_notes,
+    nothing_shared_notes,
+    offered_notes,
+    service_notes,
+    unserved_notes,
+)
 from framework.trace.files import read_table
 from framework.trace.recorded import recorded
 
@@ -30,6 +38,16 @@ def test_what_was_left_out_is_counted_over_the_points_by_reason(tmp_path):
     assert refused.startswith("2 requests")
     assert refused.endswith("too long")
     assert list(left_out_notes(records(tmp_path, {}, {}))) == []
+
+
+def test_a_prefix_cache_without_anything_to_find_is_told(tmp_path):
+    points = records(tmp_path, {}, {})
+    assert list(nothing_shared_notes(points)) == []  # of before, when this was not noted
+    first, second = (record["trace"] for record in points.values())
+    first["may_share"] = second["may_share"] = False
+    assert len(list(nothing_shared_notes(points))) == 1
+    second["may_share"] = True
+    assert list(nothing_shared_notes(points)) == []
 
 
 def test_requests_whose_adapter_is_not_served_are_counted(tmp_path):

@@ -18,7 +18,7 @@ from framework.study.arms import resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
-from framework.study.replay_point import replay_point
+from framework.study.replay_point import may_share, replay_point
 from tests.fake_engine import FakeEngine
 from tests.study.fake_study import DEFAULTS, LOADED
 from tests.thinning import mostly_nightly
@@ -61,6 +61,13 @@ def test_prefixes_are_ignored_without_a_prefix_cache(prefix_cache, ignored, hits
     assert result.steps["num_cached_blocks"].tolist() == ([0] * 6 if prefix_cache is None else [0, 0, 1, 1, 2, 2])
 
 
+def test_text_closed_turns_and_common_names_may_be_shared():
+    one = Request(0, 0.0, 9, 1, prefix_ids=(1, 2, 2))
+    assert not may_share([one, replace(one, request_id=1, prefix_ids=(3,))])
+    for other in ({"prefix_ids": (4, 2)}, {"prompt_token_ids": (1,) * 9}, {"think_time": 0.0}):
+        assert may_share([one, replace(one, request_id=1, **{"prefix_ids": (), **other})])
+
+
 def test_a_replay_leaves_tables_and_what_was_replayed_on_what():
     result, output = replayed(three_requests)
     assert result.trace == {
@@ -68,6 +75,7 @@ def test_a_replay_leaves_tables_and_what_was_replayed_on_what():
         "dropped": {"failed": 5},
         "refused": {},
         "ignored": [],
+        "may_share": False,
         "offered_rate": 1.0,
         "num_sessions": 3,
         "session_rate": 1.0,

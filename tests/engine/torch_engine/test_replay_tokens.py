@@ -104,23 +104,29 @@ PREFIX_CACHES = {
 }  # fmt: skip
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", PREFIX_CACHES)
 @pytest.mark.parametrize(("block_size", "has_text"), [(1, False), (7, False), (16, False), (7, True)])
-def test_a_prefix_cache_changes_no_token(name, block_size, has_text):
+def test_a_prefix_cache_changes_no_token(name, block_size, has_text, device):
     requests = with_equal_beginnings(has_text=has_text)
-    expected = generate_alone(make_engine(config=TINY_CONFIG, block_size=16), requests)
-    check_prefix_hits(partial(make_engine, config=TINY_CONFIG), name, block_size, requests, expected)
+    make = partial(make_engine, config=TINY_CONFIG, device=device)
+    check_prefix_hits(make, name, block_size, requests, generate_alone(make(block_size=16), requests))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", PREFIX_CACHES)
 @pytest.mark.parametrize("block_size", [1, 7, 16])
-def test_a_prefix_cache_changes_no_token_of_any_adapter(name, block_size):
+def test_a_prefix_cache_changes_no_token_of_any_adapter(name, block_size, device):
     requests = with_equal_beginnings([None, "a", "b"])
     alone = partial(ContinuousScheduler, max_num_seqs=1)
-    engine = make_adapter_engine(block_size=16)
+    make = partial(make_adapter_engine, device=device)
+    engine = make(block_size=16)
     expected = [outputs(engine, [request], alone)[0][0] for request in requests]
     assert expected != generate_alone(engine, requests)  # without their adapters
-    check_prefix_hits(make_adapter_engine, name, block_size, requests, expected)
+    check_prefix_hits(make, name, block_size, requests, expected)
 
 
 def check_prefix_hits(make, name, block_size, requests, expected):
@@ -147,7 +153,7 @@ def make_sessions():
     return requests
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", [None, "whole prompts", "chunks with preemptions"])
 def test_a_turn_equals_the_same_text_sent_at_once(name, device):
     engine = make_engine(config=TINY_CONFIG, device=device, block_size=7, num_blocks=24)
