@@ -34,7 +34,8 @@ CAPTIONS = {
     "attainment_rate": "Requests within the SLOs over the offered rate. Horizontal: the target; vertical: the capacity "
     "of each arm. A ring: the last rate below saturation; beyond it no rate is a capacity.",
     "timeline": "The first requests of each arm, one bar per request: waiting, prefill, decode.",
-    "batch_and_cache": "Sequences per step that decodes, and KV blocks in use, over time, one curve per arm.",
+    "batch_and_cache": "Sequences per step that decodes, and KV blocks in use, over time, one curve per arm. Dotted: "
+    "and those that its prefix cache keeps.",
     "latency_cdf": "Distribution over requests of TTFT and TPOT, one curve per arm.",
 }
 IDLE = 1e-3  # seconds; a shorter gap is the simulator at work
@@ -189,7 +190,10 @@ def timeline(requests: dict[str, pd.DataFrame], title: str, num_requests: int = 
 
 @styled
 def batch_and_cache(steps: dict[str, pd.DataFrame], title: str) -> Figure:
-    """Sequences per step that decodes, and KV blocks in use, over time (s), one curve per arm."""
+    """Sequences per step that decodes, and KV blocks in use, over time (s), one curve per arm.
+
+    Where a prefix cache keeps blocks, a dotted curve has these on top.
+    """
     figure = Figure(figsize=(COLUMN_WIDTH, 3.0))
     upper, lower = figure.subplots(2, 1, sharex=True)
     for index, (arm, table) in enumerate(steps.items()):
@@ -197,6 +201,9 @@ def batch_and_cache(steps: dict[str, pd.DataFrame], title: str) -> Figure:
         for axes, name in ((upper, "num_seqs"), (lower, "num_used_blocks")):
             times, values = with_idle_gaps(table.assign(num_seqs=num_seqs), name)
             axes.step(times, values, where="post", color=arm_colour(index), linewidth=0.8, label=arm)
+        if table["num_cached_blocks"].any():
+            num_kept = table["num_used_blocks"] + table["num_cached_blocks"]
+            lower.step(table["start_time"], num_kept, where="post", color=arm_colour(index), linewidth=0.8, ls=":")
     upper.set(title=title, ylabel="sequences decoding")
     lower.set(ylabel="KV blocks in use", xlabel="time (s)")
     for axes in (upper, lower):

@@ -24,6 +24,7 @@ SHOWN = (  # of METRICS, on the page and the console
     "normalized_latency_mean",
     "slo_attainment",
     "mean_batch_size",
+    "prefix_hits",  # where there are any
 )
 INTERVALS = "[low, high]: 95% interval, over seeds if there are several, else bootstrap within the one run"
 
@@ -112,9 +113,10 @@ def print_overview(console: Console, summary: pd.DataFrame, title: str) -> None:
 
 
 def shown_metrics(summary: pd.DataFrame, is_narrow: bool) -> pd.DataFrame:
-    metrics = {column: METRIC_OF[column] for column in SHOWN}
+    shown_columns = [column for column in SHOWN if column != "prefix_hits" or summary[column].any()]
+    metrics = {column: METRIC_OF[column] for column in shown_columns}
     columns = {column: (metric.header(column, is_narrow), metric.unit.scale) for column, metric in metrics.items()}
-    bare = [column for column in SHOWN if is_narrow and metrics[column].unit is not MILLISECONDS]
+    bare = [column for column in shown_columns if is_narrow and metrics[column].unit is not MILLISECONDS]
     shown = in_units(summary.drop(columns=[f"{column}{end}" for column in bare for end in ("_low", "_high")]), columns)
     users = {"users": summary["users"]} if "users" in summary else {}
     rates = {"rate (req/s)": shown_rates(summary["offered_rate"])}
