@@ -89,7 +89,7 @@ def measure_sizes(
 ) -> Iterator[dict[str, Any]]:
     """A row for every decode step, then for every mixed one; what does not fit is told."""
     for size in sizes.batch_sizes:
-        reason = why_not("decode", engine, size, sizes.context + sizes.num_steps)
+        reason = why_not("decode", engine, size, sizes.context + sizes.num_steps, min(size, len(adapter_ids)))
         if reason:
             say(f"{arm}, batch {size}: skipped, {reason}")
             continue
@@ -97,7 +97,8 @@ def measure_sizes(
         yield {"case": case.name, "num_seqs": size, "device": case.device, "elapsed": case.elapsed}
     for row in sizes.mixed:
         name = comparison_name("mixed", tuple(row))
-        reason = why_no_room(engine, lengths_of("mixed", row, sizes.num_steps))
+        lengths = lengths_of("mixed", row, sizes.num_steps)
+        reason = why_no_room(engine, lengths, min(len(lengths), len(adapter_ids)))
         if reason:
             say(f"{arm}, {name}: skipped, {reason}")
             continue

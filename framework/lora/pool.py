@@ -1,4 +1,4 @@
-"""Adapters on the device: a fixed number of slots, and for each step which rows use which slot.
+"""Adapters on the device: slots, in memory of their own or in the KV cache's, and for each step who uses which slot.
 
 What a step reads is always at the same address, so that a CUDA graph or a compiled block holds whatever is asked for.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,15 @@ from torch import Tensor
 from framework.checks import whole
 from framework.kernels.arrays import IntArray
 from framework.lora.adapters import AdapterSource
+from framework.lora.lanes import Lanes
 from framework.lora.layout import HEAD, Layout, Projection, linear_layers, make_layout, outer_layers
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
 MAX_STATIC_ROWS = 2**15  # a step of more rows is neither captured nor compiled (MAX_COMPILED_ROWS)
+MAX_STAGED_BYTES = 2**26  # of an adapter on its way to its lanes
+
+Memory = Literal["split", "unified"]
 
 
 class Strategy(Protocol):
@@ -39,32 +43,48 @@ class Strategy(Protocol):
 class AdapterPool:
     """`num_slots` adapters of rank up to `max_rank` on the device; slot 0 is none of them, and all zeros.
 
-    `slab` (num_slots + 1, max_rank, width) is laid out by `layout`; beyond an adapter's rank its slot is zero. What it
-    takes is subtracted from the KV cache's memory at the start, however few adapters are asked for: a static split,
-    other than S-LoRA's unified paging (MLSys 2024).
+    `slab` (num_slots + 1, max_rank, width) is laid out by `layout`; beyond an adapter's rank its slot is zero. With
+    `memory` "split" what it takes is subtracted from the KV cache's memory at the start, however few adapters are asked
+    for. With "unified" it lies in the KV cache (S-LoRA, MLSys 2024): it has a dimension more in front, of `lanes`, and
+    as many of the `max_slots` slots as the cache has room for; until there is a cache it is nowhere ("meta").
     """
 
     def __init__(
-        self, layout: Layout, source: AdapterSource, strategy: Strategy, num_slots: int, max_rank: int, like: Tensor
+        self,
+        layout: Layout,
+        source: AdapterSource,
+        strategy: Strategy,
+        slab: Tensor,
+        memory: Memory = "split",
+        max_slots: int | None = None,
+        lanes: Lanes | None = None,
     ) -> None:
-        self.layout, self.source, self.strategy = layout, source, strategy
-        self.num_slots, self.max_rank = num_slots, max_rank
+        self.layout, self.source, self.strategy, self.memory = layout, source, strategy, memory
+        self.slab, self.lanes = slab, lanes
+        self.num_slots, self.max_rank = slab.shape[-3] - 1, slab.shape[-2]
+        self.max_slots = self.num_slots if max_slots is None else max_slots
         self.has_head = any(HEAD in projection.names for projection in layout.projections)
         self.has_lookup = any(projection.is_lookup for projection in layout.projections)
-        shape = (num_slots + 1, max_rank, layout.width)
-        try:
-            self.slab = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        except RuntimeError as error:  # of a GPU it is an OutOfMemoryError
-            size = (num_slots + 1) * max_rank * layout.width * like.dtype.itemsize
-            raise ValueError(
-                f"{num_slots} adapter slots of rank {max_rank} take {size / 2**30:.1f} GiB, which {like.device} does "
-                "not have beside the model; lower lora.num_slots, lora.max_rank or lora.targets"
-            ) from error
-        self.ranks = torch.zeros(num_slots + 1, dtype=torch.int32, device=like.device)
+        self.ranks = torch.zeros(self.num_slots + 1, dtype=torch.int32, device=slab.device)
         self.num_tables = len(self.step_tables(np.zeros(1, dtype=np.int64)))
-        self._static = torch.zeros(self.num_tables, MAX_STATIC_ROWS, dtype=torch.int32, device=like.device)
+        self._static = torch.zeros(self.num_tables, MAX_STATIC_ROWS, dtype=torch.int32, device=slab.device)
+        self._columns = None if lanes is None else lanes.columns.to(slab.device)
         self._step = self._static
         self.on_host: list[list[int]] = []  # `tables`, where the host may decide what is launched
+
+    def within(self, slab: Tensor, lanes: Lanes) -> AdapterPool:
+        """The same adapters, to be kept in this slab (num_lanes, num_slots + 1, max_rank, lanes.width)."""
+        return AdapterPool(self.layout, self.source, self.strategy, slab, self.memory, self.max_slots, lanes)
+
+    def without_memory(self) -> AdapterPool:
+        """The same adapters, before there is a cache for them."""
+        assert self.memory == "unified"
+        slab = empty_slab(self.layout, self.max_slots, self.max_rank, self.slab.dtype, torch.device("meta"))
+        return AdapterPool(self.layout, self.source, self.strategy, slab, self.memory)
+
+    def factors(self, projection: Projection) -> tuple[Tensor, Tensor]:
+        """Views a (slots, max_rank, parts, in_features) and b (slots, max_rank, out_features)."""
+        return projection.factors(self.slab) if self.lanes is None else self.lanes.factors(projection, self.slab)
 
     def check(self, adapter_id: str) -> None:
         """ValueError naming the adapter, if it cannot be served."""
@@ -81,9 +101,23 @@ class AdapterPool:
         """Copy an adapter's rows into a slot, on the current stream and without waiting."""
         assert 0 < slot <= self.num_slots, slot
         rank = len(rows)
-        self.slab[slot, :rank].copy_(rows, non_blocking=True)
-        self.slab[slot, rank:].zero_()
+        own = self.slab[..., slot, :, :]  # (…, max_rank, width)
+        if self.lanes is None:
+            own[:rank].copy_(rows, non_blocking=True)
+        else:
+            self._spread(rows, own)
+        own[..., rank:, :].zero_()
         self.ranks[slot] = rank
+
+    def _spread(self, rows: Tensor, own: Tensor) -> None:
+        """Rows (rank, layout.width) to their lanes (num_lanes, max_rank, width), by way of the device."""
+        assert self.lanes is not None
+        assert self._columns is not None
+        num_rows = max(1, MAX_STAGED_BYTES // (rows.shape[1] * rows.itemsize))
+        places = own[:, : len(rows)].split(num_rows, dim=1)
+        for some, place in zip(rows.split(num_rows), places, strict=True):
+            staged = some.to(own.device, non_blocking=True).index_select(1, self._columns)
+            place.copy_(staged.unflatten(1, (self.lanes.num_lanes, self.lanes.width)).transpose(0, 1))
 
     def step_tables(self, slots: IntArray) -> IntArray:
         """What a step whose rows take these slots needs on the device, (num_tables, rows)."""
@@ -120,7 +154,7 @@ class LoRA:
     """
 
     def __init__(self, pool: AdapterPool, projection: Projection) -> None:
-        self.a, self.b = projection.factors(pool.slab)
+        self.a, self.b = pool.factors(projection)
         self.sizes, self.pool = list(projection.sizes), pool
 
     @cached_property
@@ -154,19 +188,41 @@ def serve_adapters(
     adapters: Callable[[], AdapterSource],
     num_slots: int,
     max_rank: int,
+    memory: Memory = "split",
     targets: list[str] | None = None,
 ) -> Llama | GPT2:
     """Give the model's layers room for `num_slots` adapters of rank up to `max_rank`, in place.
 
-    `targets` are the layers that adapters may change, as PEFT's target_modules (None: the blocks' linear ones). Raises
-    ValueError for a target that the model does not have, and if there is no room.
+    Where `memory` is "unified" an engine gives it them, in its KV cache, and as many slots as that holds. `targets` are
+    the layers that adapters may change, as PEFT's target_modules (None: the blocks' linear ones). Raises ValueError for
+    a target that the model does not have, and if there is no room.
     """
     num_slots, max_rank = whole("lora.num_slots", num_slots), whole("lora.max_rank", max_rank)
-    layout = make_layout(model, targets)
-    pool = AdapterPool(layout, adapters(), strategy(), num_slots, max_rank, like=model.norm.weight)
-    for projection in layout.projections:
-        projection.linear.lora = (EmbeddingLoRA if projection.is_lookup else LoRA)(pool, projection)
+    if memory not in get_args(Memory):
+        raise ValueError(f"lora.memory={memory!r} is not one of {', '.join(get_args(Memory))}")
+    layout, like = make_layout(model, targets), model.norm.weight
+    device = like.device if memory == "split" else torch.device("meta")
+    slab = empty_slab(layout, num_slots, max_rank, like.dtype, device)
+    attach_pool(AdapterPool(layout, adapters(), strategy(), slab, memory))
     return model
+
+
+def empty_slab(layout: Layout, num_slots: int, max_rank: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros (num_slots + 1, max_rank, width); ValueError if the device has no room for them."""
+    try:
+        return torch.zeros(num_slots + 1, max_rank, layout.width, dtype=dtype, device=device)
+    except RuntimeError as error:  # of a GPU it is an OutOfMemoryError
+        size = (num_slots + 1) * max_rank * layout.width * dtype.itemsize
+        raise ValueError(
+            f"{num_slots} adapter slots of rank {max_rank} take {size / 2**30:.1f} GiB, which {device} does "
+            "not have beside the model; lower lora.num_slots, lora.max_rank or lora.targets"
+        ) from error
+
+
+def attach_pool(pool: AdapterPool) -> None:
+    """Let the layers read this pool."""
+    for projection in pool.layout.projections:
+        projection.linear.lora = (EmbeddingLoRA if projection.is_lookup else LoRA)(pool, projection)
 
 
 def pool_of(model: Llama | GPT2) -> AdapterPool | None:

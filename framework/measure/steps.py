@@ -159,29 +159,30 @@ def measure_cases(
     return cases
 
 
-def why_not(kind: str, engine: MeasuredEngine, num_seqs: int, num_tokens: int) -> str:
-    """Why the engine cannot hold `num_seqs` sequences of `num_tokens`; empty if it can."""
+def why_not(kind: str, engine: MeasuredEngine, num_seqs: int, num_tokens: int, num_adapters: int = 0) -> str:
+    """Why the engine cannot hold `num_seqs` sequences of `num_tokens` and so many adapters; empty if it can."""
     if kind == "attention" and engine.device.type != "cuda":
         return "the kernel needs a GPU"
-    return why_no_room(engine, [num_tokens] * num_seqs)
+    return why_no_room(engine, [num_tokens] * num_seqs, num_adapters)
 
 
-def why_no_room(engine: MeasuredEngine, lengths: list[int]) -> str:
-    """Why the engine cannot hold sequences of these numbers of tokens; empty if it can."""
+def why_no_room(engine: MeasuredEngine, lengths: list[int], num_adapters: int = 0) -> str:
+    """Why the engine cannot hold sequences of these numbers of tokens and so many adapters; empty if it can."""
     if max(lengths) > engine.max_model_len:
         return f"{max(lengths)} tokens are more than the model's context of {engine.max_model_len}"
-    needed = sum(-(-length // engine.block_size) for length in lengths)
+    needed = sum(-(-length // engine.block_size) for length in lengths) + num_adapters * engine.blocks_per_adapter
     if needed > engine.num_blocks:
         return f"{needed:,} KV blocks of {engine.block_size} tokens are more than the cache's {engine.num_blocks:,}"
     return ""
 
 
-def make_sequences(engine: MeasuredEngine, requests: list[Request], first_block: int = 0) -> list[Sequence]:
+def make_sequences(engine: MeasuredEngine, requests: list[Request]) -> list[Sequence]:
     """Sequences with prompts, and blocks for all their tokens, scattered as on a server that has run for a while.
 
-    Blocks before `first_block` are left alone.
+    Blocks in which `seat_adapters` puts their adapters are left alone.
     """
     blocks = BlockManager(engine.num_blocks, engine.block_size)
+    first_block = len({request.adapter_id for request in requests} - {None}) * engine.blocks_per_adapter
     blocks.free = list(range(engine.num_blocks - 1, first_block - 1, -1))
     random.Random(0).shuffle(blocks.free)
     sequences = [Sequence(request) for request in requests]

@@ -15,11 +15,11 @@ CONTINUOUS = partial(ContinuousScheduler, max_num_seqs=4)
 
 def make_engine(
     family="llama", strategy=Loop, num_slots=2, quantize=lambda model: model, block_size=4, num_blocks=40, device="cpu",
-    **options,
+    memory="split", targets=None, **options,
 ):  # fmt: skip
     model = serve_adapters(
         quantize(make_model(family)).to(device), strategy=strategy, num_slots=num_slots, max_rank=8,
-        adapters=lambda: LargeAdapters(ranks=[2, 8]),
+        adapters=lambda: LargeAdapters(ranks=[2, 8]), memory=memory, targets=targets,
     )  # fmt: skip
     return TorchEngine(model, block_size=block_size, num_blocks=num_blocks, **options)
 

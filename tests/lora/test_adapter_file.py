@@ -180,6 +180,6 @@ def test_an_adapter_of_another_model_or_other_targets(saved):
 def test_a_rank_above_the_maximum(saved):
     layout, folder, _ = saved
     source = SavedAdapters(path=str(folder))
-    pool = AdapterPool(layout, source, Loop(), num_slots=1, max_rank=4, like=torch.zeros(1))
+    pool = AdapterPool(layout, source, Loop(), torch.zeros(2, 4, layout.width))
     with pytest.raises(ValueError, match=r"adapter 'one' has rank 6, more than lora.max_rank=4"):
         pool.check("one")

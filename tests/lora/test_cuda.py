@@ -36,6 +36,8 @@ def serve(
     num_slots=4,
     quantize=None,
     targets=None,
+    memory="split",
+    num_blocks=64,
     **options,
 ):
     """Output tokens and steps of REQUESTS."""
@@ -43,9 +45,11 @@ def serve(
     if quantize is not None:
         model = quantize(model)
     adapters = partial(LargeAdapters, ranks=[8, 16, 64])
-    room = {"num_slots": num_slots, "max_rank": 64, "targets": targets}
+    room = {"num_slots": num_slots, "max_rank": 64, "targets": targets, "memory": memory}
     serve_adapters(model, strategy=strategy, adapters=adapters, **room)
-    engine = TorchEngine(model, block_size=16, num_blocks=64, **options)
+    engine = TorchEngine(model, block_size=16, num_blocks=num_blocks, **options)
+    if memory == "unified":  # two adapters fit, and few sequences beside them
+        engine = TorchEngine(model, block_size=16, num_blocks=2 * engine.blocks_per_adapter + 12, **options)
     sequences, steps = replay_trace(REQUESTS, make_scheduler(scheduler, engine), engine)
     return [sequence.output_token_ids for sequence in sequences], steps
 
@@ -98,6 +102,20 @@ def test_adapters_that_come_and_go_change_no_token(family, num_slots, overlap, p
     assert sum(step.num_adapter_loads for step in steps) > 4
     assert sum(step.adapter_wait > 0 for step in steps) >= 4
     assert all(step.adapter_wait <= step.elapsed for step in steps)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("strategy", [Gathered, Segmented])
+def test_adapters_in_kv_blocks_change_no_token(family, strategy, overlap):
+    """Under graphs, and with copies beside steps into blocks that were a sequence's one step before."""
+    name, expected = family
+    room = {"memory": "unified", "num_blocks": 4096}
+    tokens, steps = serve(name, strategy, overlap=overlap, **room)
+    assert tokens == expected
+    assert sum(step.num_adapter_loads for step in steps) > 4
+    with float32_through(kernels=True):
+        scheduler = SCHEDULERS["mixed"]
+        assert serve(name, strategy, scheduler, overlap=overlap, **room)[0] == expected
 
 
 @pytest.mark.parametrize("strategy", [Gathered, Segmented])

@@ -39,13 +39,13 @@ TIGHT = partial(ContinuousScheduler, max_num_seqs=6, watermark=0.0, max_num_batc
 TABLES = ["attn.c_attn", "lm_head", "wte"]
 
 
-def make_small(strategy, num_blocks=40, targets=None):
+def make_small(strategy, num_blocks=40, targets=None, memory="split"):
     given = {"path": None, "weights": "random", "seed": 0, "max_model_len": None, "dtype": "float32"}
     model = load_model(config=SMALL, device="cpu", **given)
     for parameter in model.parameters():
         parameter.mul_(5.0)
     adapters = partial(LargeAdapters, ranks=[2, 8])
-    serve_adapters(model, strategy=strategy, adapters=adapters, num_slots=2, max_rank=8, targets=targets)
+    serve_adapters(model, strategy=strategy, adapters=adapters, num_slots=2, max_rank=8, targets=targets, memory=memory)
     return TorchEngine(model, block_size=4, num_blocks=num_blocks)
 
 
@@ -75,11 +75,36 @@ def test_tokens_equal_the_plain_way(monkeypatch, strategy, scheduler, num_steps_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "strategy"), [("llama", Segmented), ("gpt2", Gathered)])
-def test_compiled_blocks_hold_for_any_adapters(monkeypatch, family, strategy):
+@pytest.mark.usefixtures("pretend")
+@pytest.mark.parametrize(
+    ("strategy", "kernels"), [(Gathered, False), pytest.param(Segmented, True, marks=pytest.mark.nightly)]
+)
+def test_in_the_kv_cache_as_in_memory_of_their_own(monkeypatch, strategy, kernels):
+    """Kernels read an adapter's numbers in the keys and values of a cache, which sequences take when it is idle."""
+    requests = REQUESTS[:3]
+    expected, *_ = outputs(make_small(Loop), requests)
+    monkeypatch.setattr(gathered, "has_fixed_shapes", lambda x: True)
+    if kernels:
+        monkeypatch.setattr(segmented, "plain_lora_delta", lora_delta)
+        monkeypatch.setattr(segmented, "has_kernels", lambda x: True)
+    with options_of_a_gpu(num_steps_ahead=1, fused=kernels):
+        num_blocks = make_small(strategy, 400, memory="unified").blocks_per_adapter
+        engine = make_small(strategy, num_blocks + 6, memory="unified")
+    assert engine.num_adapter_slots == 1
+    tokens, _, steps = outputs(engine, requests, PLAIN)
+    assert tokens == expected
+    assert sum(step.num_adapter_loads for step in steps) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "strategy", "memory"),
+    [("llama", Segmented, "split"), ("gpt2", Gathered, "split"), ("llama", Segmented, "unified")],
+)
+def test_compiled_blocks_hold_for_any_adapters(monkeypatch, family, strategy, memory):
     """One compilation for all layers, numbers of rows and adapters: a second one would be refused."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    model = make_engine(family, strategy, num_slots=3).model
+    model = make_engine(family, strategy, num_slots=3, num_blocks=200, memory=memory).model
     pool = pool_of(model)
     for slot, name in enumerate("abc", start=1):
         pool.put(slot, pool.load(name))
@@ -114,22 +139,34 @@ def test_what_the_loop_cannot_do_says_so(option):
         TorchEngine(model, **{option: True})
 
 
-def test_what_a_step_needs_comes_before_it_and_the_rest_beside_it(monkeypatch):
+class Stream:
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def wait_event(self, event):
+        self.log.append(f"{self.name} waits")
+
+
+@pytest.fixture
+def logged_copies(monkeypatch):
+    """A log of which stream waits, for `placement_of`."""
     log = []
-
-    class Stream:
-        def __init__(self, name):
-            self.name = name
-
-        def wait_event(self, event):
-            log.append(f"{self.name} waits")
-
-    own = make_engine(num_slots=3).adapters
-    own._stream = Stream("copies")
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("steps"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("steps", log))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(placement, "record_event", Event)
-    monkeypatch.setattr(own.pool, "put", lambda slot, rows: log.append(f"copy to {slot}"))
+    return log
+
+
+def placement_of(engine, log):
+    """The engine's adapters with a stream for copies; its copies are logged."""
+    engine.adapters._stream = Stream("copies", log)
+    engine.adapters.pool.put = lambda slot, rows: log.append(f"copy to {slot}")
+    return engine.adapters
+
+
+def test_what_a_step_needs_comes_before_it_and_the_rest_beside_it(logged_copies):
+    log = logged_copies
+    own = placement_of(make_engine(num_slots=3), log)
     sequence = Sequence(Request(0, 0.0, 1, 1))
     sequence.adapter_slot = 1
     assert own.bring(Batch([sequence], [0], [1], 1, 0, {1: "a", 2: "b"})).waits(hidden=0.0, elapsed=1.0).keys() == {1}
@@ -143,3 +180,20 @@ def test_what_a_step_needs_comes_before_it_and_the_rest_beside_it(monkeypatch):
     own.prefetch()
     assert own.bring(Batch([sequence], [1], [1], 0, 1)) is None
     assert len(log) == 4
+
+
+def test_a_step_that_writes_to_the_blocks_of_an_adapter_on_its_way_waits_for_it(logged_copies):
+    """The adapter was evicted for the sequence before its copy was over, which would overwrite keys."""
+    log = logged_copies
+    own = placement_of(make_engine(num_slots=3, num_blocks=100, memory="unified"), log)
+    sequence = Sequence(Request(0, 0.0, 6, 1))
+    sequence.block_table = [99, 2 * own.blocks_per_adapter - 1]
+    own.bring(Batch([sequence], [0], [4], 4, 0, {1: "a", 2: "b"}))
+    own.prefetch()
+    log.clear()
+    assert own.bring(Batch([sequence], [0], [4], 4, 0)) is None
+    assert log == []  # block 99 is no adapter's
+    assert own.bring(Batch([sequence], [4], [1], 1, 0)) is None
+    assert log == ["steps waits"]
+    assert own.bring(Batch([sequence], [5], [1], 1, 0)) is None
+    assert len(log) == 1

@@ -1,5 +1,7 @@
 """The measuring code with a fake engine: which steps count, and what is skipped."""
 
+from dataclasses import replace
+from itertools import chain
 from types import SimpleNamespace
 
 import pytest
@@ -67,20 +69,28 @@ def test_a_row_says_which_ceiling_binds():
 
 
 def test_sequences_share_no_block_and_are_scattered():
-    engine = SimpleNamespace(num_blocks=64, block_size=4, add=lambda sequence: None)
+    engine = SimpleNamespace(num_blocks=64, block_size=4, blocks_per_adapter=3, add=lambda sequence: None)
     tables = [one.block_table for one in make_sequences(engine, make_requests([5, 8, 9], [3, 0, 3]))]
     blocks = [block for table in tables for block in table]
     assert [len(table) for table in tables] == [2, 2, 3]
     assert len(set(blocks)) == 7
     assert blocks != sorted(blocks)
+    requests = make_requests([70, 72, 70], [0] * 3)
+    named = [replace(request, adapter_id=name) for request, name in zip(requests, "aba", strict=True)]
+    blocks = [*chain.from_iterable(one.block_table for one in make_sequences(engine, named))]
+    assert len(blocks) == 54
+    assert min(blocks) >= 6  # the others are the two adapters'
 
 
 def test_what_does_not_fit_says_why():
-    engine = SimpleNamespace(device=torch.device("cpu"), max_model_len=100, num_blocks=10, block_size=8)
+    engine = SimpleNamespace(
+        device=torch.device("cpu"), max_model_len=100, num_blocks=10, block_size=8, blocks_per_adapter=3
+    )
     assert why_not("decode", engine, 2, 40) == ""
     assert "101 tokens are more than the model's context of 100" in why_not("prefill", engine, 1, 101)
     assert "14 KV blocks of 8 tokens are more than the cache's 10" in why_not("decode", engine, 2, 50)
     assert "needs a GPU" in why_not("attention", engine, 1, 1)
+    assert "16 KV blocks" in why_not("decode", engine, 2, 40, num_adapters=2)
 
 
 @pytest.fixture(params=[None, "int8"])

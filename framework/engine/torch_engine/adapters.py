@@ -21,14 +21,14 @@ from framework.lora.pool import AdapterPool
 class Placement:
     """The pool's adapters on the host, in pinned memory where there is a GPU, and the copies that are on their way.
 
-    Without a pool there is nothing to do, and `num_slots` is 0.
+    Without a pool there is nothing to do, and `num_slots` is 0. An adapter takes `blocks_per_adapter` blocks of the KV
+    cache (0: it has memory of its own), of `block_size` tokens each.
     """
 
-    def __init__(self, pool: AdapterPool | None) -> None:
-        self.pool = pool
+    def __init__(self, pool: AdapterPool | None, blocks_per_adapter: int = 0, block_size: int = 1) -> None:
+        self.pool, self.block_size, self.blocks_per_adapter = pool, block_size, blocks_per_adapter
         self.num_slots = 0 if pool is None else pool.num_slots
-        self.num_bytes = 0 if pool is None else pool.slab.nbytes
-        self.is_static = pool is None or pool.strategy.is_static
+        self._layers = [] if pool is None else [projection.linear.lora for projection in pool.layout.projections]
         self._reasons: dict[str, str] = {}  # why an adapter cannot be served; empty if it can
         self._on_host: dict[str, Tensor] = {}
         self._on_the_way: dict[int, torch.cuda.Event] = {}
@@ -66,12 +66,18 @@ class Placement:
         return {adapter_id: reason for adapter_id in named if (reason := self._reasons[adapter_id])}
 
     def begin(self, requests: Iterable[Request]) -> None:
-        """Forget what is on the host; ValueError naming the adapters of these requests that cannot be served."""
+        """Attach the pool, which another engine's may have replaced, and forget what is on the host.
+
+        Raises ValueError naming the adapters of these requests that cannot be served.
+        """
         refused = self.refused(requests)
         if refused:
             raise ValueError("; ".join(refused.values()))
         if self._stream is not None:
             self._stream.synchronize()
+        if self.pool is not None:
+            for projection, lora in zip(self.pool.layout.projections, self._layers, strict=True):
+                projection.linear.lora = lora
         self._on_host.clear()
         self._on_the_way.clear()
 
@@ -84,6 +90,8 @@ class Placement:
         if self._stream is None:  # nothing happens beside the step
             self._put(loads)
             return Loading(set(loads), time.perf_counter() - started)
+        for slot in self._overwritten(batch):
+            torch.cuda.current_stream().wait_event(self._on_the_way.pop(slot))
         used = {sequence.adapter_slot for sequence in batch.sequences}
         waited = used & (loads.keys() | self._on_the_way.keys())
         self._ahead = {slot: adapter_id for slot, adapter_id in loads.items() if slot not in used}
@@ -99,6 +107,15 @@ class Placement:
             torch.cuda.current_stream().wait_event(self._on_the_way.pop(slot))
         self._put(needed)
         return Loading(waited, host, (start, record_event()))
+
+    def _overwritten(self, batch: Batch) -> set[int]:
+        """Slots on their way of which the batch writes blocks: the adapter was evicted before it was there."""
+        if not self._on_the_way or not self.blocks_per_adapter:
+            return set()
+        size, written = self.block_size, set()
+        for sequence, start, num_tokens in zip(batch.sequences, batch.starts, batch.num_tokens, strict=True):
+            written.update(sequence.block_table[start // size : (start + num_tokens - 1) // size + 1])
+        return {block // self.blocks_per_adapter + 1 for block in written} & self._on_the_way.keys()
 
     def prefetch(self) -> None:
         """Start the loads for later steps, once the step of the last `bring` is launched: they go beside it."""

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from framework.core import Batch, Request, Sequence, StepResult
+from framework.engine.torch_engine.adapter_memory import AdapterMemory, adapter_memory
 from framework.engine.torch_engine.adapters import Placement
 from framework.engine.torch_engine.compilation import (
     compilation_refused,
@@ -26,6 +27,7 @@ from framework.engine.torch_engine.key_bias import tell_of_biases
 from framework.engine.torch_engine.kv_cache import (
     CacheSize,
     allocate_cache,
+    allocate_shared,
     attach_cache,
     size_cache,
     too_little_memory,
@@ -83,10 +85,10 @@ class TorchEngine:
         seed: int = 0,
         num_threads: int | None = 1,
     ) -> None:
-        sampling, adapters = Sampling(temperature, top_k, top_p, seed), Placement(pool_of(model))
+        sampling, pool = Sampling(temperature, top_k, top_p, seed), pool_of(model)
         options = EngineOptions.resolve(
             model,
-            adapters.is_static,
+            pool is None or pool.strategy.is_static,
             block_size=block_size,
             kv_dtype=kv_dtype,
             use_cache=use_cache,
@@ -99,27 +101,39 @@ class TorchEngine:
         if options.kv_dtype == torch.int8:
             tell_of_biases(model)
         attach_cache(model, [])  # what an earlier engine left would count as used memory
+        del pool  # it may keep an earlier engine's cache
+        memory = adapter_memory(model, options)
         limits = {"num_blocks": num_blocks, "kv_cache_bytes": kv_cache_bytes, "memory_bytes": memory_bytes}
-        size = size_cache(model, options, sampling, adapters.num_bytes, max_num_blocks=max_num_blocks, **limits)
-        self._build(model, adapters, sampling, options, size)
+        size = size_cache(model, options, sampling, memory, max_num_blocks=max_num_blocks, **limits)
+        self._build(model, sampling, options, size, memory)
 
     def _build(
-        self, model: Llama | GPT2, adapters: Placement, sampling: Sampling, options: EngineOptions, size: CacheSize
+        self,
+        model: Llama | GPT2,
+        sampling: Sampling,
+        options: EngineOptions,
+        size: CacheSize,
+        memory: AdapterMemory,
     ) -> None:
         norm = model.norm.weight  # of the activations' dtype, whatever the quantization
-        self.model, self.adapters, self.options = model, adapters, options
+        self.model, self.options = model, options
         self._size = size
         self.device, self.dtype, self.kv_dtype = norm.device, norm.dtype, options.kv_dtype
         self.num_blocks, self.block_size, self.num_cache_bytes = size.num_blocks, options.block_size, size.num_bytes
-        self.num_adapter_slots, self.num_adapter_bytes = adapters.num_slots, adapters.num_bytes
-        self.blocks_per_adapter = 0
         self.max_model_len, self.num_steps_ahead = model.config.max_model_len, options.num_steps_ahead
         self.timer: Callable[[], float] = time.perf_counter
         self.on_progress: Callable[[str], None] = lambda message: None
         self._compiled = compile_blocks(model) if options.compile else {}
-        num_slots = size.num_blocks * options.block_size
-        self._cache = allocate_cache(model, num_slots, self.kv_dtype) if options.use_cache else []
+        if memory.ranges is not None:
+            self._cache = allocate_shared(model, size.num_blocks, options, memory)
+        elif options.use_cache:
+            self._cache = allocate_cache(model, size.num_blocks * options.block_size, self.kv_dtype)
+        else:
+            self._cache = []
         attach_cache(model, self._cache)
+        self.blocks_per_adapter, self.num_adapter_bytes = memory.blocks_per_adapter, memory.num_bytes
+        self.adapters = adapters = Placement(pool_of(model), self.blocks_per_adapter, self.block_size)
+        self.num_adapter_slots = adapters.num_slots
         self._sampler = Sampler(sampling, Grammars(model.config, self.device), self.device)
         self._steps: GpuSteps | CpuSteps
         if options.is_on_gpu:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from framework.engine.torch_engine.adapter_memory import AdapterMemory, up_to
 from framework.engine.torch_engine.key_bias import key_offsets
 from framework.engine.torch_engine.options import EngineOptions
 from framework.engine.torch_engine.sampling import Sampling
 from framework.engine.torch_engine.step_memory import MOST_ROWS, MOST_SEQS, needed_bytes
 from framework.kernels.layer_cache import SCALE_DTYPE, LayerCache
+from framework.lora.pool import attach_pool
 from framework.models.config import ModelConfig
 from framework.models.footprint import footprint
 from framework.models.gpt2 import GPT2
@@ -55,7 +59,7 @@ def size_cache(
     model: Llama | GPT2,
     options: EngineOptions,
     sampling: Sampling,
-    adapter_bytes: int,
+    adapters: AdapterMemory,
     *,
     num_blocks: int | None,
     kv_cache_bytes: int | None,
@@ -64,9 +68,10 @@ def size_cache(
 ) -> CacheSize:
     """The cache of `num_blocks` blocks, or of the most that its share of the memory holds.
 
-    That is `kv_cache_bytes` less the `adapter_bytes` that slots have taken already; or what `memory_bytes` leave beside
-    the weights, less the same; or the default of the device, and then at most `max_num_blocks`. Raises ValueError if
-    more than one of the first three is given, or if not even one block fits.
+    That is `kv_cache_bytes` less what `adapters` take beside the cache; or what `memory_bytes` leave beside the
+    weights, less the same; or the default of the device, and then at most `max_num_blocks` and what adapters may take
+    of these. Raises ValueError if more than one of the first three is given, or if not even one block fits, or one
+    adapter that is to be in the cache.
     """
     if memory_bytes is not None:
         if num_blocks is not None or kv_cache_bytes is not None:
@@ -82,13 +87,16 @@ def size_cache(
     block_bytes = bytes_per_block(model.config, options.block_size, options.kv_dtype)
     free_bytes = free_bytes_of(model.norm.weight.device)
     if num_blocks is None and kv_cache_bytes is None:
-        num_blocks = _automatic_blocks(model, options, sampling, adapter_bytes, free_bytes)
-        num_blocks = num_blocks if max_num_blocks is None else min(num_blocks, max_num_blocks)
+        num_blocks = _automatic_blocks(model, options, sampling, adapters, free_bytes)
+        num_blocks = num_blocks if max_num_blocks is None else min(num_blocks, max_num_blocks + adapters.most_blocks)
     elif num_blocks is None:
         assert kv_cache_bytes is not None
-        num_blocks = _blocks_of_budget(kv_cache_bytes, memory_bytes, block_bytes, options.block_size, adapter_bytes)
+        num_blocks = _blocks_of_budget(
+            kv_cache_bytes, memory_bytes, block_bytes, options.block_size, adapters.num_bytes
+        )
     if num_blocks < 1:
         raise ValueError(f"num_blocks {num_blocks} must be at least 1")
+    adapters.check(num_blocks)
     return CacheSize(num_blocks, num_blocks * block_bytes if options.use_cache else 0, free_bytes)
 
 
@@ -104,12 +112,13 @@ def bytes_beside_weights(model: Llama | GPT2, memory_bytes: int) -> int:
 
 
 def _automatic_blocks(
-    model: Llama | GPT2, options: EngineOptions, sampling: Sampling, adapter_bytes: int, free_bytes: int | None
+    model: Llama | GPT2, options: EngineOptions, sampling: Sampling, adapters: AdapterMemory, free_bytes: int | None
 ) -> int:
-    """Of what the device has free; on a GPU that is so beside the adapter slots."""
+    """Of what the device has free; on a GPU that is so beside adapter slots that have their memory already."""
     block_bytes = bytes_per_block(model.config, options.block_size, options.kv_dtype)
     needed = 0 if free_bytes is None else needed_bytes(model, options, sampling)
-    cache_bytes = automatic_cache_bytes(free_bytes, needed) - (adapter_bytes if free_bytes is None else 0)
+    adapter_bytes, is_beside = adapters.num_bytes, free_bytes is not None and adapters.is_taken
+    cache_bytes = automatic_cache_bytes(free_bytes, needed) - (0 if is_beside else adapter_bytes)
     if cache_bytes >= block_bytes:
         return cache_bytes // block_bytes
     if free_bytes is None:
@@ -170,12 +179,59 @@ def attention_modules(model: Llama | GPT2) -> list[PagedAttention]:
     return [module for module in model.modules() if isinstance(module, PagedAttention)]
 
 
-def allocate_cache(model: Llama | GPT2, num_slots: int, dtype: torch.dtype) -> list[LayerCache]:
-    """One LayerCache per layer; ValueError with the numbers if the device has no room for them."""
+def allocate_shared(
+    model: Llama | GPT2, num_blocks: int, options: EngineOptions, memory: AdapterMemory
+) -> list[LayerCache]:
+    """A cache of `num_blocks` blocks in which the model's adapters are, as allocate_cache returns it."""
+    pool, ranges, block_size = memory.pool, memory.ranges, options.block_size
+    assert pool is not None
+    assert ranges is not None
+    num_all = up_to(ranges.num_blocks + num_blocks, ranges.aligned_blocks)
+    first, num_slots = ranges.num_blocks * block_size, num_blocks * block_size
+    storage = allocate_lanes(model, num_all * block_size, options.kv_dtype)
+    numbers = storage.flatten(1).view(pool.slab.dtype)  # (num_lanes, those of a lane)
+    shape = (
+        ranges.lanes.num_lanes,
+        1 + min(pool.max_slots, num_blocks // ranges.num_blocks),
+        pool.max_rank,
+        ranges.lanes.width,
+    )
+    stride = ranges.num_blocks * ranges.lane_bytes // numbers.itemsize
+    slab = numbers.as_strided(shape, (numbers.stride(0), stride, ranges.lanes.width, 1))
+    attach_pool(pool.within(slab, ranges.lanes))
+    return allocate_cache(model, num_slots, options.kv_dtype, storage[:, first : first + num_slots])
+
+
+def allocate_lanes(model: Llama | GPT2, num_slots: int, dtype: torch.dtype) -> Tensor:
+    """Zeros (2 * layers, num_slots, num_kv_heads, head_dim); ValueError if the device has no room for them."""
+    config, device = model.config, model.norm.weight.device
+    shape = (2 * config.num_layers, num_slots, config.num_kv_heads, config.head_dim)
+    with _refusing(config, num_slots, dtype, device):
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def allocate_cache(
+    model: Llama | GPT2, num_slots: int, dtype: torch.dtype, lanes: Tensor | None = None
+) -> list[LayerCache]:
+    """One LayerCache per layer; ValueError with the numbers if the device has no room for them.
+
+    Keys and values are in `lanes` (2 * layers, num_slots, num_kv_heads, head_dim), if there are any: those of a layer
+    are neighbours.
+    """
     config, device = model.config, model.norm.weight.device
     offsets = key_offsets(model) if dtype == torch.int8 else [None] * config.num_layers
+    with _refusing(config, num_slots, dtype, device):
+        return [
+            _allocate_layer(config, num_slots, dtype, device, offset, None if lanes is None else lanes[2 * layer :])
+            for layer, offset in enumerate(offsets)
+        ]
+
+
+@contextmanager
+def _refusing(config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """ValueError with the numbers if the device has no room for what is allocated inside."""
     try:
-        return [_allocate_layer(config, num_slots, dtype, device, offset) for offset in offsets]
+        yield
     except torch.OutOfMemoryError as error:  # of a GPU
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
         raise ValueError(
@@ -193,9 +249,15 @@ def allocate_cache(model: Llama | GPT2, num_slots: int, dtype: torch.dtype) -> l
 
 
 def _allocate_layer(
-    config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device, key_offset: Tensor | None
+    config: ModelConfig,
+    num_slots: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    key_offset: Tensor | None,
+    lanes: Tensor | None,
 ) -> LayerCache:
-    k, v = (torch.zeros(num_slots, config.num_kv_heads, config.head_dim, dtype=dtype, device=device) for _ in range(2))
+    shape = (num_slots, config.num_kv_heads, config.head_dim)
+    k, v = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)] if lanes is None else lanes[:2].unbind()
     if dtype != torch.int8:
         return LayerCache(k, v)
     scales = torch.zeros(2, config.num_kv_heads, num_slots, dtype=SCALE_DTYPE, device=device)

@@ -147,7 +147,7 @@ def test_adapters_and_keys_and_values_share_one_budget(budget):
         engine = TorchEngine(model, block_size=4, **{budget: 2**20})
         block_bytes = bytes_per_block(model.config, 4, engine.dtype)
         sizes[num_slots] = engine.num_blocks * block_bytes
-        taken = engine.adapters.num_bytes + (footprint(model)["total"] if budget == "memory_bytes" else 0)
+        taken = engine.num_adapter_bytes + (footprint(model)["total"] if budget == "memory_bytes" else 0)
         assert 2**20 - block_bytes < sizes[num_slots] + taken <= 2**20
     assert sizes[5] < sizes[1]
     with pytest.raises(ValueError, match=r"holds no block .*adapter slots take 0.\d MiB"):
