@@ -11,26 +11,32 @@ from heapq import heapify, heapreplace
 import torch
 from torch import Tensor
 
-from framework.lora.layout import Layout, Projection, aligned
+from framework.lora.layout import ALIGNMENT, Layout, Projection, aligned
 
 
 @dataclass(frozen=True, slots=True)
 class Lanes:
     """Each of `num_lanes` has `width` numbers of every row.
 
-    `places` says for the column of a row where a piece begins its lane and its first column there.
+    `places` says for the column of a row where a piece begins its lane and its first column there. `chunks` are what
+    the lanes are made of, one after the other: ALIGNMENT numbers of a row each, as pieces begin there.
     """
 
     num_lanes: int
     width: int
     places: dict[int, tuple[int, int]]
-    columns: Tensor  # (num_lanes * width,) of a row, lane by lane; 0 where there is none
+    chunks: Tensor  # (num_lanes * width / ALIGNMENT,); 0 where a lane has no piece
 
     def factors(self, projection: Projection, slab: Tensor) -> tuple[Tensor, Tensor]:
         """Views of slab (num_lanes, …, rank, width), as Projection.factors has them of rows (…, rank, width)."""
         num_parts, in_features = len(projection.sizes), projection.linear.in_features
         a = self._piece(slab, projection.start, num_parts * in_features).unflatten(-1, (num_parts, in_features))
         return a, self._piece(slab, projection.middle, sum(projection.sizes))
+
+    def spread(self, rows: Tensor, chunks: Tensor) -> Tensor:
+        """Rows (rank, the layout's width) lane by lane (num_lanes, rank, width); `chunks` are on their device."""
+        spread = rows.unflatten(1, (-1, ALIGNMENT)).index_select(1, chunks)
+        return spread.reshape(len(rows), self.num_lanes, self.width).transpose(0, 1)
 
     def _piece(self, slab: Tensor, start: int, size: int) -> Tensor:
         lane, first = self.places[start]
@@ -55,8 +61,8 @@ def make_lanes(layout: Layout, num_lanes: int) -> Lanes:
         places[start] = lane, end
         heapreplace(ends, (end + aligned(size), lane))
     width = max(end for end, _ in ends)
-    columns = torch.zeros(num_lanes, width, dtype=torch.int64)
+    chunks = torch.zeros(num_lanes, width // ALIGNMENT, dtype=torch.int64)
     for size, start in pieces:
-        lane, first = places[start]
-        columns[lane, first : first + size] = torch.arange(start, start + size)
-    return Lanes(num_lanes, width, places, columns.flatten())
+        (lane, first), num = places[start], aligned(size) // ALIGNMENT
+        chunks[lane, first // ALIGNMENT :][:num] = torch.arange(num) + start // ALIGNMENT
+    return Lanes(num_lanes, width, places, chunks.flatten())

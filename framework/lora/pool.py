@@ -68,7 +68,7 @@ class AdapterPool:
         self.ranks = torch.zeros(self.num_slots + 1, dtype=torch.int32, device=slab.device)
         self.num_tables = len(self.step_tables(np.zeros(1, dtype=np.int64)))
         self._static = torch.zeros(self.num_tables, MAX_STATIC_ROWS, dtype=torch.int32, device=slab.device)
-        self._columns = None if lanes is None else lanes.columns.to(slab.device)
+        self._chunks = None if lanes is None else lanes.chunks.to(slab.device)
         self._step = self._static
         self.on_host: list[list[int]] = []  # `tables`, where the host may decide what is launched
 
@@ -112,12 +112,11 @@ class AdapterPool:
     def _spread(self, rows: Tensor, own: Tensor) -> None:
         """Rows (rank, layout.width) to their lanes (num_lanes, max_rank, width), by way of the device."""
         assert self.lanes is not None
-        assert self._columns is not None
+        assert self._chunks is not None
         num_rows = max(1, MAX_STAGED_BYTES // (rows.shape[1] * rows.itemsize))
         places = own[:, : len(rows)].split(num_rows, dim=1)
         for some, place in zip(rows.split(num_rows), places, strict=True):
-            staged = some.to(own.device, non_blocking=True).index_select(1, self._columns)
-            place.copy_(staged.unflatten(1, (self.lanes.num_lanes, self.lanes.width)).transpose(0, 1))
+            place.copy_(self.lanes.spread(some.to(own.device, non_blocking=True), self._chunks))
 
     def step_tables(self, slots: IntArray) -> IntArray:
         """What a step whose rows take these slots needs on the device, (num_tables, rows)."""

@@ -122,7 +122,13 @@ def memory_notes(records: Records) -> Iterator[str]:
     for engine in [record["engine"] for record in records.values()][:1]:
         if engine["num_adapter_slots"]:
             slots, cache = (engine[name] / 1e6 for name in ("num_adapter_bytes", "num_cache_bytes"))
-            yield f"adapter slots take {slots:,.1f} MB beside {cache:,.1f} MB of KV cache"
+            if engine.get("blocks_per_adapter"):
+                yield (
+                    f"up to {engine['num_adapter_slots']} adapters take {engine['blocks_per_adapter']} each of the "
+                    f"{engine['num_blocks']:,} KV blocks ({cache:,.1f} MB); {slots:,.1f} MB beside them are kept zero"
+                )
+            else:
+                yield f"adapter slots take {slots:,.1f} MB beside {cache:,.1f} MB of KV cache"
 
 
 def limits(study: Study, points: pd.DataFrame) -> list[str]:

@@ -34,6 +34,7 @@ class EngineRecord(TypedDict):
     block_size: int
     max_model_len: int
     num_adapter_slots: int
+    blocks_per_adapter: NotRequired[int]  # of the KV cache; earlier points lack it, and have none
     num_adapter_bytes: int
     num_cache_bytes: int
     switches: NotRequired[dict[str, bool]]  # fused, compile, cuda_graphs, overlap as decided; earlier points lack it

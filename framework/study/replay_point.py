@@ -130,6 +130,7 @@ def engine_record(engine: Engine) -> EngineRecord:
         "block_size": engine.block_size,
         "max_model_len": engine.max_model_len,
         "num_adapter_slots": engine.num_adapter_slots,
+        "blocks_per_adapter": engine.blocks_per_adapter,
         "num_adapter_bytes": engine.num_adapter_bytes,
         "num_cache_bytes": engine.num_cache_bytes,
         "switches": engine.switches if isinstance(engine, MeasuredEngine) else {},

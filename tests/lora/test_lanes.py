@@ -16,7 +16,8 @@ def test_lanes_hold_what_rows_do(family, has_tables, num_lanes):
     layout = make_layout(make_model(family), TABLES[family] if has_tables else None)
     lanes = make_lanes(layout, num_lanes)
     rows = torch.arange(3 * layout.width).view(3, layout.width)
-    slab = rows.index_select(1, lanes.columns).unflatten(1, (num_lanes, lanes.width)).transpose(0, 1)
+    slab = lanes.spread(rows, lanes.chunks)
+    assert slab.shape == (num_lanes, 3, lanes.width)
     for projection in layout.projections:
         for own, other in zip(lanes.factors(projection, slab), projection.factors(rows), strict=True):
             assert torch.equal(own, other)

@@ -20,8 +20,8 @@ from framework.trace.files import read_table
 from framework.trace.recorded import recorded
 
 
-def records(folder, *dropped, slots=0):
-    engine = {"num_adapter_slots": slots, "num_adapter_bytes": 2_500_000, "num_cache_bytes": 64_000_000}
+def records(folder, *dropped, slots=0, **more):
+    engine = {"num_adapter_slots": slots, "num_adapter_bytes": 2_500_000, "num_cache_bytes": 64_000_000} | more
     return {
         folder / str(index): {"trace": {"dropped": one, "refused": {}, "ignored": []}, "engine": engine}
         for index, one in enumerate(dropped)
@@ -66,6 +66,8 @@ def test_memory_is_told_where_there_are_slots(tmp_path):
     (note,) = memory_notes(records(tmp_path, {}, slots=2))
     assert "2.5 MB" in note
     assert "64.0 MB" in note
+    (note,) = memory_notes(records(tmp_path, {}, slots=2, blocks_per_adapter=31, num_blocks=1400))
+    assert "2 adapters take 31 each of the 1,400 KV blocks (64.0 MB); 2.5 MB" in note
     assert list(memory_notes(records(tmp_path, {}))) == []
 
 

@@ -61,6 +61,12 @@ def test_prefixes_are_ignored_without_a_prefix_cache(prefix_cache, ignored, hits
     assert result.steps["num_cached_blocks"].tolist() == ([0] * 6 if prefix_cache is None else [0, 0, 1, 1, 2, 2])
 
 
+def test_the_blocks_of_an_adapter_are_in_the_record():
+    result, _ = replayed(equal_beginnings)
+    assert result.engine["blocks_per_adapter"] == 0
+    assert result.steps["num_adapter_blocks"].tolist() == [0] * 6
+
+
 def test_text_closed_turns_and_common_names_may_be_shared():
     one = Request(0, 0.0, 9, 1, prefix_ids=(1, 2, 2))
     assert not may_share([one, replace(one, request_id=1, prefix_ids=(3,))])

@@ -49,6 +49,8 @@ class TorchEngine:
     The cache's size is `num_blocks`, or what `kv_cache_bytes` hold beside the adapter slots, or what `memory_bytes`
     hold beside these and the weights; with none of them, 90% of the GPU memory that is free now beside what steps of
     8,192 tokens and 256 sequences take and a headroom of 2 GiB, or 512 MiB on a CPU, and no more than `max_num_blocks`.
+    Where adapters are in the cache (`lora.memory=unified`) the slots are ranges of its blocks, and it has room for
+    these beside `max_num_blocks`.
     `kv_dtype` "int8" keeps keys and values in about half the bytes (None: in the model's dtype). `use_cache=False`
     keeps none: every step recomputes prompt and output so far. Tokens are sampled with `temperature` (0: greedy),
     `top_k` (0: off) and `top_p` (1: off).

@@ -84,6 +84,18 @@ def test_bad_input_is_one_clear_message(cli, smallest, tmp_path, override, messa
     assert not (tmp_path / "outputs").exists()
 
 
+def test_the_memory_preset_differs_in_how_adapters_lie_and_are_multiplied(cli):
+    code, output = cli("experiment=papers/slora", "preset=memory", "--cfg", "job")
+    assert code == 0, output
+    config = yaml.safe_load(output)
+    lora = {arm: dict(config["arms"][arm]["lora"]) for arm in config["only"]}
+    assert lora["unified"].pop("memory") == "unified"
+    assert lora["segmented"].pop("memory") == lora["gathered"].pop("memory") == "split"
+    strategies = {arm: options.pop("strategy")["_target_"].rpartition(".")[2] for arm, options in lora.items()}
+    assert strategies == {"unified": "Segmented", "segmented": "Segmented", "gathered": "Gathered"}
+    assert lora["unified"] == lora["segmented"] == lora["gathered"]
+
+
 def test_a_gpu_serves_every_number_of_adapters_that_the_source_reports_and_long_enough_to_ask_for_them(cli):
     code, output = cli("experiment=papers/slora", "preset=llama_8b", "--cfg", "job")
     assert code == 0, output
