@@ -55,6 +55,14 @@ def lognormal(
     return _rounded(rng.lognormal(math.log(center), spread, size=num_requests), low, high)
 
 
+def geometric(rng: np.random.Generator, num_requests: int, *, mean: float, high: int | None = None) -> Lengths:
+    """Whole numbers from 1, each the last with probability 1 / `mean`, and none above `high`."""
+    if positive("mean", mean) < 1:
+        raise ValueError(f"mean={mean} is below 1, the least of a geometric law from 1")
+    _check_bounds(1, high)
+    return np.clip(rng.geometric(1 / mean, size=num_requests), 1, high).astype(np.int64)
+
+
 def exponential_capped(rng: np.random.Generator, num_requests: int, *, mean: float, cap: int) -> Lengths:
     """Rounded exponential lengths of the given mean (before capping), at least 1 and at most `cap`.
 
