@@ -5,6 +5,7 @@ Every number is drawn here from a seeded generator; nothing is taken from a publ
 
 import json
 import sys
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -22,6 +23,10 @@ def main(folder: Path) -> None:
     write_mooncake(folder, np.random.default_rng(4))
     write_burstgpt(folder, np.random.default_rng(5))
     write_vidur(folder, np.random.default_rng(6))
+    write_sessions(folder, np.random.default_rng(7))
+    write_bailian(folder, np.random.default_rng(8))
+    write_json_lines(folder, np.random.default_rng(9))
+    write_conversations(folder, np.random.default_rng(10))
 
 
 def write_sample(folder: Path, rng: np.random.Generator) -> None:
@@ -104,6 +109,91 @@ def write_vidur(folder: Path, rng: np.random.Generator) -> None:
     times, prompts, outputs = draw_times(rng, NUM_SMALL, rate=2.0, cv=1.0), *draw_lengths(rng, NUM_SMALL, scale=8)
     rows: Rows = [(round(t, 6) * 1.1, p, o) for t, p, o in zip(times.tolist(), prompts, outputs, strict=True)]
     write_csv(folder / "sample_vidur.csv", "arrived_at,num_prefill_tokens,num_decode_tokens", rows)
+
+
+def draw_turns(rng: np.random.Generator, size: int) -> Iterator[tuple[int, int, int, int]]:
+    """Rows of conversations, one after the other: number of the session, turn, whole prompt and output (tokens)."""
+    session, turn, said = 0, 0, 0
+    new_texts, outputs = draw_lengths(rng, size)
+    for new_text, output in zip(new_texts.tolist(), outputs.tolist(), strict=True):
+        if turn and rng.random() < 1 / 3:
+            session, turn, said = session + 1, 0, 0
+        turn += 1
+        yield session, turn, said + new_text, output
+        said += new_text + output
+
+
+def write_sessions(folder: Path, rng: np.random.Generator) -> None:
+    """Conversations with think times, and requests of no session; every row has the time of its first turn."""
+    times = np.cumsum(rng.exponential(0.8, size=2 * NUM_SMALL)).tolist()
+    rows: Rows = []
+    for session, turn, prompt, output in draw_turns(rng, NUM_SMALL):
+        time, is_single = times[session], rng.random() < 1 / 10
+        if is_single and turn == 1:
+            rows.append((f"{time:.3f}", 64, 16, "", 1, ""))
+        think_time = "" if turn == 1 else f"{rng.lognormal(1.0, 1.0):.3f}"
+        rows.append((f"{time:.3f}", prompt, output, f"chat-{session}", turn, think_time))
+    write_csv(
+        folder / "sample_sessions.csv",
+        "arrival_time,num_prompt_tokens,num_output_tokens,session_id,turn,think_time",
+        rows,
+    )
+
+
+def write_bailian(folder: Path, rng: np.random.Generator) -> None:
+    """Chats whose turns come 5 to 60 s after each other; blocks of 16 tokens, of which a turn keeps the full ones."""
+    starts = np.cumsum(rng.exponential(4.0, size=NUM_SMALL)).tolist()
+    rows, time, ids, next_id = [], 0.0, [0, 1], 2  # all chats begin with the same two blocks
+    for session, turn, prompt, output in draw_turns(rng, NUM_SMALL):
+        time = starts[session] if turn == 1 else time + rng.uniform(5, 60)
+        prompt += 32
+        ids = [*(ids[:2] if turn == 1 else ids[: rows[-1][3] // 16])]
+        num_new = -(-prompt // 16) - len(ids)
+        ids += range(next_id, next_id + num_new)
+        next_id += num_new
+        rows.append((time, session, turn, prompt, output, list(ids)))
+    order = sorted(range(len(rows)), key=lambda index: rows[index][0])
+    chats = {(rows[index][1], rows[index][2]): 100 + number for number, index in enumerate(order)}
+    lines = []
+    for index in order:
+        time, session, turn, prompt, output, ids = rows[index]
+        row = {"chat_id": chats[session, turn], "parent_chat_id": chats.get((session, turn - 1), -1)}
+        row |= {"timestamp": round(time, 3), "input_length": prompt, "output_length": output}
+        lines.append(json.dumps(row | {"type": "text", "turn": turn, "hash_ids": ids}))
+    write_lines(folder / "sample_bailian.jsonl", lines)
+
+
+def write_json_lines(folder: Path, rng: np.random.Generator) -> None:
+    """Keys of nobody's form: times in ms, blocks of 64 tokens."""
+    times, prompts, outputs = draw_times(rng, NUM_SMALL, rate=2.0, cv=1.0), *draw_lengths(rng, NUM_SMALL)
+    lines = []
+    for time, prompt, output in zip(times.tolist(), prompts.tolist(), outputs.tolist(), strict=True):
+        blocks = rng.integers(5, size=-(-prompt // 64)).tolist()
+        row = {
+            "at": round(1000 * time),
+            "in": prompt,
+            "out": output,
+            "who": f"user-{rng.integers(9)}",
+            "blocks": blocks,
+        }
+        lines.append(json.dumps(row))
+    write_lines(folder / "sample_json_lines.jsonl", lines)
+
+
+def write_conversations(folder: Path, rng: np.random.Generator) -> None:
+    """ShareGPT's form: 12 chats about made-up words, one of them without an answer."""
+    words = ["alpha", "river", "seven", "blue", "stone", "quick", "paper", "green", "cloud", "lamp"]
+
+    def text(low: int, high: int) -> str:
+        return " ".join(rng.choice(words, size=rng.integers(low, high))) + "."
+
+    chats = []
+    for index in range(12):
+        turns = [
+            {"from": speaker, "value": text(3, 12)} for _ in range(rng.integers(1, 5)) for speaker in ("human", "gpt")
+        ]
+        chats.append({"id": f"chat-{index}", "conversations": turns[:1] if index == 5 else turns})
+    (folder / "sample_conversations.json").write_bytes((json.dumps(chats, indent=1) + "\n").encode())
 
 
 def draw_times(rng: np.random.Generator, size: int, rate: float, cv: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Conversations of several turns: the time to the first token turn by turn, with and without a prefix cache."""
 
 from functools import partial
+from math import inf
 
 import pandas as pd
 from typing_extensions import Unpack
@@ -10,7 +11,7 @@ from framework.measure.intervals import STATISTICS, bootstrap_statistics, statis
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
 from framework.report.sweep_plots import rate_figures
-from framework.report.tables import load_titles, short, shown_rates
+from framework.report.tables import short, shown_rates
 from framework.study.arms import parts_of, resolve_arms
 from framework.study.sweep import Study, Sweep, run_study
 
@@ -40,12 +41,20 @@ def find(study: Study, points: pd.DataFrame) -> Findings:
     turns = by_turn(study, points)
     highest = turns[turns["load"] == turns["load"].max()]
     shown = enough(highest)
-    title = load_titles(points[points["rate"] == points["rate"].max()])[0]
+    title = load_title(points)
     figures = rate_figures(study, points)
     if not shown.empty:
         figures = {"over_turns": (over_turns(shown), OVER_TURNS.format(title, MIN_TURNS)), **figures}
     tables = {BY_TURN.format(title): turn_table(shown)}
     return Findings(figures, tables, describe_turns(shown), DEFINITIONS, {"turns.csv": turns})
+
+
+def load_title(points: pd.DataFrame) -> str:
+    """The highest load, as it was asked for."""
+    load = points["rate"].max()
+    if "users" in points:
+        return f"users={load:g}"
+    return "all at once" if load == inf else f"{short(load)} session starts/s"
 
 
 def by_turn(study: Study, points: pd.DataFrame) -> pd.DataFrame:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from framework.models.checkpoint import find_checkpoint, read_model_config
 from framework.models.config import ModelConfig
 
 NUM_BYTES = 256
@@ -28,6 +30,14 @@ class ByteTokenizer:
     def decode(self, token_ids: list[int]) -> str:
         # 0xFF never occurs in UTF-8, so that it is replaced
         return bytes(min(token_id, NUM_BYTES - 1) for token_id in token_ids).decode(errors="replace")
+
+
+def tokenizer_of(path: str | None) -> Tokenizer:
+    """That of the model at `path`, a folder or a hub repository; None: plain bytes, which any vocabulary has."""
+    if path is None:
+        return ByteTokenizer()
+    folder = find_checkpoint(path, weights=False)
+    return load_tokenizer(replace(read_model_config(folder, None), checkpoint=str(folder)))
 
 
 def load_tokenizer(config: ModelConfig) -> Tokenizer:

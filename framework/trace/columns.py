@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from framework.checks import cut, shown
+from framework.checks import cut, shown, whole
 from framework.trace.transforms import MAX_TIME
 
 MAX_FOUND = 400  # characters of a list of columns
@@ -126,13 +126,13 @@ def timestamps(table: Table, column: str, units_per_second: int = 1) -> npt.NDAr
     return times
 
 
-def seconds_or_none(table: Table, column: str) -> list[float | None]:
-    """A column of finite numbers of at least 0; None where the file has nothing."""
+def seconds_or_none(table: Table, column: str, units_per_second: int = 1) -> list[float | None]:
+    """A column of finite numbers of at least 0, as seconds; None where the file has nothing."""
     values = table.frame[column]
     is_empty = (values.isna() | (values == "")).to_numpy()
-    seconds = _numbers(table, column)
+    seconds = _numbers(table, column) / units_per_second
     is_good = (seconds >= 0) & (seconds <= MAX_TIME)
-    _refuse(table, column, ~is_empty & ~is_good, f"a number from 0 to {MAX_TIME:.3g}, or empty")
+    _refuse(table, column, ~is_empty & ~is_good, f"a number from 0 to {MAX_TIME * units_per_second:.3g}, or empty")
     return [None if empty else second for empty, second in zip(is_empty, seconds.tolist(), strict=True)]
 
 
@@ -161,14 +161,21 @@ def labels(table: Table, column: str) -> list[str | None]:
 
 
 def prefix_ids(
-    table: Table, column: str, num_prompt_tokens: npt.NDArray[np.int64], block_size: int
+    table: Table, column: str, num_prompt_tokens: npt.NDArray[np.int64], block_size: int, are_all: bool = False
 ) -> list[tuple[int, ...]]:
-    """A column of block ids (a list, or text with spaces between), at most one per `block_size` prompt tokens."""
+    """A column of block ids (a list, or text with spaces between), at most one per `block_size` prompt tokens.
+
+    If they `are_all`, they cover all full blocks of every prompt.
+    """
+    whole("block_size", block_size)
     rows = [_parse_ids(table, column, position) for position in range(len(table.frame))]
     num_blocks = -(-num_prompt_tokens // block_size)
     for position, (ids, limit) in enumerate(zip(rows, num_blocks.tolist(), strict=True)):
         if len(ids) > limit:
             problem = f"{len(ids)} ids, but the prompt has only {limit} block(s) of {block_size} tokens"
+            raise fault(table, position, column, problem)
+        if are_all and len(ids) < (num_full := int(num_prompt_tokens[position]) // block_size):
+            problem = f"{len(ids)} ids do not cover the prompt, which has {num_full} full blocks of {block_size} tokens"
             raise fault(table, position, column, problem)
     return rows
 

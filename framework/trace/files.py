@@ -1,5 +1,7 @@
 """Readers of trace files: Azure, Mooncake, BurstGPT, Vidur and the project's own table; each is path → Trace.
 
+Others have files of their own: bailian.py, json_lines.py and conversations.py.
+
 A reader refuses what it cannot use (see columns.py), counts in `Trace.dropped` rows that are no requests, and names in
 `Trace.unread` columns that it does not know.
 """
@@ -22,11 +24,12 @@ from framework.trace.columns import (
     load_json_lines,
     load_parquet,
     prefix_ids,
+    seconds_or_none,
     timestamps,
     unread,
     whole_numbers,
 )
-from framework.trace.sessions import numbered, think_times_of, turns_of
+from framework.trace.sessions import check_think_times, numbered, turns_of
 
 TimeUnit = Literal["s", "ms"]
 UNITS_PER_SECOND = {"s": 1, "ms": 1000}  # how many of the unit make a second
@@ -58,18 +61,23 @@ def read_mooncake(path: str | Path, block_size: int = PREFIX_BLOCK_SIZE, time_un
     Source: Qin et al., "Mooncake", FAST 2025.
     """
     whole("block_size", block_size)
-    if time_unit not in UNITS_PER_SECOND:
-        raise ValueError(f"time_unit={time_unit!r} is not one of {', '.join(UNITS_PER_SECOND)}")
+    units = units_per_second(time_unit)
     table = load_json_lines(Path(path), ("timestamp", "input_length", "output_length"), optional=("hash_ids",))
     prompts = whole_numbers(table, "input_length")
     columns: dict[str, Iterable[Any]] = {
-        "arrival_time": timestamps(table, "timestamp", UNITS_PER_SECOND[time_unit]),
+        "arrival_time": timestamps(table, "timestamp", units),
         "num_prompt_tokens": prompts,
         "num_output_tokens": whole_numbers(table, "output_length"),
     }
     if "hash_ids" in table.frame:
-        columns["prefix_ids"] = prefix_ids(table, "hash_ids", prompts, block_size)
+        columns["prefix_ids"] = prefix_ids(table, "hash_ids", prompts, block_size, are_all=True)
     return Trace(as_requests(**columns, prefix_block_size=repeat(block_size)), unread=table.unread)
+
+
+def units_per_second(time_unit: TimeUnit) -> int:
+    if time_unit not in UNITS_PER_SECOND:
+        raise ValueError(f"time_unit={time_unit!r} is not one of {', '.join(UNITS_PER_SECOND)}")
+    return UNITS_PER_SECOND[time_unit]
 
 
 def read_burstgpt(path: str | Path, num_rows: int | None = None) -> Trace:
@@ -125,20 +133,7 @@ def read_table(path: str | Path) -> Trace:
     unknown = [column for column in table.frame.columns if column not in REQUIRED + OPTIONAL]
     if unknown:
         raise ValueError(f"{path}: unknown columns {unknown}; allowed are {[*REQUIRED, *OPTIONAL]}")
-    prompts = whole_numbers(table, "num_prompt_tokens")
-    columns: dict[str, Iterable[Any]] = {
-        "arrival_time": timestamps(table, "arrival_time"),
-        "num_prompt_tokens": prompts,
-        "num_output_tokens": whole_numbers(table, "num_output_tokens"),
-    }
-    for column in {"adapter_id", "session_id"}.intersection(table.frame.columns):
-        columns[column] = labels(table, column)
-    columns |= _turns(table, columns)
-    if "priority" in table.frame:
-        columns["priority"] = whole_numbers(table, "priority", at_least=-(2**31))
-    if "prefix_ids" in table.frame:
-        columns["prefix_ids"] = prefix_ids(table, "prefix_ids", prompts, PREFIX_BLOCK_SIZE)
-    return Trace(as_requests(**columns))
+    return Trace(from_columns(table, {str(column): str(column) for column in table.frame.columns}))
 
 
 def read_lengths(path: str | Path) -> Trace:
@@ -157,19 +152,39 @@ def read_lengths(path: str | Path) -> Trace:
     return Trace(as_requests(arrival_time=repeat(0.0), num_prompt_tokens=prompts, num_output_tokens=outputs))
 
 
-def _turns(table: Table, columns: dict[str, Iterable[Any]]) -> dict[str, Iterable[Any]]:
-    """The columns `turn` and `think_time` of sessions, checked; without turns the order of the rows says them."""
-    given = [column for column in ("turn", "think_time") if column in table.frame]
-    if "session_id" not in columns:
-        if given:
-            raise ValueError(f"{table.path}: a column {given[0]}, and no session_id that says whose")
-        return {}
-    session_ids = list(columns["session_id"])
-    turns = turns_of(table, session_ids, "turn") if "turn" in given else numbered(session_ids)
-    if "think_time" not in given:
-        return {"turn": turns}
-    lengths = zip(columns["num_prompt_tokens"], columns["num_output_tokens"], strict=True)
-    return {"turn": turns, "think_time": think_times_of(table, session_ids, turns, lengths, "think_time")}
+def from_columns(
+    table: Table, names: dict[str, str], units_per_second: int = 1, block_size: int = PREFIX_BLOCK_SIZE
+) -> list[Request]:
+    """The requests of a table; `names` maps fields of Request, as in OPTIONAL and all of REQUIRED, to its columns.
+
+    So many units of its times make a second. A prefix id stands for `block_size` tokens.
+    """
+    prompts = whole_numbers(table, names["num_prompt_tokens"])
+    outputs = whole_numbers(table, names["num_output_tokens"])
+    columns: dict[str, Iterable[Any]] = {
+        "arrival_time": timestamps(table, names["arrival_time"], units_per_second),
+        "num_prompt_tokens": prompts,
+        "num_output_tokens": outputs,
+        "prefix_block_size": repeat(block_size),
+    }
+    for field in {"adapter_id", "session_id"}.intersection(names):
+        columns[field] = labels(table, names[field])
+    if "priority" in names:
+        columns["priority"] = whole_numbers(table, names["priority"], at_least=-(2**31))
+    if "prefix_ids" in names:
+        columns["prefix_ids"] = prefix_ids(table, names["prefix_ids"], prompts, block_size)
+    given = [field for field in ("turn", "think_time") if field in names]
+    if given and "session_id" not in names:
+        raise ValueError(f"{table.path}: a column {names[given[0]]}, and no session_id that says whose")
+    if "session_id" in names:
+        session_ids = list(columns["session_id"])
+        turns = turns_of(table, session_ids, names["turn"]) if "turn" in names else numbered(session_ids)
+        columns["turn"] = turns
+        if "think_time" in names:
+            think_times = seconds_or_none(table, names["think_time"], units_per_second)
+            check_think_times(table, names, session_ids, turns, think_times, zip(prompts, outputs, strict=True))
+            columns["think_time"] = think_times
+    return as_requests(**columns)
 
 
 def _load_table(path: Path) -> Table:

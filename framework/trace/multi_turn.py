@@ -23,7 +23,7 @@ def multi_turn(
     *,
     arrivals: Arrivals,
     lengths: Callable[[np.random.Generator, int], tuple[Lengths, Lengths]],
-    turns: Draw,
+    num_turns: Draw,
     think_times: Callable[[np.random.Generator, int], Seconds],
     num_requests: int,
     max_prompt_tokens: int | None = None,
@@ -35,13 +35,14 @@ def multi_turn(
 ) -> Trace:
     """`num_requests` turns of sessions that start at `rate` per second; the last session may be cut short.
 
-    `turns` and `think_times` (s) are laws (rng, n) → n values, such as `lengths.geometric` and `lognormal`. `lengths`
-    are of a turn's new text and of its answer. Outputs are clipped to `max_output_tokens`. A session ends before a turn
-    whose whole prompt is over `max_prompt_tokens`; such turns are counted in `dropped`. The rest is as in synthetic.py.
+    `num_turns` and `think_times` (s) are laws (rng, n) → n values, such as `lengths.geometric` and `lognormal`.
+    `lengths` are of a turn's new text and of its answer. Outputs are clipped to `max_output_tokens`. A session ends
+    before a turn whose whole prompt is over `max_prompt_tokens`; such turns are counted in `dropped`. The rest is as in
+    synthetic.py.
     """
     whole("num_requests", num_requests)
     arrival_rng, length_rng, turn_rng, think_rng, adapter_rng = np.random.default_rng(seed).spawn(5)
-    numbers = np.repeat(np.arange(num_requests), turns(turn_rng, num_requests))[:num_requests]
+    numbers = np.repeat(np.arange(num_requests), num_turns(turn_rng, num_requests))[:num_requests]
     new_texts, outputs = lengths(length_rng, num_requests)
     requests = converse(numbers, new_texts, outputs, think_times(think_rng, num_requests))
     trace = clip(Trace(requests), max_prompt_tokens, max_output_tokens)

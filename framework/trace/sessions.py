@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from framework.core import Request, Trace
-from framework.trace.columns import Table, fault, seconds_or_none, whole_numbers
+from framework.trace.columns import Table, fault, whole_numbers
 
 Turns = Literal["recorded", "closed"]
 CUT = "turns from the first one on whose prompt does not hold the conversation before it"
@@ -41,14 +41,18 @@ def turns_of(table: Table, session_ids: list[str | None], column: str) -> list[i
     return given
 
 
-def think_times_of(
-    table: Table, session_ids: list[str | None], turns: list[int], lengths: Iterable[tuple[int, int]], column: str
-) -> list[float | None]:
-    """A column of think times (s): every turn of a session but its first has one, and a prompt of all that was said.
+def check_think_times(
+    table: Table,
+    names: dict[str, str],
+    session_ids: list[str | None],
+    turns: list[int],
+    think_times: list[float | None],
+    lengths: Iterable[tuple[int, int]],
+) -> None:
+    """ValueError naming the row unless all turns but a session's first have a think time, and a prompt of all said.
 
-    `lengths` are the (prompt, output) tokens of each row. ValueError naming the row that is otherwise.
+    `lengths` are the (prompt, output) tokens of each row, `names` what the file calls its columns.
     """
-    think_times = seconds_or_none(table, column)
     said: dict[str | None, int] = {}  # tokens of each session so far
     for position, (session_id, turn, time, (num_prompt_tokens, num_output_tokens)) in enumerate(
         zip(session_ids, turns, think_times, lengths, strict=True)
@@ -56,14 +60,14 @@ def think_times_of(
         name = f"turn {turn} of session {session_id!r}"
         if turn == 1 and time is not None:
             whose = "a request without a session" if session_id is None else name
-            raise fault(table, position, column, f"{whose} follows no other turn: leave its think time empty")
+            problem = f"{whose} follows no other turn: leave its think time empty"
+            raise fault(table, position, names["think_time"], problem)
         if turn > 1 and time is None:
-            raise fault(table, position, column, f"{name} has no think time")
+            raise fault(table, position, names["think_time"], f"{name} has no think time")
         if turn > 1 and num_prompt_tokens <= said[session_id]:
             problem = f"{name} has {num_prompt_tokens} tokens, and the conversation before it {said[session_id]}: "
-            raise fault(table, position, "num_prompt_tokens", f"{problem}a prompt has the conversation and new text")
+            raise fault(table, position, names["num_prompt_tokens"], f"{problem}a prompt has it all, and new text")
         said[session_id] = num_prompt_tokens + num_output_tokens
-    return think_times
 
 
 def arrange(trace: Trace, turns: Turns | None) -> Trace:

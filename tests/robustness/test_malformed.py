@@ -21,6 +21,7 @@ from framework.core import Trace
 from framework.lora.adapter_file import save_adapter
 from framework.lora.adapters import RandomAdapters, SavedAdapters
 from framework.lora.layout import make_layout
+from framework.trace.bailian import read_bailian
 from framework.trace.files import read_azure, read_burstgpt, read_mooncake, read_table, read_vidur
 from tests.models.checkpoints import make_hf_model
 from tests.models.loaded_models import LLAMA, load
@@ -47,6 +48,17 @@ TRACES = {  # file → reader, header, row
         "{0}0,ChatGPT,{0}3,{0},{0}9,Conversation log\n",
     ),
     "vidur.csv": (read_vidur, "arrived_at,num_prefill_tokens,num_decode_tokens\n", "{0}.25,{0}3,{0}1\n"),
+    "sessions.csv": (
+        read_table,
+        "arrival_time,num_prompt_tokens,num_output_tokens,session_id,turn,think_time\n",
+        "{0}.5,60{0},1{0},a{0},1,\n",
+    ),
+    "bailian.jsonl": (
+        read_bailian,
+        "",
+        '{{"chat_id": {0}, "parent_chat_id": -1, "timestamp": {0}.5, "input_length": 2{0}, "output_length": 1{0}, '
+        '"type": "text", "turn": 1, "hash_ids": [0, {0}]}}\n',
+    ),
     "mooncake.jsonl": (
         read_mooncake,
         "",

@@ -111,7 +111,7 @@ def test_a_file_that_is_named_is_read_as_it_is_packed_or_not(replay, tmp_path, n
         (
             "blocks.jsonl",
             '{"timestamp": 0, "input_length": 65, "output_length": 5, "hash_ids": [1, 2, 3, 4, 5]}\n'
-            '{"timestamp": 1.5, "input_length": 67, "output_length": 2, "hash_ids": [6, 7]}\n',
+            '{"timestamp": 1.5, "input_length": 67, "output_length": 2, "hash_ids": [6, 7, 8, 9]}\n',
             ["trace=mooncake_synthetic", "+trace.reader.block_size=16", "+trace.reader.time_unit=s"],
         ),
     ],

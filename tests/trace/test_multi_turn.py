@@ -12,7 +12,7 @@ from framework.trace.source import TraceSource
 from framework.trace.transforms import TOO_LONG, mean_rate, starts
 
 LENGTHS = partial(independent, prompt=partial(uniform, low=1, high=50), output=partial(uniform, low=1, high=20))
-LAWS = {"turns": partial(geometric, mean=4), "think_times": partial(lognormal, median=5.0, sigma=1.0)}
+LAWS = {"num_turns": partial(geometric, mean=4), "think_times": partial(lognormal, median=5.0, sigma=1.0)}
 chats = partial(multi_turn, arrivals=poisson, lengths=LENGTHS, **LAWS)
 
 
@@ -30,7 +30,7 @@ def test_turns_and_think_times_follow_their_laws():
 
 def test_a_prompt_is_the_conversation_and_new_text():
     pairs = partial(independent, prompt=partial(fixed, length=10), output=partial(fixed, length=3))
-    trace = chats(num_requests=7, lengths=pairs, turns=partial(fixed, length=3), arrivals=constant, rate=2.0)
+    trace = chats(num_requests=7, lengths=pairs, num_turns=partial(fixed, length=3), arrivals=constant, rate=2.0)
     assert [(one.session_id, one.turn, one.num_prompt_tokens, one.arrival_time) for one in trace.requests] == [
         ("session-0", 1, 10, 0.0),
         ("session-0", 2, 23, 0.0),
@@ -41,7 +41,7 @@ def test_a_prompt_is_the_conversation_and_new_text():
         ("session-2", 1, 10, 1.0),
     ]
     TraceSource(trace.requests)
-    short = chats(num_requests=7, lengths=pairs, turns=partial(fixed, length=3), max_prompt_tokens=30, rate=2.0)
+    short = chats(num_requests=7, lengths=pairs, num_turns=partial(fixed, length=3), max_prompt_tokens=30, rate=2.0)
     assert len(starts(short)) == 3
     assert short.dropped == {TOO_LONG: 2}
 

@@ -22,7 +22,7 @@ def test_samples_are_reproducible(tmp_path: Path) -> None:
     script.main(tmp_path)
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert written == {path.name: path.read_bytes() for path in TRACES.glob("sample*")}
-    assert len(written) == 8
+    assert len(written) == 12
 
 
 def test_sample_is_as_described() -> None:
