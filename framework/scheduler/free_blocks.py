@@ -1,7 +1,7 @@
 """The free KV blocks where adapters take whole ranges of them, in the place of a BlockManager's list of free blocks.
 
-Range r is the blocks from r * range_size on, so all are aligned. Sequences get the last free block of the cache and
-adapters its first free range: they grow towards each other, which keeps ranges whole for long.
+Range r is the blocks from r * range_size on, so all are aligned. Sequences get blocks behind all ranges, then the last
+free one of these; adapters get the first free range. They grow towards each other, which keeps ranges whole for long.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,7 +12,8 @@ class FreeBlocks:
     """`num_ranges` ranges of `range_size` blocks at the beginning of `num_blocks`; all of them free at first.
 
     Ranges that are taken and may be taken back count as free: `num_spare()` is their number, and `give_back()` gives
-    one back when no other block is free. A block costs O(log num_blocks), a range O(num_ranges + range_size).
+    one back when no other block is free. A block behind the ranges costs O(1), one of theirs O(log of their blocks), and
+    a range O(num_ranges + range_size).
     """
 
     def __init__(
@@ -28,29 +29,37 @@ class FreeBlocks:
         self.num_free_in = [range_size] * num_ranges
         self.num_empty = num_blocks  # free without those of spare ranges
         self.num_in_ranges = 0  # blocks of ranges that are taken, spare or not
-        self.heap = [-block for block in range(num_blocks - 1, -1, -1)]  # of the free blocks, and of others
-        self.is_in_heap = bytearray(b"\1" * num_blocks)
+        self.behind = list(range(num_ranges * range_size, num_blocks))  # the free ones of no range
+        self.heap = [
+            -block for block in range(num_ranges * range_size - 1, -1, -1)
+        ]  # all free ones of ranges, and others
+        self.is_in_heap = bytearray(b"\1" * len(self.heap))
 
     def __len__(self) -> int:
         return self.num_empty + self.range_size * self.num_spare()
 
     def pop(self) -> int:
-        """The last of the free blocks; a spare range is given back if there is none."""
+        """One behind the ranges, else the last of theirs; a spare range is given back if there is none."""
         if not self.num_empty:
             self.give_back()
+        block = self.behind.pop() if self.behind else self._last_of_ranges()
+        self._count(block, -1)
+        return block
+
+    def _last_of_ranges(self) -> int:
         while True:
             block = -heappop(self.heap)
             self.is_in_heap[block] = False
             if self.is_free[block]:
-                break
-        self._count(block, -1)
-        return block
+                return block
 
     def append(self, block: int) -> None:
         """This block is free again."""
         assert not self.is_free[block], block
         self._count(block, 1)
-        if not self.is_in_heap[block]:
+        if block >= len(self.is_in_heap):
+            self.behind.append(block)
+        elif not self.is_in_heap[block]:
             self.is_in_heap[block] = True
             heappush(self.heap, -block)
 
