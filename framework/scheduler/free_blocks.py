@@ -12,8 +12,8 @@ class FreeBlocks:
     """`num_ranges` ranges of `range_size` blocks at the beginning of `num_blocks`; all of them free at first.
 
     Ranges that are taken and may be taken back count as free: `num_spare()` is their number, and `give_back()` gives
-    one back when no other block is free. A block behind the ranges costs O(1), one of theirs O(log of their blocks), and
-    a range O(num_ranges + range_size).
+    one back when no other block is free. A block behind the ranges costs O(1), one of theirs O(log of their number),
+    and a range O(num_ranges + range_size).
     """
 
     def __init__(
