@@ -36,7 +36,7 @@ def free(device: torch.device) -> None:
 
 
 def make_scheduler(make: Callable[..., Scheduler], engine: Engine) -> Scheduler:
-    """A scheduler for the KV cache and the adapter slots that the engine has; told the context if it takes it."""
+    """A scheduler for the KV cache and the adapter slots that the engine has; told other limits if it takes them."""
     limits = {"num_adapter_slots": engine.num_adapter_slots} if engine.num_adapter_slots else {}
     keywords = inspect.signature(make).parameters
     if engine.blocks_per_adapter:
@@ -46,8 +46,8 @@ def make_scheduler(make: Callable[..., Scheduler], engine: Engine) -> Scheduler:
                 "and adapters apart; take memory=split"
             )
         limits["blocks_per_adapter"] = engine.blocks_per_adapter
-    if "max_model_len" in keywords:
-        limits["max_model_len"] = engine.max_model_len
+    others = {"max_model_len": engine.max_model_len, "num_swap_blocks": engine.num_swap_blocks}
+    limits |= {name: limit for name, limit in others.items() if name in keywords}
     return make(num_blocks=engine.num_blocks, block_size=engine.block_size, **limits)
 
 

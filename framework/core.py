@@ -71,8 +71,9 @@ class Sequence:
     static batching), then the prompt, then the output. `num_computed_tokens` of these slots are computed, or will be
     when the steps in flight end. `num_unscheduled_tokens` output tokens are in no step yet. Its adapter is on the
     device in slot `adapter_slot` (0: it has none, or is not running), and made it wait for `adapter_load_wait` seconds.
-    `num_cached_tokens` of its prompt were in a prefix cache when it was first admitted. A turn of a conversation has
-    the one before as `previous`: its prompt begins with the tokens of that one.
+    `num_cached_tokens` of its prompt were in a prefix cache when it was first admitted. It lost its blocks
+    `num_preemptions` times, `num_swaps` of them to the host. A turn of a conversation has the one before as `previous`:
+    its prompt begins with the tokens of that one.
     """
 
     __slots__ = (
@@ -85,6 +86,7 @@ class Sequence:
         "num_computed_tokens",
         "num_padding",
         "num_preemptions",
+        "num_swaps",
         "num_unscheduled_tokens",
         "output_token_ids",
         "previous",
@@ -106,6 +108,7 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_padding = 0
         self.num_preemptions = 0
+        self.num_swaps = 0
         self.num_unscheduled_tokens = request.num_output_tokens
         self.adapter_slot = 0
         self.adapter_load_wait = 0.0
@@ -144,6 +147,10 @@ class Batch:
     decode, `num_decode_tokens` of them, stand first. Under static batching `sequences` holds finished sequences too:
     their seats are computed and the tokens thrown away. `adapter_loads`, slot → adapter id, are
     to be brought to the device; those in a slot that none of the sequences uses are for later and may take their time.
+
+    Pairs (block, host block) of `swap_out` are copied before the step writes anything, and after the steps before it.
+    Then pairs (host block, block) of `swap_in` are copied: before the step if a sequence in it has such a block, else
+    before the next one.
     """
 
     sequences: list[Sequence]
@@ -152,6 +159,8 @@ class Batch:
     num_prefill_tokens: int
     num_decode_tokens: int
     adapter_loads: dict[int, str] = field(default_factory=dict)
+    swap_out: list[tuple[int, int]] = field(default_factory=list)
+    swap_in: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def phase(self) -> str:
@@ -184,6 +193,7 @@ class StepResult:
     `elapsed` is the seconds from the launch, or from the tokens of the step before if those came later, until the
     tokens were on the host; `prepare` is the host's part before the device could begin, `device` what the device took.
     `adapter_waits`: slots whose adapters the step had to wait for → seconds, part of `prepare` and `device`.
+    `swap_wait` is the part of `elapsed` in which it waited for blocks on their way to the host or back.
     """
 
     token_ids: list[int | None]
@@ -191,6 +201,7 @@ class StepResult:
     prepare: float = 0.0
     device: float = 0.0
     adapter_waits: dict[int, float] = field(default_factory=dict)
+    swap_wait: float = 0.0
 
 
 class SlotUse(NamedTuple):
@@ -234,16 +245,19 @@ class Step:
     num_lost_slots: int = 0
     num_free_slots: int = 0
     num_adapter_blocks: int = 0  # KV blocks that hold adapters
+    num_swapped_out_blocks: int = 0  # copies that were begun, to the host and back
+    num_swapped_in_blocks: int = 0
+    swap_wait: float = 0.0  # for these, or those of the step before
 
 
 class Scheduler(Protocol):
     """Picks the next Batch; owns the waiting and the running sequences, their blocks and their adapters' slots.
 
     It is made as `make(num_blocks=…, block_size=…)`, with `num_adapter_slots=…` where the engine serves adapters,
-    `blocks_per_adapter=…` where these lie in KV blocks, and `max_model_len=…`, the engine's longest context, where it
-    has that keyword. A batch counts as computed once it is scheduled: with an engine that runs a step ahead, the next
-    `schedule` comes before its `postprocess`. No engine runs further ahead, so no other batch is unfinished then. A
-    preempted sequence goes back to the front of `waiting`.
+    `blocks_per_adapter=…` where these lie in KV blocks, and with `max_model_len=…`, the engine's longest context, and
+    `num_swap_blocks=…`, its room on the host, where it has that keyword. A batch counts as computed once it is
+    scheduled: with an engine that runs a step ahead, the next `schedule` comes before its `postprocess`. No engine runs
+    further ahead, so no other batch is unfinished then. A preempted sequence goes back to the front of `waiting`.
     """
 
     max_num_seqs: int
@@ -294,7 +308,7 @@ class Engine(Protocol):
     At most `num_adapter_slots` adapters fit on the device at once; 0 means that the engine serves none. Their slots
     take `num_adapter_bytes` of its memory, the cache `num_cache_bytes`. With `blocks_per_adapter` slot s is the blocks
     of the cache from (s - 1) * blocks_per_adapter on: no sequence may have one of them while an adapter is there. 0:
-    adapters have memory of their own.
+    adapters have memory of their own. On the host there is room for `num_swap_blocks`.
     """
 
     num_blocks: int
@@ -303,6 +317,7 @@ class Engine(Protocol):
     blocks_per_adapter: int
     num_adapter_bytes: int
     num_cache_bytes: int
+    num_swap_blocks: int
     max_model_len: int
     num_steps_ahead: int  # batches that may be launched before the tokens of an earlier one are collected: 0 or 1
     on_progress: Callable[[str], None]  # told what takes long in `begin`

@@ -116,6 +116,9 @@ class Server:
             num_lost_slots=slots.num_lost,
             num_free_slots=slots.num_free,
             num_adapter_blocks=self.scheduler.num_adapter_blocks,
+            num_swapped_out_blocks=len(batch.swap_out),
+            num_swapped_in_blocks=len(batch.swap_in),
+            swap_wait=result.swap_wait,
         )
 
     def record(self, step: Step, batch: Batch) -> None:

@@ -20,11 +20,13 @@ class FakeEngine:
         num_blocks: int = 1000,
         block_size: int = 4,
         num_steps_ahead: int = 0,
+        num_swap_blocks: int = 0,
     ) -> None:
         self.step_time = step_time
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_steps_ahead = num_steps_ahead
+        self.num_swap_blocks = num_swap_blocks
         self.timer: Callable[[], float] | None = None
         self.on_progress = lambda message: None
         self.num_tokens: dict[Sequence, int] = {}  # sampled so far

@@ -177,6 +177,8 @@ def test_describe_fills_in_defaults_and_is_what_instantiate_takes():
         "adapter_cycle_time": None,
         "prefix_cache": None,
         "reservation": "paged",
+        "preemption": "recompute",
+        "num_swap_blocks": 0,
         "num_adapter_slots": 0,
         "blocks_per_adapter": 0,
         "max_model_len": None,

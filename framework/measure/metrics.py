@@ -250,6 +250,11 @@ METRICS = (
         lambda window: int(window.offered["num_preemptions"].sum()),
     ),
     Metric(
+        "num_swaps", "swaps", COUNT,
+        "preemptions whose KV blocks were copied to the host; after the others all tokens are computed again",
+        lambda window: int(window.offered["num_swaps"].sum()),
+    ),
+    Metric(
         "prefix_hits", "prefix hits", SHARE,
         "prompt tokens that the prefix cache had when their request was first admitted / prompt tokens of all requests "
         "that were; 0 without a cache",

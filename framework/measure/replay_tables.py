@@ -35,6 +35,7 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
             "first_token_time": sequence.token_times[0] if sequence.token_times else np.nan,
             "finish_time": sequence.token_times[-1] if sequence.is_finished else np.nan,
             "num_preemptions": sequence.num_preemptions,
+            "num_swaps": sequence.num_swaps,
             "adapter_load_wait": np.nan if sequence.request.request_id in reasons else sequence.adapter_load_wait,
             "token_times": np.asarray(sequence.token_times),
         }

@@ -1,12 +1,10 @@
 """Continuous batching: sequences join and leave at every step (Orca, OSDI 2022; vLLM, SOSP 2023; Sarathi, OSDI 2024).
 
-When the KV cache runs out, the sequence admitted last loses its blocks and is recomputed later.
+When the KV cache runs out, the sequence admitted last loses its blocks; it is recomputed later, or copied back.
 """
 
-import sys
 from collections import deque
 from math import inf
-from typing import Literal, get_args
 
 from framework.core import Batch, Request, Sequence, SlotUse
 from framework.scheduler.adapter_ranges import AdapterRanges
@@ -15,9 +13,9 @@ from framework.scheduler.adapter_turns import AdapterTurns
 from framework.scheduler.block_manager import BlockManager
 from framework.scheduler.memory_use import MemoryUse
 from framework.scheduler.prefix_cache import Eviction, PrefixCache
-from framework.scheduler.reservation import Reservation, check_reservation, promised_slots
-
-Steps = Literal["prompts_first", "mixed", "alternate"]
+from framework.scheduler.reservation import Promises, Reservation
+from framework.scheduler.swap_space import Preemption, SwapSpace
+from framework.scheduler.token_budget import Steps, token_budget
 
 
 class ContinuousScheduler:
@@ -42,6 +40,10 @@ class ContinuousScheduler:
     `reservation` says for how many tokens an admission takes blocks: `paged` for those that there are (vLLM's), `max`
     for the model's context, `pow2` for the prompt and its output rounded up to the next power of two, `oracle` for the
     prompt and its true output (Orca's). With the last three nobody is ever preempted.
+
+    Who is preempted waits before all others. With `preemption` "recompute" its tokens are computed again. With "swap"
+    its blocks are copied to some of the host's `num_swap_blocks`; where too few are free, it is recomputed. It comes
+    back beside a step and runs from the next one on, or at once if nothing else runs.
 
     `watermark` is the share of the blocks that an admission leaves free, so that a new sequence is not preempted at
     once. The running sequences use up to `max_loras` adapters (None: as many as there are slots); a request whose
@@ -68,6 +70,8 @@ class ContinuousScheduler:
         adapter_cycle_time: float | None = None,
         prefix_cache: Eviction | None = None,
         reservation: Reservation = "paged",
+        preemption: Preemption = "recompute",
+        num_swap_blocks: int = 0,
         num_adapter_slots: int = 0,
         blocks_per_adapter: int = 0,
         max_model_len: int | None = None,
@@ -76,8 +80,8 @@ class ContinuousScheduler:
             raise ValueError(f"max_num_seqs must be at least 1, not {max_num_seqs}")
         if not 0 <= watermark < 1:
             raise ValueError(f"watermark must be in [0, 1), not {watermark}")
-        check_reservation(reservation, max_model_len)
-        self.reservation, self.max_model_len = reservation, max_model_len
+        self.promises = Promises(reservation, max_model_len)
+        self.swap = SwapSpace(preemption, num_swap_blocks)
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = token_budget(max_num_batched_tokens, max_model_len, steps, max_num_seqs)
         self.steps, self.whole_prompts = steps, whole_prompts
@@ -96,7 +100,7 @@ class ContinuousScheduler:
         self.num_reserved_blocks = int(watermark * num_blocks)
         self.running: list[Sequence] = []  # in the order of their admission
         self.ending: list[Sequence] = []  # their last token is in a step in flight
-        self.split: Sequence | None = None  # the last of the running, if its prompt goes on in the next step
+        self.split: Sequence | None = None  # of the running, if its prompt goes on in the next step
         self.was_of_prompts = False  # the step before
         self.has_preempted = False  # in this step
 
@@ -123,12 +127,8 @@ class ContinuousScheduler:
     def check(self, request: Request) -> None:
         num_adapter_blocks = self.adapters.num_blocks_of(request)
         self.blocks.check(request, num_adapter_blocks)
-        if self.blocks.num_blocks_for(self._promised(request)) + num_adapter_blocks > self.blocks.num_blocks:
-            context = f" ({self.max_model_len} tokens, the model's context)" if self.reservation == "max" else ""
-            raise ValueError(
-                f"scheduler.reservation={self.reservation} promises it more{context} than the KV cache, which has "
-                f"{self.blocks.describe(num_adapter_blocks)} (raise engine.num_blocks, or lower model.max_model_len)"
-            )
+        self.promises.check(request, self.blocks, num_adapter_blocks)
+        self.swap.check(request, self.blocks)
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -141,6 +141,10 @@ class ContinuousScheduler:
             self.turns.update(self.adapters.num_users, now)
         self.has_preempted = False
         batch = self._next_batch(now)
+        if self._bring_back() and batch is None:
+            batch = self._next_batch(now)
+        if batch is not None:
+            batch.swap_out, batch.swap_in = self.swap.take_copies()
         self.was_of_prompts = batch is not None and batch.num_prefill_tokens > 0
         if batch is not None and self.adapters.num_slots:
             if self.prefetch:
@@ -178,13 +182,14 @@ class ContinuousScheduler:
     def _decoding(self) -> list[Sequence]:
         """The running sequences whose prompts are computed, each with room for one more token."""
         block_size = self.blocks.block_size
-        decoding = self.running.copy() if self.split is None else self.running[:-1]
+        decoding = self._without_split()
         for sequence in decoding:
             if sequence.num_computed_tokens == len(sequence.block_table) * block_size:
                 self._grow(sequence)
-        if self.has_preempted:
-            decoding = self.running.copy() if self.split is None else self.running[:-1]
-        return decoding
+        return self._without_split() if self.has_preempted else decoding
+
+    def _without_split(self) -> list[Sequence]:
+        return self.running.copy() if self.split is None else [one for one in self.running if one is not self.split]
 
     def _prompts(self, now: float, budget: int) -> list[tuple[Sequence, int]]:
         """Prompts and how many tokens of each, at most `budget` together: the one that goes on, then new ones."""
@@ -236,32 +241,33 @@ class ContinuousScheduler:
         return Batch(sequences, starts, num_tokens, num_computed - num_decode, num_decode)
 
     def _can_admit(self, budget: int, alone: bool) -> bool:
-        if not (self.waiting and budget) or self.has_preempted or len(self.running) >= self.max_num_seqs:
-            return False
+        if not budget or not self._may_run() or self.waiting[0] in self.swap:
+            return False  # who is on the host comes back beside a step
         first = self.waiting[0]
-        if not self.adapters.can_admit(first) or (self.turns is not None and not self.turns.has_turn(first)):
-            return False
         num_tokens, num_blocks = self.blocks.missing(first)
-        num_blocks += self._num_promised_blocks(first) + self.adapters.num_missing_blocks(first)
+        num_blocks += self.promises.num_blocks_beyond(first, self.blocks)
         if self.whole_prompts and num_tokens > budget and not alone:
             return False
+        return self._has_room(num_blocks)
+
+    def _may_run(self) -> bool:
+        """Whether there is a first of the waiting, and a seat and an adapter's slot for it."""
+        if not self.waiting or self.has_preempted or len(self.running) >= self.max_num_seqs:
+            return False
+        first = self.waiting[0]
+        return self.adapters.can_admit(first) and (self.turns is None or self.turns.has_turn(first))
+
+    def _has_room(self, num_blocks: int) -> bool:
+        """For so many blocks of the first of the waiting, and for its adapter."""
         reserved = self.num_reserved_blocks if self.running else 0
-        return num_blocks + reserved <= self.blocks.num_free
-
-    def _promised(self, request: Request) -> int:
-        return promised_slots(request, self.reservation, self.max_model_len)
-
-    def _num_promised_blocks(self, sequence: Sequence) -> int:
-        """Blocks that it is promised beyond those of its tokens."""
-        num_for = self.blocks.num_blocks_for
-        return max(num_for(self._promised(sequence.request)) - num_for(sequence.num_tokens), 0)
+        return num_blocks + self.adapters.num_missing_blocks(self.waiting[0]) + reserved <= self.blocks.num_free
 
     def _admit(self, now: float) -> Sequence:
         """Take the first of the waiting into the running, with blocks for all its tokens and what it is promised."""
         sequence = self.waiting.popleft()
         self.adapters.admit(sequence)
         self.blocks.admit(sequence)
-        self.blocks.grow(sequence, self._promised(sequence.request))
+        self.blocks.grow(sequence, self.promises.num_slots(sequence.request))
         self.use.add(sequence)
         self.running.append(sequence)
         if sequence.scheduled_time is None:
@@ -269,23 +275,45 @@ class ContinuousScheduler:
             sequence.num_cached_tokens = sequence.num_computed_tokens
         return sequence
 
+    def _bring_back(self) -> bool:
+        """Take the first of the waiting, as far as they are on the host, into the running; whether there are any.
+
+        Its blocks come back beside the step that is chosen already, and it joins the next one.
+        """
+        num_before = len(self.running)
+        while self._may_run() and self.waiting[0] in self.swap:
+            sequence = self.waiting[0]
+            is_split = not sequence.output_token_ids or sequence.num_tokens - sequence.num_computed_tokens > 1
+            if (is_split and self.split is not None) or not self._has_room(self.blocks.missing(sequence)[1]):
+                break
+            self.running.append(self.waiting.popleft())
+            self.adapters.admit(sequence)
+            self.swap.bring(sequence, self.blocks)
+            self.use.add(sequence)
+            if is_split:
+                self.split = sequence
+        return len(self.running) > num_before
+
     def _grow(self, sequence: Sequence) -> None:
         """One block more; preempts those admitted last until one is free, this one too if nobody came after it."""
-        while not self.blocks.num_free and sequence.num_computed_tokens:
+        while not self.blocks.num_free and sequence.block_table:
             self._preempt()
-        if sequence.num_computed_tokens:
+        if sequence.block_table:
             sequence.block_table.append(self.blocks.take())
             self.use.extend(sequence)
 
     def _preempt(self) -> None:
         sequence = self.running.pop()
         self.use.remove(sequence)
+        if not self.swap.put(sequence, self.blocks):
+            sequence.num_computed_tokens = 0
         self.blocks.release(sequence)
         self.adapters.release(sequence)
-        sequence.num_computed_tokens = 0
         sequence.num_preemptions += 1
         self.waiting.appendleft(sequence)
-        self.split, self.has_preempted = None, True  # it can only have been the last of the running
+        self.has_preempted = True
+        if sequence is self.split:
+            self.split = None
 
     def _retire(self, sequence: Sequence) -> None:
         self.adapters.release(sequence)
@@ -295,20 +323,5 @@ class ContinuousScheduler:
             self.blocks.release(sequence)
         else:  # a stop token came after the sequence was preempted
             self.waiting.remove(sequence)
-
-
-def token_budget(max_num_batched_tokens: int | None, max_model_len: int | None, steps: Steps, max_num_seqs: int) -> int:
-    """New tokens of a step at most; ValueError for none, or where seats that decode in the budget are more."""
-    if steps not in get_args(Steps):
-        raise ValueError(f"scheduler.steps={steps!r} is not one of {', '.join(get_args(Steps))}")
-    source, budget = "", max_num_batched_tokens
-    if budget is None:
-        source, budget = " (null: the model's context)", sys.maxsize if max_model_len is None else max_model_len
-    if budget < 1:
-        raise ValueError(f"scheduler.max_num_batched_tokens must be at least 1, not {budget}")
-    if steps != "prompts_first" and budget < max_num_seqs:
-        raise ValueError(
-            f"scheduler.max_num_batched_tokens={budget}{source} is less than one decode token for each of "
-            f"scheduler.max_num_seqs={max_num_seqs} seats; raise it, lower max_num_seqs, or take steps=prompts_first"
-        )
-    return budget
+            if sequence in self.swap:
+                self.swap.drop(sequence)

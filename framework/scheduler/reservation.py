@@ -5,33 +5,54 @@ The names are vLLM's for its baselines: what is promised is taken at once, so th
 
 from typing import Literal, get_args
 
-from framework.core import Request
+from framework.core import Request, Sequence
+from framework.scheduler.block_manager import BlockManager
 
 Reservation = Literal["paged", "max", "pow2", "oracle"]
 
 
-def check_reservation(reservation: Reservation, max_model_len: int | None) -> None:
-    """ValueError for an unknown one, and for one of the model's context where nobody says how long that is."""
-    if reservation not in get_args(Reservation):
-        raise ValueError(f"scheduler.reservation={reservation!r} is not one of {', '.join(get_args(Reservation))}")
-    if reservation == "max" and max_model_len is None:
-        raise ValueError("scheduler.reservation=max needs max_model_len, which a scheduler is told by its engine")
+class Promises:
+    """What `reservation` promises; `max_model_len` is the model's context, None where nobody has told it.
 
-
-def promised_slots(request: Request, reservation: Reservation, max_model_len: int | None) -> int:
-    """Slots that an admission takes blocks for; `paged` promises none, and blocks are taken as they are needed.
-
-    `oracle`: those of the prompt and the output, however long it will be; `pow2`: the output is rounded up to the next
-    power of two, and the sum cut at the model's context; `max`: the model's context.
+    `paged` promises nothing: blocks are taken as they are needed. `oracle` promises the slots of the prompt and the
+    output, however long it will be. With `pow2` the output is rounded up to the next power of two, and the sum cut at
+    the context. `max` promises the context.
     """
-    num_slots = request.num_prompt_tokens + request.num_output_tokens
-    if reservation == "paged":
-        return 0
-    if reservation == "oracle":
-        return num_slots
-    context = max(num_slots, num_slots if max_model_len is None else max_model_len)
-    if reservation == "max":
-        return context
-    num_output_slots: int = 1 << (request.num_output_tokens - 1).bit_length()
-    rounded = request.num_prompt_tokens + num_output_slots
-    return rounded if max_model_len is None else min(rounded, context)
+
+    def __init__(self, reservation: Reservation, max_model_len: int | None) -> None:
+        if reservation not in get_args(Reservation):
+            raise ValueError(f"scheduler.reservation={reservation!r} is not one of {', '.join(get_args(Reservation))}")
+        self.reservation, self.max_model_len = reservation, max_model_len
+
+    def num_slots(self, request: Request) -> int:
+        """Never fewer than the request needs, but with `paged`, where it is 0."""
+        if self.reservation == "paged":
+            return 0
+        needed = request.num_prompt_tokens + request.num_output_tokens
+        context = needed if self.max_model_len is None else max(self.max_model_len, needed)
+        if self.reservation == "max":
+            return context
+        if self.reservation == "oracle":
+            return needed
+        num_output_slots: int = 1 << (request.num_output_tokens - 1).bit_length()
+        rounded = request.num_prompt_tokens + num_output_slots
+        return rounded if self.max_model_len is None else min(rounded, context)
+
+    def num_blocks_beyond(self, sequence: Sequence, blocks: BlockManager) -> int:
+        """How many it is promised beyond those of its tokens."""
+        num_for = blocks.num_blocks_for
+        return max(num_for(self.num_slots(sequence.request)) - num_for(sequence.num_tokens), 0)
+
+    def check(self, request: Request, blocks: BlockManager, num_adapter_blocks: int = 0) -> None:
+        """ValueError for a promise that the whole cache could not keep beside the request's adapter.
+
+        And for one of a context that nobody has told.
+        """
+        if self.reservation == "max" and self.max_model_len is None:
+            raise ValueError("scheduler.reservation=max needs max_model_len, which a scheduler is told of its engine")
+        if blocks.num_blocks_for(self.num_slots(request)) + num_adapter_blocks > blocks.num_blocks:
+            context = f" ({self.max_model_len} tokens, the model's context)" if self.reservation == "max" else ""
+            raise ValueError(
+                f"scheduler.reservation={self.reservation} promises it more{context} than the KV cache, which has "
+                f"{blocks.describe(num_adapter_blocks)} (raise engine.num_blocks, or lower model.max_model_len)"
+            )

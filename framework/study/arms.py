@@ -75,8 +75,8 @@ class Arm(EngineParts):
 def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
     """Every arm with all its components.
 
-    Raises ValueError for an unknown component or keyword, for one that the arm's scheduler refuses, and for a prefix
-    cache over an engine that keeps no keys and values.
+    Raises ValueError for an unknown component or keyword, for one that the arm's scheduler refuses, for a prefix cache
+    over an engine that keeps no keys and values, and for swapping without room on the host.
     """
     resolved = {}
     for arm, components in arms.items():
@@ -99,8 +99,13 @@ def check_scheduler(arm: str, parts: Arm) -> None:
         parts.scheduler(num_blocks=1, block_size=1)
     except ValueError as error:
         raise ValueError(f"arms.{arm}: {error}") from error
-    policy = describe(parts.scheduler).get("prefix_cache")
-    if policy is not None and describe(parts.engine).get("use_cache") is False:
+    scheduler, engine = describe(parts.scheduler), describe(parts.engine)
+    if scheduler.get("preemption") == "swap" and engine.get("num_swap_blocks") == 0:
+        raise ValueError(
+            f"arms.{arm}: scheduler.preemption=swap needs room on the host: set engine.num_swap_blocks, which is 0"
+        )
+    policy = scheduler.get("prefix_cache")
+    if policy is not None and engine.get("use_cache") is False:
         raise ValueError(
             f"arms.{arm}: scheduler.prefix_cache={policy} keeps KV blocks, and engine.use_cache=false has none"
         )

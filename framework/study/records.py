@@ -37,6 +37,7 @@ class EngineRecord(TypedDict):
     blocks_per_adapter: NotRequired[int]  # of the KV cache; earlier points lack it, and have none
     num_adapter_bytes: int
     num_cache_bytes: int
+    num_swap_blocks: NotRequired[int]  # earlier points lack it
     switches: NotRequired[dict[str, bool]]  # fused, compile, cuda_graphs, overlap as decided; earlier points lack it
 
 

@@ -133,6 +133,7 @@ def engine_record(engine: Engine) -> EngineRecord:
         "blocks_per_adapter": engine.blocks_per_adapter,
         "num_adapter_bytes": engine.num_adapter_bytes,
         "num_cache_bytes": engine.num_cache_bytes,
+        "num_swap_blocks": engine.num_swap_blocks,
         "switches": engine.switches if isinstance(engine, MeasuredEngine) else {},
     }
 

@@ -30,7 +30,8 @@ OPTIONS = {  # drawn for the schedulers that have them
     "prefetch": st.booleans(),
     "adapter_cycle_time": st.none() | st.floats(0.01, 1),
     "prefix_cache": st.sampled_from([None, "lru", "lfu", "fifo"]),
-    "reservation": st.sampled_from(["paged", "max", "pow2", "oracle"]),
+    "reservation": st.sampled_from(["paged", "paged", "max", "pow2", "oracle"]),
+    "preemption": st.sampled_from(["recompute", "swap"]),
     "max_model_len": st.just(MAX_MODEL_LEN),
 }
 OF_EXAMPLES = {"steps": st.sampled_from(["prompts_first", "mixed", "alternate"]), "whole_prompts": st.booleans()}
@@ -72,6 +73,7 @@ def watched(make: partial, **options: object) -> partial:
             self.adapter_in: dict[int, str] = {}
             self.ends: dict[Sequence, int] = {}  # of the computed slots of those that are running
             self.decoding: dict[Sequence, None] = {}  # those whose prompt is computed
+            self.decoding_later: dict[Sequence, None] = {}  # and those of them that are on the host
             self.last_phase = "decode"
 
         def add(self, sequence):
@@ -83,9 +85,7 @@ def watched(make: partial, **options: object) -> partial:
             were_decoding = [one for one in self.decoding if one.num_unscheduled_tokens > 0 and not one.is_finished]
             batch = super().schedule(now)
             self.check_decodes_go_on(batch, [one for one in were_decoding if one.block_table])
-            for sequence in [one for one in self.ends if not one.num_computed_tokens]:  # preempted
-                del self.ends[sequence]
-                self.decoding.pop(sequence, None)
+            self.note_preempted()
             if batch is not None and self.num_preemptions() > num_preemptions:
                 assert were_running.issuperset(batch.sequences), "somebody is admitted in a step that preempts"
             if batch is None:
@@ -98,6 +98,19 @@ def watched(make: partial, **options: object) -> partial:
             seated = [one for one in self.added if one.block_table and one.num_unscheduled_tokens > 0]
             assert len(seated) <= self.max_num_seqs
             return batch
+
+        def note_preempted(self):
+            """Who was recomputed begins anew; who comes back from the host goes on where it was, behind the others."""
+            for sequence in [one for one in self.ends if not one.num_computed_tokens]:
+                del self.ends[sequence]
+                self.decoding.pop(sequence, None)
+            back = [one for one in (*self.running, *self.decoding_later) if one.block_table]
+            for sequence in [one for one in dict.fromkeys(back) if one in self.decoding_later]:
+                del self.decoding_later[sequence]
+                self.decoding[sequence] = None
+            for sequence in [one for one in self.decoding if not (one.block_table or one.is_finished)]:
+                del self.decoding[sequence]
+                self.decoding_later[sequence] = None
 
         def check_blocks(self):
             """Only a prefix cache's are shared, and no more are in use than there are."""
@@ -147,7 +160,8 @@ def watched(make: partial, **options: object) -> partial:
                     assert start == 0 or isinstance(self.blocks, PrefixCache)
                     assert start % BLOCK_SIZE == 0
                     assert sequence.num_preemptions or start == sequence.num_cached_tokens < sequence.num_tokens
-                assert start == self.ends.get(sequence, start)
+                known = self.ends.get(sequence, start)  # a prefix cache may have more of it when it comes back
+                assert start == known or (start > known and sequence.num_swaps and isinstance(self.blocks, PrefixCache))
                 end = self.ends[sequence] = start + num_tokens
                 assert end == sequence.num_computed_tokens <= len(sequence.block_table) * BLOCK_SIZE
                 decodes = index < batch.num_decode_tokens
@@ -186,6 +200,8 @@ def draw_options(draw, make: partial) -> dict:
     budget = options.get("max_num_batched_tokens") or MAX_MODEL_LEN
     if (make.keywords | options).get("steps", "prompts_first") == "prompts_first":
         budget = MAX_MODEL_LEN
+    if "num_swap_blocks" in taken:
+        options["num_swap_blocks"] = 20
     return options | {"max_num_seqs": draw(st.integers(1, min(6, budget)))}
 
 
@@ -210,6 +226,7 @@ def test_every_request_ends_once_with_exactly_its_tokens(make, data, workload, s
     num_blocks = enough_blocks(num_blocks, options)
     engine = FakeEngine(lambda batch: 0.01 * sum(batch.num_tokens), num_blocks, BLOCK_SIZE, num_steps_ahead)
     engine.num_adapter_slots = data.draw(st.integers(0, 3))
+    engine.num_swap_blocks = num_blocks + data.draw(st.integers(0, 10))
     scheduler = make_scheduler(watched(make, **options), engine)
     sequences, steps = replay_trace(requests, scheduler, engine)
     assert [sequence.request for sequence in sequences] == requests

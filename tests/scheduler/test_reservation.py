@@ -7,7 +7,7 @@ import pytest
 from framework.build import make_scheduler
 from framework.core import Request
 from framework.scheduler.continuous import ContinuousScheduler
-from framework.scheduler.reservation import promised_slots
+from framework.scheduler.reservation import Promises
 from tests.fake_engine import FakeEngine, requests_at
 from tests.scheduler.event_logs import run, run_rows
 
@@ -16,14 +16,14 @@ REQUESTS = requests_at((0.0, 4, 6), (0.0, 4, 6), (0.0, 4, 6))
 
 @pytest.mark.parametrize(("reservation", "num_slots"), [("paged", 0), ("oracle", 105), ("pow2", 108), ("max", 2048)])
 def test_what_is_promised(reservation, num_slots):
-    assert promised_slots(Request(0, 0.0, 100, 5), reservation, 2048) == num_slots
+    assert Promises(reservation, 2048).num_slots(Request(0, 0.0, 100, 5)) == num_slots
 
 
 @pytest.mark.parametrize(("num_output_tokens", "rounded"), [(1, 1), (2, 2), (3, 4), (25, 32), (32, 32), (33, 64)])
 def test_an_output_is_rounded_up_to_a_power_of_two_within_the_context(num_output_tokens, rounded):
     request = Request(0, 0.0, 100, num_output_tokens)
-    assert promised_slots(request, "pow2", None) == 100 + rounded
-    assert promised_slots(request, "pow2", 140) == min(100 + rounded, 140)
+    assert Promises("pow2", None).num_slots(request) == 100 + rounded
+    assert Promises("pow2", 140).num_slots(request) == min(100 + rounded, 140)
 
 
 @pytest.mark.parametrize(
@@ -92,5 +92,6 @@ def test_an_unknown_reservation_is_refused_and_so_is_a_context_that_nobody_knows
     with pytest.raises(ValueError, match=r"scheduler\.reservation='all' is not one of paged, max, pow2, oracle"):
         ContinuousScheduler(10, 4, reservation="all")
     with pytest.raises(ValueError, match=r"scheduler\.reservation=max needs max_model_len"):
-        ContinuousScheduler(10, 4, reservation="max")
-    make_scheduler(partial(ContinuousScheduler, reservation="max"), FakeEngine())
+        ContinuousScheduler(10, 4, reservation="max").check(REQUESTS[0])
+    engine = FakeEngine(num_blocks=1 << 18)
+    make_scheduler(partial(ContinuousScheduler, reservation="max"), engine).check(REQUESTS[0])

@@ -59,6 +59,15 @@ def test_a_prefix_cache_over_an_engine_without_a_cache_is_refused():
     resolve_arms({"a": changes | {"scheduler": {}}, "b": {"scheduler": {"prefix_cache": "lru"}}}, DEFAULTS)
 
 
+def test_swapping_without_room_on_the_host_is_refused():
+    changes = {"scheduler": {"preemption": "swap"}, "engine": partial(TorchEngine)}
+    with pytest.raises(
+        ValueError, match=r"arms.a: scheduler.preemption=swap .* set engine.num_swap_blocks, which is 0"
+    ):
+        resolve_arms({"a": changes}, DEFAULTS)
+    resolve_arms({"a": changes | {"engine": partial(TorchEngine, num_swap_blocks=3)}}, DEFAULTS)
+
+
 def test_an_arm_is_described_once_and_its_keys_tell_models_engines_and_warm_ups_apart():
     """Another scheduler shares the engine, another engine the model."""
     changes = {"same": {}, "scheduler": {"scheduler": {"max_num_seqs": 2}}, "engine": {"engine": {"num_blocks": 9}}}

@@ -109,10 +109,10 @@ class Placement:
         return Loading(waited, host, (start, record_event()))
 
     def _overwritten(self, batch: Batch) -> set[int]:
-        """Slots on their way of which the batch writes blocks: the adapter was evicted before it was there."""
+        """Slots on their way whose blocks are written: the adapter was evicted before it was there."""
         if not self._on_the_way or not self.blocks_per_adapter:
             return set()
-        size, written = self.block_size, set()
+        size, written = self.block_size, {block for _, block in batch.swap_in}
         for sequence, start, num_tokens in zip(batch.sequences, batch.starts, batch.num_tokens, strict=True):
             written.update(sequence.block_table[start // size : (start + num_tokens - 1) // size + 1])
         return {block // self.blocks_per_adapter + 1 for block in written} & self._on_the_way.keys()

@@ -93,6 +93,8 @@ class Decoder:
     def launch(self, batch: Batch) -> OnDevice:
         """Start a step."""
         num_seqs = len(batch.sequences)
+        if batch.swap_in:  # a sequence that comes back at the same length has other blocks
+            self.forget_rows()
         self._fill_rows(batch)
         buffer = self._num_launched % NUM_BUFFERS
         self._num_launched += 1

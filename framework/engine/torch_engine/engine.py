@@ -33,9 +33,10 @@ from framework.engine.torch_engine.kv_cache import (
     too_little_memory,
 )
 from framework.engine.torch_engine.mixed import check_captured
-from framework.engine.torch_engine.options import EngineOptions
+from framework.engine.torch_engine.options import EngineOptions, check_swap
 from framework.engine.torch_engine.prompt_tokens import check_prompt, prompt_of
 from framework.engine.torch_engine.sampling import Sampler, Sampling
+from framework.engine.torch_engine.swap import Swap
 from framework.engine.torch_engine.warm_up import most_rows, warm_up_sizes, warm_up_steps
 from framework.kernels.decode_step import NO_TOKEN
 from framework.lora.pool import pool_of
@@ -51,6 +52,7 @@ class TorchEngine:
     8,192 tokens and 256 sequences take and a headroom of 2 GiB, or 512 MiB on a CPU, and no more than `max_num_blocks`.
     Where adapters are in the cache (`lora.memory=unified`) the slots are ranges of its blocks, and it has room for
     these beside `max_num_blocks`.
+    `num_swap_blocks` more are on the host, for what a scheduler swaps out; then up to 512 MiB of a GPU are for copies.
     `kv_dtype` "int8" keeps keys and values in about half the bytes (None: in the model's dtype). `use_cache=False`
     keeps none: every step recomputes prompt and output so far. Tokens are sampled with `temperature` (0: greedy),
     `top_k` (0: off) and `top_p` (1: off).
@@ -75,6 +77,7 @@ class TorchEngine:
         kv_cache_bytes: int | None = None,
         memory_bytes: int | None = None,
         max_num_blocks: int | None = None,
+        num_swap_blocks: int = 0,
         kv_dtype: Literal["int8"] | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -107,6 +110,8 @@ class TorchEngine:
         memory = adapter_memory(model, options)
         limits = {"num_blocks": num_blocks, "kv_cache_bytes": kv_cache_bytes, "memory_bytes": memory_bytes}
         size = size_cache(model, options, sampling, memory, max_num_blocks=max_num_blocks, **limits)
+        check_swap(num_swap_blocks, use_cache)
+        self.num_swap_blocks = num_swap_blocks
         self._build(model, sampling, options, size, memory)
 
     def _build(
@@ -136,6 +141,7 @@ class TorchEngine:
         self.blocks_per_adapter, self.num_adapter_bytes = memory.blocks_per_adapter, memory.num_bytes
         self.adapters = adapters = Placement(pool_of(model), self.blocks_per_adapter, self.block_size)
         self.num_adapter_slots = adapters.num_slots
+        self._swap = Swap(self._cache, self.block_size, self.num_swap_blocks) if self.num_swap_blocks else None
         self._sampler = Sampler(sampling, Grammars(model.config, self.device), self.device)
         self._steps: GpuSteps | CpuSteps
         if options.is_on_gpu:
@@ -176,6 +182,8 @@ class TorchEngine:
         if self.options.must_replay and max_num_batched_tokens is not None:
             check_captured(f"scheduler.max_num_batched_tokens={max_num_batched_tokens}", max_num_batched_tokens)
         self.adapters.begin(requests)
+        if self._swap is not None:
+            self._swap.begin()
         self._sampler.grammars.begin(requests)
         self.num_steps_ahead = self._decide_steps_ahead()
         attach_cache(self.model, self._cache)
@@ -251,7 +259,8 @@ class TorchEngine:
             raise ValueError(self._not_finite(launched.sequences[token_ids.index(NO_TOKEN)]))
         hidden = begun - launched.start_time
         waits = {} if launched.loading is None else launched.loading.waits(hidden, elapsed)
-        return StepResult(token_ids, elapsed, prepare=launched.prepare, device=device, adapter_waits=waits)
+        swap_wait = min(sum([one.wait(hidden, elapsed) for one in launched.swapping]), elapsed)
+        return StepResult(token_ids, elapsed, launched.prepare, device, waits, swap_wait)
 
     def _too_little_memory(self, num_rows: int, num_seqs: int) -> ValueError:
         sampling, adapter_bytes = self._sampler.sampling, self.num_adapter_bytes
@@ -265,11 +274,16 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _launch(self, batch: Batch, start_time: float) -> None:
+        sending = None if self._swap is None else self._swap.send(batch)
         loading = self.adapters.bring(batch)
+        fetching = None if self._swap is None else self._swap.fetch(batch)
         running, samples, prepared_time = self._steps.launch(batch, self.timer)
         self.adapters.prefetch()
+        if self._swap is not None:
+            self._swap.beside()
         prepare = prepared_time - start_time
-        self._in_flight.append(Launched(start_time, prepare, batch.sequences, samples, running, loading))
+        swapping = [one for one in (sending, fetching) if one is not None]
+        self._in_flight.append(Launched(start_time, prepare, batch.sequences, samples, running, loading, swapping))
 
     def _warm_up(self, max_num_seqs: int, num_rows: int) -> None:
         """Everything that is loaded, compiled or captured once for such steps, before anything is timed."""

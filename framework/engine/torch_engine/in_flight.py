@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -38,19 +39,23 @@ Started = tuple[OnDevice | Done, list[bool], float]  # what runs, who samples, a
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """What a step waited for: the adapters in `slots`, `host` seconds and then those between two device events."""
+    """What a step waited for, adapters in `slots` or blocks: `host` seconds, then those between two device events."""
 
     slots: set[int]
     host: float
     events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
 
-    def waits(self, hidden: float, elapsed: float) -> dict[int, float]:
-        """Seconds per slot, once the step is over and `elapsed` charged for it, of which waiting can be no more.
+    def wait(self, hidden: float, elapsed: float) -> float:
+        """Seconds, once the step is over and `elapsed` charged for it, of which waiting can be no more.
 
         The first `hidden` seconds passed while the step before still ran.
         """
         device = 0.0 if self.events is None else 1e-3 * self.events[0].elapsed_time(self.events[1])
-        return dict.fromkeys(self.slots, min(max(0.0, self.host - hidden) + device, elapsed))
+        return min(max(0.0, self.host - hidden) + device, elapsed)
+
+    def waits(self, hidden: float, elapsed: float) -> dict[int, float]:
+        """The same for each slot."""
+        return dict.fromkeys(self.slots, self.wait(hidden, elapsed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class Launched:
     samples: list[bool]  # which of them sample a token
     running: OnDevice | Done
     loading: Loading | None = None
+    swapping: Iterable[Loading] = ()
 
 
 def pinned(*shape: int, dtype: torch.dtype) -> Tensor:

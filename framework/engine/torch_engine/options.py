@@ -84,6 +84,13 @@ class EngineOptions:
         )
 
 
+def check_swap(num_swap_blocks: int, use_cache: bool) -> None:
+    if num_swap_blocks < 0:
+        raise ValueError(f"engine.num_swap_blocks must be at least 0, not {num_swap_blocks}")
+    if num_swap_blocks and not use_cache:
+        raise ValueError(f"engine.num_swap_blocks={num_swap_blocks} needs a KV cache, and use_cache=false keeps none")
+
+
 def _kv_dtype(name: str | None, use_cache: bool, model_dtype: torch.dtype) -> torch.dtype:
     if name not in (None, "int8"):
         raise ValueError(f"kv_dtype {name!r} must be null or int8")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import pytest
 
@@ -31,6 +32,17 @@ SCHEDULERS = {
     "hybrid_only with preemptions": shipped("hybrid_only", max_num_seqs=6, watermark=0.0),
     "chunk_only": shipped("chunk_only", max_num_seqs=6, max_num_batched_tokens=8),
 }
+MEMORY_POLICIES = {
+    "continuous with preemptions, swapped": partial(
+        ContinuousScheduler, max_num_seqs=6, watermark=0.0, preemption="swap"
+    ),
+    "mixed with preemptions, swapped": shipped(
+        "mixed", max_num_seqs=6, max_num_batched_tokens=16, watermark=0.0, preemption="swap"
+    ),
+    "mixed, oracle": shipped("mixed", max_num_seqs=6, max_num_batched_tokens=8, reservation="oracle"),
+    "sarathi, pow2": shipped("sarathi", max_num_seqs=6, max_num_batched_tokens=8, reservation="pow2"),
+    "continuous, max": partial(ContinuousScheduler, max_num_seqs=6, reservation="max"),
+}
 
 
 def make_arrivals():
@@ -55,6 +67,14 @@ def test_replayed_tokens_equal_transformers(served, name):
     check(TorchEngine(model, block_size=7, num_blocks=num_blocks(name)), name, requests, expected)
 
 
+@pytest.mark.parametrize("name", MEMORY_POLICIES)
+@pytest.mark.parametrize("served", ["llama"], indirect=True)
+def test_no_memory_policy_changes_a_token(served, name):
+    model, requests, expected = served
+    engine = TorchEngine(model, block_size=7, num_blocks=num_blocks(name), num_swap_blocks=9)
+    check(engine, name, requests, expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "steps", "whole_prompts", "blocks"),
@@ -70,13 +90,13 @@ def test_every_chunk_size_gives_the_same_tokens(served, budget, steps, whole_pro
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", [*SCHEDULERS, "mixed with preemptions, swapped"])
 def test_an_int8_cache_gives_the_tokens_of_one_request_after_the_other(name):
     options = {"config": TINY_CONFIG, "block_size": 7, "kv_dtype": "int8"}
     requests = make_arrivals()
     expected = generate_alone(make_engine(**options), requests)
     assert len({token for output in expected for token in output}) > 20
-    check(make_engine(**options, num_blocks=num_blocks(name)), name, requests, expected)
+    check(make_engine(**options, num_blocks=num_blocks(name), num_swap_blocks=9), name, requests, expected)
 
 
 def with_equal_beginnings(adapters=(None,), has_text=False):
@@ -102,6 +122,16 @@ PREFIX_CACHES = {
         "prefix_cache": "lru", "steps": "alternate", "max_num_batched_tokens": 11, "whole_prompts": False,
     },
 }  # fmt: skip
+MEMORY_CACHES = {
+    "chunks with preemptions, swapped": {
+        "prefix_cache": "lru", "steps": "mixed", "max_num_batched_tokens": 11, "whole_prompts": False,
+        "preemption": "swap",
+    },
+    "chunks, pow2": {
+        "prefix_cache": "fifo", "steps": "mixed", "max_num_batched_tokens": 11, "whole_prompts": False,
+        "reservation": "pow2",
+    },
+}  # fmt: skip
 
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -117,8 +147,7 @@ def test_a_prefix_cache_changes_no_token(name, block_size, has_text, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", PREFIX_CACHES)
-@pytest.mark.parametrize("block_size", [1, 7, 16])
+@pytest.mark.parametrize(("name", "block_size"), [*product(PREFIX_CACHES, [1, 7, 16]), *product(MEMORY_CACHES, [7])])
 def test_a_prefix_cache_changes_no_token_of_any_adapter(name, block_size, device):
     requests = with_equal_beginnings([None, "a", "b"])
     alone = partial(ContinuousScheduler, max_num_seqs=1)
@@ -133,11 +162,12 @@ def check_prefix_hits(make, name, block_size, requests, expected):
     """Of 64 tokens at most a sequence has 64; with a second one of 30 beside it, one is preempted."""
     has_preemptions = "preemptions" in name
     size = -(-64 // block_size) + -(-30 // block_size) if has_preemptions else -(-400 // block_size)
-    engine = make(block_size=block_size, num_blocks=size)
-    scheduler = partial(ContinuousScheduler, max_num_seqs=3, watermark=0.0, **PREFIX_CACHES[name])
+    engine = make(block_size=block_size, num_blocks=size, num_swap_blocks=size if "swapped" in name else 0)
+    scheduler = partial(ContinuousScheduler, max_num_seqs=3, watermark=0.0, **(PREFIX_CACHES | MEMORY_CACHES)[name])
     sequences, steps = replay_trace(requests, make_scheduler(scheduler, engine), engine)
     assert [sequence.output_token_ids for sequence in sequences] == expected
     assert any(sequence.num_preemptions for sequence in sequences) == has_preemptions
+    assert any(sequence.num_swaps for sequence in sequences) == ("swapped" in name)
     assert sum(sequence.num_cached_tokens for sequence in sequences) > 0
     assert any(step.num_cached_blocks for step in steps)
 
@@ -179,6 +209,7 @@ def num_blocks(name):
 
 
 def check(engine, name, requests, expected):
-    sequences, _ = replay_trace(requests, make_scheduler(SCHEDULERS[name], engine), engine)
+    sequences, _ = replay_trace(requests, make_scheduler((SCHEDULERS | MEMORY_POLICIES)[name], engine), engine)
     assert [sequence.output_token_ids for sequence in sequences] == expected
     assert any(sequence.num_preemptions for sequence in sequences) == ("preemptions" in name)
+    assert any(sequence.num_swaps for sequence in sequences) == ("swapped" in name)

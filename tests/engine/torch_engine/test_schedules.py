@@ -32,7 +32,7 @@ LENGTHS = [(5, 18), (70, 12), (1, 25), (130, 1), (37, 16), (7, 9), (90, 30), (16
 REQUESTS = make_requests(*zip(*LENGTHS, strict=True))
 RNG = np.random.default_rng(0)
 MANY_REQUESTS = make_requests(RNG.integers(1, 120, 48).tolist(), RNG.integers(1, 24, 48).tolist())
-SIZES = {"block_size": 16, "num_blocks": 64}
+SIZES = {"block_size": 16, "num_blocks": 64, "num_swap_blocks": 12}
 FEW_BLOCKS = 10  # the longest request needs 9
 SCHEDULERS = {
     "continuous": shipped("continuous", max_num_seqs=6),
@@ -43,6 +43,12 @@ SCHEDULERS = {
     "hybrid_only": shipped("hybrid_only", max_num_seqs=6),
     "hybrid_only with preemptions": shipped("hybrid_only", max_num_seqs=6, watermark=0.0),
     "chunk_only": shipped("chunk_only", max_num_seqs=6, max_num_batched_tokens=13),
+    "continuous with preemptions, swapped": shipped("continuous", max_num_seqs=6, watermark=0.0, preemption="swap"),
+    "mixed with preemptions, swapped": shipped(
+        "mixed", max_num_seqs=6, max_num_batched_tokens=40, watermark=0.0, preemption="swap"
+    ),
+    "continuous with pow2": shipped("continuous", max_num_seqs=6, reservation="pow2"),
+    "sarathi with oracle": shipped("sarathi", max_num_seqs=6, max_num_batched_tokens=24, reservation="oracle"),
     "static": shipped("static", max_num_seqs=3, max_wait=0.0),
 }
 CPU = pytest.param(("cpu", {}, False), marks=pytest.mark.slow, id="cpu")  # shows that the tests hold
@@ -59,6 +65,7 @@ def serve(engine, name, requests=REQUESTS):
         scheduler.blocks = BlockManager(FEW_BLOCKS, engine.block_size)
     sequences, steps = replay_trace(requests, scheduler, engine)
     assert any(sequence.num_preemptions for sequence in sequences) == ("preemptions" in name)
+    assert any(sequence.num_swaps for sequence in sequences) == ("swapped" in name)
     assert any(step.phase == "mixed" for step in steps) == name.startswith(("mixed", "sarathi", "hybrid_only"))
     return sequences, steps
 
@@ -173,7 +180,7 @@ def are_decided(logits, error):
 
 
 BFLOAT16 = [CPU, on_cuda("eager", overlap=False, **EAGER), on_cuda("graphs one ahead", overlap=True)]
-CHUNKED = ["mixed with preemptions", "hybrid_only", "continuous with preemptions"]
+CHUNKED = ["mixed with preemptions", "hybrid_only", "continuous with preemptions, swapped"]
 
 
 @pytest.fixture(scope="module", params=BFLOAT16)
@@ -231,7 +238,7 @@ def test_bfloat16_graphs_one_ahead_are_near_the_eager_steps_of_the_same_schedule
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("schedule", ["mixed with preemptions", "sarathi"])
+@pytest.mark.parametrize("schedule", ["mixed with preemptions", "mixed with preemptions, swapped", "sarathi"])
 @pytest.mark.parametrize("change", ["int8_weight_only", "int8 cache", "segmented"])
 def test_float32_graphs_one_ahead_give_the_tokens_of_eager_steps(change, schedule):
     """Of an int8 cache in all requests but one: see test_an_int8_cache_gives_the_same_tokens_under_every_schedule."""
