@@ -36,7 +36,14 @@ def replayed_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
             "token_times": token_times,
         }
     )
-    absent = {"adapter_id": None, "session_id": None, "priority": 0, "adapter_load_wait": 0.0, "num_cached_tokens": 0}
+    absent = {
+        "adapter_id": None,
+        "session_id": None,
+        "priority": 0,
+        "adapter_load_wait": 0.0,
+        "num_cached_tokens": 0,
+        "num_swaps": 0,
+    }
     requests = requests.assign(request_id=range(60), **absent)
     requests["ttft"] = requests["first_token_time"] - requests["arrival_time"]
     requests["e2e"] = requests["finish_time"] - requests["arrival_time"]

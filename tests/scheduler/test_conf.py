@@ -1,13 +1,11 @@
 """Event logs of every scheduler in conf/scheduler, by hand: a step with a prompt takes 1 s, one of decodes 0.125 s."""
 
 from collections import deque
-from functools import partial
 
 import pytest
 
 from framework.build import make_scheduler
 from framework.core import Request, Sequence
-from framework.scheduler.continuous import ContinuousScheduler
 from tests.fake_engine import FakeEngine, requests_at
 from tests.scheduler.event_logs import run_rows
 from tests.scheduler.shipped import NAMES, shipped
@@ -171,29 +169,3 @@ def test_a_step_looks_at_none_that_waits_but_the_first(name):
         batch = scheduler.schedule(float(step))
         scheduler.postprocess(batch, [7] * len(batch.sequences), step + 0.5)
     assert len(scheduler.waiting) < 49
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_num_batched_tokens": 0}, r"scheduler\.max_num_batched_tokens must be at least 1, not 0"),
-        ({"max_num_batched_tokens": -1}, r"scheduler\.max_num_batched_tokens must be at least 1, not -1"),
-        (
-            {"max_num_batched_tokens": 7},
-            r"scheduler\.max_num_batched_tokens=7 is less than one decode token for each of scheduler\.max_num_seqs=8",
-        ),
-    ],
-)
-@pytest.mark.parametrize("name", [*CHUNKED, "hybrid_only"])
-def test_a_budget_that_does_not_suffice_for_the_seats_is_refused(name, options, message):
-    with pytest.raises(ValueError, match=message):
-        shipped(name, **options)(num_blocks=10, block_size=4)
-
-
-def test_a_context_that_does_not_suffice_for_the_seats_is_refused():
-    with pytest.raises(ValueError, match=r"max_num_batched_tokens=12 \(null: the model's context\) is less than one"):
-        make_scheduler(shipped("hybrid_only", max_num_seqs=13), ShortContext())
-
-
-def test_prompts_first_need_no_token_for_every_seat():
-    make_scheduler(partial(ContinuousScheduler, max_num_seqs=8, max_num_batched_tokens=7), FakeEngine())
