@@ -42,11 +42,12 @@ def find(study: Study, points: pd.DataFrame) -> Findings:
     highest = turns[turns["load"] == turns["load"].max()]
     shown = enough(highest)
     title = load_title(points)
-    figures = rate_figures(study, points)
-    if not shown.empty:
-        figures = {"over_turns": (over_turns(shown), OVER_TURNS.format(title, MIN_TURNS)), **figures}
+    figures, files = rate_figures(study, points), {"turns.csv": turns}
+    if shown.empty:
+        return Findings(figures, notes=[f"no turn has {MIN_TURNS} requests of every arm at {title}"], files=files)
+    figures = {"over_turns": (over_turns(shown), OVER_TURNS.format(title, MIN_TURNS)), **figures}
     tables = {BY_TURN.format(title): turn_table(shown)}
-    return Findings(figures, tables, describe_turns(shown), DEFINITIONS, {"turns.csv": turns})
+    return Findings(figures, tables, describe_turns(shown), DEFINITIONS, files)
 
 
 def load_title(points: pd.DataFrame) -> str:
@@ -89,7 +90,7 @@ def enough(turns: pd.DataFrame) -> pd.DataFrame:
 
 def turn_table(turns: pd.DataFrame) -> pd.DataFrame:
     """What `by_turn` made of one load, in milliseconds, and over the first arm."""
-    first = turns[turns["arm"] == turns["arm"].iloc[0]].set_index("turn") if len(turns) else turns.set_index("turn")
+    first = turns[turns["arm"] == turns["arm"].iloc[0]].set_index("turn")
     base = first["ttft_p50"].reindex(turns["turn"]).to_numpy()
     return pd.DataFrame(
         {
@@ -103,7 +104,7 @@ def turn_table(turns: pd.DataFrame) -> pd.DataFrame:
             "TTFT P50 (ms)_low": 1e3 * turns["ttft_p50_low"],
             "TTFT P50 (ms)_high": 1e3 * turns["ttft_p50_high"],
             "TTFT P90 (ms)": 1e3 * turns["ttft_p90"],
-            f"P50 ÷ {first['arm'].iloc[0] if len(first) else 'first arm'}": turns["ttft_p50"] / base,
+            f"P50 ÷ {first['arm'].iloc[0]}": turns["ttft_p50"] / base,
         }
     )
 

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from framework.core import Request
 from framework.replay import Server, replay
@@ -104,3 +106,36 @@ def test_a_session_that_never_ends_is_an_error_that_names_it():
     requests = session("a", 0.0, (4, 1, None), (8, 1, 1.0))
     with pytest.raises(RuntimeError, match=r"request 1, turn 2 of session 'a', is lost: the scheduler of server 0"):
         replay(TraceSource(requests, 1), [server], lambda sequence: server)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sessions=st.lists(
+        st.tuples(st.sampled_from([0.0, 0.3, 2.0]), st.lists(st.sampled_from([0.0, 0.1, 1.0]), max_size=3)), max_size=8
+    ),
+    max_concurrency=st.sampled_from([None, 1, 2, 5]),
+    num_seqs=st.integers(1, 3),
+)
+def test_turns_follow_in_order_and_no_more_sessions_than_allowed_are_in_progress(sessions, max_concurrency, num_seqs):
+    requests: list[Request] = []
+    start = 0.0
+    for gap, think_times in sessions:
+        start += gap
+        turns = [(4 + 6 * index, 2, think_time) for index, think_time in enumerate([None, *think_times])]
+        requests += session(f"s{len(requests)}", start, *turns, first_id=len(requests))
+    server = Server(ContinuousScheduler(1000, 4, max_num_seqs=num_seqs), FakeEngine(lambda batch: 0.125))
+    sequences = replay(TraceSource(requests, max_concurrency), [server], lambda sequence: server) if requests else []
+    assert sorted(one.request.request_id for one in sequences) == list(range(len(requests)))
+    assert [one.arrival_time for one in sequences] == sorted(one.arrival_time for one in sequences)
+    spans: dict[str, list[float]] = {}
+    for one in sequences:
+        if one.request.turn > 1:
+            assert one.arrival_time == one.previous.token_times[-1] + one.request.think_time
+            assert one.previous.request.turn == one.request.turn - 1
+        else:
+            assert one.arrival_time >= one.request.arrival_time
+            assert max_concurrency is not None or one.arrival_time == one.request.arrival_time
+        spans.setdefault(one.request.session_id, []).extend([one.arrival_time, one.token_times[-1]])
+    for begin in [min(times) for times in spans.values()]:
+        in_progress = sum(min(times) <= begin < max(times) for times in spans.values())
+        assert max_concurrency is None or in_progress <= max_concurrency
