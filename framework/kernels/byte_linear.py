@@ -23,11 +23,11 @@ def fused_byte_linear(
 ) -> Tensor:
     """What plain_int8_linear or plain_fp8_linear computes, by the weight's dtype; under fused_linear's conditions.
 
-    Weights are not rounded to x's dtype, unless their scales are of groups.
+    Weights are not rounded to x's dtype.
     """
     shape = shape_of(x, weight, around)
     if tiles is None:
-        tiles = choose_byte_tiles(shape, device_facts(x.device)[0])
+        tiles = choose_byte_tiles(shape, device_facts(x.device)[0], group_size)
         if x.element_size() == 4:
             tiles = replace(tiles, block_k=tiles.block_k // 2)
     return launch_linear(x, weight, bias, around, shape, tiles, Scales(scale, group_size))

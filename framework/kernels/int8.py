@@ -20,6 +20,7 @@ MIN_INT_MM_ROWS = 17  # of torch._int_mm on CUDA, whose other sizes are multiple
 def quantize_int8(values: Tensor, group_size: int | None = None) -> tuple[Tensor, Tensor]:
     """(rows, columns) → int8 of the same shape and float32 scales (rows, groups): values ≈ int8 * scale.
 
+    The scales are stored by columns, as the fused kernel reads them.
     A group's largest magnitude becomes 127; a group is a row, or `group_size` of its columns, the last one fewer. The
     error is at most scale / 2.
     """
@@ -28,7 +29,7 @@ def quantize_int8(values: Tensor, group_size: int | None = None) -> tuple[Tensor
     values = F.pad(values.float(), (0, -columns % size)).view(rows, -1, size)
     scale = (values.abs().amax(dim=2) / 127).clamp(min=torch.finfo(torch.float32).tiny)  # rows of zeros: not 0 / 0
     quantized = (values / scale[:, :, None]).round().clamp(-127, 127).to(torch.int8)
-    return quantized.view(rows, -1)[:, :columns].contiguous(), scale
+    return quantized.view(rows, -1)[:, :columns].contiguous(), scale.T.contiguous().T
 
 
 def dequantize_int8(quantized: Tensor, scale: Tensor, group_size: int | None, dtype: torch.dtype) -> Tensor:

@@ -36,8 +36,8 @@ class Surroundings(NamedTuple):
 class Scales(NamedTuple):
     """What int8 or float8 numbers are multiples of, float32.
 
-    `weight` has a column per `group_size` features (None: one column). If x is of bytes too, `x` (rows,) is its scale
-    and `dtype` that of the result.
+    `weight` (out_features, groups) is stored by columns, one per `group_size` features (None: one column). If x is of
+    bytes too, `x` (rows,) is its scale and `dtype` that of the result.
     """
 
     weight: Tensor | None = None
@@ -124,13 +124,13 @@ def launch_linear(
 ) -> Tensor:
     """fused_linear with given tiles.
 
-    Of a group_size and block_k one is a multiple of the other. An x of bytes has no norm and no group_size.
+    A group_size is a multiple of block_k, or for one row of 16. An x of bytes has no norm and no group_size.
     """
     _check_operands(x, weight, around, shape, tiles, scales)
     norm_weight, norm_bias, norm_eps, delta, activation, residual = around
     rows, out_features, in_features, gated, _ = shape
     pdl = tiles.pdl and device_facts(x.device)[1]
-    if norm_weight is not None and tiles.block_m > 1:
+    if norm_weight is not None and (tiles.block_m > 1 or scales.group_size):
         x = fused_norm(x, norm_weight, norm_bias, norm_eps, pdl)
         norm_weight = norm_bias = None
     out = torch.empty(rows, out_features, dtype=scales.dtype or x.dtype, device=x.device)
@@ -163,11 +163,8 @@ def _check_operands(
     assert residual is None or (residual.shape == shape[:2] and residual.stride(1) == 1), residual.shape
     assert delta is None or (delta.shape == (shape.rows, weight.shape[0]) and delta.is_contiguous()), delta.shape
     assert (scale is None) == (weight.itemsize > 1)
-    assert scale is None or (scale.is_contiguous() and scale.dtype == torch.float32)
-    assert group_size is None or max(group_size, tiles.block_k) % min(group_size, tiles.block_k) == 0, (
-        group_size,
-        tiles,
-    )
+    assert scale is None or (scale.T.is_contiguous() and scale.dtype == torch.float32)
+    assert group_size is None or group_size % (16 if tiles.block_m == 1 else tiles.block_k) == 0, (group_size, tiles)
     assert (scales.x is None) == (x.itemsize > 1)
     assert scales.x is None or (x.dtype == weight.dtype and group_size is None)
 

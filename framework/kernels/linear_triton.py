@@ -2,8 +2,9 @@
 
 A matrix product with its weights as left operand, or a matrix-vector product for one row; the sum over input features
 may be split over programs, of which the last to arrive adds the parts in a fixed order. Weights of one byte become x's
-dtype in registers, so that a byte is read: four at a time by bits, as the cast would be slower than the read; scales of
-groups multiply them there. Where x is of bytes too, with a scale per row, so is the product: int8 exact, or float8.
+dtype in registers, so that a byte is read: four at a time by bits, as the cast would be slower than the read. Scales of
+groups multiply the sums over a group. Where x is of bytes too, with a scale per row, so is the product: int8 exact, or
+float8.
 """
 
 # mypy: allow-untyped-defs
@@ -11,18 +12,26 @@ groups multiply them there. Where x is of bytes too, with a scale per row, so is
 import triton
 import triton.language as tl
 
-# Four int8 → four numbers. float16: beneath the exponent of 1024, a byte whose sign is turned reads 1024 + 128 + it.
-# bfloat16: beneath the exponent of 128, seven bits read 128 + them, and the sign bit alone 128 or 256; the difference.
+# Four int8 → four 64ths of them. A byte whose sign is turned is 128 more than the number, u. Beneath the exponent of
+# 1024 in float16 it reads 1024 + u, beneath that of 2 ** 17 in float32 2 ** 17 + u / 64, without one in bfloat16
+# u / 2 ** 133.
 INT8_TO_FLOAT16 = tl.constexpr(
-    "{ .reg .b32 p, q, m; mov.b32 m, 0x64806480; prmt.b32 p, $2, 0, 0x4140; prmt.b32 q, $2, 0, 0x4342;"
+    "{ .reg .b32 p, q, m, c; mov.b32 m, 0x24002400; mov.b32 c, 0xcc80cc80;"
+    "prmt.b32 p, $2, 0, 0x4140; prmt.b32 q, $2, 0, 0x4342;"
     "lop3.b32 p, p, 0x00800080, 0x64006400, 0xbe; lop3.b32 q, q, 0x00800080, 0x64006400, 0xbe;"
-    "sub.f16x2 $0, p, m; sub.f16x2 $1, q, m; }"
+    "fma.rn.f16x2 $0, p, m, c; fma.rn.f16x2 $1, q, m, c; }"
 )
 INT8_TO_BFLOAT16 = tl.constexpr(
-    "{ .reg .b32 p, q, a, b, c, d, m; mov.b32 m, 0xbf80bf80; prmt.b32 p, $2, 0, 0x4140; prmt.b32 q, $2, 0, 0x4342;"
-    "lop3.b32 a, p, 0x007f007f, 0x43004300, 0xea; lop3.b32 b, p, 0x00800080, 0x43004300, 0xea;"
-    "lop3.b32 c, q, 0x007f007f, 0x43004300, 0xea; lop3.b32 d, q, 0x00800080, 0x43004300, 0xea;"
-    "fma.rn.bf16x2 $0, b, m, a; fma.rn.bf16x2 $1, d, m, c; }"
+    "{ .reg .b32 u, p, q, m, c; mov.b32 m, 0x7f007f00; mov.b32 c, 0xc000c000; xor.b32 u, $2, 0x80808080;"
+    "prmt.b32 p, u, 0, 0x4140; prmt.b32 q, u, 0, 0x4342;"
+    "fma.rn.bf16x2 $0, p, m, c; fma.rn.bf16x2 $1, q, m, c; }"
+)
+INT8_TO_FLOAT32 = tl.constexpr(
+    "{ .reg .b32 u, p, h; .reg .f32 f; xor.b32 u, $4, 0x80808080; mov.b32 h, 0x48000000;"
+    "prmt.b32 p, u, h, 0x7440; mov.b32 f, p; sub.f32 $0, f, 0f48000080;"
+    "prmt.b32 p, u, h, 0x7441; mov.b32 f, p; sub.f32 $1, f, 0f48000080;"
+    "prmt.b32 p, u, h, 0x7442; mov.b32 f, p; sub.f32 $2, f, 0f48000080;"
+    "prmt.b32 p, u, h, 0x7443; mov.b32 f, p; sub.f32 $3, f, 0f48000080; }"
 )
 # Four float8_e4m3 → four bfloat16: four bits lower, exponent and fraction read the number times 2 ** -120.
 FLOAT8_TO_BFLOAT16 = tl.constexpr(
@@ -36,32 +45,23 @@ FLOAT8_TO_BFLOAT16 = tl.constexpr(
 
 @triton.jit
 def _widen(tile, dtype: tl.constexpr, BY_BITS: tl.constexpr):
-    """The tile in `dtype`, exactly."""
-    if BY_BITS and tile.dtype == tl.float8e4nv and dtype == tl.bfloat16:
-        return tl.inline_asm_elementwise(FLOAT8_TO_BFLOAT16, "=r,=r,r", [tile], dtype=tl.bfloat16, is_pure=True, pack=4)
-    if tile.dtype == tl.float8e4nv:
-        return tile.to(dtype)
-    if BY_BITS and dtype == tl.float16:
-        return tl.inline_asm_elementwise(INT8_TO_FLOAT16, "=r,=r,r", [tile], dtype=tl.float16, is_pure=True, pack=4)
-    if BY_BITS and dtype == tl.bfloat16:
-        return tl.inline_asm_elementwise(INT8_TO_BFLOAT16, "=r,=r,r", [tile], dtype=tl.bfloat16, is_pure=True, pack=4)
-    return tile.to(dtype)
-
-
-@triton.jit
-def _times_scales(tile, scale_rows, k0, in_features, GROUP_SIZE: tl.constexpr):
-    """The tile (BLOCK_N, BLOCK_K) of input features from k0 on, times its groups' scales; rounded to its dtype."""
-    BLOCK_N: tl.constexpr = tile.shape[0]
-    BLOCK_K: tl.constexpr = tile.shape[1]
-    if BLOCK_K <= GROUP_SIZE:
-        scaled = tile.to(tl.float32) * tl.load(scale_rows + k0 // GROUP_SIZE)[:, None]
+    """The tile in `dtype`, exactly; of int8 a 64th."""
+    if tile.dtype == tl.int8 and not BY_BITS:
+        wide = (tile.to(tl.float32) * 0.015625).to(dtype)
+    elif tile.dtype == tl.int8 and dtype == tl.float32:
+        wide = tl.inline_asm_elementwise(
+            INT8_TO_FLOAT32, "=f,=f,=f,=f,r", [tile], dtype=tl.float32, is_pure=True, pack=4
+        )
+    elif tile.dtype == tl.int8 and dtype == tl.float16:
+        wide = tl.inline_asm_elementwise(INT8_TO_FLOAT16, "=r,=r,r", [tile], dtype=tl.float16, is_pure=True, pack=4)
+    elif tile.dtype == tl.int8:
+        wide = tl.inline_asm_elementwise(INT8_TO_BFLOAT16, "=r,=r,r", [tile], dtype=tl.bfloat16, is_pure=True, pack=4)
+    elif BY_BITS and tile.dtype == tl.float8e4nv and dtype != tl.float16:
+        wide = tl.inline_asm_elementwise(FLOAT8_TO_BFLOAT16, "=r,=r,r", [tile], dtype=tl.bfloat16, is_pure=True, pack=4)
+        wide = wide.to(dtype)
     else:
-        group = k0 // GROUP_SIZE + tl.arange(0, BLOCK_K // GROUP_SIZE)
-        is_group = group < (in_features + GROUP_SIZE - 1) // GROUP_SIZE
-        scales = tl.load(scale_rows[:, None] + group[None, :], mask=is_group[None, :], other=0.0)
-        grouped = tl.reshape(tile.to(tl.float32), [BLOCK_N, BLOCK_K // GROUP_SIZE, GROUP_SIZE])
-        scaled = tl.reshape(grouped * scales[:, :, None], [BLOCK_N, BLOCK_K])
-    return scaled.to(tile.dtype)
+        wide = tile.to(dtype)
+    return wide
 
 
 @triton.jit
@@ -128,31 +128,24 @@ def _prefetch(rows, start, end, BLOCK_K: tl.constexpr, PREFETCH: tl.constexpr):
 
 
 @triton.jit
-def _accumulate(
-    acc, weight_rows, scale_rows, x_tile, k0, k, in_features, GROUP_SIZE: tl.constexpr, EVEN_K: tl.constexpr,
-    BY_BITS: tl.constexpr,
-):  # fmt: skip
-    """Add one tile's product; x_tile is (BLOCK_M, BLOCK_K), k its input features, which start at k0."""
-    pointers = weight_rows[:, None] + k[None, :]
-    if EVEN_K:
-        weight_tile = tl.load(pointers, eviction_policy="evict_first")
-    else:
-        weight_tile = tl.load(pointers, mask=(k < in_features)[None, :], other=0.0, eviction_policy="evict_first")
-    if x_tile.shape[0] == 1:
-        weight_tile = _widen(weight_tile, tl.bfloat16 if BY_BITS else tl.float32, BY_BITS).to(tl.float32)
-        if GROUP_SIZE:
-            weight_tile = _times_scales(weight_tile, scale_rows, k0, in_features, GROUP_SIZE)
-        acc += weight_tile * x_tile.to(tl.float32)  # (BLOCK_N, BLOCK_K)
-    elif x_tile.dtype == tl.int8:
-        acc = tl.dot(weight_tile, tl.trans(x_tile), acc, out_dtype=tl.int32)  # exact
+def _add_product(acc, weight_tile, x_tile, BY_BITS: tl.constexpr):
+    """acc (BLOCK_N, BLOCK_M) and the product of tiles (BLOCK_N, BLOCK_K) and (BLOCK_M, BLOCK_K); int8 is exact."""
+    if x_tile.dtype == tl.int8:
+        acc = tl.dot(weight_tile, tl.trans(x_tile), acc, out_dtype=tl.int32)
     elif x_tile.dtype == tl.float8e4nv:
         acc = tl.dot(weight_tile, tl.trans(x_tile), acc)
     else:
-        weight_tile = _widen(weight_tile, x_tile.dtype, BY_BITS)
-        if GROUP_SIZE:
-            weight_tile = _times_scales(weight_tile, scale_rows, k0, in_features, GROUP_SIZE)
-        acc = tl.dot(weight_tile, tl.trans(x_tile), acc, input_precision="ieee")  # (BLOCK_N, BLOCK_M)
+        acc = tl.dot(_widen(weight_tile, x_tile.dtype, BY_BITS), tl.trans(x_tile), acc, input_precision="ieee")
     return acc
+
+
+@triton.jit
+def _group_sums(products, scale_rows, k0, in_features, num_weight_rows, GROUP_SIZE: tl.constexpr):
+    """Sums of 16 products of a row each, (BLOCK_N, BLOCK_K / 16), times the scales of their groups."""
+    NUM: tl.constexpr = products.shape[1] // 16
+    k = tl.minimum(k0 + 16 * tl.arange(0, NUM), in_features - 1)
+    scales = tl.load(scale_rows[:, None] + k[None, :] // GROUP_SIZE * num_weight_rows)
+    return tl.sum(tl.reshape(products, [products.shape[0], NUM, 16]), 2) * scales
 
 
 @triton.jit
@@ -211,8 +204,8 @@ def linear_kernel(
 ):  # fmt: skip
     # Under silu_gate half of a tile's BLOCK_N rows of the weight are gates, the other half what these multiply
     WIDTH: tl.constexpr = BLOCK_N // 2 if ACTIVATION == "silu_gate" else BLOCK_N  # output features
-    # One row keeps a sum per weight of the tile and adds them up at the end
-    ACC_WIDTH: tl.constexpr = BLOCK_K if BLOCK_M == 1 else BLOCK_M
+    # One row keeps a sum per weight of the tile, or of 16, and adds them up at the end
+    ACC_WIDTH: tl.constexpr = BLOCK_M if BLOCK_M > 1 else BLOCK_K // 16 if GROUP_SIZE else BLOCK_K
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     tile, split = tl.program_id(0) // SPLIT_K, tl.program_id(0) % SPLIT_K
@@ -225,9 +218,9 @@ def linear_kernel(
     start = split * share
     end = tl.minimum(start + share, in_features)
     weight_rows = weight + weight_ids.to(tl.int64) * in_features
-    scale_rows = None
-    if scale is not None:  # (weight rows, groups), one group where GROUP_SIZE is 0
-        scale_rows = scale + weight_ids * (tl.cdiv(in_features, GROUP_SIZE) if GROUP_SIZE else 1)
+    scale_rows, num_weight_rows = None, out_features * (BLOCK_N // WIDTH)
+    if scale is not None:  # (groups, weight rows), one group where GROUP_SIZE is 0
+        scale_rows = scale + weight_ids
     if PDL:
         if PREFETCH:
             _prefetch(weight_rows, start, end, BLOCK_K, PREFETCH)
@@ -236,21 +229,47 @@ def linear_kernel(
         row = x + tile % num_row_blocks * x_stride
         mean, rstd = _row_moments(row, in_features, norm_eps, norm_bias is None, NORM_BLOCK)
 
+    x_rows = x + rows[:, None] * x_stride
+    if GROUP_SIZE:  # no mask, whose registers they lack: past the last row that one again, none of it is stored
+        x_rows = x + tl.minimum(rows, num_rows - 1)[:, None] * x_stride
+    if GROUP_SIZE and BLOCK_M > 1:
+        group_scale = tl.load(scale_rows + start // GROUP_SIZE * num_weight_rows)
     acc = tl.zeros([BLOCK_N, ACC_WIDTH], tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
     for k0 in tl.range(start, end, BLOCK_K, num_stages=NUM_STAGES):
         k = k0 + tl.arange(0, BLOCK_K)
-        mask = (rows < num_rows)[:, None]
-        if not EVEN_K:
-            mask = mask & (k < in_features)[None, :]
-        x_tile = tl.load(x + rows[:, None] * x_stride + k[None, :], mask=mask, other=0.0, eviction_policy="evict_last")
+        if EVEN_K and GROUP_SIZE:
+            x_tile = tl.load(x_rows + k[None, :], eviction_policy="evict_last")
+        else:
+            mask = (rows < num_rows)[:, None]
+            if not EVEN_K:
+                mask = mask & (k < in_features)[None, :]
+            x_tile = tl.load(x_rows + k[None, :], mask=mask, other=0.0, eviction_policy="evict_last")
         if norm_weight is not None:
             x_tile = (x_tile.to(tl.float32) - mean) * rstd * _vector(norm_weight, k, in_features)[None, :]
             if norm_bias is not None:
                 x_tile += _vector(norm_bias, k, in_features)[None, :]
-        acc = _accumulate(acc, weight_rows, scale_rows, x_tile, k0, k, in_features, GROUP_SIZE, EVEN_K, BY_BITS)
+        weights = weight_rows[:, None] + k[None, :]
+        if EVEN_K:
+            weight_tile = tl.load(weights, eviction_policy="evict_first")
+        else:
+            weight_tile = tl.load(weights, mask=(k < in_features)[None, :], other=0.0, eviction_policy="evict_first")
+        if BLOCK_M == 1:
+            products = _widen(weight_tile, tl.float32, BY_BITS) * x_tile.to(tl.float32)
+            if GROUP_SIZE:
+                products = _group_sums(products, scale_rows, k0, in_features, num_weight_rows, GROUP_SIZE)
+            acc += products
+        elif GROUP_SIZE:  # a tile is of one group
+            after = tl.minimum(k0 + BLOCK_K, in_features - 1) // GROUP_SIZE
+            next_scale = tl.load(scale_rows + after * num_weight_rows)  # an iteration before it is needed
+            acc += _add_product(tl.zeros_like(acc), weight_tile, x_tile, BY_BITS) * group_scale[:, None]
+            group_scale = next_scale
+        else:
+            acc = _add_product(acc, weight_tile, x_tile, BY_BITS)
 
     if BLOCK_M == 1:
         acc = tl.sum(acc, 1, keep_dims=True)
+    if weight.dtype.element_ty == tl.int8 and x.dtype.element_ty != tl.int8:
+        acc *= 64.0  # see _widen
     if x_scale is not None:
         acc = acc.to(tl.float32) * tl.load(x_scale + rows, mask=rows < num_rows, other=0.0)[None, :]
     if scale is not None and GROUP_SIZE == 0:

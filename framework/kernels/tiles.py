@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 MAX_VECTOR_WEIGHTS = 2**25  # beyond, tensor cores are faster for one row too
@@ -91,40 +91,45 @@ def _sharing_tiles(rows: int, block_m: int, num_tiles: int, in_features: int, nu
     return Tiles(block_m, 64, block_k, _power_within(split_k), num_warps=4, num_stages=num_stages, prefetch=2)
 
 
-def choose_byte_tiles(shape: Shape, num_sms: int) -> Tiles:
-    """Tiles for weights of one byte, chosen by what was fastest on an H200.
+def choose_byte_tiles(shape: Shape, num_sms: int, group_size: int | None = None) -> Tiles:
+    """Tiles for weights of one byte, chosen by what was fastest on an H200; `group_size` features share a scale.
 
-    Up to 32 rows two warps have 64 rows of the weight: too few for wgmma, whose layout would read the int8 weights two
-    bytes at a time. mma.sync takes them four at a time. More rows need wgmma's rate.
+    Two warps have 64 rows of the weight: too few for wgmma, whose layout would read the int8 weights two bytes at a
+    time. mma.sync takes them four at a time. Beyond 32 rows wgmma's rate counts for more, unless sums are shared by
+    eight programs, or it would wait for the sums of each group.
     """
     rows, out_features, in_features, gated, normed = shape
-    weight_rows = out_features * (2 if gated else 1)
-    block_m = min(128, max(16, power_of_two(rows)))
-    num_row_blocks, num_tiles = ceil_div(rows, block_m), ceil_div(weight_rows, 64)
-    most_splits = power_of_two(max(1, in_features // 1024) + 1) // 2
-    if rows == 1 and not gated and num_tiles < 4 * num_sms:
-        block_k, prefetch = 512 if weight_rows >= 6144 else 1024, 0 if normed else 1
-        tiles = Tiles(1, 8, block_k, 1, num_warps=4, num_stages=1, prefetch=prefetch)
+    num_tiles = ceil_div(out_features * (2 if gated else 1), 64)
+    if rows == 1 and group_size is not None and 2 * num_tiles > num_sms:
+        block_n, block_k = (8, 1024) if num_tiles < num_sms else (32, 512)
+        return Tiles(1, block_n, block_k, 1, num_warps=4, num_stages=1, prefetch=1)
+    if rows == 1 and group_size is None and not gated and num_tiles < 4 * num_sms:
         if in_features < 4096:
-            tiles = choose_tiles(shape, num_sms)
-    elif block_m <= 32 and num_tiles >= num_sms:
-        block_k, num_stages = (256, 3) if block_m == 16 else (128, 4)
-        tiles = Tiles(block_m, 64, block_k, 1, num_warps=2, num_stages=num_stages, prefetch=1)
-    elif block_m == 16:
-        block_k, num_stages, split_k = (256, 3, 8) if in_features >= 8192 else (128, 4, 4)
-        tiles = Tiles(block_m, 64, block_k, min(split_k, most_splits), num_warps=2, num_stages=num_stages, prefetch=1)
-    elif block_m == 32:
-        tiles = Tiles(block_m, 64, 128, min(8, most_splits), num_warps=2, num_stages=3, prefetch=1)
-    elif block_m == 64:
-        block_n, num_warps = (64, 4) if num_tiles <= num_sms else (128, 8)
-        split_k = min(8 if in_features >= 8192 else 4, most_splits) if num_tiles <= num_sms else 1
-        tiles = Tiles(block_m, block_n, 128, split_k, num_warps=num_warps, num_stages=3, prefetch=1)
-    elif num_tiles > 2 * num_sms:
-        tiles = Tiles(block_m, 128, 128, 1, num_warps=8, num_stages=3, prefetch=2)
-    else:
-        split_k = min(2, most_splits) if num_tiles * num_row_blocks <= num_sms // 2 else 1
-        tiles = Tiles(block_m, 64, 128, split_k, num_warps=4, num_stages=4, prefetch=2)
-    return tiles
+            return choose_tiles(shape, num_sms)
+        block_k, prefetch = 512 if num_tiles >= 96 else 1024, 0 if normed else 1
+        return Tiles(1, 8, block_k, 1, num_warps=4, num_stages=1, prefetch=prefetch)
+    tiles = _byte_matrix_tiles(rows, num_tiles, in_features, num_sms, group_size is not None)
+    return tiles if group_size is None else replace(tiles, block_k=min(tiles.block_k, group_size))
+
+
+def _byte_matrix_tiles(rows: int, num_tiles: int, in_features: int, num_sms: int, grouped: bool) -> Tiles:
+    """For products on tensor cores with `num_tiles` times 64 rows of the weight."""
+    block_m = min(128, max(8 if grouped else 16, power_of_two(rows)))
+    most_splits = power_of_two(max(1, in_features // 1024) + 1) // 2
+    is_shared = num_tiles < num_sms
+    split_k = min(8 if block_m == 32 or 2 * num_tiles <= num_sms else 4, most_splits) if is_shared else 1
+    if block_m > 64:
+        if num_tiles > 2 * num_sms:
+            return Tiles(block_m, 128, 128, 1, num_warps=8, num_stages=3, prefetch=2)
+        split_k = min(2, most_splits) if num_tiles * ceil_div(rows, block_m) <= num_sms // 2 else 1
+        return Tiles(block_m, 64, 128, split_k, num_warps=4, num_stages=4, prefetch=2)
+    if block_m == 64 and not grouped and split_k < 8:
+        block_n, num_warps = (64, 4) if is_shared else (128, 8)
+        return Tiles(block_m, block_n, 128, split_k, num_warps=num_warps, num_stages=3, prefetch=1)
+    if block_m == 16 and not grouped and (in_features >= 2048 or not is_shared):
+        return Tiles(block_m, 64, 256, split_k, num_warps=2, num_stages=3, prefetch=1)
+    num_stages = 3 if block_m == 64 or (block_m == 32 and is_shared) else 4
+    return Tiles(block_m, 64, 128, split_k, num_warps=2, num_stages=num_stages, prefetch=1)
 
 
 def choose_dynamic_tiles(shape: Shape, num_sms: int) -> Tiles:

@@ -1,5 +1,6 @@
 """int8 linear layers equal their dequantized selves in float64, whatever the tiles; round trips keep their bounds."""
 
+from dataclasses import replace
 from itertools import product
 
 import hypothesis.strategies as st
@@ -94,7 +95,7 @@ EPILOGUES = [
 
 @pytest.mark.parametrize(
     ("fused", "tiles", "group_size"),
-    mostly_nightly(EPILOGUES, [VECTOR, MATRIX, SPLIT_VECTOR, SPLIT_MATRIX], [None, 64]),
+    mostly_nightly(EPILOGUES, [VECTOR, MATRIX, SPLIT_VECTOR, SPLIT_MATRIX], [None, 64, 32]),
 )
 def test_epilogues(triton, fused, tiles, group_size):
     check(1, 2 * 19, 130, fused, tiles, group_size)
@@ -106,7 +107,21 @@ def test_ragged_rows(triton, rows, tiles):
     check(rows, 17, 64, (None, False, None, True), tiles)
 
 
-@pytest.mark.parametrize(("rows", "group_size"), [*product([1, 3, 40], [None, 128]), (80, None)])
+@pytest.mark.parametrize("tiles", [SPLIT_VECTOR, SPLIT_MATRIX])
+def test_groups_of_zeros_with_outliers_and_of_unlike_size(triton, tiles):
+    """More splits than there is work for, a last group of one feature, and scales from 1e-38 to 100."""
+    x, weight, *_ = make_case(1, 33, 129, (None, False, None, False), torch.float32)
+    weight[:, 32:64], weight[3], weight[5, 70] = 0.0, 0.0, 1e4
+    for group_size in (32, 64, 128):
+        quantized, scale = quantize_int8(weight, group_size)
+        expected = in_float64(x, quantized, scale, None, Surroundings(), group_size)
+        output = fused_byte_linear(x, quantized, scale, group_size=group_size, tiles=replace(tiles, split_k=4))
+        torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "group_size"), [*product([1, 3, 40], [None, 128]), (1, 16), (3, 16), (3, 256), (80, None), (80, 32)]
+)
 def test_chosen_tiles(triton, rows, group_size):
     check(rows, 70, 250, ("rms", True, "silu_gate", True), None, group_size)
 
