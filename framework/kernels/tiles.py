@@ -140,7 +140,10 @@ def choose_dynamic_tiles(shape: Shape, num_sms: int) -> Tiles:
     block_m = 64 if rows <= 64 else 128
     num_tiles = ceil_div(rows, block_m) * ceil_div(out_features * (2 if gated else 1), 64)
     if num_tiles > 1.2 * num_sms:
-        return Tiles(block_m, 128, 128, 1, num_warps=8, num_stages=4 if block_m == 64 else 3, prefetch=2)
+        num_stages = 3 if block_m == 128 and num_tiles > 2 * num_sms else 4  # two programs per SM, or one
+        return Tiles(block_m, 128, 128, 1, num_warps=8, num_stages=num_stages, prefetch=2)
+    if 2 * num_tiles > num_sms and in_features >= 8192:
+        return Tiles(block_m, 128, 128, 2, num_warps=8, num_stages=4, prefetch=2)
     split_k = 2 if num_tiles <= num_sms // 2 and in_features >= 2048 else 1
     return Tiles(block_m, 64, 256, split_k, num_warps=4, num_stages=4, prefetch=2)
 
