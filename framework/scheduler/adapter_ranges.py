@@ -34,6 +34,11 @@ class AdapterRanges(AdapterSlots):
     """
 
     def __init__(self, num_slots: int, max_loras: int | None, blocks: BlockManager, blocks_per_adapter: int) -> None:
+        if max_loras is not None and max_loras > num_slots:
+            raise ValueError(
+                f"max_loras {max_loras} is more than the {num_slots} adapters that have room: lora.num_slots or, with "
+                f"lora.memory=unified, the KV cache of {blocks.num_blocks} blocks limits them"
+            )
         super().__init__(num_slots, max_loras)
         if num_slots * blocks_per_adapter > blocks.num_blocks:
             raise ValueError(

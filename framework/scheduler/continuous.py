@@ -89,9 +89,10 @@ class ContinuousScheduler:
         if prefix_cache is not None:
             self.blocks = PrefixCache(num_blocks, block_size, prefix_cache, has_adapters=num_adapter_slots > 0)
         self.use = MemoryUse(block_size)
-        self.adapters = AdapterSlots(num_adapter_slots, max_loras)
         if blocks_per_adapter:
-            self.adapters = AdapterRanges(num_adapter_slots, max_loras, self.blocks, blocks_per_adapter)
+            self.adapters: AdapterSlots = AdapterRanges(num_adapter_slots, max_loras, self.blocks, blocks_per_adapter)
+        else:
+            self.adapters = AdapterSlots(num_adapter_slots, max_loras)
         self.waiting: deque[Sequence] | AdapterTurns = deque()
         self.turns: AdapterTurns | None = None
         if adapter_cycle_time is not None and num_adapter_slots:

@@ -123,6 +123,8 @@ def test_what_fits_only_without_its_adapter_is_refused():
         scheduler.check(Request(2, 0.0, 9, 4, adapter_id="a"))
     with pytest.raises(ValueError, match="2 adapter slots of 4 KV blocks are more than the cache's 6"):
         ContinuousScheduler(6, 4, num_adapter_slots=2, blocks_per_adapter=4)
+    with pytest.raises(ValueError, match=r"max_loras 3 is more than the 2 adapters .* of 6 blocks"):
+        ContinuousScheduler(6, 4, num_adapter_slots=2, blocks_per_adapter=3, max_loras=3)
 
 
 def test_what_is_promised_has_room_beside_the_adapter_or_is_refused():

@@ -29,6 +29,7 @@ SCHEDULERS = {
     "continuous": CONTINUOUS,
     "prefix cache": partial(ContinuousScheduler, max_num_seqs=4, prefix_cache="lru"),
     "mixed": partial(ContinuousScheduler, max_num_seqs=4, max_num_batched_tokens=5, steps="mixed", whole_prompts=False),
+    "swap": partial(ContinuousScheduler, max_num_seqs=4, watermark=0.0, preemption="swap"),
     "static": partial(StaticScheduler, max_num_seqs=3),
 }
 
@@ -62,10 +63,14 @@ def test_tokens_equal_those_of_slots_of_their_own(family, strategy, options):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_whatever_the_schedule(name):
-    expected, *_ = outputs(make_engine(strategy=Segmented, num_slots=5, num_blocks=100), REQUESTS, SCHEDULERS[name])
-    for num_adapters in (1.4, 3.2):
-        tokens, *_ = outputs(make_unified(strategy=Segmented, num_adapters=num_adapters), REQUESTS, SCHEDULERS[name])
+    split = make_engine(strategy=Segmented, num_slots=5, num_blocks=100, num_swap_blocks=20)
+    expected, *_ = outputs(split, REQUESTS, SCHEDULERS[name])
+    for num_adapters in (1.2, 3.2):
+        engine = make_unified(strategy=Segmented, num_adapters=num_adapters, num_swap_blocks=20)
+        tokens, sequences, _ = outputs(engine, REQUESTS, SCHEDULERS[name])
         assert tokens == expected
+        if name == "swap" and num_adapters < 2:
+            assert sum(sequence.num_swaps for sequence in sequences) > 0
 
 
 def test_sequences_take_the_blocks_of_adapters_that_nobody_uses():
