@@ -118,7 +118,7 @@ def has_full_cache(make: MakeEngine, engine: Engine) -> bool:
     if takes_what_is_free(make):
         return False
     limit = keywords.get("max_num_blocks")  # other engines have no such keyword
-    return limit is None or engine.num_blocks == limit
+    return limit is None or engine.num_blocks == limit + engine.num_adapter_slots * engine.blocks_per_adapter
 
 
 def free_bytes(device: torch.device) -> int:

@@ -17,6 +17,7 @@ from framework.lora.pool import pool_of
 from framework.lora.segmented import Segmented
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
+from framework.study.engine_cache import has_full_cache
 from tests.lora.serving_models import CONTINUOUS, make_engine, outputs
 
 TABLES = {"llama": ["lm_head", "embed_tokens", "q_proj"], "gpt2": ["lm_head", "wte", "c_attn"]}
@@ -127,6 +128,11 @@ def test_a_cache_that_is_limited_to_its_sequences_has_room_for_adapters():
     split = make_engine(num_blocks=None, max_num_blocks=20)
     unified = make_engine(num_blocks=None, max_num_blocks=20, memory="unified", num_slots=3)
     assert (split.num_blocks, unified.num_blocks) == (20, 20 + 3 * unified.blocks_per_adapter)
+    make = partial(TorchEngine, max_num_blocks=20)
+    assert has_full_cache(make, split)
+    assert has_full_cache(make, unified)
+    unified.num_blocks -= 1
+    assert not has_full_cache(make, unified)
 
 
 def test_a_second_engine_of_the_model_takes_the_adapters_and_the_first_takes_them_back():
