@@ -139,6 +139,13 @@ def test_what_the_loop_cannot_do_says_so(option):
         TorchEngine(model, **{option: True})
 
 
+class Copied(Event):
+    is_over = False
+
+    def query(self):
+        return self.is_over
+
+
 class Stream:
     def __init__(self, name, log):
         self.name, self.log = name, log
@@ -153,7 +160,7 @@ def logged_copies(monkeypatch):
     log = []
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("steps", log))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(placement, "record_event", Event)
+    monkeypatch.setattr(placement, "record_event", Copied)
     return log
 
 
@@ -197,3 +204,16 @@ def test_a_step_that_writes_to_the_blocks_of_an_adapter_on_its_way_waits_for_it(
     assert log == ["steps waits"]
     assert own.bring(Batch([sequence], [5], [1], 1, 0)) is None
     assert len(log) == 1
+
+
+def test_a_step_does_not_wait_for_a_copy_that_is_over(monkeypatch, logged_copies):
+    log = logged_copies
+    own = placement_of(make_engine(num_slots=3, num_blocks=100, memory="unified"), log)
+    sequence = Sequence(Request(0, 0.0, 4, 1))
+    sequence.block_table = [0]
+    own.bring(Batch([sequence], [0], [4], 4, 0, {1: "a"}))
+    own.prefetch()
+    log.clear()
+    monkeypatch.setattr(Copied, "is_over", True)
+    assert own.bring(Batch([sequence], [0], [4], 4, 0)) is None
+    assert log == []

@@ -110,7 +110,10 @@ class Placement:
 
     def _overwritten(self, batch: Batch) -> set[int]:
         """Slots on their way whose blocks are written: the adapter was evicted before it was there."""
-        if not self._on_the_way or not self.blocks_per_adapter:
+        if not self.blocks_per_adapter:
+            return set()
+        self._on_the_way = {slot: event for slot, event in self._on_the_way.items() if not event.query()}
+        if not self._on_the_way:
             return set()
         size, written = self.block_size, {block for _, block in batch.swap_in}
         for sequence, start, num_tokens in zip(batch.sequences, batch.starts, batch.num_tokens, strict=True):
