@@ -1,0 +1,38 @@
+"""experiment=allocation as a user calls it, on the smallest model."""
+
+import pandas as pd
+import pytest
+
+from framework.report.tables import short
+from tests.report.html_page import Page, check_page
+
+
+def test_every_policy_keeps_to_the_memory_that_there_is(cli, smallest, tmp_path):
+    sizes = [
+        "engine.kv_cache_bytes=null",
+        "engine.num_blocks=48",
+        "model.max_model_len=48",
+        "engine.num_swap_blocks=48",
+    ]
+    lengths = ["trace.num_requests=24", "trace.max_output_tokens=24"]
+    code, output = cli(*smallest, "experiment=allocation", "device=cpu", *sizes, *lengths)
+    assert code == 0, output
+    folder = tmp_path / "outputs/allocation"
+    rows = pd.read_csv(folder / "memory.csv").set_index("arm")
+    assert list(rows.index) == ["max", "pow2", "oracle", "paged", "swap"]
+    assert rows[["tokens", "reserved", "lost", "cached", "adapters", "free"]].sum(axis=1).tolist() == pytest.approx(
+        [1] * 5
+    )
+    assert rows["running"].iloc[:4].is_monotonic_increasing
+    assert rows["running"]["max"] == 2  # of 24 blocks each
+    assert (rows["num_preemptions"] > 0).tolist() == [False] * 3 + [True] * 2
+    assert (rows["num_swaps"] > 0).tolist() == [False] * 4 + [True]
+    page = Page(folder / "report.html")
+    check_page(page, folder)
+    header = next(index for index, row in enumerate(page.rows) if "measured ÷ max" in row)
+    assert page.rows[header + 1][:4] == [
+        "at once",
+        "max",
+        "tokens (% of the slots)",
+        short(100 * rows["tokens"]["max"]),
+    ]
