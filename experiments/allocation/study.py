@@ -35,8 +35,8 @@ DEFINITIONS = {
     "Lost": "slots in a request's blocks that no token will ever take",
     "Cached": "slots in free blocks whose contents a prefix cache keeps",
     "Free": "slots in blocks that hold nothing",
-    "As reported": "of another model and device. The source's arrivals did not fill the memory at all times, and its "
-    "baselines need contiguous memory, of which they lose some between their chunks; here every block serves",
+    "As reported": "of another model and device. The source's arrivals need not have filled its memory at all times, "
+    "and its baselines need contiguous memory, of which they lose some between their chunks; here every block serves",
     "Running": "requests in a step, mean weighted by the steps' time, until the last request is admitted",
 }
 
