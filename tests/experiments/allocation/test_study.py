@@ -14,7 +14,7 @@ def test_every_policy_keeps_to_the_memory_that_there_is(cli, smallest, tmp_path)
         "model.max_model_len=48",
         "engine.num_swap_blocks=48",
     ]
-    lengths = ["trace.num_requests=24", "trace.max_output_tokens=24"]
+    lengths = ["trace.num_requests=16", "trace.max_output_tokens=24"]
     code, output = cli(*smallest, "experiment=allocation", "device=cpu", *sizes, *lengths)
     assert code == 0, output
     folder = tmp_path / "outputs/allocation"
@@ -23,8 +23,8 @@ def test_every_policy_keeps_to_the_memory_that_there_is(cli, smallest, tmp_path)
     assert rows[["tokens", "reserved", "lost", "cached", "adapters", "free"]].sum(axis=1).tolist() == pytest.approx(
         [1] * 5
     )
-    assert rows["running"].iloc[:4].is_monotonic_increasing
-    assert rows["running"]["max"] == 2  # of 24 blocks each
+    assert rows["running"]["max"] == pytest.approx(2)  # of 24 blocks each
+    assert (rows["running"][["paged", "swap"]] > 2.5).all()
     assert (rows["num_preemptions"] > 0).tolist() == [False] * 3 + [True] * 2
     assert (rows["num_swaps"] > 0).tolist() == [False] * 4 + [True]
     page = Page(folder / "report.html")
