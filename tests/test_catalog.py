@@ -51,7 +51,10 @@ def test_the_help_fits_a_terminal_and_names_presets_and_groups():
         ("experiment=lora/course", "there is no such experiment; allowed: lora$"),
         ("experiment=slora", "did you mean 'papers/slora'"),
         ("experiment=papers", "did you mean 'papers/"),
-        ("experiment=papers/slora/lama_8b", r"did you mean 'papers/slora/llama_8b'\?; allowed: papers/slora/llama_8b, papers/slora/memory$"),
+        (
+            "experiment=papers/slora/lama_8b",
+            r"did you mean 'papers/slora/llama_8b'\?; allowed: papers/slora/llama_8b, ",
+        ),
         ("trace=_recorded", "there is no such trace"),
         ("model=", "model=: there is no such model"),
     ],
