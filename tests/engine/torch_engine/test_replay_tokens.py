@@ -186,7 +186,7 @@ def make_sessions():
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", [None, "whole prompts", "chunks with preemptions"])
 def test_a_turn_equals_the_same_text_sent_at_once(name, device):
-    engine = make_engine(config=TINY_CONFIG, device=device, block_size=7, num_blocks=24)
+    engine = make_engine(config=TINY_CONFIG, device=device, block_size=7, num_blocks=64)  # none is evicted
     options = {} if name is None else PREFIX_CACHES[name]
     scheduler = partial(ContinuousScheduler, max_num_seqs=3, watermark=0.0, **options)
     sequences, _ = replay_trace(make_sessions(), make_scheduler(scheduler, engine), engine)
