@@ -78,15 +78,15 @@ def recorded(
         trace = transforms.thin(trace, rate, seed)
     if num_requests is not None:
         trace = transforms.first(trace, num_requests)
-    if arrivals is not None and (rate is not None or max_concurrency is None):
-        num_starts = len(transforms.starts(trace))
-        times = draw_times(arrivals, np.random.default_rng(seed).spawn(2)[1], num_starts, rate)
-        trace = transforms.arrive_at(trace, times)
-    elif rate is not None and rescale == "stretch":
-        trace = transforms.stretch(trace, rate)
+    trace = transforms.limit(trace, max_concurrency)
     if rescale == "all_at_once" or (rate is None and max_concurrency is not None):
         trace = transforms.all_at_once(trace)
-    return transforms.restart(transforms.limit(trace, max_concurrency))
+    elif arrivals is not None:
+        rng = np.random.default_rng(seed).spawn(2)[1]
+        trace = transforms.arrive_at(trace, draw_times(arrivals, rng, len(transforms.starts(trace)), rate))
+    elif rate is not None and rescale == "stretch":
+        trace = transforms.stretch(trace, rate)
+    return transforms.restart(trace)
 
 
 def find_file(path: str | Path) -> Path:
