@@ -64,7 +64,9 @@ def over_cache_sizes(arms: Mapping[str, Arm], cache_sizes: list[int]) -> dict[st
     return sized
 
 
-def reported_by_size(reported: dict[str, list[float]], cache_sizes: list[int], sized: Mapping[str, SizedArm]) -> Reported:
+def reported_by_size(
+    reported: dict[str, list[float]], cache_sizes: list[int], sized: Mapping[str, SizedArm]
+) -> Reported:
     """The reported shares of each arm by size; ValueError for those of no arm, or not one from 0 to 1 per size."""
     names = {one.of for one in sized.values() if one.eviction is not None}
     for name, shares in reported.items():

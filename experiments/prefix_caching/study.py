@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import pandas as pd
 from typing_extensions import Unpack
@@ -24,6 +25,8 @@ from framework.report.sweep_plots import cache_figure
 from framework.report.tables import load_titles
 from framework.study.arms import parts_of, resolve_arms
 from framework.study.place import open_place
+from framework.study.points import Point, load_record
+from framework.study.replay_point import load
 from framework.study.sweep import Study, Sweep, run_study
 
 OVER_SIZES = (
@@ -44,7 +47,9 @@ DEFINITIONS = {
 }
 
 
-def run(*, cache_sizes: list[int], reported_hits: dict[str, list[float]], source: str, clock: Clock, **sweep: Unpack[Sweep]) -> None:
+def run(
+    *, cache_sizes: list[int], reported_hits: dict[str, list[float]], source: str, clock: Clock, **sweep: Unpack[Sweep]
+) -> None:
     """Replay every arm with a prefix cache at every size (tokens) of its KV cache, and the others at the largest.
 
     With `rates=[]` no engine is built: the trace of the first seed passes through each cache one request at a time.
@@ -100,10 +105,14 @@ def find_hits(study: Study, sized: Mapping[str, SizedArm], points: pd.DataFrame)
     return pd.DataFrame(rows)
 
 
-def served_one_at_a_time(study: Study, one: SizedArm, point: "pd.Series[object]") -> tuple[float, float]:
+def served_one_at_a_time(study: Study, one: SizedArm, row: "pd.Series[Any]") -> tuple[float, float]:
     """Of the requests that the point's arm did not refuse: in its cache, and in an infinite one."""
-    table = pd.read_parquet(study.folder(str(point["point"])) / "requests.parquet", columns=["request_id", "refused"])
+    folder = study.folder(row["point"])
+    table = pd.read_parquet(folder / "requests.parquet", columns=["request_id", "refused"])
     served = set(table.loc[table["refused"].isna(), "request_id"])
-    trace = one.arm.trace(rate=None, seed=int(str(point["seed"])))
+    record = load_record(folder)
+    assert record is not None
+    point = Point(record["arm"], record["rate"], record["seed"], "", record.get("users"))
+    trace = one.arm.trace(seed=point.seed, **load(point))
     requests = [request for request in trace.requests if request.request_id in served]
     return one.hit_ratio(requests), one.hit_ratio(requests, is_infinite=True)

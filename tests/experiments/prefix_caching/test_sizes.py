@@ -5,7 +5,13 @@ from functools import partial
 import pandas as pd
 import pytest
 
-from experiments.prefix_caching.sizes import describe_hits, hits_table, one_at_a_time, over_cache_sizes, reported_by_size
+from experiments.prefix_caching.sizes import (
+    describe_hits,
+    hits_table,
+    one_at_a_time,
+    over_cache_sizes,
+    reported_by_size,
+)
 from framework.config import describe
 from framework.core import Request
 from framework.scheduler.continuous import ContinuousScheduler

@@ -21,6 +21,22 @@ def test_every_size_and_order_beside_an_infinite_cache(cli, smallest, tmp_path):
     check_page(Page(folder / "report.html"), folder)
 
 
+def test_conversations_find_their_own_turns(cli, smallest, tmp_path):
+    changed = [
+        "preset=multi_turn",
+        "trace.max_prompt_tokens=400",
+        "cache_sizes=[4096]",
+        "~arms.fifo",
+        "~arms.lfu",
+        "rates=[100]",
+    ]
+    code, output = cli(*smallest, *QUICK, *changed, "trace.num_requests=8", "trace.think_times.median=0.01")
+    assert code == 0, output
+    hits = pd.read_csv(next(tmp_path.rglob("hits.csv"))).set_index("of")
+    assert hits.loc["lru", "prefix_hits"] == hits.loc["lru", "infinite"] > 0
+    assert hits["one_at_a_time"].isna().all()
+
+
 def test_without_rates_no_engine_is_built(cli, smallest, tmp_path):
     reported = ["+reported_hits.lru=[0.5]", "source=somebody"]
     code, output = cli(*smallest, *QUICK, *reported, "rates=[]", "cache_sizes=[128]", "model.path=nowhere")
