@@ -21,6 +21,7 @@ from framework.kernels.triton_support import check_triton, device_facts, jit_for
 
 MAX_PARTS = 3  # of one layer: q, k and v
 MANY_ROWS = 256  # beyond, tiles are larger
+MAX_SPLITS = 8  # the second kernel asks for the sums of all of them before it waits for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ def choose_lora_tiles(num_rows: int, in_features: int, num_parts: int, max_rank:
     block_m = rows_per_tile(num_rows)
     if num_rows > MANY_ROWS:
         wanted = ceil_div(512, ceil_div(num_rows, block_m) * num_parts)
-        return LoraTiles(block_m, 128, 64, min(wanted, ceil_div(in_features, 128)))
+        num_splits = min(wanted, MAX_SPLITS, ceil_div(in_features, 256))
+        return LoraTiles(block_m, 128, 128, num_splits, num_warps=4 if max_rank <= 64 else 8)
     block_k = 256 if max_rank <= 32 else 128 if max_rank <= 64 else 64
     block_n = 128 if max_rank > 32 else 256 if num_parts > 1 else 512
     num_splits = min(8 if num_rows <= 4 else 4, ceil_div(in_features, 2 * block_k))
@@ -129,6 +131,7 @@ def lora_delta(
     tiles = choose_lora_tiles(num_rows, in_features, num_parts, max_rank) if tiles is None else tiles
     num_tiles = min(num_rows, num_rows // tiles.block_m + num_slots)
     num_splits = tiles.num_splits
+    assert num_splits <= MAX_SPLITS, tiles
     share = ceil_div(ceil_div(in_features, tiles.block_k), num_splits)  # iterations of one split
     block_r = max(16, power_of_two(max_rank))
     pdl = device_facts(x.device)[1]
@@ -143,8 +146,8 @@ def lora_delta(
     first, second, third = [*sizes, 0, 0][:MAX_PARTS]
     _expand_kernel[(num_tiles, sum(ceil_div(size, tiles.block_n) for size in sizes))](
         hidden, b, delta, ranks, tables, num_rows, num_splits, max_rank, first, second, third, b.stride(0), b.stride(1),
-        tables.stride(0), NUM_PARTS=num_parts, BLOCK_M=tiles.block_m, BLOCK_R=block_r, BLOCK_N=tiles.block_n, PDL=pdl,
-        **options,
+        tables.stride(0), NUM_PARTS=num_parts, MAX_SPLITS=MAX_SPLITS, BLOCK_M=tiles.block_m, BLOCK_R=block_r,
+        BLOCK_N=tiles.block_n, PDL=pdl, **options,
     )  # fmt: skip
     return delta
 
@@ -190,8 +193,8 @@ def _shrink_kernel(
 @jit_for_any("num_rows", "num_splits", "table_stride")
 def _expand_kernel(
     hidden, b, delta, ranks, tables, num_rows, num_splits, max_rank, first_size, second_size, third_size,
-    slot_stride, rank_stride, table_stride, NUM_PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_N: tl.constexpr, PDL: tl.constexpr,
+    slot_stride, rank_stride, table_stride, NUM_PARTS: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """delta[row, columns of a part] = hidden[row, part] @ B, zero for rows without an adapter."""
     if PDL:
@@ -220,12 +223,14 @@ def _expand_kernel(
         tl.extra.cuda.gdc_wait()
     if length > 0:
         rows = tl.load(tables + start + place, mask=place < length, other=0).to(tl.int64)
-        mask = (place < length)[:, None] & (r < rank)[None, :]
+        is_row = (place < length)[:, None]
         hidden_rows = hidden + (rows[:, None] * NUM_PARTS + part) * max_rank + r[None, :]
         summed = tl.zeros([BLOCK_M, BLOCK_R], tl.float32)
-        for split in range(num_splits):
-            summed += tl.load(hidden_rows + split * num_rows * NUM_PARTS * max_rank, mask=mask, other=0.0)
+        for split in tl.static_range(MAX_SPLITS):
+            split_rank = tl.where(num_splits > split, rank, 0)
+            split_rows = hidden_rows + split * num_rows * NUM_PARTS * max_rank
+            summed += tl.load(split_rows, mask=is_row & (r < split_rank)[None, :], other=0.0)
         acc = tl.dot(summed.to(b_tile.dtype), b_tile, input_precision="ieee")
         out_features = first_size + second_size + third_size
         out = delta + rows[:, None] * out_features + cols[None, :]
-        tl.store(out, acc.to(delta.dtype.element_ty), mask=(place < length)[:, None] & is_col)
+        tl.store(out, acc.to(delta.dtype.element_ty), mask=is_row & is_col)
