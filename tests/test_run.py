@@ -21,7 +21,7 @@ COLUMNS = (
     "arm,rate,seed,num_requests,num_completed,num_refused,duration_s,request_throughput,output_throughput,total_throughput,"
     "ttft_mean,ttft_p50,ttft_p90,ttft_p95,ttft_p99,tpot_mean,tpot_p50,tpot_p90,tpot_p95,tpot_p99,"
     "itl_mean,itl_p50,itl_p90,itl_p95,itl_p99,e2e_mean,e2e_p50,e2e_p90,e2e_p95,e2e_p99,"
-    "normalized_latency_mean,normalized_latency_p50,slo_attainment,goodput,mean_batch_size,num_preemptions,prefix_hits"
+    "normalized_latency_mean,normalized_latency_p50,slo_attainment,goodput,mean_batch_size,num_preemptions,num_swaps,prefix_hits"
 )
 
 
@@ -454,9 +454,9 @@ def test_shell_completion_reaches_hydra(cli, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("experiment=papers/s", ["experiment=papers/slora", "experiment=papers/slora/llama_8b"]),
+        ("experiment=papers/pun", ["experiment=papers/punica", "experiment=papers/punica/llama_8b"]),
         ("preset=t", ["preset=turns"]),
-        ("experiment=papers/slora preset=", ["preset=llama_8b"]),
+        ("experiment=papers/punica preset=", ["preset=llama_8b"]),
         ("experiment=lorax +scheduler@arms.x.scheduler=st", ["+scheduler@arms.x.scheduler=static"]),
         ("trace=_", []),
         ("trace=azure_code", ["trace=azure_code", "trace=azure_code_2024"]),
