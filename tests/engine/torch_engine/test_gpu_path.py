@@ -54,6 +54,7 @@ def test_windows_through_the_kernels(pretend, with_kernels, name, num_steps_ahea
     whole_prompts=st.booleans(),
     num_more_blocks=st.integers(0, 6),
     num_steps_ahead=st.integers(0, 1),
+    preemption=st.sampled_from(["swap", "recompute"]),
 )
 def test_random_schedules_give_the_plain_ways_tokens(
     pretend,  # noqa: F811
@@ -65,11 +66,14 @@ def test_random_schedules_give_the_plain_ways_tokens(
     whole_prompts,
     num_more_blocks,
     num_steps_ahead,
+    preemption,
 ):
     """With as few blocks as the longest request needs, so that most are preempted, and a few more."""
     num_blocks = -(-max(map(sum, lengths)) // 4) + num_more_blocks
-    engine = pretend(num_steps_ahead, config=SMALL, num_blocks=num_blocks, block_size=4)
+    sizes = {"num_blocks": num_blocks, "block_size": 4, "num_swap_blocks": num_blocks}
+    engine = pretend(num_steps_ahead, config=SMALL, **sizes)
     options = {"max_num_batched_tokens": budget, "steps": steps, "whole_prompts": whole_prompts}
+    options |= {"preemption": preemption, "num_swap_blocks": num_blocks}
     scheduler = ContinuousScheduler(num_blocks, 4, max_num_seqs=max_num_seqs, watermark=0.0, **options)
     sequences, _ = replay_trace(make_requests(*zip(*lengths, strict=True)), scheduler, engine)
     expected = plain_tokens("gpt2", *zip(*lengths, strict=True))
