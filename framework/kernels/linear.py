@@ -59,6 +59,34 @@ def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, around: 
     return surrounded(lambda normed: F.linear(normed, weight, bias), x, around)
 
 
+@torch.library.custom_op("framework::add_product_", mutates_args=("sums",))
+def add_product_(sums: Tensor, x: Tensor, weight: Tensor) -> None:
+    """sums += x @ weight.T. An addition that torch.compile sees through is made to a copy of `sums`."""
+    sums.addmm_(x, weight.T)
+
+
+@add_product_.register_fake
+def _(sums: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Nothing is made."""
+
+
+def in_place_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, around: Surroundings = ALONE) -> Tensor:
+    """plain_linear that adds the product to the delta, else to the residual, which nobody may need afterwards.
+
+    It does so where nothing but the product is added to it.
+    """
+    into_delta = around.delta is not None
+    sums = around.delta if into_delta else around.residual
+    if sums is None or bias is not None or (around.activation is not None and not into_delta):
+        return plain_linear(x, weight, bias, around)
+
+    def product(normed: Tensor) -> Tensor:
+        add_product_(sums, normed, weight)
+        return sums
+
+    return surrounded(product, x, around._replace(delta=None) if into_delta else around._replace(residual=None))
+
+
 def surrounded(product: Callable[[Tensor], Tensor], x: Tensor, around: Surroundings) -> Tensor:
     """residual + activation(product(norm(x)) + delta), each part where it is given, as plain_linear has them."""
     norm_weight, norm_bias, norm_eps, delta, activation, residual = around

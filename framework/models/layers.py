@@ -7,11 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from framework.kernels.attention import Attention
 from framework.kernels.layer_cache import LayerCache
-from framework.kernels.linear import Surroundings, fused_linear, fused_norm, plain_linear, plain_norm
+from framework.kernels.linear import (
+    Surroundings,
+    fused_linear,
+    fused_norm,
+    in_place_linear,
+    plain_linear,
+    plain_norm,
+)
 from framework.models.config import ModelConfig
 
 Norm = nn.RMSNorm | nn.LayerNorm
@@ -65,7 +73,7 @@ class Linear(SurroundedLinear, nn.Linear):
     fused_head_rows = 128
 
     def compute(self, x: Tensor, is_fused: bool, around: Surroundings) -> Tensor:
-        linear = fused_linear if is_fused else plain_linear
+        linear = fused_linear if is_fused else in_place_linear if torch.compiler.is_compiling() else plain_linear
         return linear(x, self.weight, self.bias, around)
 
 

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from framework.kernels.linear import Surroundings, fused_linear, plain_linear
+from framework.kernels.linear import Surroundings, fused_linear, in_place_linear, plain_linear
 from framework.kernels.tiles import Shape, Tiles, choose_tiles
 from tests.thinning import mostly_nightly
 
@@ -118,6 +118,20 @@ def test_rows_and_whole_tiles(triton, rows, tiles):
 def test_chosen_tiles(triton, rows):
     check(rows, 70, 250, ("rms", True, "silu_gate", True), None)
     check(rows, 16, 768, ("layer", True, "gelu", True), None)
+
+
+@pytest.mark.parametrize("has_delta", [False, True])
+@pytest.mark.parametrize(
+    "fused", [(None, False, None, True), ("rms", False, "silu_gate", False), ("layer", True, "gelu", True)]
+)
+def test_products_are_added_in_place_where_nothing_is_between(fused, has_delta):
+    x, weight, bias, around = make_case(3, 2 * 19, 40, fused)
+    if has_delta:
+        around = around._replace(delta=torch.randn(3, 2 * 19, device=DEVICE))
+    expected = plain_linear(x, weight, bias, around)
+    output = in_place_linear(x, weight, bias, around)
+    torch.testing.assert_close(output, expected)
+    assert (output is around.residual) == (fused[3] and not fused[1] and not has_delta)
 
 
 @pytest.mark.parametrize(("activation", "tiles"), mostly_nightly(ACTIVATIONS, [None, VECTOR, SPLIT_MATRIX]))

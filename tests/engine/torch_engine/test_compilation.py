@@ -73,3 +73,18 @@ def test_torchs_hints_do_not_reach_the_user_and_other_warnings_do():
         warnings.warn_explicit("use TF32", UserWarning, module="torch._inductor.compile_fx", **hint)
         warnings.warn_explicit("mine", UserWarning, module="framework.engine", **hint)
     assert [str(warning.message) for warning in caught] == ["mine"]
+
+
+@pytest.mark.gpu
+def test_the_residual_stream_stays_where_it_is():
+    """A copy for every product that is added to it is what torch.compile would make."""
+    model = make_model("llama", "bfloat16", "cuda")
+    configure_model(model, fused=False, compiled=compile_blocks(model))
+    block = model.layers[0]
+    with torch.inference_mode():
+        x = torch.randn(40, block.o_proj.out_features, device="cuda", dtype=torch.bfloat16)
+        attended = torch.randn(40, block.o_proj.in_features, device="cuda", dtype=torch.bfloat16)
+        expected = type(block).finish(block, x.clone(), attended)
+        output = block.finish(x, attended)
+    assert output.data_ptr() == x.data_ptr()
+    assert (output - expected).norm() / expected.norm() < 0.02
