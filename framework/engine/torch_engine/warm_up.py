@@ -9,7 +9,7 @@ import numpy as np
 from framework.core import Batch, Request, Sequence
 
 # Prompt tokens: one for each size of the blocks' kernels, and one beyond
-LENGTHS = (16, 1, 32, 64, 128, 256, 600)
+LENGTHS = (16, 1, 2, 32, 64, 128, 256, 600)
 MANY_ROWS = 257  # blocks are compiled, and the kernels of adapters have larger tiles
 BATCHES = (16, 32, 64, 128)  # prompts of one token: one for each size of the vocabulary head's
 
