@@ -175,6 +175,11 @@ class Batch:
         return sum(self.starts) + sum(self.num_tokens) - num_padding
 
     @property
+    def num_adapters(self) -> int:
+        """How many different ones the sequences use."""
+        return len({sequence.adapter_slot for sequence in self.sequences} - {0})
+
+    @property
     def num_prefill_pairs(self) -> int:
         """Pairs of a query and a key that the prompts' new slots compute; padding is no query and no key."""
         num_pairs = 0
@@ -248,6 +253,7 @@ class Step:
     num_swapped_out_blocks: int = 0  # copies that were begun, to the host and back
     num_swapped_in_blocks: int = 0
     swap_wait: float = 0.0  # for these, or those of the step before
+    num_adapters: int = 0  # different ones that its sequences use
 
 
 class Scheduler(Protocol):

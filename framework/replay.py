@@ -119,6 +119,7 @@ class Server:
             num_swapped_out_blocks=len(batch.swap_out),
             num_swapped_in_blocks=len(batch.swap_in),
             swap_wait=result.swap_wait,
+            num_adapters=batch.num_adapters if self.engine.num_adapter_slots else 0,
         )
 
     def record(self, step: Step, batch: Batch) -> None:

@@ -40,6 +40,7 @@ OVERHEAD += "reported by {}."
 STALL = "Gaps between the tokens of {} sequences that decode when a prompt of {:,} tokens arrives, by scheduler. "
 STALL += "The grey span ends with the prompt's first token. Of {} repeats, the one with the median longest gap."
 REPORTED = "Latencies over those of {}, and in seconds. Dotted: as reported by {}."
+NOT_TIMED = "neither chunks nor mixed steps are timed apart, nor a stall, since {} executes no step"
 DEFINITIONS = {
     "A in chunks of B": "a prompt of A tokens, computed B tokens at a time, nothing beside it",
     "mixed A behind B + C × D": "a step with the last A tokens of a prompt, B cached ones before them, and C decodes "
@@ -71,9 +72,13 @@ def run(
     """Time `chunks` and `mixed` steps (as mixed_steps.FORMS names them) and a stall, then replay the trace at `rates`.
 
     The first arm is the one that the others are compared with. `itl_limits` (s) are on the P99 ITL. Where `source`
-    reports a ratio of such steps, or a latency (s) of an arm, it stands beside the measured one.
+    reports a ratio of such steps, or a latency (s) of an arm, it stands beside the measured one. With an arm that is
+    modelled there are only replays.
     """
     arms = resolve_arms(sweep["arms"], parts_of(sweep) | {"clock": clock})
+    modelled = [name for name, arm in arms.items() if arm.is_modelled]
+    if modelled:
+        mixed, chunks, stall = [], [], None
     sizes = {"mixed": mixed, "chunks": chunks}
     check_parts(arms, sizes, num_steps, stall, itl_limits)
     check_ratios(reported_ratios)
@@ -89,6 +94,7 @@ def run(
     parts = [
         Findings() if stall is None else find_stall(place, stall, tokens),
         find_steps(place, overhead, reported_ratios, source),
+        Findings(notes=[NOT_TIMED.format(", ".join(modelled))] if modelled else []),
     ]
     finish_sweep(study, "chunked_prefill", partial(find, study, itl_limits, reported_latencies, source, parts))
     study.raise_failures()

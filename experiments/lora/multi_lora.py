@@ -73,7 +73,8 @@ def run(
     check_parts(variants, sizes, peft_batch_sizes, rates, seeds, sweep["slo"])
     place = open_place(sweep["device"], sweep["output_dir"])
     measured_steps = pd.DataFrame()
-    if batch_sizes or mixed:
+    modelled = [name for name, arm in variants.items() if arm.is_modelled]
+    if (batch_sizes or mixed) and not modelled:
         measured_steps = measure_batches(variants, place, sizes, rates, seeds, peft_batch_sizes)
     if measured_steps.empty and not rates:
         raise ValueError(
@@ -81,7 +82,8 @@ def run(
         )
     steps = find_steps(place, measured_steps, num_adapters)
     loras = {name: arm.lora for name, arm in variants.items()}
-    steps = replace(steps, notes=[*steps.notes, *reference_notes(loras, place.device)])
+    not_timed = [f"no single steps are timed, since {', '.join(modelled)} executes none"] if modelled else []
+    steps = replace(steps, notes=[*steps.notes, *not_timed, *reference_notes(loras, place.device)])
     if not rates:
         finish(place, f"decode steps on {place.device_name}", steps)
         return

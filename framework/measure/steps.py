@@ -21,6 +21,7 @@ from framework.build import Decoder, MakeEngine, MakeModel, seat_adapters
 from framework.config import describe
 from framework.core import Batch, Request, Sequence
 from framework.engine.measured import MeasuredEngine, measured
+from framework.engine.modelled import is_modelled
 from framework.engine.torch_engine.kv_cache import attention_modules
 from framework.kernels.gpu_attention import DecodeAttention
 from framework.measure.ceilings import Ceilings, measure_ceilings, median_time
@@ -85,7 +86,12 @@ def case_name(kind: str, num_seqs: int, num_tokens: int) -> str:
 
 
 def ceilings_for(model: MakeModel, engine: MakeEngine, device: torch.device) -> Ceilings:
-    """What `device` can do in the model's dtype with the engine's number of CPU threads."""
+    """What `device` can do in the model's dtype with the engine's number of CPU threads.
+
+    ValueError for an engine that computes no steps.
+    """
+    if is_modelled(engine):
+        raise ValueError("engine=modelled computes no steps that could be timed: use engine=torch")
     return measure_ceilings(device, getattr(torch, describe(model)["dtype"]), describe(engine)["num_threads"])
 
 

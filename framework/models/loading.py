@@ -64,6 +64,23 @@ def load_model(
     return model
 
 
+def read_shape(
+    *,
+    path: str | None,
+    weights: Literal["random", "pretrained"],
+    config: Mapping[str, Any] | None,
+    dtype: str,
+    seed: int,
+    max_model_len: int | None,
+) -> ModelConfig:
+    """The config of what `load_model` would load with these keywords; weights are neither read nor made."""
+    if weights == "random" or config is not None:
+        return _random_config(path, config, max_model_len)
+    if path is None:
+        raise ValueError("model.weights=pretrained needs model.path: a folder or a hub repository")
+    return read_model_config(find_checkpoint(path, weights=False), max_model_len)
+
+
 def _read_model(config: ModelConfig, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Llama | GPT2:
     """The model of the folder's files, whose sizes are compared before anything is allocated."""
     family = family_of(config)

@@ -10,6 +10,7 @@ from framework.errors import StudyError
 from framework.measure.rates import aggregate
 from framework.paths import is_writable
 from framework.report.gpu import gpu_table
+from framework.report.modelled import label
 from framework.report.notes import limits, service_notes
 from framework.report.pages import write_record
 from framework.report.plots import Drawn, save
@@ -55,9 +56,10 @@ def finish_sweep(study: Study, name: str, find: Callable[[pd.DataFrame], Finding
         print_overview(study.console, aggregate(points), title)
         own = find(points)
         findings = replace(own, notes=[*own.notes, *service_notes(study, points), *limits(study, points)])
+        caption = f"Every arm at every rate{label(study.arms)}"
         page = replace(
             findings,
-            tables={"Every arm at every rate": overview(points), **own.tables, **gpu_table(study, points)},
+            tables={caption: overview(points), **own.tables, **gpu_table(study, points)},
             notes=[*findings.notes, *(f"Failed: {message}" for message in study.failures)],
         )
         if not is_writable(study.output_dir):
@@ -74,7 +76,8 @@ def track(study: Study, tracking: Tracker, name: str, points: pd.DataFrame, figu
     """StudyError if the points could not be logged; it says what is on disk. Jobs that share a folder take turns."""
     try:
         with locked(study.output_dir):
-            tracking(points, configs_of(study.arms), figures, study=name, output_dir=study.output_dir)
+            group = name + label(study.arms)
+            tracking(points, configs_of(study.arms), figures, study=group, output_dir=study.output_dir)
     except Exception as error:  # whatever the tracker's library raises
         kept = f"{len(points)} points, the tables and the figures are in {study.output_dir}"
         raise StudyError(f"{error} (tracking failed: {kept}; the same command logs them)") from error

@@ -16,6 +16,7 @@ from framework.measure.rates import (
     saturation,
 )
 from framework.report.gpu import gpu_notes
+from framework.report.modelled import modelled_notes
 from framework.report.tables import rate_title, short
 from framework.study.points import load_record
 from framework.study.records import PointRecord
@@ -39,6 +40,7 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
         records = {folder: record for folder in folders if (record := load_record(folder))}
         merged = service_of(study.arms[str(arm)].lora).merged
         for note in (
+            *modelled_notes(records.values()),
             *offered_notes(rows, records),
             *left_out_notes(records),
             *ignored_notes(records),

@@ -15,9 +15,12 @@ import torch
 from framework.build import ChangeModel, Decoder, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
 from framework.checks import shown, whole
 from framework.config import check_keywords, check_type, describe, suggest, with_keywords
+from framework.cost.subject import Target, read_target
+from framework.engine.modelled import is_modelled
 from framework.replay import Clock
 from framework.router.round_robin import round_robin
 from framework.study.files import digest_of
+from framework.study.modelled import with_cost_models
 
 Load = TypeVar("Load")
 Arms = dict[str, dict[str, Any]]  # as Hydra makes them: a component is a call, a mapping of keywords, or the clock
@@ -40,9 +43,15 @@ class EngineParts:
         """Every part as plain data, from which Hydra's instantiate rebuilds it."""
         return {field.name: describe(getattr(self, field.name)) for field in fields(self)}
 
+    @property
+    def is_modelled(self) -> bool:
+        """Whether the engine executes nothing, and is told a config instead of a model."""
+        return is_modelled(self.engine)
+
     @cached_property
     def model_key(self) -> str:
-        return self.key("model", "quantization", "lora")
+        key = self.key("model", "quantization", "lora")
+        return f"{key} modelled" if self.is_modelled else key
 
     @cached_property
     def engine_key(self) -> str:
@@ -50,6 +59,10 @@ class EngineParts:
 
     def key(self, *parts: str) -> str:
         return digest_of([self.config[part] for part in parts])
+
+    def target(self) -> Target:
+        """What stands for the model where the engine is modelled."""
+        return read_target(self.config)
 
     def load_model(self, device: torch.device) -> Decoder:
         """The model on `device`, quantized and with room for adapters as the parts say."""
@@ -76,7 +89,8 @@ def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
     """Every arm with all its components.
 
     Raises ValueError for an unknown component or keyword, for one that the arm's scheduler refuses, for a prefix cache
-    over an engine that keeps no keys and values, and for swapping without room on the host.
+    over an engine that keeps no keys and values, for swapping without room on the host, and for an arm that is modelled
+    where no cost model is of it.
     """
     resolved = {}
     for arm, components in arms.items():
@@ -91,7 +105,7 @@ def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
             raise ValueError(f"arms.{arm} has no {', '.join(missing)}, and the study gives none")
         resolved[arm] = Arm(**parts)
         check_scheduler(arm, resolved[arm])
-    return resolved
+    return with_cost_models(resolved)
 
 
 def check_scheduler(arm: str, parts: Arm) -> None:

@@ -17,6 +17,7 @@ from framework.build import (
 )
 from framework.config import describe
 from framework.core import Engine, Request, Step
+from framework.cost.subject import Target
 from framework.measure.serving import max_num_seqs_of
 from framework.replay import Server, check_several
 from framework.study.arms import Arm, EngineParts
@@ -33,7 +34,7 @@ class EngineCache:
 
     def __init__(self, device: torch.device, on_progress: Callable[[str], None], arms: Iterable[Arm] = ()) -> None:
         self.device, self.on_progress, self.arms = device, on_progress, list(arms)
-        self.models: dict[str, Decoder] = {}
+        self.models: dict[str, Decoder | Target] = {}
         self.engines: dict[str, Engine] = {}
         self.engine: Engine | None = None  # the last one
         self.warmed: set[tuple[str, str]] = set()
@@ -46,7 +47,9 @@ class EngineCache:
         return self.engine
 
     def build_where_there_is_room(self, parts: EngineParts) -> Engine:
-        """Beside the others, or else in their place."""
+        """Beside the others, or else in their place; one that is modelled needs none."""
+        if parts.is_modelled:
+            return self.build(parts)
         free(self.device)
         beside = self.build_beside(parts) if self.engines else None
         if beside is not None:
@@ -68,7 +71,7 @@ class EngineCache:
     def build(self, parts: EngineParts) -> Engine:
         if parts.model_key not in self.models:
             self.on_progress("loading the model")
-            self.models[parts.model_key] = parts.load_model(self.device)
+            self.models[parts.model_key] = parts.target() if parts.is_modelled else parts.load_model(self.device)
         self.on_progress("building the engine")
         return self.limited(parts)(model=self.models[parts.model_key])
 
@@ -105,7 +108,7 @@ class EngineCache:
     def warm_up(self, arm: Arm, engine: Engine, requests: list[Request]) -> None:
         """Before an arm's first point, replay some of its requests at once: full batches, then ever smaller ones."""
         key = arm.engine_key, arm.warm_up_key
-        if key in self.warmed:
+        if key in self.warmed or arm.is_modelled:
             return
         scheduler = make_scheduler(arm.scheduler, engine)
         replay_trace(warm_up_requests(requests, scheduler.max_num_seqs), scheduler, engine)

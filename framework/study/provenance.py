@@ -27,6 +27,7 @@ MEASURING = (
     "study/engine_cache.py",
     "study/replay_point.py",
 )
+COMPUTING = ("engine/torch_engine", "kernels", "models", "lora", "quantization")
 METRICS_SOURCES = ("measure/intervals.py", "measure/metrics.py")
 
 
@@ -64,6 +65,13 @@ def code_version() -> str:
     """Hash of the source that a replay runs through: neither captions nor help texts nor metrics are in it."""
     sources = [path.relative_to(FRAMEWORK).as_posix() for path in FRAMEWORK.rglob("*.py")]
     return hash_of(source for source in sources if source in MEASURING or not source.startswith(NOT_MEASURING))
+
+
+@cache
+def compute_version() -> str:
+    """Hash of the source that computes steps on a device: a cost model is of one such version."""
+    paths = [path for room in COMPUTING for path in (FRAMEWORK / room).rglob("*.py")]
+    return hash_of(path.relative_to(FRAMEWORK).as_posix() for path in paths)
 
 
 @cache

@@ -27,6 +27,22 @@ class TraceRecord(TypedDict):
     session_rate: NotRequired[Number]  # of these, by the trace; earlier points lack it: there it is the offered rate
 
 
+class ModelledRecord(TypedDict):
+    """The cost model of a replay that executed no step; how many steps are further than any that it was fitted on.
+
+    `furthest`: feature → how many times as far; `is_older`: the source that computes steps has changed since.
+    """
+
+    name: str
+    device: str
+    git_commit: str | None
+    is_older: bool
+    num_steps: int
+    num_outside: int
+    furthest: dict[str, Number]
+    notes: list[str]
+
+
 class EngineRecord(TypedDict):
     """What an engine made of its options."""
 
@@ -38,6 +54,7 @@ class EngineRecord(TypedDict):
     num_adapter_bytes: int
     num_cache_bytes: int
     num_swap_blocks: NotRequired[int]  # earlier points lack it
+    modelled: NotRequired[ModelledRecord]  # where no step was executed
     switches: NotRequired[dict[str, bool]]  # fused, compile, cuda_graphs, overlap as decided; earlier points lack it
 
 

@@ -16,11 +16,13 @@ from framework.build import make_scheduler
 from framework.config import describe as as_data
 from framework.core import Engine, Request, Scheduler, Sequence, Trace
 from framework.engine.measured import MeasuredEngine
+from framework.engine.modelled import ModelledEngine
 from framework.measure.gpu_state import GpuRecord, GpuWatch
 from framework.measure.replay_tables import request_table, step_table
 from framework.replay import replay
 from framework.study.arms import Arm
 from framework.study.engine_cache import EngineCache
+from framework.study.modelled import modelled_record
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.records import EngineRecord, TraceRecord
@@ -125,7 +127,7 @@ def with_refused(served: list[Sequence], offered: list[Request], refused: dict[i
 
 
 def engine_record(engine: Engine) -> EngineRecord:
-    return {
+    record: EngineRecord = {
         "num_blocks": engine.num_blocks,
         "block_size": engine.block_size,
         "max_model_len": engine.max_model_len,
@@ -136,6 +138,9 @@ def engine_record(engine: Engine) -> EngineRecord:
         "num_swap_blocks": engine.num_swap_blocks,
         "switches": engine.switches if isinstance(engine, MeasuredEngine) else {},
     }
+    if isinstance(engine, ModelledEngine):
+        record["modelled"] = modelled_record(engine)
+    return record
 
 
 def has_prefix_cache(arm: Arm) -> bool:

@@ -22,6 +22,7 @@ from framework.study.arms import Arm, Arms, point_order
 from framework.study.auto_rates import NUM_RATES, Rates, find_rates
 from framework.study.engine_cache import EngineCache
 from framework.study.files import DISK_FULL
+from framework.study.modelled import environment_of
 from framework.study.place import Place, open_place
 from framework.study.points import (
     Point,
@@ -34,7 +35,7 @@ from framework.study.points import (
     write_table,
 )
 from framework.study.progress import SweepProgress
-from framework.study.provenance import metrics_version
+from framework.study.provenance import Environment, metrics_version
 from framework.study.replay_point import load, replay_point
 
 MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
@@ -89,6 +90,7 @@ class Study(Place):
     slo: dict[str, float]
     tracking: Tracker | None
     arm_digests: dict[str, str]
+    environments: dict[str, Environment]  # of each arm
     failures: dict[str, list[Point]]  # message → the points that failed with it
     is_closed_loop: bool = False  # of users; points of rates that are in the folder, too, are not its own
 
@@ -112,11 +114,11 @@ class Study(Place):
         raise StudyError("\n".join(f"{problem} ({name_points(points)})" for problem, points in self.failures.items()))
 
 
-def run_study(arms: dict[str, Arm], sweep: Replays) -> Study:
+def run_study(arms: dict[str, Arm], sweep: Replays, engines: EngineCache | None = None) -> Study:
     """Replay every point that is not on disk yet, writing each as it ends; a point that fails does not stop the others.
 
-    `arms` have all their parts, as resolve_arms makes them. Raises ValueError for arguments out of range and StudyError
-    if not a single point could be computed.
+    `arms` have all their parts, as resolve_arms makes them; `engines` has those that are built already. Raises
+    ValueError for arguments out of range and StudyError if not a single point could be computed.
     """
     rates, users, seeds, fresh = sweep["rates"], sweep.get("users"), sweep["seeds"], sweep["fresh"]
     check_points(arms, rates if users is None else [None], seeds)
@@ -125,7 +127,8 @@ def run_study(arms: dict[str, Arm], sweep: Replays) -> Study:
     study = open_study(arms, sweep)
     num_loads = len(users) if users is not None else NUM_RATES if rates == "auto" else len(rates)
     with SweepProgress(study.console, len(arms) * num_loads * len(seeds)) as progress, table_saved_at_end(study, fresh):
-        engines = EngineCache(study.device, progress.say, study.arms.values())
+        engines = engines or EngineCache(study.device, progress.say, study.arms.values())
+        engines.on_progress = progress.say
         gpu = open_gpu(study.device, study.say)
         if users is None and rates == "auto":
             rates = [*find_rates(study.output_dir, arms, study.arm_digests, seeds[0], engines, progress)]
@@ -145,11 +148,16 @@ def run_study(arms: dict[str, Arm], sweep: Replays) -> Study:
 
 
 def open_study(arms: dict[str, Arm], sweep: Replays) -> Study:
-    place = open_place(sweep["device"], sweep["output_dir"])
+    is_executed = not all(arm.is_modelled for arm in arms.values())
+    place = open_place(sweep["device"] if is_executed else "cpu", sweep["output_dir"])
     place.output_dir.mkdir(parents=True, exist_ok=True)
-    digests = {name: arm_digest(arm.config, place.environment) for name, arm in arms.items()}
+    environments = {name: environment_of(arm, place.environment) for name, arm in arms.items()}
+    digests = {name: arm_digest(arm.config, environments[name]) for name, arm in arms.items()}
+    devices = dict.fromkeys(environment["device"] for environment in environments.values())
+    place.environment["device"] = " and ".join(devices)
     return Study(
         **vars(place),
+        environments=environments,
         arms=arms,
         slo=sweep["slo"],
         tracking=sweep.get("tracking"),
@@ -214,13 +222,13 @@ def compute_point(
 ) -> dict[str, float]:
     """Replay the point and write it; its metrics."""
     arm = study.arms[point.arm]
-    replayed = replay_point(point, arm, engines, progress, gpu)
+    replayed = replay_point(point, arm, engines, progress, None if arm.is_modelled else gpu)
     metrics = summarize(replayed.requests, replayed.steps, study.slo)
     config = arm.config | {"trace": arm.config["trace"] | load(point) | {"seed": point.seed}}
     record = {
         "config": config,
         "files": fingerprint_files(config),
-        "environment": study.environment,
+        "environment": study.environments[point.arm],
         "engine": replayed.engine,
         "trace": replayed.trace,
         "gpu": replayed.gpu,

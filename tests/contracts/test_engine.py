@@ -1,15 +1,19 @@
 """What the Engine protocol promises, for every engine in framework/engine and the fake one."""
 
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 import framework.engine
 from framework.build import replay_trace
 from framework.core import Request
+from framework.engine.modelled import ModelledEngine
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.contracts.implementations import implementations
+from tests.cost_models import target, write_model
 from tests.fake_engine import FakeEngine
 from tests.quantization.small_models import make_model
 
@@ -40,7 +44,12 @@ class Recorder(ContinuousScheduler):
 def make(engine_type: type, num_blocks: int = ROOMY):
     """An engine as a study makes it, of a small model where it takes one; so many blocks of 4 tokens."""
     model = {} if engine_type is FakeEngine else {"model": make_model("llama")}
-    engine = engine_type(**model, num_blocks=num_blocks, block_size=BLOCK_SIZE)
+    if engine_type is ModelledEngine:
+        with TemporaryDirectory() as folder:
+            path = str(write_model(Path(folder)))
+            engine = engine_type(target(), path=path, num_blocks=num_blocks, block_size=BLOCK_SIZE)
+    else:
+        engine = engine_type(**model, num_blocks=num_blocks, block_size=BLOCK_SIZE)
     assert (engine.num_blocks, engine.block_size) == (num_blocks, BLOCK_SIZE)
     return engine
 

@@ -1,0 +1,63 @@
+"""What a step's cost depends on: a few physical terms, known from its batch alone or from a row of a step log."""
+
+from typing import NamedTuple
+
+import pandas as pd
+
+from framework.core import Batch
+
+KINDS = ("decode", "prompt")  # steps of decodes alone, and steps with rows of prompts: engines compute them differently
+
+
+class Features(NamedTuple):
+    """Of one step; its kind is `prompt` where it has rows of prompts, else `decode`."""
+
+    num_rows: int  # new tokens: each goes through every layer
+    num_seqs: int
+    num_context_tokens: int  # keys and values that the rows read
+    num_pairs: int  # of a query and a key, of the prompts' rows
+    num_adapters: int  # that its sequences use
+    num_adapter_loads: int
+    num_copied_blocks: int  # KV blocks to the host and back
+    is_first: int  # 1: no step was in flight when it was launched, so that none hid the host's work
+
+
+TERMS = {  # of each kind, what the seconds on the device are linear in, beside a table of the rows
+    "decode": ("num_context_tokens", "num_adapters", "num_adapter_loads"),
+    "prompt": ("num_seqs", "num_context_tokens", "num_pairs", "num_adapters", "num_adapter_loads"),
+}
+HOST_TERMS = ("num_rows", "num_seqs", "num_copied_blocks", "is_first")  # and the seconds beside it, with a constant
+
+
+def kind_of(batch: Batch) -> str:
+    return "prompt" if batch.num_prefill_tokens else "decode"
+
+
+def features_of(batch: Batch, is_first: bool, has_adapters: bool) -> Features:
+    return Features(
+        batch.num_prefill_tokens + batch.num_decode_tokens,
+        len(batch.sequences),
+        batch.num_context_tokens,
+        batch.num_prefill_pairs if batch.num_prefill_tokens else 0,
+        batch.num_adapters if has_adapters else 0,
+        len(batch.adapter_loads),
+        len(batch.swap_out) + len(batch.swap_in),
+        int(is_first),
+    )
+
+
+def features_in(log: pd.DataFrame) -> pd.DataFrame:
+    """`kind` and the fields of Features, of every row of a step log (see `step_log`)."""
+    return pd.DataFrame(
+        {
+            "kind": [KINDS[num > 0] for num in log["num_prefill_tokens"]],
+            "num_rows": log["num_prefill_tokens"] + log["num_decode_tokens"],
+            "num_seqs": log["num_seqs"],
+            "num_context_tokens": log["num_context_tokens"],
+            "num_pairs": log["num_prefill_pairs"],
+            "num_adapters": log["num_adapters"],
+            "num_adapter_loads": log["num_adapter_loads"],
+            "num_copied_blocks": log["num_copied_blocks"],
+            "is_first": log["is_first"],
+        }
+    )

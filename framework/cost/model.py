@@ -1,0 +1,206 @@
+"""A cost model: the seconds that a step takes, from its features, as they were measured somewhere; kept as JSON.
+
+Steps that decode and steps with prompts have costs of their own. The seconds on the device are a table over the rows,
+linear between its entries, and a rate for each other term; those beside it are linear too. What a step really took
+over that is drawn from the measured ratios.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import inf
+from operator import gt, mul
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from framework.cost.features import Features
+from framework.cost.subject import Subject
+
+VERSION = 1
+MAX_BYTES = 200_000  # of a file
+NEVER = 1.0  # how far a step is from the steps fitted: as far as the limits, or within
+
+Terms = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindCost:
+    """What steps of one kind cost, in seconds.
+
+    `rows` are [rows, seconds on the device]; `device` and `host` are seconds per unit of each term, the host's with a
+    `constant`. `ranges` has of each feature the least and the most that was fitted. `ratios` are quantiles, at equal
+    steps from 0 to 1, of what a step took over what the terms say.
+    """
+
+    rows: list[tuple[int, float]]
+    device: Terms
+    host: Terms
+    ranges: dict[str, tuple[float, float]]
+    ratios: list[float]
+    num_steps: int  # fitted
+
+    @property
+    def mean_ratio(self) -> float:
+        inner = sum(self.ratios) - (self.ratios[0] + self.ratios[-1]) / 2
+        return inner / (len(self.ratios) - 1)
+
+    @cached_property
+    def _knots(self) -> list[int]:
+        return [num_rows for num_rows, _ in self.rows]
+
+    @cached_property
+    def _limits(self) -> tuple[float, ...]:
+        """The most that was fitted of each feature."""
+        return tuple(self.ranges[name][1] if name in self.ranges else inf for name in Features._fields)
+
+    @cached_property
+    def _device_rates(self) -> tuple[float, ...]:
+        return tuple(self.device.get(name, 0.0) for name in Features._fields)
+
+    @cached_property
+    def _host_rates(self) -> tuple[float, ...]:
+        return tuple(self.host.get(name, 0.0) for name in Features._fields)
+
+    def seconds_of_rows(self, num_rows: int) -> float:
+        """From the table; beyond its last entry it goes on as between the last two."""
+        table, index = self.rows, bisect_left(self._knots, num_rows)
+        if index < len(table) and (index == 0 or table[index][0] == num_rows):
+            return table[index][1]
+        if len(table) == 1:
+            return table[0][1]
+        (low, before), (high, after) = table[index - 1 : index + 1] if index < len(table) else table[-2:]
+        return before + (after - before) * (num_rows - low) / (high - low)
+
+    def seconds(self, features: Features) -> tuple[float, float]:
+        """On the device and beside it, as a typical step takes them. `num_rows` is what the device computes."""
+        device = self.seconds_of_rows(features.num_rows) + sum(map(mul, self._device_rates, features))
+        return device, self.host["constant"] + sum(map(mul, self._host_rates, features))
+
+    def ratio_at(self, quantile: float) -> float:
+        """What a step takes over what the terms say, at a `quantile` from 0 to 1."""
+        place = quantile * (len(self.ratios) - 1)
+        index = min(int(place), len(self.ratios) - 2)
+        low, high = self.ratios[index : index + 2]
+        return low + (high - low) * (place - index)
+
+    def distance(self, features: Features) -> tuple[float, str]:
+        """How far a step is from those fitted, as a factor (1: not at all), and by which feature.
+
+        Every feature may be too large. Only the rows may be too few: the others then cost next to nothing.
+        """
+        furthest, by = NEVER, ""
+        if features.num_rows >= self._knots[0] and not any(map(gt, features, self._limits)):
+            return furthest, by
+        for name, (low, high) in self.ranges.items():
+            value = getattr(features, name)
+            if value > high:
+                factor = value / high if high else inf
+            else:
+                factor = low / value if name == "num_rows" and value < low else NEVER
+            if factor > furthest:
+                furthest, by = factor, name
+        return furthest, by
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """The engine that was measured: its KV cache, and how many steps it runs ahead."""
+
+    num_blocks: int
+    block_size: int
+    num_cache_bytes: int
+    kv_dtype: str
+    num_steps_ahead: int
+    switches: dict[str, bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostModel:
+    """`sizes` are the numbers of rows that graphs hold, of each kind: fewer rows take as long as the next size.
+
+    `error` is of steps that were not fitted; `environment` has device, commit and packages, `compute_version` is a hash
+    of the source that computed the steps.
+    """
+
+    version: int
+    name: str
+    device: str
+    subject: Subject
+    engine: Calibrated
+    kinds: dict[str, KindCost]
+    sizes: dict[str, list[int]]
+    error: dict[str, dict[str, float | None]]
+    environment: dict[str, Any]
+    compute_version: str
+    notes: list[str] = field(default_factory=list)
+
+    def of_kind(self, kind: str) -> KindCost:
+        if kind not in self.kinds:
+            raise ValueError(
+                f"the cost model {self.name} was fitted on no {kind} steps, of which this replay has some: "
+                f"it knows {', '.join(self.kinds)}"
+            )
+        return self.kinds[kind]
+
+    def computed(self, kind: str, features: Features) -> Features:
+        """The same step with the rows that the device computes: those of the next graph."""
+        sizes = self.sizes.get(kind)
+        if not sizes:
+            return features
+        index = bisect_left(sizes, features.num_rows)
+        return features._replace(num_rows=sizes[index]) if index < len(sizes) else features
+
+
+@dataclass
+class Outside:
+    """The steps of a replay that are further than any fitted one: how many, and the furthest by each feature."""
+
+    num_steps: int = 0
+    num_outside: int = 0
+    furthest: dict[str, float] = field(default_factory=dict)  # feature → factor beyond what was fitted
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def note(self, kind: str, distance: float, by: str) -> None:
+        if distance > NEVER:
+            name = f"{by} of {kind} steps"
+            self.num_outside += 1
+            self.counts[name] += 1
+            self.furthest[name] = max(self.furthest.get(name, NEVER), distance)
+
+
+ADAPTER = TypeAdapter(CostModel)
+
+
+def write_cost_model(path: Path, model: CostModel) -> None:
+    """ValueError for one that is too large to be shipped."""
+    text = ADAPTER.dump_json(model, indent=1)
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"{path} would have {len(text):,} bytes; a cost model has at most {MAX_BYTES:,}")
+    path.write_bytes(text + b"\n")
+
+
+def read_cost_model(path: Path) -> CostModel:
+    """ValueError, in one line, for a file that is none, or of an older version."""
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"engine.path={path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"engine.path={path} is no cost model: {' '.join(str(error).split())}") from None
+    version = found.get("version") if isinstance(found, dict) else None
+    if version != VERSION:
+        raise ValueError(
+            f"engine.path={path} has version {version!r} of cost models, and this is version {VERSION}: calibrate again"
+        )
+    try:
+        return ADAPTER.validate_python(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"engine.path={path} is no cost model: {where}: {first['msg'].lower()}") from None

@@ -1,0 +1,69 @@
+"""A log of steps that were really executed, as CSV or Parquet: of a replay here, or of any server."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from framework.paths import locate
+
+REQUIRED = ("num_seqs", "num_prefill_tokens", "num_decode_tokens", "num_context_tokens", "elapsed")
+OPTIONAL = {
+    "num_prefill_pairs": np.nan,
+    "num_adapters": 0,
+    "num_adapter_loads": 0,
+    "num_copied_blocks": 0,
+    "is_first": 0,
+    "device": np.nan,
+}
+GAP = 1e-6  # seconds; a step that begins later after the one before was launched with none in flight
+
+
+def from_steps(steps: pd.DataFrame, num_steps_ahead: int) -> pd.DataFrame:
+    """The log of one replay's `steps.parquet`; `elapsed` is until the next step could begin.
+
+    With no step ahead, the host's work on the tokens is in it, and no step counts as the first.
+    """
+    same = [*REQUIRED, "num_prefill_pairs", "num_adapters", "num_adapter_loads", "device"]
+    log = steps[same].assign(num_copied_blocks=steps["num_swapped_out_blocks"] + steps["num_swapped_in_blocks"])
+    end = steps["start_time"] + steps["elapsed"]
+    is_first = steps["start_time"] > end.shift(fill_value=-np.inf) + GAP
+    if num_steps_ahead == 0:
+        return log.assign(elapsed=log["elapsed"] + steps["update"], is_first=0)
+    return log.assign(is_first=is_first.astype(int))
+
+
+def read_step_log(path: str) -> pd.DataFrame:
+    """The columns of REQUIRED, and OPTIONAL ones filled in.
+
+    Without pairs of prompts, every prompt counts as whole and equally long. Raises ValueError naming the file and the
+    column, or the line, of what is missing or no number.
+    """
+    place = locate(path)
+    try:
+        table = pd.read_parquet(place) if place.suffix == ".parquet" else pd.read_csv(place)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"steps={path} cannot be read: {' '.join(str(error).split())}") from None
+    missing = [name for name in REQUIRED if name not in table]
+    if missing:
+        raise ValueError(f"steps={path} has no column {', '.join(missing)}; a step log has {', '.join(REQUIRED)}")
+    log = pd.DataFrame({name: number_column(table, name, path) for name in REQUIRED})
+    for name, value in OPTIONAL.items():
+        log[name] = number_column(table, name, path) if name in table else value
+    num_prompts = (log["num_seqs"] - log["num_decode_tokens"]).clip(lower=1)
+    length = log["num_prefill_tokens"] / num_prompts
+    log["num_prefill_pairs"] = log["num_prefill_pairs"].fillna(num_prompts * length * (length + 1) / 2)
+    return log
+
+
+def number_column(table: pd.DataFrame, name: str, path: str) -> "pd.Series[float]":
+    """ValueError for a cell that is no number, is below zero or, of the times, is 0."""
+    column = pd.to_numeric(table[name], errors="coerce")
+    is_time = name in ("elapsed", "device")
+    is_bad = ~(column > 0) if is_time else ~(column >= 0)
+    is_bad |= np.isinf(column)
+    if is_bad.any():
+        row = int(np.argmax(is_bad))
+        shown = table[name].astype(object).iloc[row]
+        wanted = "a number above 0" if is_time else "a number of at least 0"
+        raise ValueError(f"steps={path}, row {row + 1}: {name} is {shown}, not {wanted}")
+    return column

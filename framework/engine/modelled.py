@@ -1,0 +1,104 @@
+"""ModelledEngine: a step takes what a cost model says. It loads no weights and touches no device.
+
+Every token is the same, one that ends no output: so an output is as long as its request says.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from framework.checks import whole
+from framework.core import Batch, Engine, Request, Sequence, StepResult
+from framework.cost.features import features_of, kind_of
+from framework.cost.model import CostModel, Outside, read_cost_model
+from framework.cost.shipped import check_cost_model
+from framework.cost.subject import Target
+from framework.paths import locate
+
+
+class ModelledEngine:
+    """Charges the seconds of the cost model in `path`, as if `model` were served on the device it was measured on.
+
+    `path` None is a shipped one that fits the arm, on a device whose name has `device` in it; a study fills it in.
+    The KV cache has `num_blocks` blocks of `block_size` tokens, None: those of the engine that was measured. With
+
+    `noise` every step takes as much longer or shorter as measured ones did, drawn with `seed`; else all take the mean.
+    """
+
+    timer: Callable[[], float] | None = None
+    blocks_per_adapter = num_adapter_bytes = 0
+
+    def __init__(
+        self,
+        model: Target,
+        *,
+        path: str | None = None,
+        device: str | None = None,
+        num_blocks: int | None = None,
+        block_size: int | None = None,
+        num_swap_blocks: int = 0,
+        noise: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if path is None:
+            raise ValueError("engine.path=null: name a cost model, or leave it to a study to choose one")
+        cost = read_cost_model(locate(path))
+        check_cost_model(cost, model.subject, path)
+        self.cost: CostModel = cost
+        self.block_size = cost.engine.block_size if block_size is None else whole("engine.block_size", block_size)
+        num_slots = cost.engine.num_blocks * cost.engine.block_size
+        self.num_blocks = num_slots // self.block_size if num_blocks is None else whole("engine.num_blocks", num_blocks)
+        self.num_cache_bytes = cost.engine.num_cache_bytes * self.num_blocks * self.block_size // num_slots
+        self.max_model_len, self.num_adapter_slots = model.config.max_model_len, model.num_adapter_slots
+        self.num_swap_blocks = whole("engine.num_swap_blocks", num_swap_blocks, at_least=0)
+        self.num_steps_ahead = cost.engine.num_steps_ahead
+        self.vocab_size, self.noise, self.seed = model.config.vocab_size, noise, seed
+        self.on_progress: Callable[[str], None] = lambda message: None
+        self.outside = Outside()
+        self._in_flight: deque[StepResult] = deque()
+        self._token, self._draw = 0, random.Random(seed).random
+
+    def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
+        """None: whether an adapter is there is not looked at."""
+        return {}
+
+    def begin(self, requests: list[Request], max_num_seqs: int, max_num_batched_tokens: int | None = None) -> None:
+        """Draw anew, count anew, and choose a token that stops none of these requests."""
+        self._in_flight.clear()
+        self.outside = Outside()
+        self._draw = random.Random(self.seed).random
+        stops = {token for request in requests for token in request.stop_token_ids}
+        self._token = next(token for token in range(len(stops) + 1) if token not in stops)
+
+    def add(self, sequence: Sequence) -> None:
+        pass
+
+    def launch(self, batch: Batch) -> None:
+        kind = kind_of(batch)
+        cost, outside = self.cost.of_kind(kind), self.outside
+        is_first = self.num_steps_ahead > 0 and not self._in_flight
+        features = self.cost.computed(kind, features_of(batch, is_first, self.num_adapter_slots > 0))
+        outside.num_steps += 1
+        outside.note(kind, *cost.distance(features))
+        device, host = cost.seconds(features)
+        ratio = cost.ratio_at(self._draw()) if self.noise else cost.mean_ratio
+        self._in_flight.append(StepResult(self._tokens(batch), ratio * (device + host), device=ratio * device))
+
+    def _tokens(self, batch: Batch) -> list[int | None]:
+        """One of each sequence; None where its prompt is not complete yet."""
+        tokens: list[int | None] = [self._token] * batch.num_decode_tokens
+        for index in range(batch.num_decode_tokens, len(batch.sequences)):
+            is_sampled = batch.starts[index] + batch.num_tokens[index] >= batch.sequences[index].num_tokens
+            tokens.append(self._token if is_sampled else None)
+        return tokens
+
+    def collect(self) -> StepResult:
+        return self._in_flight.popleft()
+
+
+def is_modelled(make: partial[Engine]) -> bool:
+    """Whether an arm's engine is one that is told a config instead of a model."""
+    return make.func is ModelledEngine

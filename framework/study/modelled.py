@@ -1,0 +1,74 @@
+"""Arms whose steps are not executed: the cost model that each takes, and what results are labelled with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from framework.config import describe, with_keywords
+from framework.cost.model import CostModel, read_cost_model
+from framework.cost.shipped import check_cost_model, choose_cost_model
+from framework.cost.subject import read_target
+from framework.engine.modelled import ModelledEngine
+from framework.paths import ROOT, locate
+from framework.study.provenance import Environment, compute_version
+from framework.study.records import ModelledRecord
+
+if TYPE_CHECKING:  # which calls the functions here
+    from framework.study.arms import Arm
+
+
+def with_cost_models(arms: dict[str, Arm]) -> dict[str, Arm]:
+    """The same arms, where each that is modelled names its cost model.
+
+    Raises ValueError naming the arm for a cost model that is not of it, and for the wall clock.
+    """
+    return {name: with_cost_model(name, arm) if arm.is_modelled else arm for name, arm in arms.items()}
+
+
+def with_cost_model(name: str, arm: Arm) -> Arm:
+    engine = describe(arm.engine)
+    try:
+        if arm.clock == "wall":
+            raise ValueError("clock=wall is real time, and engine=modelled executes nothing: take clock=virtual")
+        subject = read_target(arm.config).subject
+        if engine["path"] is not None:
+            check_cost_model(read_cost_model(locate(engine["path"])), subject, engine["path"])
+            return arm
+        path = choose_cost_model(subject, engine["device"])
+    except ValueError as error:
+        raise ValueError(f"arms.{name}: {error}") from error
+    return replace(arm, engine=with_keywords(arm.engine, path=shown_path(path)))
+
+
+def shown_path(path: Path) -> str:
+    """From the repository's folder, so that a config means the same wherever that is."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+def cost_model_of(arm: Arm) -> CostModel:
+    return read_cost_model(locate(describe(arm.engine)["path"]))
+
+
+def environment_of(arm: Arm, here: Environment) -> Environment:
+    """What the arm's results depend on: of a modelled one neither torch nor the device at hand."""
+    if not arm.is_modelled:
+        return here
+    device = f"{cost_model_of(arm).device} (modelled)"
+    return {**here, "device": device, "device_type": "modelled", "packages": here["packages"] | {"torch": None}}
+
+
+def modelled_record(engine: ModelledEngine) -> ModelledRecord:
+    """After a replay."""
+    cost, outside = engine.cost, engine.outside
+    return {
+        "name": cost.name,
+        "device": cost.device,
+        "git_commit": cost.environment.get("git_commit"),
+        "is_older": cost.compute_version != compute_version(),
+        "num_steps": outside.num_steps,
+        "num_outside": outside.num_outside,
+        "furthest": dict(outside.furthest),
+        "notes": list(cost.notes),
+    }

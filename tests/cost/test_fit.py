@@ -1,0 +1,109 @@
+"""The fit finds what synthetic steps were made with, whatever their noise."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from framework.cost.error import errors, predicted
+from framework.cost.fit import fit_kinds
+from tests.cost_models import cost_model
+
+CONTEXT, PAIRS, ROW, SEQ, HOST = 1e-8, 3e-9, 2e-6, 5e-5, 2e-4
+
+
+def made(num=4000, noise=0.0, seed=0, sizes=()):
+    """A log of steps of known costs; `sizes` are those of graphs."""
+    rng = np.random.default_rng(seed)
+    is_prompt = rng.random(num) < 0.3
+    decodes = rng.integers(1, 65, num) * np.where(is_prompt, rng.random(num) < 0.5, True)
+    prompt = np.where(is_prompt, rng.integers(1, 2049, num), 0)
+    num_prompts = np.where(is_prompt, rng.integers(1, 5, num), 0)
+    pairs = prompt * rng.integers(1, 4000, num)
+    context = decodes * rng.integers(10, 4000, num) + prompt
+    rows = prompt + decodes
+    computed = np.array([min((size for size in sizes if size >= row), default=row) for row in rows])
+    device = 1e-3 + ROW * computed + CONTEXT * context + PAIRS * pairs + SEQ * np.where(is_prompt, num_prompts, 0)
+    seqs = num_prompts + decodes
+    device = 1e-3 + ROW * computed + CONTEXT * context + PAIRS * pairs + SEQ * np.where(is_prompt, seqs, 0)
+    ratio = np.exp(noise * rng.standard_normal(num))
+    return pd.DataFrame(
+        {
+            "num_seqs": seqs,
+            "num_prefill_tokens": prompt,
+            "num_decode_tokens": decodes,
+            "num_context_tokens": context,
+            "num_prefill_pairs": pairs,
+            "num_adapters": 0,
+            "num_adapter_loads": 0,
+            "num_copied_blocks": 0,
+            "is_first": 0,
+            "device": device * ratio,
+            "elapsed": (device + HOST) * ratio,
+            "is_replayed": 1,
+        }
+    )
+
+
+@pytest.mark.parametrize(("noise", "tolerance"), [(0.0, 1e-3), (0.02, 0.05)])
+def test_known_costs_are_found(noise, tolerance):
+    kinds = fit_kinds(made(noise=noise), {})
+    assert kinds["decode"].device["num_context_tokens"] == pytest.approx(CONTEXT, rel=tolerance)
+    assert kinds["prompt"].device["num_pairs"] == pytest.approx(PAIRS, rel=tolerance)
+    assert kinds["prompt"].device["num_seqs"] == pytest.approx(SEQ, rel=tolerance)
+    for cost in kinds.values():
+        assert cost.host["constant"] + 32 * (cost.host["num_seqs"] + cost.host["num_rows"]) == pytest.approx(
+            HOST, rel=0.1
+        )
+    for num_rows in (1, 30, 64):
+        assert kinds["decode"].seconds_of_rows(num_rows) == pytest.approx(1e-3 + ROW * num_rows, rel=tolerance)
+
+
+def test_a_step_is_as_long_as_its_graph():
+    sizes = [1, 8, 64]
+    cost = fit_kinds(made(sizes=sizes), {"decode": sizes})["decode"]
+    assert [num_rows for num_rows, _ in cost.rows] == sizes
+    assert cost.rows[1][1] == pytest.approx(1e-3 + 8 * ROW, rel=1e-3)
+
+
+def test_the_interval_holds_for_steps_that_were_not_fitted():
+    model = cost_model(kinds=fit_kinds(made(noise=0.05), {}))
+    found = errors(predicted(model, made(noise=0.05, seed=1)))
+    for kind in ("decode", "prompt", "all"):
+        assert 0.87 < found[kind]["coverage"] < 0.93
+        assert abs(found[kind]["bias"]) < 0.003
+        assert found[kind]["median"] == pytest.approx(0.05 * 0.6745, rel=0.1)
+
+
+def test_a_few_slow_steps_change_the_ratios_and_not_the_terms():
+    log = made(noise=0.01)
+    slow = log.index[::50]
+    log.loc[slow, ["device", "elapsed"]] *= 10
+    cost = fit_kinds(log, {})["decode"]
+    assert cost.device["num_context_tokens"] == pytest.approx(CONTEXT, rel=0.05)
+    assert cost.mean_ratio == pytest.approx(1 + 9 / 50, rel=0.05)
+    assert cost.ratio_at(0.5) == pytest.approx(1, abs=0.01)
+    assert cost.ratio_at(1.0) > 9
+
+
+def test_what_a_log_cannot_tell_apart_is_the_rows():
+    """Single whole prompts: their context is their rows, and their number is one."""
+    log = made()
+    log["num_decode_tokens"], log["num_seqs"] = 0, 1
+    log = log[log["num_prefill_tokens"] > 0]
+    log["num_context_tokens"] = log["num_prefill_tokens"]
+    log["num_prefill_pairs"] = 0
+    log["device"] = log["elapsed"] = 1e-3 + ROW * log["num_prefill_tokens"]
+    cost = fit_kinds(log, {})["prompt"]
+    assert cost.device == pytest.approx(dict.fromkeys(cost.device, 0.0), abs=1e-9)
+
+
+def test_without_the_devices_time_all_of_a_step_is_the_devices():
+    log = made().assign(device=np.nan)
+    cost = fit_kinds(log, {})["decode"]
+    assert cost.seconds_of_rows(1) == pytest.approx(1e-3 + HOST + ROW, rel=1e-3)
+    assert cost.host["constant"] == 0
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(ValueError, match="there are none"):
+        fit_kinds(made()[:0], {})

@@ -1,0 +1,80 @@
+"""A cost model on disk, between the entries of its table, and beyond what it was fitted on."""
+
+import json
+from math import inf
+
+import pytest
+
+from framework.cost.features import Features
+from framework.cost.model import Outside, read_cost_model, write_cost_model
+from tests.cost_models import cost_model, kind_cost, write_model
+
+STEP = Features(1, 1, 10, 0, 0, 0, 0, 0)
+
+
+def test_a_model_comes_back_as_it_was_written(tmp_path):
+    path = write_model(tmp_path, sizes={"decode": [1, 2]}, notes=["a note"], error={"all": {"bias": 0.1}})
+    assert read_cost_model(path) == cost_model(sizes={"decode": [1, 2]}, notes=["a note"], error={"all": {"bias": 0.1}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is no cost model: "),
+        ("[]", "has version None of cost models, and this is version 1"),
+        ('{"version": 0}', "has version 0 of cost models, and this is version 1: calibrate again"),
+        ('{"version": 1}', "is no cost model: name: "),
+    ],
+)
+def test_a_file_that_is_none_is_told(tmp_path, text, message):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_cost_model(tmp_path / "x.json")
+    with pytest.raises(ValueError, match="there is no such file"):
+        read_cost_model(tmp_path / "y.json")
+
+
+def test_a_model_that_is_too_large_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="has at most 200,000"):
+        write_cost_model(tmp_path / "x.json", cost_model(notes=["x" * 200_000]))
+
+
+def test_the_table_is_linear_between_its_entries_and_beyond_the_last():
+    cost = kind_cost("decode", seconds=1.0, per_row=0.1)
+    assert [cost.seconds_of_rows(num) for num in (1, 6, 11, 21)] == pytest.approx([1.0, 1.5, 2.0, 3.0])
+
+
+def test_terms_add_up():
+    cost = kind_cost("decode", seconds=1.0, host=0.25, num_context_tokens=0.01)
+    assert cost.seconds(STEP) == pytest.approx((1.1, 0.25))
+
+
+def test_ratios_are_between_their_quantiles():
+    cost = kind_cost("decode", ratios=(0.5, 1.0, 3.0))
+    assert [cost.ratio_at(quantile) for quantile in (0, 0.25, 0.5, 1.0)] == [0.5, 0.75, 1.0, 3.0]
+    assert cost.mean_ratio == (0.75 + 2.0) / 2
+
+
+def test_a_step_is_computed_as_the_next_graph():
+    model = cost_model(sizes={"decode": [1, 8]})
+    assert [model.computed("decode", STEP._replace(num_rows=num)).num_rows for num in (1, 2, 8, 9)] == [1, 8, 8, 9]
+    assert model.computed("prompt", STEP._replace(num_rows=2)).num_rows == 2
+
+
+def test_steps_beyond_what_was_fitted_are_counted_with_how_far_they_are():
+    cost = kind_cost("decode", most=100.0)
+    outside = Outside()
+    for step in (STEP, STEP._replace(num_context_tokens=250), STEP._replace(num_rows=200, num_context_tokens=300)):
+        outside.note("decode", *cost.distance(step))
+    assert (outside.num_outside, dict(outside.furthest)) == (2, {"num_context_tokens of decode steps": 3.0})
+    assert cost.distance(STEP._replace(num_rows=0.5)) == (2.0, "num_rows")
+    assert kind_cost("decode", most=0).distance(STEP)[0] == inf
+
+
+def test_a_kind_of_step_that_was_never_fitted_is_refused():
+    with pytest.raises(ValueError, match=r"test was fitted on no prompt steps.*it knows decode"):
+        cost_model(kinds={"decode": kind_cost("decode")}).of_kind("prompt")
+
+
+def test_the_file_is_plain_json(tmp_path):
+    assert json.loads(write_model(tmp_path).read_text())["subject"]["dtype"] == "float32"

@@ -1,0 +1,43 @@
+"""What a page says of steps that were not executed."""
+
+from types import SimpleNamespace
+
+from framework.report.modelled import label, modelled_notes
+
+FOUND = {
+    "name": "m",
+    "device": "GPU",
+    "git_commit": "0123456789",
+    "is_older": False,
+    "num_steps": 10,
+    "num_outside": 0,
+    "furthest": {},
+    "notes": [],
+}
+
+
+def notes(*changes):
+    return list(modelled_notes({"engine": {"modelled": FOUND | change}} for change in changes))
+
+
+def test_the_cost_model_is_named_with_its_device_and_commit():
+    assert notes({}) == ["no step was executed: they take what the cost model m says, of GPU at commit 0123456"]
+    assert notes({"git_commit": None, "notes": ["noisy"]})[1] == "cost model m: noisy"
+    assert list(modelled_notes([{"engine": {}}])) == []
+
+
+def test_older_source_and_steps_outside_are_told():
+    furthest = {"num_rows of decode steps": 2.5, "num_copied_blocks of decode steps": None}
+    _, older, outside = notes({"is_older": True}, {"num_outside": 5, "furthest": furthest}, {"num_outside": 1})
+    assert older.startswith("the source that computes steps has changed")
+    assert outside == (
+        "6 of 30 steps are outside of what was fitted: num_copied_blocks of decode steps none was, "
+        "num_rows of decode steps 2.5 times as far"
+    )
+
+
+def test_captions_say_which_arms_are_modelled():
+    arms = {name: SimpleNamespace(is_modelled=name != "x") for name in ("a", "b", "x")}
+    assert label(arms) == " (modelled: a, b)"
+    assert label({"a": arms["a"]}) == " (modelled)"
+    assert label({"x": arms["x"]}) == ""

@@ -1,0 +1,84 @@
+"""Arms that are modelled: they find their cost model, load nothing, and their points say what they are."""
+
+import json
+from functools import partial
+
+import pytest
+
+from framework.cost import shipped
+from framework.engine.modelled import ModelledEngine
+from framework.models import loading
+from framework.study import modelled
+from framework.study.arms import resolve_arms
+from tests.cost_models import MODEL, PARTS, write_model
+from tests.study.fake_study import DEFAULTS, run_fake_study
+
+PARTS_OF_STUDY = DEFAULTS | PARTS | {"engine": partial(ModelledEngine)}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Where a cost model of PARTS is looked for."""
+    place = tmp_path / "models"
+    place.mkdir()
+    write_model(place)
+    monkeypatch.setattr(modelled, "choose_cost_model", partial(shipped.choose_cost_model, folder=place))
+    return place
+
+
+def test_an_arm_without_a_path_gets_the_cost_model_that_fits(folder):
+    arms = resolve_arms({"a": {}}, PARTS_OF_STUDY)
+    assert arms["a"].config["engine"]["path"] == str(folder / "test.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clock": "wall"}, "arms.a: clock=wall is real time, and engine=modelled executes nothing"),
+        ({"model": {"dtype": "bfloat16"}}, r"arms.a: .*\(test has dtype 'float32', not 'bfloat16'"),
+        ({"engine": {"device": "TPU"}}, "arms.a: engine.device=TPU"),
+        ({"engine": {"path": "nowhere.json"}}, "arms.a: engine.path=.*there is no such file"),
+    ],
+)
+def test_an_arm_without_a_cost_model_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_arms({"a": change}, PARTS_OF_STUDY)
+
+
+def test_points_are_labelled_and_depend_on_the_cost_model_and_not_on_the_device(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(loading, "build_model", lambda *_: pytest.fail("weights were made"))
+
+    def run():
+        study = run_fake_study(tmp_path / "out", {"a": {}}, [20.0], defaults=PARTS_OF_STUDY)
+        [point] = study.table()["point"]
+        return study, point, json.loads((study.folder(point) / "point.json").read_text())
+
+    study, point, record = run()
+    assert study.device_name == record["environment"]["device"] == "A device (modelled)"
+    assert record["environment"]["packages"]["torch"] is None
+    found = record["engine"]["modelled"]
+    assert (found["name"], found["device"], found["git_commit"], found["is_older"]) == (
+        "test",
+        "A device",
+        "abcdef123",
+        True,
+    )
+    assert found["num_steps"] > 0
+    assert found["num_outside"] == 0
+    assert run()[1] == point
+    write_model(folder, notes=["another"])
+    assert run()[1] != point
+
+
+def test_a_modelled_arm_beside_an_executed_one(tmp_path):
+    arms = {"executed": DEFAULTS, "modelled": {"engine": partial(ModelledEngine), "model": MODEL}}
+    arms["executed"] = {name: DEFAULTS[name] for name in ("engine", "model")}
+    study = run_fake_study(tmp_path / "out", arms, [20.0], defaults=PARTS_OF_STUDY)
+    points = study.table()
+    assert points["arm"].tolist() == ["executed", "modelled"]
+    assert study.device_name.endswith(" and A device (modelled)")
+    devices = [
+        json.loads((study.folder(point) / "point.json").read_text())["environment"]["device"]
+        for point in points["point"]
+    ]
+    assert devices[1] == "A device (modelled)" != devices[0]
