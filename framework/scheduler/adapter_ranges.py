@@ -64,3 +64,10 @@ class AdapterRanges(AdapterSlots):
     def _num_unused(self) -> int:
         """Adapters on the device that no sequence uses."""
         return len(self.slot_of) - len(self.num_users)
+
+
+def make_slots(num_slots: int, max_loras: int | None, blocks: BlockManager, blocks_per_adapter: int) -> AdapterSlots:
+    """Slots that are ranges of so many of the `blocks`; with 0 they have memory of their own."""
+    if not blocks_per_adapter:
+        return AdapterSlots(num_slots, max_loras)
+    return AdapterRanges(num_slots, max_loras, blocks, blocks_per_adapter)

@@ -7,9 +7,9 @@ from collections import deque
 from math import inf
 
 from framework.core import Batch, Request, Sequence, SlotUse
-from framework.scheduler.adapter_ranges import AdapterRanges
-from framework.scheduler.adapter_slots import AdapterSlots
+from framework.scheduler.adapter_ranges import make_slots
 from framework.scheduler.adapter_turns import AdapterTurns
+from framework.scheduler.batches import make_batch
 from framework.scheduler.block_manager import BlockManager
 from framework.scheduler.memory_use import MemoryUse
 from framework.scheduler.prefix_cache import Eviction, PrefixCache
@@ -37,9 +37,8 @@ class ContinuousScheduler:
     begin the same way; it says which free block is evicted first. What is found is not computed, and takes nothing of
     the budget. A block is found once the step that computes it is over, and a prompt's last token never is.
 
-    `reservation` says for how many tokens an admission takes blocks: `paged` for those that there are (vLLM's), `max`
-    for the model's context, `pow2` for the prompt and its output rounded up to the next power of two, `oracle` for the
-    prompt and its true output (Orca's). With the last three nobody is ever preempted.
+    `reservation` says for how many tokens an admission takes blocks (see Promises). Only with `paged` are sequences
+    preempted.
 
     Who is preempted waits before all others. With `preemption` "recompute" its tokens are computed again. With "swap"
     its blocks are copied to some of the host's `num_swap_blocks`; where too few are free, it is recomputed. It comes
@@ -89,16 +88,13 @@ class ContinuousScheduler:
         if prefix_cache is not None:
             self.blocks = PrefixCache(num_blocks, block_size, prefix_cache, has_adapters=num_adapter_slots > 0)
         self.use = MemoryUse(block_size)
-        if blocks_per_adapter:
-            self.adapters: AdapterSlots = AdapterRanges(num_adapter_slots, max_loras, self.blocks, blocks_per_adapter)
-        else:
-            self.adapters = AdapterSlots(num_adapter_slots, max_loras)
+        self.adapters = make_slots(num_adapter_slots, max_loras, self.blocks, blocks_per_adapter)
         self.waiting: deque[Sequence] | AdapterTurns = deque()
         self.turns: AdapterTurns | None = None
         if adapter_cycle_time is not None and num_adapter_slots:
             self.waiting = self.turns = AdapterTurns(self.adapters.max_loras, adapter_cycle_time)
         self.prefetch = prefetch
-        self.num_reserved_blocks = int(watermark * num_blocks)
+        self.num_blocks_left = int(watermark * num_blocks)  # free, by an admission
         self.running: list[Sequence] = []  # in the order of their admission
         self.ending: list[Sequence] = []  # their last token is in a step in flight
         self.split: Sequence | None = None  # of the running, if its prompt goes on in the next step
@@ -190,7 +186,7 @@ class ContinuousScheduler:
         return self._without_split() if self.has_preempted else decoding
 
     def _without_split(self) -> list[Sequence]:
-        return self.running.copy() if self.split is None else [one for one in self.running if one is not self.split]
+        return [sequence for sequence in self.running if sequence is not self.split]
 
     def _prompts(self, now: float, budget: int) -> list[tuple[Sequence, int]]:
         """Prompts and how many tokens of each, at most `budget` together: the one that goes on, then new ones."""
@@ -214,32 +210,16 @@ class ContinuousScheduler:
         return min(num_missing, budget)
 
     def _batch(self, decoding: list[Sequence], prompts: list[tuple[Sequence, int]]) -> Batch | None:
-        """The step of these; from now on what it computes counts as computed."""
+        """The step of these, if there are any; who samples its last token in it is running no longer."""
         if not decoding and not prompts:
             return None
-        any_ending = False
-        starts = [sequence.num_computed_tokens for sequence in decoding]
-        for sequence in decoding:
-            sequence.num_computed_tokens += 1
-            sequence.num_unscheduled_tokens -= 1
-            if not sequence.num_unscheduled_tokens:
-                any_ending = True
-        sequences, num_tokens, num_decode = decoding, [1] * len(decoding), len(decoding)
-        for sequence, num in prompts:
-            sequences.append(sequence)
-            starts.append(sequence.num_computed_tokens)
-            num_tokens.append(num)
-            sequence.num_computed_tokens += num
-            if sequence is not self.split:
-                sequence.num_unscheduled_tokens -= 1
-                if not sequence.num_unscheduled_tokens:
-                    any_ending = True
-        if any_ending:
-            self.ending += [sequence for sequence in self.running if not sequence.num_unscheduled_tokens]
+        batch = make_batch(decoding, prompts)
+        self.use.num_computed += batch.num_prefill_tokens + batch.num_decode_tokens
+        ending = [sequence for sequence in batch.sequences if not sequence.num_unscheduled_tokens]
+        if ending:
+            self.ending += ending
             self.running = [sequence for sequence in self.running if sequence.num_unscheduled_tokens]
-        num_computed = sum(num_tokens)
-        self.use.num_computed += num_computed
-        return Batch(sequences, starts, num_tokens, num_computed - num_decode, num_decode)
+        return batch
 
     def _can_admit(self, budget: int, alone: bool) -> bool:
         if not budget or not self._may_run() or self.waiting[0] in self.swap:
@@ -260,8 +240,8 @@ class ContinuousScheduler:
 
     def _has_room(self, num_blocks: int) -> bool:
         """For so many blocks of the first of the waiting, and for its adapter."""
-        reserved = self.num_reserved_blocks if self.running else 0
-        return num_blocks + self.adapters.num_missing_blocks(self.waiting[0]) + reserved <= self.blocks.num_free
+        num_left = self.num_blocks_left if self.running else 0
+        return num_blocks + self.adapters.num_missing_blocks(self.waiting[0]) + num_left <= self.blocks.num_free
 
     def _admit(self, now: float) -> Sequence:
         """Take the first of the waiting into the running, with blocks for all its tokens and what it is promised."""

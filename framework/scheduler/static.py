@@ -7,8 +7,8 @@ from collections import deque
 from math import inf, isfinite
 
 from framework.core import Batch, Request, Sequence, SlotUse
-from framework.scheduler.adapter_ranges import AdapterRanges
-from framework.scheduler.adapter_slots import AdapterSlots
+from framework.scheduler.adapter_ranges import make_slots
+from framework.scheduler.batches import make_batch
 from framework.scheduler.block_manager import BlockManager
 from framework.scheduler.memory_use import num_filled_slots
 
@@ -40,9 +40,7 @@ class StaticScheduler:
         self.max_num_batched_tokens = None
         self.max_wait = max_wait
         self.blocks = BlockManager(num_blocks, block_size)
-        self.adapters = AdapterSlots(num_adapter_slots)
-        if blocks_per_adapter:
-            self.adapters = AdapterRanges(num_adapter_slots, None, self.blocks, blocks_per_adapter)
+        self.adapters = make_slots(num_adapter_slots, None, self.blocks, blocks_per_adapter)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # the seats, finished or not
         self.wake_time = inf
@@ -110,14 +108,9 @@ class StaticScheduler:
 
     def _decode(self) -> Batch | None:
         """One more slot for every seat, finished or not; None while the last tokens are in a step in flight."""
-        seats = self.running
-        if all(sequence.num_unscheduled_tokens <= 0 for sequence in seats):
+        if all(sequence.num_unscheduled_tokens <= 0 for sequence in self.running):
             return None
-        starts = [sequence.num_computed_tokens for sequence in seats]
-        for sequence in seats:
-            sequence.num_computed_tokens += 1
-            sequence.num_unscheduled_tokens -= 1
-        return Batch(seats, starts, [1] * len(seats), num_prefill_tokens=0, num_decode_tokens=len(seats))
+        return make_batch(self.running)
 
     def _start(self, now: float) -> Batch:
         longest_prompt, num_slots, num_seats = self._size_batch()
@@ -126,13 +119,12 @@ class StaticScheduler:
             sequence.num_padding = longest_prompt - sequence.request.num_prompt_tokens
             sequence.scheduled_time = now
             self.adapters.admit(sequence)
-            sequence.num_computed_tokens = longest_prompt
-            sequence.num_unscheduled_tokens -= 1
             self.running.append(sequence)
         for sequence in self.running:  # once the adapters have theirs: before, every range of blocks was free
             self.blocks.grow(sequence, num_slots)
-        lengths = [longest_prompt] * num_seats
-        return Batch(self.running, [0] * num_seats, lengths, sum(lengths), 0, self.adapters.take_loads())
+        batch = make_batch([], [(sequence, longest_prompt) for sequence in self.running])
+        batch.adapter_loads = self.adapters.take_loads()
+        return batch
 
     def _size_batch(self) -> tuple[int, int, int]:
         """(longest prompt, slots per seat, seats) of the largest first-come batch that fits the cache and the slots."""
