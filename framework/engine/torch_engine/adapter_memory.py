@@ -44,7 +44,7 @@ class AdapterMemory:
     ranges: Ranges | None = None
 
     @property
-    def is_taken(self) -> bool:
+    def is_allocated(self) -> bool:
         return self.ranges is None
 
     @property
@@ -89,9 +89,9 @@ def make_ranges(pool: AdapterPool, config: ModelConfig, options: EngineOptions) 
     alignment = ALIGNMENT * itemsize
     aligned_blocks = alignment // gcd(alignment, lane_bytes)
     num_blocks = -(-pool.max_rank * lanes.width * itemsize // lane_bytes)
-    return Ranges(lanes, up_to(num_blocks, aligned_blocks), lane_bytes, aligned_blocks)
+    return Ranges(lanes, round_up(num_blocks, aligned_blocks), lane_bytes, aligned_blocks)
 
 
-def up_to(number: int, multiple: int) -> int:
+def round_up(number: int, multiple: int) -> int:
     """The least multiple that is no less than the number."""
     return -(-number // multiple) * multiple

@@ -34,7 +34,7 @@ from framework.engine.torch_engine.kv_cache import (
 )
 from framework.engine.torch_engine.mixed import check_captured
 from framework.engine.torch_engine.options import EngineOptions, check_swap
-from framework.engine.torch_engine.prompt_tokens import check_prompt, prompt_of
+from framework.engine.torch_engine.prompt_tokens import check_requests, prompt_of
 from framework.engine.torch_engine.sampling import Sampler, Sampling
 from framework.engine.torch_engine.swap import Swap
 from framework.engine.torch_engine.warm_up import most_rows, warm_up_sizes, warm_up_steps
@@ -178,7 +178,7 @@ class TorchEngine:
         model, or whose id is there twice; naming the adapters that cannot be served; as `Grammars.begin` does; and for
         steps of more tokens than are captured, where graphs are asked for by name.
         """
-        self._check(requests)
+        check_requests(requests, self.max_model_len, self.model.config.vocab_size)
         if self.options.must_replay and max_num_batched_tokens is not None:
             check_captured(f"scheduler.max_num_batched_tokens={max_num_batched_tokens}", max_num_batched_tokens)
         self.adapters.begin(requests)
@@ -215,20 +215,6 @@ class TorchEngine:
                 "or set engine.overlap=false"
             )
         return 0
-
-    def _check(self, requests: list[Request]) -> None:
-        request_ids: set[int] = set()
-        for request in requests:
-            length = request.num_prompt_tokens + request.num_output_tokens
-            if length > self.max_model_len:
-                raise ValueError(
-                    f"request {request.request_id} has {request.num_prompt_tokens} prompt and "
-                    f"{request.num_output_tokens} output tokens; together at most {self.max_model_len} (max_model_len)"
-                )
-            if request.request_id in request_ids:
-                raise ValueError(f"two requests have the id {request.request_id}")
-            request_ids.add(request.request_id)
-            check_prompt(request, self.model.config.vocab_size)
 
     def step(self, batch: Batch) -> StepResult:
         """Compute the batch's new slots; one token per sequence that reaches its last one, None for the others."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from framework.engine.torch_engine.adapter_memory import AdapterMemory, up_to
+from framework.engine.torch_engine.adapter_memory import AdapterMemory, round_up
 from framework.engine.torch_engine.key_bias import key_offsets
 from framework.engine.torch_engine.options import EngineOptions
 from framework.engine.torch_engine.sampling import Sampling
@@ -59,7 +59,7 @@ def size_cache(
     model: Llama | GPT2,
     options: EngineOptions,
     sampling: Sampling,
-    adapters: AdapterMemory,
+    memory: AdapterMemory,
     *,
     num_blocks: int | None,
     kv_cache_bytes: int | None,
@@ -68,7 +68,7 @@ def size_cache(
 ) -> CacheSize:
     """The cache of `num_blocks` blocks, or of the most that its share of the memory holds.
 
-    That is `kv_cache_bytes` less what `adapters` take beside the cache; or what `memory_bytes` leave beside the
+    That is `kv_cache_bytes` less what adapters take beside the cache; or what `memory_bytes` leave beside the
     weights, less the same; or the default of the device, and then at most `max_num_blocks` and what adapters may take
     of these. Raises ValueError if more than one of the first three is given, or if not even one block fits, or one
     adapter that is to be in the cache.
@@ -87,16 +87,14 @@ def size_cache(
     block_bytes = bytes_per_block(model.config, options.block_size, options.kv_dtype)
     free_bytes = free_bytes_of(model.norm.weight.device)
     if num_blocks is None and kv_cache_bytes is None:
-        num_blocks = _automatic_blocks(model, options, sampling, adapters, free_bytes)
-        num_blocks = num_blocks if max_num_blocks is None else min(num_blocks, max_num_blocks + adapters.most_blocks)
+        num_blocks = _automatic_blocks(model, options, sampling, memory, free_bytes)
+        num_blocks = num_blocks if max_num_blocks is None else min(num_blocks, max_num_blocks + memory.most_blocks)
     elif num_blocks is None:
         assert kv_cache_bytes is not None
-        num_blocks = _blocks_of_budget(
-            kv_cache_bytes, memory_bytes, block_bytes, options.block_size, adapters.num_bytes
-        )
+        num_blocks = _blocks_of_budget(kv_cache_bytes, memory_bytes, block_bytes, options.block_size, memory.num_bytes)
     if num_blocks < 1:
         raise ValueError(f"num_blocks {num_blocks} must be at least 1")
-    adapters.check(num_blocks)
+    memory.check(num_blocks)
     return CacheSize(num_blocks, num_blocks * block_bytes if options.use_cache else 0, free_bytes)
 
 
@@ -112,12 +110,12 @@ def bytes_beside_weights(model: Llama | GPT2, memory_bytes: int) -> int:
 
 
 def _automatic_blocks(
-    model: Llama | GPT2, options: EngineOptions, sampling: Sampling, adapters: AdapterMemory, free_bytes: int | None
+    model: Llama | GPT2, options: EngineOptions, sampling: Sampling, memory: AdapterMemory, free_bytes: int | None
 ) -> int:
     """Of what the device has free; on a GPU that is so beside adapter slots that have their memory already."""
     block_bytes = bytes_per_block(model.config, options.block_size, options.kv_dtype)
     needed = 0 if free_bytes is None else needed_bytes(model, options, sampling)
-    adapter_bytes, is_beside = adapters.num_bytes, free_bytes is not None and adapters.is_taken
+    adapter_bytes, is_beside = memory.num_bytes, free_bytes is not None and memory.is_allocated
     cache_bytes = automatic_cache_bytes(free_bytes, needed) - (0 if is_beside else adapter_bytes)
     if cache_bytes >= block_bytes:
         return cache_bytes // block_bytes
@@ -186,7 +184,7 @@ def allocate_shared(
     pool, ranges, block_size = memory.pool, memory.ranges, options.block_size
     assert pool is not None
     assert ranges is not None
-    num_all = up_to(ranges.num_blocks + num_blocks, ranges.aligned_blocks)
+    num_all = round_up(ranges.num_blocks + num_blocks, ranges.aligned_blocks)
     first, num_slots = ranges.num_blocks * block_size, num_blocks * block_size
     storage = allocate_lanes(model, num_all * block_size, options.kv_dtype)
     numbers = storage.flatten(1).view(pool.slab.dtype)  # (num_lanes, those of a lane)

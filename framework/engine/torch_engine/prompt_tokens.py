@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -39,6 +41,21 @@ def prompt_of(sequence: Sequence, vocab_size: int, seed: int) -> npt.NDArray[np.
 
 def _draw(key: tuple[int, ...], num_tokens: int, vocab_size: int) -> npt.NDArray[np.int32]:
     return np.random.default_rng(key).integers(vocab_size, size=num_tokens, dtype=np.int32)
+
+
+def check_requests(requests: Iterable[Request], max_model_len: int, vocab_size: int) -> None:
+    """ValueError naming the request that is too long, or has another's id, or that `check_prompt` refuses."""
+    request_ids: set[int] = set()
+    for request in requests:
+        if request.num_prompt_tokens + request.num_output_tokens > max_model_len:
+            raise ValueError(
+                f"request {request.request_id} has {request.num_prompt_tokens} prompt and "
+                f"{request.num_output_tokens} output tokens; together at most {max_model_len} (max_model_len)"
+            )
+        if request.request_id in request_ids:
+            raise ValueError(f"two requests have the id {request.request_id}")
+        request_ids.add(request.request_id)
+        check_prompt(request, vocab_size)
 
 
 def check_prompt(request: Request, vocab_size: int) -> None:

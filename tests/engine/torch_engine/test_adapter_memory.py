@@ -8,7 +8,7 @@ import torch
 
 from framework.core import Request
 from framework.engine.torch_engine import TorchEngine, kv_cache
-from framework.engine.torch_engine.adapter_memory import up_to
+from framework.engine.torch_engine.adapter_memory import round_up
 from framework.engine.torch_engine.kv_cache import bytes_per_block
 from framework.kernels.lora import lora_delta, plain_lora_delta, rows_per_tile, segments
 from framework.lora.gathered import Gathered
@@ -139,7 +139,7 @@ def test_a_second_engine_of_the_model_takes_the_adapters_and_the_first_takes_the
     first = make_unified(strategy=Segmented)
     expected, *_ = outputs(first, REQUESTS)
     second = TorchEngine(first.model, block_size=2, num_blocks=2 * first.num_blocks)
-    assert second.blocks_per_adapter == up_to(2 * first.blocks_per_adapter - 1, 2)
+    assert second.blocks_per_adapter == round_up(2 * first.blocks_per_adapter - 1, 2)
     for engine in (second, first, second):
         assert outputs(engine, REQUESTS)[0] == expected
 
