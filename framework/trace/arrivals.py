@@ -14,7 +14,7 @@ import numpy.typing as npt
 from framework.checks import positive
 from framework.core import Trace
 from framework.errors import NoRateError
-from framework.trace.transforms import check_span, starts
+from framework.trace.transforms import arrive_at, check_span, starts
 
 Times = npt.NDArray[np.float64]  # (num_requests,) seconds
 Arrivals = Callable[[np.random.Generator, int, float | None], Times]
@@ -32,6 +32,11 @@ def draw_times(arrivals: Arrivals, rng: np.random.Generator, num_requests: int, 
         times = at_rate(times, rate)
     check_span(float(times[-1]), f"rate={rate}: {num_requests} requests at this rate")
     return times
+
+
+def arrive_by(trace: Trace, arrivals: Arrivals, rng: np.random.Generator, rate: float | None) -> Trace:
+    """The trace with its starts at times of a process."""
+    return arrive_at(trace, draw_times(arrivals, rng, len(starts(trace)), rate))
 
 
 def at_rate(times: Times, rate: float) -> Times:
@@ -80,7 +85,7 @@ def stages(rng: np.random.Generator, num_requests: int, rate: float | None, *, s
     """Poisson arrivals whose rate changes: each stage is [seconds, rate], or [seconds, rate, rate at its end], a ramp.
 
     The rates of the stages are to each other as given; their mean over time is `rate`. After the last stage the first
-    one begins again. Arrivals of a process of rate 1 are placed where so much of the changing rate has passed.
+    one begins again. An arrival of a process of rate 1 at t comes when the changing rate has added up to t.
     """
     durations, first, last = np.array([check_stage(stage) for stage in stages]).T if stages else np.zeros((3, 0))
     areas = durations * (first + last) / 2  # what the rate adds up to over each stage
@@ -116,9 +121,14 @@ def of_trace(rng: np.random.Generator, num_requests: int, rate: float | None, *,
 
 def all_at_once(rng: np.random.Generator, num_requests: int, rate: float | None) -> Times:
     """Every request at 0 s; there is no rate to choose."""
+    refuse_rate(rate)
+    return np.zeros(num_requests)
+
+
+def refuse_rate(rate: float | None) -> None:
+    """NoRateError for a rate of requests that arrive all at once."""
     if rate is not None:
         raise NoRateError(f"rate={rate!r}: requests that arrive all at once have no arrival rate; set rates=[null]")
-    return np.zeros(num_requests)
 
 
 def given(rate: float | None) -> float:

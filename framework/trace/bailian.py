@@ -48,9 +48,10 @@ def sessions_of(table: Table, chats: Sequence[int], parents: Sequence[int], turn
             raise fault(table, position, "chat_id", f"chat {chat} is there twice")
         if parent in parent_of and parent not in turn_of:
             raise fault(table, position, "parent_chat_id", problem_of(chat, parent_of))
-        if turn != turn_of.get(parent, 0 if parent == NO_PARENT else turn - 1) + 1:
-            before = "no turn" if parent == NO_PARENT else f"turn {turn_of[parent]}"
-            raise fault(table, position, "turn", f"turn {turn} of chat {chat} follows {before}")
+        if parent == NO_PARENT and turn != 1:
+            raise fault(table, position, "turn", f"turn {turn} of chat {chat} follows no turn")
+        if parent in turn_of and turn != turn_of[parent] + 1:
+            raise fault(table, position, "turn", f"turn {turn} of chat {chat} follows turn {turn_of[parent]}")
         goes_on = parent in turn_of and parent not in continued
         session_of[chat] = session_of[parent] if goes_on else str(chat)
         continued.add(parent)

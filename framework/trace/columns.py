@@ -128,8 +128,7 @@ def timestamps(table: Table, column: str, units_per_second: int = 1) -> npt.NDAr
 
 def seconds_or_none(table: Table, column: str, units_per_second: int = 1) -> list[float | None]:
     """A column of finite numbers of at least 0, as seconds; None where the file has nothing."""
-    values = table.frame[column]
-    is_empty = (values.isna() | (values == "")).to_numpy()
+    is_empty = _is_empty(table.frame[column])
     seconds = _numbers(table, column) / units_per_second
     is_good = (seconds >= 0) & (seconds <= MAX_TIME)
     _refuse(table, column, ~is_empty & ~is_good, f"a number from 0 to {MAX_TIME * units_per_second:.3g}, or empty")
@@ -156,8 +155,7 @@ def whole_numbers(table: Table, column: str, at_least: int = 1) -> npt.NDArray[n
 def labels(table: Table, column: str) -> list[str | None]:
     """A column of names; None where the file has nothing."""
     values = table.frame[column]
-    gone = (values.isna() | (values == "")).tolist()
-    return [None if empty else str(value) for value, empty in zip(values.tolist(), gone, strict=True)]
+    return [None if empty else str(value) for value, empty in zip(values.tolist(), _is_empty(values), strict=True)]
 
 
 def prefix_ids(
@@ -224,6 +222,10 @@ def _parse_ids(table: Table, column: str, position: int) -> tuple[int, ...]:
         return ids
     except (TypeError, ValueError):
         raise fault(table, position, column, f"{shown(str(value))} is not a list of whole numbers from 0") from None
+
+
+def _is_empty(values: "pd.Series[Any]") -> npt.NDArray[np.bool_]:
+    return (values.isna() | (values == "")).to_numpy()
 
 
 def _numbers(table: Table, column: str) -> npt.NDArray[np.float64]:

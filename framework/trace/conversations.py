@@ -45,7 +45,7 @@ def read_conversations(
     requests: list[Request] = []
     num_unanswered = 0
     for index, chat in enumerate(chats):
-        turns, is_unanswered = turns_of(messages_of(Path(path), index, chat), encode)
+        turns, is_unanswered = split_turns(messages_of(Path(path), index, chat), encode)
         num_unanswered += is_unanswered
         for turn, (prompt, num_output_tokens) in enumerate(turns, start=1):
             request = Request(
@@ -64,7 +64,7 @@ def read_conversations(
     return Trace(requests, {UNANSWERED: num_unanswered} if num_unanswered else {})
 
 
-def turns_of(
+def split_turns(
     messages: Iterable[tuple[str, str]], encode: Callable[[str, bool], list[int]]
 ) -> tuple[list[tuple[tuple[int, ...], int]], bool]:
     """(prompt, tokens of its answer) of every turn, and whether something is said after the last answer."""

@@ -29,12 +29,12 @@ from framework.trace.columns import (
     unread,
     whole_numbers,
 )
-from framework.trace.sessions import check_think_times, numbered, turns_of
+from framework.trace.sessions import check_think_times, read_turns, turn_numbers
 
 TimeUnit = Literal["s", "ms"]
 UNITS_PER_SECOND = {"s": 1, "ms": 1000}  # how many of the unit make a second
-REQUIRED = ("arrival_time", "num_prompt_tokens", "num_output_tokens")
 LOGGED = ("Elapsed time", "Model", "Total tokens", "Log Type")  # by BurstGPT: what a request was, not what it asks for
+REQUIRED = ("arrival_time", "num_prompt_tokens", "num_output_tokens")  # columns of the project's own table
 OPTIONAL = ("adapter_id", "priority", "session_id", "prefix_ids", "turn", "think_time")
 
 
@@ -100,7 +100,7 @@ def read_burstgpt(path: str | Path, num_rows: int | None = None) -> Trace:
         num_prompt_tokens=whole_numbers(table, "Request tokens"),
         num_output_tokens=outputs[kept],
         session_id=session_ids,
-        turn=numbered(session_ids),
+        turn=turn_numbers(session_ids),
     )
     num_failed = len(kept) - len(requests)
     dropped = {"failed": num_failed} if num_failed else {}
@@ -178,7 +178,7 @@ def from_columns(
         raise ValueError(f"{table.path}: a column {names[given[0]]}, and no session_id that says whose")
     if "session_id" in names:
         session_ids = list(columns["session_id"])
-        turns = turns_of(table, session_ids, names["turn"]) if "turn" in names else numbered(session_ids)
+        turns = read_turns(table, session_ids, names["turn"]) if "turn" in names else turn_numbers(session_ids)
         columns["turn"] = turns
         if "think_time" in names:
             think_times = seconds_or_none(table, names["think_time"], units_per_second)

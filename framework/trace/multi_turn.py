@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from framework.checks import positive, whole
 from framework.core import Request, Trace
-from framework.trace.arrivals import Arrivals, draw_times
+from framework.trace.arrivals import Arrivals, arrive_by
 from framework.trace.lengths import Lengths
 from framework.trace.popularity import Law, assign_adapters
-from framework.trace.transforms import arrive_at, clip, limit, starts
+from framework.trace.transforms import clip, limit
 
 Seconds = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Lengths]
@@ -47,7 +47,7 @@ def multi_turn(
     requests = converse(numbers, new_texts, outputs, think_times(think_rng, num_requests))
     trace = clip(Trace(requests), max_prompt_tokens, max_output_tokens)
     if rate is not None or max_concurrency is None:
-        trace = arrive_at(trace, draw_times(arrivals, arrival_rng, len(starts(trace)), rate))
+        trace = arrive_by(trace, arrivals, arrival_rng, rate)
     trace = limit(trace, max_concurrency)
     return trace if adapters is None else assign_adapters(trace, adapters, adapter_rng)
 

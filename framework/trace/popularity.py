@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from framework.checks import positive, whole
 from framework.core import Trace
-from framework.trace.transforms import starts
+from framework.trace.transforms import per_request, starts
 
 Numbers = npt.NDArray[np.int64]  # (num_requests,)
 Law = Callable[[np.random.Generator, int], Numbers]
@@ -21,13 +21,9 @@ Law = Callable[[np.random.Generator, int], Numbers]
 
 def assign_adapters(trace: Trace, law: Law, rng: np.random.Generator) -> Trace:
     """Every request with the adapter `adapter-<number>` that the law draws for it; a conversation keeps its own."""
-    drawn = iter(law(rng, len(starts(trace))).tolist())
-    requests, number = [], 0
-    for request in trace.requests:
-        if request.think_time is None:
-            number = next(drawn)
-        requests.append(replace(request, adapter_id=f"adapter-{number}"))
-    return replace(trace, requests=requests)
+    numbers = per_request(trace, law(rng, len(starts(trace))).tolist())
+    drawn = zip(trace.requests, numbers, strict=True)
+    return replace(trace, requests=[replace(request, adapter_id=f"adapter-{number}") for request, number in drawn])
 
 
 def identical(rng: np.random.Generator, num_requests: int) -> Numbers:

@@ -7,10 +7,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from framework.core import Trace
-from framework.errors import NoRateError
 from framework.paths import locate
 from framework.trace import transforms
-from framework.trace.arrivals import Arrivals, draw_times
+from framework.trace.arrivals import Arrivals, arrive_by, refuse_rate
 from framework.trace.download import check_sum, download
 from framework.trace.popularity import Law, assign_adapters
 from framework.trace.sessions import Turns, arrange
@@ -54,14 +53,7 @@ def recorded(
     over: without a rate at once, with one not before its arrival time. `adapters` is a law of popularity.py that says
     which adapter each request wants, before thinning (None: as recorded). `seed` matters to what is drawn only.
     """
-    if rescale not in get_args(Rescale):
-        raise ValueError(f"rescale={rescale!r} is not one of {', '.join(map(repr, get_args(Rescale)))}")
-    if rescale == "all_at_once" and rate is not None:
-        raise NoRateError(f"rate={rate!r}: requests that arrive all at once have no arrival rate; set rates=[null]")
-    if arrivals is not None and rescale != "stretch":
-        raise ValueError(
-            f"rescale={rescale!r} keeps or drops the file's times, and arrivals gives others: set one of them"
-        )
+    check_rescale(rescale, arrivals, rate)
     trace = reader(find_file(path) if path is not None else get_published(file, url, sha256))
     trace = arrange(trace, turns)
     if window is not None:
@@ -79,14 +71,28 @@ def recorded(
     if num_requests is not None:
         trace = transforms.first(trace, num_requests)
     trace = transforms.limit(trace, max_concurrency)
-    if rescale == "all_at_once" or (rate is None and max_concurrency is not None):
-        trace = transforms.all_at_once(trace)
-    elif arrivals is not None:
-        rng = np.random.default_rng(seed).spawn(2)[1]
-        trace = transforms.arrive_at(trace, draw_times(arrivals, rng, len(transforms.starts(trace)), rate))
-    elif rate is not None and rescale == "stretch":
-        trace = transforms.stretch(trace, rate)
-    return transforms.restart(trace)
+    return transforms.restart(at_new_times(trace, rescale, arrivals, rate, seed))
+
+
+def check_rescale(rescale: Rescale, arrivals: Arrivals | None, rate: float | None) -> None:
+    """ValueError for an unknown way to reach a rate, and for one that `arrivals` or `rate` contradicts."""
+    if rescale not in get_args(Rescale):
+        raise ValueError(f"rescale={rescale!r} is not one of {', '.join(map(repr, get_args(Rescale)))}")
+    if rescale == "all_at_once":
+        refuse_rate(rate)
+    if arrivals is not None and rescale != "stretch":
+        raise ValueError(
+            f"rescale={rescale!r} keeps or drops the file's times, and arrivals gives others: set one of them"
+        )
+
+
+def at_new_times(trace: Trace, rescale: Rescale, arrivals: Arrivals | None, rate: float | None, seed: int) -> Trace:
+    """The trace at 0 s, at times of a process or at another rate, where one of these is asked for."""
+    if rescale == "all_at_once" or (rate is None and trace.max_concurrency is not None):
+        return transforms.all_at_once(trace)
+    if arrivals is not None:
+        return arrive_by(trace, arrivals, np.random.default_rng(seed).spawn(2)[1], rate)
+    return transforms.stretch(trace, rate) if rate is not None and rescale == "stretch" else trace
 
 
 def find_file(path: str | Path) -> Path:

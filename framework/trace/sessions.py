@@ -11,12 +11,13 @@ from typing import Literal, get_args
 
 from framework.core import Request, Trace
 from framework.trace.columns import Table, fault, whole_numbers
+from framework.trace.transforms import keep
 
 Turns = Literal["recorded", "closed"]
 CUT = "turns from the first one on whose prompt does not hold the conversation before it"
 
 
-def numbered(session_ids: Iterable[str | None]) -> list[int]:
+def turn_numbers(session_ids: Iterable[str | None]) -> list[int]:
     """The turn of every request, from 1, in the order in which its session's come; 1 without a session."""
     num_turns: dict[str, int] = {}
     turns = []
@@ -28,9 +29,9 @@ def numbered(session_ids: Iterable[str | None]) -> list[int]:
     return turns
 
 
-def turns_of(table: Table, session_ids: list[str | None], column: str) -> list[int]:
-    """A column of turns. They have to be those of `numbered`; ValueError naming the row where they are not."""
-    given, expected = whole_numbers(table, column).tolist(), numbered(session_ids)
+def read_turns(table: Table, session_ids: list[str | None], column: str) -> list[int]:
+    """A column of turns. They have to be the `turn_numbers`; ValueError naming the row where they are not."""
+    given, expected = whole_numbers(table, column).tolist(), turn_numbers(session_ids)
     for position, (turn, next_turn, session_id) in enumerate(zip(given, expected, session_ids, strict=True)):
         if turn == next_turn:
             continue
@@ -49,8 +50,9 @@ def check_think_times(
     think_times: list[float | None],
     lengths: Iterable[tuple[int, int]],
 ) -> None:
-    """ValueError naming the row unless all turns but a session's first have a think time, and a prompt of all said.
+    """ValueError naming the row that breaks a rule.
 
+    A session's first turn has no think time; every other one has one, and a prompt longer than the conversation so far.
     `lengths` are the (prompt, output) tokens of each row, `names` what the file calls its columns.
     """
     said: dict[str | None, int] = {}  # tokens of each session so far
@@ -100,8 +102,7 @@ def closed(trace: Trace) -> Trace:
     if len(sessions) == len(trace.requests):
         raise ValueError("turns=closed, but no session of the trace has a second turn")
     requests = [turn for turns in sessions.values() for turn in conversation(turns)]
-    num_cut = len(trace.requests) - len(requests)
-    return replace(trace, requests=requests, dropped=trace.dropped | ({CUT: num_cut} if num_cut else {}))
+    return keep(trace, requests, CUT)
 
 
 def conversation(turns: list[Request]) -> list[Request]:

@@ -1,10 +1,10 @@
 """A trace as a source of sequences: its requests arrive when it says, or follow the turn of their session before."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 
 from framework.core import Request, Sequence
+from framework.trace.transforms import continued
 
 
 class TraceSource:
@@ -17,7 +17,7 @@ class TraceSource:
 
     def __init__(self, requests: list[Request], max_concurrency: int | None = None) -> None:
         self.requests, self.max_concurrency = requests, max_concurrency
-        self.turns = {(one.session_id, one.turn): one for one in requests}
+        self.turns = {(request.session_id, request.turn): request for request in requests}
         for request in requests:
             if request.think_time is not None and (request.session_id, request.turn - 1) not in self.turns:
                 raise ValueError(
@@ -30,22 +30,17 @@ class TraceSource:
         return map(Sequence, islice(self.starts, self.max_concurrency))
 
     def follow(self, finished: Sequence, now: float) -> Iterator[Sequence]:
-        request = self.turns.get((finished.request.session_id, finished.request.turn + 1))
-        if request is not None and request.think_time is not None:
-            yield Sequence(self.continued(request, finished), now + request.think_time, finished)
+        turn = self.turns.get((finished.request.session_id, finished.request.turn + 1))
+        if turn is not None and turn.think_time is not None:
+            yield Sequence(self.behind(finished, turn), now + turn.think_time, finished)
         elif self.max_concurrency is not None:
             for start in islice(self.starts, 1):
                 yield Sequence(start, max(now, start.arrival_time))
 
-    def continued(self, request: Request, finished: Sequence) -> Request:
-        """The request behind the conversation as it really is, which may be shorter than the trace's.
-
-        The new text of its prompt is what is behind the turn before with its whole answer.
-        """
-        before = self.turns[request.session_id, request.turn - 1]
-        num_new_tokens = request.num_prompt_tokens - before.num_prompt_tokens - before.num_output_tokens
-        history, new_text = finished.request.prompt_token_ids, request.prompt_token_ids
-        if history is not None and new_text is not None:
-            new_text = (*history, *finished.output_token_ids, *new_text[-num_new_tokens:])
-        num_history_tokens = finished.request.num_prompt_tokens + len(finished.output_token_ids)
-        return replace(request, num_prompt_tokens=num_history_tokens + num_new_tokens, prompt_token_ids=new_text)
+    def behind(self, finished: Sequence, turn: Request) -> Request:
+        """The turn behind the conversation as it really is, which may be shorter than the trace's."""
+        before = self.turns[turn.session_id, turn.turn - 1]
+        said = finished.request.prompt_token_ids
+        if said is not None:
+            said = (*said, *finished.output_token_ids)
+        return continued(turn, before, finished.request.num_prompt_tokens + len(finished.output_token_ids), said)

@@ -10,10 +10,10 @@ import numpy as np
 
 from framework.checks import whole
 from framework.core import Request, Trace
-from framework.trace.arrivals import Arrivals, draw_times
+from framework.trace.arrivals import Arrivals, arrive_by
 from framework.trace.lengths import Lengths
 from framework.trace.popularity import Law, assign_adapters
-from framework.trace.transforms import arrive_at, clip, limit
+from framework.trace.transforms import clip, limit
 
 
 def synthetic(
@@ -40,6 +40,6 @@ def synthetic(
     unplaced = list(map(Request, range(num_requests), repeat(0.0), prompts.tolist(), outputs.tolist()))
     trace = clip(Trace(unplaced), max_prompt_tokens, max_output_tokens)
     if rate is not None or max_concurrency is None:
-        trace = arrive_at(trace, draw_times(arrivals, arrival_rng, num_requests, rate))
+        trace = arrive_by(trace, arrivals, arrival_rng, rate)
     trace = limit(trace, max_concurrency)
     return trace if adapters is None else assign_adapters(trace, adapters, adapter_rng)

@@ -4,7 +4,9 @@ Times are seconds on the trace's own clock. `restart` renumbers the requests. Of
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ from framework.checks import positive, whole
 from framework.core import Request, Trace
 from framework.errors import NoRateError
 
+Value = TypeVar("Value")
 TOO_LONG = "turns of sessions that are over max_prompt_tokens by then"
 MAX_TIME = 2.0**33  # seconds, 272 years; above it, neighbours of a float64 are more than a microsecond apart
 
@@ -20,6 +23,33 @@ MAX_TIME = 2.0**33  # seconds, 272 years; above it, neighbours of a float64 are 
 def starts(trace: Trace) -> list[Request]:
     """The requests that arrive at their own time, not after a think time: those with which a session starts."""
     return [request for request in trace.requests if request.think_time is None]
+
+
+def per_request(trace: Trace, of_starts: Iterable[Value]) -> Iterator[Value]:
+    """For every request the value of the start of its session, behind which its turns stand; one is given per start."""
+    values = iter(of_starts)
+    for request in trace.requests:
+        if request.think_time is None:
+            value = next(values)
+        yield value
+
+
+def keep(trace: Trace, requests: list[Request], reason: str) -> Trace:
+    """The trace with these of its requests; the others are counted in `dropped`."""
+    num_dropped = len(trace.requests) - len(requests)
+    return replace(trace, requests=requests, dropped=trace.dropped | ({reason: num_dropped} if num_dropped else {}))
+
+
+def continued(turn: Request, before: Request, num_said: int, said: tuple[int, ...] | None) -> Request:
+    """A turn whose new text is behind other tokens, `num_said` of them; `said` are these where they are known.
+
+    Its new text is what it has behind the turn `before` it and the whole answer to that.
+    """
+    num_new_tokens = turn.num_prompt_tokens - before.num_prompt_tokens - before.num_output_tokens
+    text = turn.prompt_token_ids
+    if text is not None and said is not None:
+        text = (*said, *text[-num_new_tokens:])
+    return replace(turn, num_prompt_tokens=num_said + num_new_tokens, prompt_token_ids=text)
 
 
 def mean_rate(trace: Trace) -> float:
@@ -76,13 +106,8 @@ def stretch(trace: Trace, rate: float) -> Trace:
 
 def arrive_at(trace: Trace, times: npt.NDArray[np.float64]) -> Trace:
     """The same requests at other times, (starts,) seconds that do not fall."""
-    rest, time = iter(times.tolist()), 0.0
-    requests = []
-    for request in trace.requests:
-        if request.think_time is None:
-            time = next(rest)
-        requests.append(replace(request, arrival_time=time))
-    return replace(trace, requests=requests)
+    arrivals = zip(trace.requests, per_request(trace, times.tolist()), strict=True)
+    return replace(trace, requests=[replace(request, arrival_time=time) for request, time in arrivals])
 
 
 def all_at_once(trace: Trace) -> Trace:
@@ -109,12 +134,8 @@ def thin(trace: Trace, rate: float, seed: int) -> Trace:
             "use rescale=stretch or a lower rate"
         )
     draws = np.random.default_rng(seed).random(len(starts(trace))).tolist()
-    kept, rest, is_kept = [], iter(draws), False
-    for request in trace.requests:
-        if request.think_time is None:
-            is_kept = next(rest) < rate / own_rate
-        if is_kept:
-            kept.append(request)
+    drawn = zip(trace.requests, per_request(trace, draws), strict=True)
+    kept = [request for request, draw in drawn if draw < rate / own_rate]
     if not kept:
         raise ValueError(f"thinning from {own_rate:g} to {rate:g} requests/s left none of {len(draws)} requests")
     return replace(trace, requests=kept)
@@ -137,8 +158,7 @@ def clip(trace: Trace, max_prompt_tokens: int | None = None, max_output_tokens: 
         if clipped is not None:
             requests.append(clipped)
         before = request
-    num_cut = len(trace.requests) - len(requests)
-    return replace(trace, requests=requests, dropped=trace.dropped | ({TOO_LONG: num_cut} if num_cut else {}))
+    return keep(trace, requests, TOO_LONG)
 
 
 def restart(trace: Trace) -> Trace:
@@ -171,15 +191,10 @@ def _clipped_turn(
     turn: Request, before: Request, clipped: Request, max_prompt: float, max_output: float
 ) -> Request | None:
     """A turn after one that was `before` and is `clipped` now; None if its prompt would be too long."""
-    num_new_tokens = turn.num_prompt_tokens - before.num_prompt_tokens - before.num_output_tokens
-    num_prompt_tokens = clipped.num_prompt_tokens + clipped.num_output_tokens + num_new_tokens
-    if num_prompt_tokens > max_prompt:
+    text, said = turn.prompt_token_ids, clipped.prompt_token_ids
+    if text is not None and said is not None:
+        said = (*said, *text[before.num_prompt_tokens :][: clipped.num_output_tokens])
+    turn = continued(turn, before, clipped.num_prompt_tokens + clipped.num_output_tokens, said)
+    if turn.num_prompt_tokens > max_prompt:
         return None
-    text = turn.prompt_token_ids
-    if text is not None and clipped.prompt_token_ids is not None:
-        answer = text[before.num_prompt_tokens :][: clipped.num_output_tokens]
-        text = (*clipped.prompt_token_ids, *answer, *text[-num_new_tokens:])
-    num_output_tokens = int(min(turn.num_output_tokens, max_output))
-    return replace(
-        turn, num_prompt_tokens=num_prompt_tokens, num_output_tokens=num_output_tokens, prompt_token_ids=text
-    )
+    return replace(turn, num_output_tokens=int(min(turn.num_output_tokens, max_output)))

@@ -11,7 +11,7 @@ from framework.trace import transforms
 from framework.trace.files import read_table
 from framework.trace.popularity import assign_adapters, distinct
 from framework.trace.recorded import recorded
-from framework.trace.sessions import CUT, closed, numbered
+from framework.trace.sessions import CUT, closed, turn_numbers
 
 HEADER = "arrival_time,num_prompt_tokens,num_output_tokens,session_id,turn,think_time\n"
 GOOD = HEADER + "0,10,5,a,1,\n1,20,5,b,1,\n2,16,3,a,2,1.5\n2,30,1,,1,\n9,26,4,b,2,0\n9,20,2,a,3,2\n"
@@ -78,7 +78,7 @@ def test_turns_of_nobody_are_refused(tmp_path, column):
 
 
 def test_turns_are_counted_where_the_file_does_not_say_them():
-    assert numbered(["a", None, "b", "a", None, "a"]) == [1, 1, 1, 2, 1, 3]
+    assert turn_numbers(["a", None, "b", "a", None, "a"]) == [1, 1, 1, 2, 1, 3]
 
 
 def turn(request_id, arrival_time, num_prompt_tokens, num_output_tokens, name, number, **keywords):
