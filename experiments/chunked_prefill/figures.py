@@ -2,7 +2,6 @@
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from experiments.chunked_prefill.stall import PROMPT
 from framework.report.plots import (
@@ -56,9 +55,7 @@ def over_rates(summary: pd.DataFrame) -> Figure:
         else:
             axes.set_yscale("log")
             label_log_axis(axes.yaxis)
-    arms = [Line2D([], [], **arm_style(index), label=arm) for index, arm in enumerate(summary["arm"].unique())]
-    styles = [Line2D([], [], color=GREY, label="P50"), Line2D([], [], color=GREY, linestyle="--", label="P99")]
-    add_wide_legend(figure, [*arms, *styles])
+    add_wide_legend(figure, summary["arm"].unique(), {"P50": "-", "P99": "--"})
     return figure
 
 

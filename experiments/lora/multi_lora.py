@@ -40,8 +40,10 @@ MIXED_DEFINITIONS = {
     "mixed A behind B + C × D": "a step with the last A tokens of a prompt, B cached ones before them, and C decodes "
     "with a context of D tokens each; the prompt and they ask in turn for the adapters",
 }
-CAPTION = "Left, time from one decode step to the next over the batch size, one line per arm, medians over the rounds; "
-CAPTION += "right, what adapters add to it. The sequences ask in turn for {} adapters."
+CAPTION = (
+    "Left, time from one decode step to the next over the batch size, one line per arm, medians over the rounds; "
+    "right, what adapters add to it. The sequences ask in turn for {} adapters."
+)
 
 
 def run(

@@ -103,10 +103,11 @@ def measure_sizes(
             say(f"{arm}, {name}: skipped, {reason}")
             continue
         num_prompt_tokens, num_cached, num_decodes, context = row
-        shape = (num_prompt_tokens, num_cached, num_decodes, context)
-        _, device, elapsed = time_mixed(engine, *shape, sizes.num_steps, adapter_ids)
+        _, device, elapsed = time_mixed(
+            engine, num_prompt_tokens, num_cached, num_decodes, context, sizes.num_steps, adapter_ids
+        )
         times = {"device": float(np.median(device)), "elapsed": float(np.median(elapsed))}
-        yield {"case": name, "num_seqs": 1 + row[2]} | times
+        yield {"case": name, "num_seqs": 1 + num_decodes} | times
 
 
 def adapters_to_time(engine: MeasuredEngine, num_adapters: int) -> list[str]:

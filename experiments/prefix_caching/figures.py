@@ -1,10 +1,7 @@
 """The figure of the study of prefix caches: what is found, and the time to the first token, over the cache's size."""
 
-from typing import Any
-
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from framework.report.plots import GREY, LINES, TEXT_WIDTH, arm_style, errors, label_log_axis, styled
 from framework.report.sweep_plots import add_wide_legend
@@ -18,11 +15,9 @@ def over_sizes(hits: pd.DataFrame) -> Figure:
     """
     figure = Figure(figsize=(TEXT_WIDTH, 2.7))
     shares, latency = figure.subplots(1, 2)
-    handles = []
     with_cache = hits[hits["infinite"].notna()]
-    for index, (of, rows) in enumerate(with_cache.groupby("of", sort=False)):
+    for index, (_, rows) in enumerate(with_cache.groupby("base_arm", sort=False)):
         style = arm_style(index)
-        handles.append(Line2D([], [], **style, label=of))
         shares.plot(rows["num_tokens"], 100 * rows["prefix_hits"], **style)
         shares.plot(rows["num_tokens"], 100 * rows["one_at_a_time"], linestyle=":", linewidth=0.9, color=style["color"])
         for line, metric in zip(LINES, ["ttft_p50", "ttft_p99"], strict=False):
@@ -42,7 +37,6 @@ def over_sizes(hits: pd.DataFrame) -> Figure:
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()
         axes.set_xlabel("KV cache (tokens)")
-    lines: dict[str, Any] = {"P50, found": "-", "P99, infinite": LINES[1], "one at a time": ":"}
-    styles = [Line2D([], [], color=GREY, linestyle=line, label=label) for label, line in lines.items()]
-    add_wide_legend(figure, [*handles, *styles])
+    lines = {"P50, found": "-", "P99, infinite": LINES[1], "one at a time": ":"}
+    add_wide_legend(figure, with_cache["base_arm"].unique(), lines)
     return figure

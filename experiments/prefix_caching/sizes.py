@@ -23,7 +23,7 @@ class SizedArm:
     """An arm with a KV cache of `num_tokens`; `eviction` is the order of its prefix cache, None without one."""
 
     arm: Arm
-    of: str  # its name without the size
+    base_arm: str  # its name without the size
     num_tokens: int
 
     @property
@@ -54,13 +54,14 @@ def over_cache_sizes(arms: Mapping[str, Arm], cache_sizes: list[int]) -> dict[st
     for name, arm in arms.items():
         has_cache = describe(arm.scheduler).get("prefix_cache") is not None
         for num_tokens in cache_sizes if has_cache else [max(cache_sizes)]:
-            one = SizedArm(arm, name, whole("cache_sizes", num_tokens))
-            if num_tokens % one.block_size:
+            sized_arm = SizedArm(arm, name, whole("cache_sizes", num_tokens))
+            block_size = sized_arm.block_size
+            if num_tokens % block_size:
                 raise ValueError(
-                    f"cache_sizes={num_tokens} is no multiple of arms.{name}.engine.block_size={one.block_size}"
+                    f"cache_sizes={num_tokens} is no multiple of arms.{name}.engine.block_size={block_size}"
                 )
-            engine = with_keywords(arm.engine, num_blocks=num_tokens // one.block_size)
-            sized[f"{name}-{num_tokens}" if has_cache else name] = replace(one, arm=replace(arm, engine=engine))
+            engine = with_keywords(arm.engine, num_blocks=num_tokens // block_size)
+            sized[f"{name}-{num_tokens}" if has_cache else name] = replace(sized_arm, arm=replace(arm, engine=engine))
     return sized
 
 
@@ -68,7 +69,7 @@ def reported_by_size(
     reported: dict[str, list[float]], cache_sizes: list[int], sized: Mapping[str, SizedArm]
 ) -> Reported:
     """The reported shares of each arm by size; ValueError for those of no arm, or not one from 0 to 1 per size."""
-    names = {one.of for one in sized.values() if one.eviction is not None}
+    names = {sized_arm.base_arm for sized_arm in with_cache(sized)}
     for name, shares in reported.items():
         if name not in names:
             raise ValueError(f"reported_hits has {name!r}, which is no arm with a prefix cache{suggest(name, names)}")
@@ -82,30 +83,36 @@ def reported_by_size(
 def one_at_a_time(sized: Mapping[str, SizedArm], requests: list[Request], reported: Reported) -> pd.DataFrame:
     """Found prompt tokens / all of them, a row per arm and size and one of an infinite cache; no replay."""
     rows = []
-    for one in [one for one in sized.values() if one.eviction is not None]:
-        shares = reported.get(one.of, {})
-        row = {"arm": one.of, "cache (tokens)": float(one.num_tokens), "blocks": one.num_tokens // one.block_size}
-        rows.append(row | {"found": one.hit_ratio(requests), "reported": shares.get(one.num_tokens, float("nan"))})
-    for one in {one.of: one for one in sized.values() if one.eviction is not None}.values():
-        found = one.hit_ratio(requests, is_infinite=True)
-        rows.append({"arm": one.of, "cache (tokens)": "infinite", "blocks": "infinite", "found": found})
+    for sized_arm in with_cache(sized):
+        name, num_tokens = sized_arm.base_arm, sized_arm.num_tokens
+        row = {"arm": name, "cache (tokens)": float(num_tokens), "blocks": num_tokens // sized_arm.block_size}
+        share = reported.get(name, {}).get(num_tokens, float("nan"))
+        rows.append(row | {"found": sized_arm.hit_ratio(requests), "reported": share})
+    for name, sized_arm in {sized_arm.base_arm: sized_arm for sized_arm in with_cache(sized)}.items():
+        found = sized_arm.hit_ratio(requests, is_infinite=True)
+        rows.append({"arm": name, "cache (tokens)": "infinite", "blocks": "infinite", "found": found})
     table = pd.DataFrame(rows)
     return table if reported else table.drop(columns="reported")
+
+
+def with_cache(sized: Mapping[str, SizedArm]) -> list[SizedArm]:
+    """Those that have a prefix cache."""
+    return [sized_arm for sized_arm in sized.values() if sized_arm.eviction is not None]
 
 
 def hits_table(hits: pd.DataFrame, reported: Reported) -> pd.DataFrame:
     """What `find_hits` makes, as the page shows it."""
     table = pd.DataFrame(
         {
-            "arm": hits["of"],
+            "arm": hits["base_arm"],
             "cache (tokens)": hits["num_tokens"],
             "rate (req/s)": shown_rates(hits["offered_rate"]),
             "found": hits["prefix_hits"],
             "one at a time": hits["one_at_a_time"],
             "infinite": hits["infinite"],
             "reported": [
-                reported.get(of, {}).get(num, float("nan"))
-                for of, num in zip(hits["of"], hits["num_tokens"], strict=True)
+                reported.get(name, {}).get(num_tokens, float("nan"))
+                for name, num_tokens in zip(hits["base_arm"], hits["num_tokens"], strict=True)
             ],
             "TTFT P50 (ms)": 1e3 * hits["ttft_p50"],
             "TTFT P99 (ms)": 1e3 * hits["ttft_p99"],
@@ -117,11 +124,11 @@ def hits_table(hits: pd.DataFrame, reported: Reported) -> pd.DataFrame:
 def describe_hits(hits: pd.DataFrame) -> list[str]:
     """Per arm with a prefix cache: what the largest size found of what there is, at the highest rate."""
     lines = []
-    for of, rows in hits[hits["rate"] == hits["rate"].max()].groupby("of", sort=False):
+    for name, rows in hits[hits["rate"] == hits["rate"].max()].groupby("base_arm", sort=False):
         last = rows.loc[rows["num_tokens"].idxmax()]
         if not isnan(last["infinite"]):
             lines.append(
-                f"{of}: with {last['num_tokens']:,} tokens of KV cache {last['prefix_hits']:.1%} of the prompt tokens "
-                f"were found; an infinite one, asked one request at a time, has {last['infinite']:.1%}"
+                f"{name}: with {last['num_tokens']:,} tokens of KV cache {last['prefix_hits']:.1%} of the prompt "
+                f"tokens were found; an infinite one, asked one request at a time, has {last['infinite']:.1%}"
             )
     return lines

@@ -26,14 +26,14 @@ from framework.report.tables import load_titles
 from framework.study.arms import parts_of, resolve_arms
 from framework.study.place import open_place
 from framework.study.points import Point, load_record
-from framework.study.replay_point import load
+from framework.study.replay_point import load_keywords
 from framework.study.sweep import Study, Sweep, run_study
 
 OVER_SIZES = (
     "Over the size of the KV cache, a curve per order of eviction, at {}. Left: prompt tokens that were found; "
+    "dotted: by the same cache one request at a time; dashed: by an infinite one. Right: time to the first "
+    "token, P50 and (dashed) P99; grey: without a prefix cache, at the largest size."
 )
-OVER_SIZES += "dotted: by the same cache one request at a time; dashed: by an infinite one. Right: time to the first "
-OVER_SIZES += "token, P50 and (dashed) P99; grey: without a prefix cache, at the largest size."
 OVER_CACHE = "What prefix caches find over the size of the KV cache"
 DEFINITIONS = {
     "Found": "prompt tokens in the prefix cache when their request was first admitted / prompt tokens of all requests "
@@ -68,7 +68,7 @@ def run(
             place, "prefix_caching", Findings({}, {caption: table}, notes, DEFINITIONS, {"one_at_a_time.csv": table})
         )
         return
-    study = run_study({name: one.arm for name, one in sized.items()}, sweep)
+    study = run_study({name: sized_arm.arm for name, sized_arm in sized.items()}, sweep)
     finish_sweep(study, "prefix_caching", partial(find, study, sized, reported, notes))
     study.raise_failures()
 
@@ -86,8 +86,9 @@ def find(
 
 
 def at_largest(sized: Mapping[str, SizedArm]) -> list[str]:
-    largest = max(one.num_tokens for one in sized.values())
-    return [name for name, one in sized.items() if one.num_tokens == largest]
+    """The names of the arms with the largest cache."""
+    largest = max(sized_arm.num_tokens for sized_arm in sized.values())
+    return [name for name, sized_arm in sized.items() if sized_arm.num_tokens == largest]
 
 
 def find_hits(study: Study, sized: Mapping[str, SizedArm], points: pd.DataFrame) -> pd.DataFrame:
@@ -97,15 +98,15 @@ def find_hits(study: Study, sized: Mapping[str, SizedArm], points: pd.DataFrame)
     """
     rows = []
     for _, row in aggregate(points).iterrows():
-        one = sized[row["arm"]]
+        sized_arm = sized[row["arm"]]
         same = points[(points["arm"] == row["arm"]) & (points["rate"] == row["rate"])]
-        offline = [served_one_at_a_time(study, one, point) for _, point in same.iterrows()]
+        offline = [served_one_at_a_time(study, sized_arm, point) for _, point in same.iterrows()]
         shares = pd.DataFrame(offline, columns=["one_at_a_time", "infinite"]).mean()
-        rows.append({"of": one.of, "num_tokens": one.num_tokens, **shares, **row})
+        rows.append({"base_arm": sized_arm.base_arm, "num_tokens": sized_arm.num_tokens, **shares, **row})
     return pd.DataFrame(rows)
 
 
-def served_one_at_a_time(study: Study, one: SizedArm, row: "pd.Series[Any]") -> tuple[float, float]:
+def served_one_at_a_time(study: Study, sized_arm: SizedArm, row: "pd.Series[Any]") -> tuple[float, float]:
     """Of the requests that the point's arm did not refuse: in its cache, and in an infinite one."""
     folder = study.folder(row["point"])
     table = pd.read_parquet(folder / "requests.parquet", columns=["request_id", "refused"])
@@ -113,6 +114,6 @@ def served_one_at_a_time(study: Study, one: SizedArm, row: "pd.Series[Any]") -> 
     record = load_record(folder)
     assert record is not None
     point = Point(record["arm"], record["rate"], record["seed"], "", record.get("users"))
-    trace = one.arm.trace(seed=point.seed, **load(point))
+    trace = sized_arm.arm.trace(seed=point.seed, **load_keywords(point))
     requests = [request for request in trace.requests if request.request_id in served]
-    return one.hit_ratio(requests), one.hit_ratio(requests, is_infinite=True)
+    return sized_arm.hit_ratio(requests), sized_arm.hit_ratio(requests, is_infinite=True)

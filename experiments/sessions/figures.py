@@ -1,11 +1,8 @@
 """The figure of the study of sessions: time to the first token, and what is computed of a prompt, turn by turn."""
 
-from typing import Any
-
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from framework.report.plots import (
     GREY,
@@ -42,8 +39,5 @@ def over_turns(turns: pd.DataFrame) -> Figure:
         axes.set(xlabel="turn of the session")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    arms = [Line2D([], [], **arm_style(index), label=arm) for index, arm in enumerate(turns["arm"].unique())]
-    lines: dict[str, Any] = {"P50": "-", "P90": LINES[1], "whole prompt": ":"}
-    styles = [Line2D([], [], color=GREY, linestyle=line, label=label) for label, line in lines.items()]
-    add_wide_legend(figure, [*arms, *styles])
+    add_wide_legend(figure, turns["arm"].unique(), {"P50": "-", "P90": LINES[1], "whole prompt": ":"})
     return figure

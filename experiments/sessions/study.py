@@ -17,8 +17,10 @@ from framework.study.sweep import Study, Sweep, run_study
 
 MIN_TURNS = 5  # requests of a turn; with fewer it is in turns.csv, and not in tables and figures
 COLUMNS = ["refused", "turn", "num_prompt_tokens", "num_cached_tokens", "ttft", "e2e"]
-OVER_TURNS = "Left: time to the first token by turn of the session, P50 and P90, a curve per arm, at {}. Right: mean "
-OVER_TURNS += "prompt tokens, and those of them that were computed. Turns with fewer than {} requests are left out."
+OVER_TURNS = (
+    "Left: time to the first token by turn of the session, P50 and P90, a curve per arm, at {}. Right: mean "
+    "prompt tokens, and those of them that were computed. Turns with fewer than {} requests are left out."
+)
 BY_TURN = "By turn of the session, at {}"
 DEFINITIONS = {
     "Turn": "the number of a request in its session, from 1; its prompt is the whole conversation so far and new text",
@@ -40,7 +42,7 @@ def run(*, clock: Clock, **sweep: Unpack[Sweep]) -> None:
 def find(study: Study, points: pd.DataFrame) -> Findings:
     turns = by_turn(study, points)
     highest = turns[turns["load"] == turns["load"].max()]
-    shown = enough(highest)
+    shown = often_enough(highest)
     title = load_title(points)
     figures, files = rate_figures(study, points), {"turns.csv": turns}
     if shown.empty:
@@ -83,7 +85,7 @@ def latencies(seconds: "pd.Series[float]") -> dict[str, float]:
     return columns
 
 
-def enough(turns: pd.DataFrame) -> pd.DataFrame:
+def often_enough(turns: pd.DataFrame) -> pd.DataFrame:
     """The turns of which every arm has at least MIN_TURNS requests."""
     return turns[turns.groupby("turn")["num_requests"].transform("min") >= MIN_TURNS]
 

@@ -1,5 +1,6 @@
 """Figures of a sweep: latency over rate and throughput, attainment, timelines, distributions."""
 
+from collections.abc import Iterable, Mapping
 from math import inf
 from typing import Any
 
@@ -135,10 +136,8 @@ def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> F
         label_rates(axes, summary["offered_rate"])
     for axes, (_, metrics), max_span in zip(figure.axes, panels, (1, 1, MAX_SPAN), strict=True):
         scale_latencies(axes, summary[metrics], max_span)
-    arms = [Line2D([], [], **arm_style(index), label=arm) for index, arm in enumerate(summary["arm"].unique())]
-    lines: dict[str, Any] = {"mean or P50": "-", "P99": "--", "most it served": ":"}
-    styles = [Line2D([], [], color=GREY, linestyle=line, label=label) for label, line in lines.items()]
-    add_wide_legend(figure, [*arms, *styles])
+    lines = {"mean or P50": "-", "P99": "--", "most it served": ":"}
+    add_wide_legend(figure, summary["arm"].unique(), lines)
     return figure
 
 
@@ -239,8 +238,10 @@ def add_legend(figure: Figure, axes: Axes, ring: bool) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
 
 
-def add_wide_legend(figure: Figure, handles: list[Line2D]) -> None:
-    """Above the axes of a figure as wide as the text, in as few rows as hold the handles."""
+def add_wide_legend(figure: Figure, arms: Iterable[str], lines: Mapping[str, Any]) -> None:
+    """Above the axes of a figure as wide as the text: the arms in their styles, and labels → line styles in grey."""
+    handles = [Line2D([], [], **arm_style(index), label=arm) for index, arm in enumerate(arms)]
+    handles += [Line2D([], [], color=GREY, linestyle=line, label=label) for label, line in lines.items()]
     num_rows = -(-len(handles) // MAX_BESIDE)
     figure.legend(handles=handles, loc="outside upper center", ncols=-(-len(handles) // num_rows))
 

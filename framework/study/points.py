@@ -251,18 +251,18 @@ def point_table(
 ) -> pd.DataFrame:
     """Every finished point of these arms in the folder, whichever run or job computed it, one row each.
 
-    Those of closed loops of users, or else those of rates.
+    With `is_closed_loop` these are the points of users, else those of rates.
     """
     rows = []
     for path in sorted((output_dir / "points").glob("[!.]*/point.json")):
         record = read_record(path.parent)
-        is_theirs = record is not None and arm_digests.get(record["arm"]) == record["arm_digest"]
-        is_theirs = is_theirs and record is not None and (record.get("users") is not None) == is_closed_loop
-        if record is None or not is_theirs or not is_whole(path.parent, record):
+        if record is None or arm_digests.get(record["arm"]) != record["arm_digest"]:
+            continue
+        if ("users" in record) != is_closed_loop or not is_whole(path.parent, record):
             continue
         metrics = current_metrics(path.parent, record, slo)
         key = {"arm": record["arm"], "rate": load_of(record), "seed": record["seed"]}
-        users = {"users": record["users"]} if record.get("users") is not None else {}
+        users = {"users": record["users"]} if "users" in record else {}
         offered_rate = record["trace"]["offered_rate"] or math.inf  # null: all at once
         rows.append(key | metrics | {"offered_rate": offered_rate, **users, "point": path.parent.name})
     if not rows:
@@ -278,9 +278,9 @@ def point_table(
 
 
 def load_of(record: PointRecord) -> float:
-    """By what the points of a study belong together: the rate asked for, the trace's own, or the number of users."""
-    if record.get("users") is not None:
-        return float(record["users"] or 0)
+    """What points with equal loads have in common: the rate asked for, the trace's own, or the number of users."""
+    if "users" in record:
+        return float(record["users"])
     trace = record["trace"]
     recorded_rate = trace.get("session_rate", trace["offered_rate"]) or math.inf  # null: all at once
     return recorded_rate if record["rate"] is None else record["rate"]

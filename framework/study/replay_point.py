@@ -47,7 +47,7 @@ class ReplayedPoint:
 def replay_point(
     point: Point, arm: Arm, engines: EngineCache, progress: SweepProgress, gpu: GpuWatch | None = None
 ) -> ReplayedPoint:
-    trace = arm.trace(seed=point.seed, **load(point))  # a bad one fails before a model loads
+    trace = arm.trace(seed=point.seed, **load_keywords(point))  # a bad one fails before a model loads
     progress.say(f"{point}: preparing")
     engine = engines.get(arm)
     refused = refusals(trace.requests, engine, make_scheduler(arm.scheduler, engine))
@@ -74,7 +74,7 @@ def replay_point(
     )
 
 
-def load(point: Point) -> dict[str, float | int | None]:
+def load_keywords(point: Point) -> dict[str, float | int | None]:
     """The keywords of the trace that say how much comes."""
     return {"rate": point.rate} if point.users is None else {"rate": None, "max_concurrency": point.users}
 

@@ -36,7 +36,7 @@ from framework.study.points import (
 )
 from framework.study.progress import SweepProgress
 from framework.study.provenance import Environment, metrics_version
-from framework.study.replay_point import load, replay_point
+from framework.study.replay_point import load_keywords, replay_point
 
 MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
 
@@ -224,7 +224,7 @@ def compute_point(
     arm = study.arms[point.arm]
     replayed = replay_point(point, arm, engines, progress, None if arm.is_modelled else gpu)
     metrics = summarize(replayed.requests, replayed.steps, study.slo)
-    config = arm.config | {"trace": arm.config["trace"] | load(point) | {"seed": point.seed}}
+    config = arm.config | {"trace": arm.config["trace"] | load_keywords(point) | {"seed": point.seed}}
     record = {
         "config": config,
         "files": fingerprint_files(config),

@@ -33,7 +33,7 @@ HITS = pd.DataFrame(
         ("lru", 16, 2.0, 2.0, 0.25, 0.3, 0.5, 0.2, 0.1, 0.3, 0.6, 0.5, 0.7),
         ("lru", 32, 2.0, 2.0, 0.45, 0.5, 0.5, 0.1, 0.05, 0.2, 0.4, 0.3, 0.5),
     ],
-    columns=["of", "num_tokens", "rate", "offered_rate", "prefix_hits", "one_at_a_time", "infinite"]
+    columns=["base_arm", "num_tokens", "rate", "offered_rate", "prefix_hits", "one_at_a_time", "infinite"]
     + [f"ttft_{name}{end}" for name in ("p50", "p99") for end in ("", "_low", "_high")],
 )
 

@@ -32,7 +32,7 @@ def test_conversations_find_their_own_turns(cli, smallest, tmp_path):
     ]
     code, output = cli(*smallest, *QUICK, *changed, "trace.num_requests=8", "trace.think_times.median=0.01")
     assert code == 0, output
-    hits = pd.read_csv(next(tmp_path.rglob("hits.csv"))).set_index("of")
+    hits = pd.read_csv(next(tmp_path.rglob("hits.csv"))).set_index("base_arm")
     assert hits.loc["lru", "prefix_hits"] == hits.loc["lru", "infinite"] > 0
     assert hits["one_at_a_time"].isna().all()
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from experiments.sessions.study import describe_turns, enough, turn_table
+from experiments.sessions.study import describe_turns, often_enough, turn_table
 from tests.report.html_page import Page, check_page
 
 
@@ -24,7 +24,7 @@ def make_turns() -> pd.DataFrame:
 
 
 def test_turns_of_few_requests_are_not_shown_and_the_others_stand_beside_the_first_arm():
-    turns = enough(make_turns())
+    turns = often_enough(make_turns())
     table = turn_table(turns)
     assert table[["arm", "turn"]].values.tolist() == [["without", 1], ["without", 2], ["lru", 1], ["lru", 2]]
     assert table["computed (tokens)"].tolist() == [100.0, 200.0, 100.0, 110.0]
