@@ -21,7 +21,7 @@ from framework.kernels.triton_support import check_triton, device_facts, jit_for
 
 MAX_PARTS = 3  # of one layer: q, k and v
 MANY_ROWS = 256  # beyond, tiles are larger
-MAX_SPLITS = 8  # the second kernel asks for the sums of all of them before it waits for one
+FEW_SPLITS, MAX_SPLITS = 4, 8  # the second kernel asks for the sums of so many before it waits for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def choose_lora_tiles(num_rows: int, in_features: int, num_parts: int, max_rank:
         return LoraTiles(block_m, 128, 128, num_splits, num_warps=4 if max_rank <= 64 else 8)
     block_k = 256 if max_rank <= 32 else 128 if max_rank <= 64 else 64
     block_n = 128 if max_rank > 32 else 256 if num_parts > 1 else 512
-    num_splits = min(8 if num_rows <= 4 else 4, ceil_div(in_features, 2 * block_k))
+    num_splits = min(MAX_SPLITS if num_rows <= 4 else FEW_SPLITS, ceil_div(in_features, 2 * block_k))
     return LoraTiles(block_m, block_n, block_k, num_splits, num_warps=2 if num_rows > 16 and num_parts > 1 else 4)
 
 
@@ -132,6 +132,7 @@ def lora_delta(
     num_tiles = min(num_rows, num_rows // tiles.block_m + num_slots)
     num_splits = tiles.num_splits
     assert num_splits <= MAX_SPLITS, tiles
+    max_splits = MAX_SPLITS if num_rows > MANY_ROWS or num_splits > FEW_SPLITS else FEW_SPLITS
     share = ceil_div(ceil_div(in_features, tiles.block_k), num_splits)  # iterations of one split
     block_r = max(16, power_of_two(max_rank))
     pdl = device_facts(x.device)[1]
@@ -146,7 +147,7 @@ def lora_delta(
     first, second, third = [*sizes, 0, 0][:MAX_PARTS]
     _expand_kernel[(num_tiles, sum(ceil_div(size, tiles.block_n) for size in sizes))](
         hidden, b, delta, ranks, tables, num_rows, num_splits, max_rank, first, second, third, b.stride(0), b.stride(1),
-        tables.stride(0), NUM_PARTS=num_parts, MAX_SPLITS=MAX_SPLITS, BLOCK_M=tiles.block_m, BLOCK_R=block_r,
+        tables.stride(0), NUM_PARTS=num_parts, MAX_SPLITS=max_splits, BLOCK_M=tiles.block_m, BLOCK_R=block_r,
         BLOCK_N=tiles.block_n, PDL=pdl, **options,
     )  # fmt: skip
     return delta
