@@ -28,7 +28,8 @@ class Request:
 
     It is the `turn`-th request of its session, from 1. With a `think_time` (s) it arrives so long after the last token
     of the turn before, and its prompt is that turn's prompt and the answer that was really generated, then the new
-    text. Its `num_prompt_tokens` count all of it, with whole answers, so that a shorter answer makes it shorter.
+    text. Its `num_prompt_tokens` counts all of it, with every answer as long as the trace says: a shorter answer makes
+    the prompt shorter.
     """
 
     request_id: int
@@ -64,7 +65,7 @@ class Trace:
 class Sequence:
     """The mutable serving state of one Request, from its arrival on.
 
-    It arrives at `arrival_time` (s), which is the request's own unless its source says otherwise. Its engine takes
+    It arrives at `arrival_time` (s), which is the request's own unless its source says otherwise. The engine sets
     `prompt_token_ids`, (num_prompt_tokens,), when it arrives.
 
     The KV cache holds a sequence at slots 0, 1, 2, … of its block table: first `num_padding` pad tokens (only under

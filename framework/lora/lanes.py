@@ -18,8 +18,9 @@ from framework.lora.layout import ALIGNMENT, Layout, Projection, aligned
 class Lanes:
     """Each of `num_lanes` has `width` numbers of every row.
 
-    `places` says for the column of a row where a piece begins its lane and its first column there. `chunks` are what
-    the lanes are made of, one after the other: ALIGNMENT numbers of a row each, as pieces begin there.
+    `places` maps the column of a row at which a piece begins to its lane and its first column there. Pieces begin at
+    multiples of ALIGNMENT. So a lane is made of chunks, each of ALIGNMENT neighbouring numbers of a row; `chunks` says
+    which, lane after lane.
     """
 
     num_lanes: int

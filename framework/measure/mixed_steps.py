@@ -183,7 +183,7 @@ def lengths_of(kind: str, sizes: list[int], num_steps: int) -> list[int]:
 def measure_mixed(
     engine: MeasuredEngine, num_prompt_tokens: int, num_cached: int, num_decodes: int, context: int, num_steps: int
 ) -> Comparison:
-    """A mixed step, and a step that computes a prompt of as many tokens as it has rows."""
+    """Time a mixed step, as `time_mixed` says, and a step that computes a prompt of as many tokens as it has rows."""
     sizes = (num_prompt_tokens, num_cached, num_decodes, context)
     work, device, elapsed = time_mixed(engine, *sizes, num_steps)
     alone = measure_prefill(engine, 1, num_prompt_tokens + num_decodes, num_steps)
@@ -202,8 +202,8 @@ def time_mixed(
     """The last `num_prompt_tokens` of a prompt, `num_cached` before them, in a step with `num_decodes` decodes.
 
     These have `context` tokens each in the middle one of the `num_steps` timed, and advance by one token per step. The
-    prompt and they ask in turn for `adapter_ids` (None: for none). The work of the middle step, and of every one (s)
-    the time on the device and that from the tokens of the one before.
+    prompt and they ask in turn for `adapter_ids` (None: for none). Returns the work of the middle step; then of every
+    step the seconds on the device, and the seconds since the tokens of the step before.
     """
     first, num_all = first_start(context, num_steps), NUM_WARM_UP_STEPS + num_steps
     names = cycle(adapter_ids or [None])

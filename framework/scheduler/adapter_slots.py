@@ -44,7 +44,7 @@ class AdapterSlots:
         return 0 if request.adapter_id is None else self.blocks_per_adapter
 
     def num_missing_blocks(self, sequence: Sequence) -> int:
-        """Those of the free KV blocks that the sequence's adapter would take."""
+        """How many of the free KV blocks the sequence's adapter would take."""
         return 0 if sequence.request.adapter_id in self.num_users else self.num_blocks_of(sequence.request)
 
     def can_admit(self, sequence: Sequence) -> bool:

@@ -30,9 +30,8 @@ class FreeBlocks:
         self.num_empty = num_blocks  # free without those of spare ranges
         self.num_in_ranges = 0  # blocks of ranges that are taken, spare or not
         self.behind = list(range(num_ranges * range_size, num_blocks))  # the free ones of no range
-        self.heap = [
-            -block for block in range(num_ranges * range_size - 1, -1, -1)
-        ]  # all free ones of ranges, and others
+        # All free ones of ranges, negated so that the last comes first; some that were taken with their range, too
+        self.heap = [-block for block in range(num_ranges * range_size - 1, -1, -1)]
         self.is_in_heap = bytearray(b"\1" * len(self.heap))
 
     def __len__(self) -> int:

@@ -29,7 +29,7 @@ class MemoryUse:
         self._count(sequence, -1)
 
     def describe(self, blocks: BlockManager) -> SlotUse:
-        """The same of all slots of `blocks`."""
+        """What all slots of `blocks` are for."""
         size = self.block_size
         num_tokens = self.num_computed - (self.num_held - blocks.num_used) * size
         num_reserved = self.num_held * size - self.num_computed - self.num_lost

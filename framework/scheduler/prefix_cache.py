@@ -156,8 +156,8 @@ class PrefixCache(BlockManager):
     def find(self, sequence: Sequence) -> list[tuple[Run, int]]:
         """The longest chain of known blocks that it begins with, as runs and how many blocks of each.
 
-        Its last token is never among them. As a key stands for all before, two runs are equal up to where their keys
-        differ first, and behind it everywhere different.
+        Its last token is never among them. A key stands for all tokens before it, too: two chains have equal keys up to
+        the first difference, and none behind it.
         """
         found, depth = [], 0
         num_blocks = (sequence.num_tokens - 1) // self.block_size

@@ -25,7 +25,7 @@ class Promises:
         self.reservation, self.max_model_len = reservation, max_model_len
 
     def num_slots(self, request: Request) -> int:
-        """Never fewer than the request needs, but with `paged`, where it is 0."""
+        """0 with `paged`, else at least as many as the request needs."""
         if self.reservation == "paged":
             return 0
         needed = request.num_prompt_tokens + request.num_output_tokens
@@ -39,15 +39,12 @@ class Promises:
         return rounded if self.max_model_len is None else min(rounded, context)
 
     def num_blocks_beyond(self, sequence: Sequence, blocks: BlockManager) -> int:
-        """How many it is promised beyond those of its tokens."""
+        """How many blocks the sequence is promised beyond those of its tokens."""
         num_for = blocks.num_blocks_for
         return max(num_for(self.num_slots(sequence.request)) - num_for(sequence.num_tokens), 0)
 
     def check(self, request: Request, blocks: BlockManager, num_adapter_blocks: int = 0) -> None:
-        """ValueError for a promise that the whole cache could not keep beside the request's adapter.
-
-        And for one of a context that nobody has told.
-        """
+        """ValueError for a promise that an empty cache could not keep beside the adapter, or of an unknown context."""
         if self.reservation == "max" and self.max_model_len is None:
             raise ValueError("scheduler.reservation=max needs max_model_len, which a scheduler is told of its engine")
         if blocks.num_blocks_for(self.num_slots(request)) + num_adapter_blocks > blocks.num_blocks:

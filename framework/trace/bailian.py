@@ -31,7 +31,7 @@ def read_bailian(path: str | Path, block_size: int = 16) -> Trace:
         num_output_tokens=whole_numbers(table, "output_length"),
         session_id=sessions_of(table, chats, parents, turns),
         turn=turns,
-        prefix_ids=prefix_ids(table, "hash_ids", prompts, block_size, are_all=True),
+        prefix_ids=prefix_ids(table, "hash_ids", prompts, block_size, must_cover=True),
         prefix_block_size=repeat(block_size),
     )
     return Trace(requests, unread=table.unread)

@@ -159,11 +159,11 @@ def labels(table: Table, column: str) -> list[str | None]:
 
 
 def prefix_ids(
-    table: Table, column: str, num_prompt_tokens: npt.NDArray[np.int64], block_size: int, are_all: bool = False
+    table: Table, column: str, num_prompt_tokens: npt.NDArray[np.int64], block_size: int, must_cover: bool = False
 ) -> list[tuple[int, ...]]:
     """A column of block ids (a list, or text with spaces between), at most one per `block_size` prompt tokens.
 
-    If they `are_all`, they cover all full blocks of every prompt.
+    With `must_cover` there has to be one for every full block of the prompt.
     """
     whole("block_size", block_size)
     rows = [_parse_ids(table, column, position) for position in range(len(table.frame))]
@@ -172,7 +172,7 @@ def prefix_ids(
         if len(ids) > limit:
             problem = f"{len(ids)} ids, but the prompt has only {limit} block(s) of {block_size} tokens"
             raise fault(table, position, column, problem)
-        if are_all and len(ids) < (num_full := int(num_prompt_tokens[position]) // block_size):
+        if must_cover and len(ids) < (num_full := int(num_prompt_tokens[position]) // block_size):
             problem = f"{len(ids)} ids do not cover the prompt, which has {num_full} full blocks of {block_size} tokens"
             raise fault(table, position, column, problem)
     return rows

@@ -70,7 +70,7 @@ def read_mooncake(path: str | Path, block_size: int = PREFIX_BLOCK_SIZE, time_un
         "num_output_tokens": whole_numbers(table, "output_length"),
     }
     if "hash_ids" in table.frame:
-        columns["prefix_ids"] = prefix_ids(table, "hash_ids", prompts, block_size, are_all=True)
+        columns["prefix_ids"] = prefix_ids(table, "hash_ids", prompts, block_size, must_cover=True)
     return Trace(as_requests(**columns, prefix_block_size=repeat(block_size)), unread=table.unread)
 
 

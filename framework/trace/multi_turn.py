@@ -53,7 +53,10 @@ def multi_turn(
 
 
 def converse(numbers: Lengths, new_texts: Lengths, outputs: Lengths, think_times: Seconds) -> list[Request]:
-    """The turns of sessions 0, 0, 1, 1, 1, …, `numbers`, all at 0 s; a prompt is the conversation and its new text."""
+    """Requests at 0 s, one per row; rows of one session have the same of the `numbers` and stand together.
+
+    A prompt is the conversation so far and the row's new text.
+    """
     requests: list[Request] = []
     columns = (column.tolist() for column in (numbers, new_texts, outputs, think_times))
     for number, new_text, output, think_time in zip(*columns, strict=True):

@@ -83,13 +83,14 @@ def test_a_request_waits_for_the_blocks_of_its_adapter():
 
 
 def test_enough_blocks_without_a_whole_range_are_waited_for():
-    """Blocks 2 and 3, of two ranges, are free: the adapter waits for the request that has the others."""
-    rows = [(0.0, 8, 1, None), (0.0, 4, 4, None), (0.0, 4, 4, None), (1.1, 4, 1, "a")]
-    log, blocks, _ = run(rows, num_blocks=6, blocks_per_adapter=2, num_slots=3)
-    assert log[0] == ("prefill", [0, 1, 2], {})
-    held = [phase for phase, ids, _ in log if 3 in ids]
-    assert held == ["prefill"]
-    assert max(used + adapters for used, adapters in blocks) <= 6
+    """After the first step blocks 5, 3 and 1 are free, one of each range: enough for the prompt and the adapter."""
+    others = [(0.0, 2, 1, None), (0.0, 2, 3, None)] * 3
+    log, blocks, _ = run([*others, (0.5, 4, 1, "a")], num_blocks=6, blocks_per_adapter=2, num_slots=3)
+    decode = ("decode", [1, 3, 5], {})
+    assert log == [("prefill", [0, 1, 2, 3, 4, 5], {}), decode, decode, ("prefill", [6], {1: "a"})]
+    assert blocks == [(6, 0), (3, 0), (3, 0), (1, 2)]
+    log, _, _ = run([*others, (0.5, 12, 1, None)], num_blocks=6, blocks_per_adapter=2, num_slots=3)
+    assert log[1] == ("prefill", [6], {})  # three blocks without an adapter
 
 
 def test_a_static_batch_has_adapters_first_and_is_as_large_as_both_fit():
