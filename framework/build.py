@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from framework.checks import whole
 from framework.config import describe, with_keywords
 from framework.core import Engine, Request, Router, Scheduler, Sequence, Step, Trace
 from framework.models.gpt2 import GPT2
@@ -70,7 +71,7 @@ def make_engine_for(requests: list[Request], engine: partial[Engine], model: Any
 
 def num_blocks_for(engine: partial[Engine], num_seqs: int, num_tokens: int) -> int:
     """KV blocks that hold `num_seqs` sequences of `num_tokens`."""
-    return num_seqs * int(-(-num_tokens // describe(engine)["block_size"]))
+    return num_seqs * -(-num_tokens // whole("engine.block_size", describe(engine)["block_size"]))
 
 
 def takes_what_is_free(engine: partial[Engine]) -> bool:

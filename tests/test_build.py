@@ -56,6 +56,8 @@ def test_an_engine_for_some_requests_holds_them_padded_and_no_more():
     make = partial(TorchEngine, block_size=4, kv_cache_bytes=10**9)
     engine = make_engine_for(requests_at((0.0, 5, 2), (0.0, 2, 6)), make, make_small_model("llama"))
     assert engine.num_blocks == 2 * 3  # two seats of 5 + 6 slots
+    with pytest.raises(ValueError, match=r"engine.block_size=0 is not a whole number of at least 1"):
+        make_engine_for(requests_at((0.0, 5, 2)), partial(make, block_size=0), make_small_model("llama"))
 
 
 def test_the_warm_up_has_every_batch_size():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from framework.checks import check_threads
+from framework.checks import check_threads, whole
 from framework.kernels.gpu_attention import is_supported
 from framework.models.config import ModelConfig
 from framework.models.gpt2 import GPT2
@@ -51,8 +51,7 @@ class EngineOptions:
         num_threads: int | None,
     ) -> EngineOptions:
         """Every option of an engine for `model`, with the value that its null stands for; ValueError for a bad one."""
-        if block_size < 1:
-            raise ValueError(f"block_size {block_size} must be at least 1")
+        whole("engine.block_size", block_size)
         check_threads("engine.num_threads", num_threads)
         kept = _kv_dtype(kv_dtype, use_cache, model.norm.weight.dtype)
         is_on_gpu = model.norm.weight.device.type == "cuda"

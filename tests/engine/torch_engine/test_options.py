@@ -76,7 +76,7 @@ def test_keys_and_values_have_the_models_dtype_or_int8():
             {"head_dim": 16, "kv_dtype": "int8", "cuda_graphs": True},
             r"engine.cuda_graphs=true .* \(not with kv_dtype=int8",
         ),
-        ({"block_size": 0}, "block_size 0 must be at least 1"),
+        ({"block_size": 0}, "engine.block_size=0 is not a whole number of at least 1"),
         ({"kv_dtype": "int4"}, "kv_dtype 'int4' must be null or int8"),
         ({"use_cache": False, "kv_dtype": "int8"}, "kv_dtype=int8 needs a KV cache"),
         ({"num_threads": 5000}, "engine.num_threads 5000 must be from 1 to"),

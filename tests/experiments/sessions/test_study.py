@@ -5,6 +5,7 @@ import pytest
 
 from experiments.sessions.study import describe_turns, often_enough, turn_table
 from tests.report.html_page import Page, check_page
+from tests.test_config import composed
 
 
 def make_turns() -> pd.DataFrame:
@@ -54,3 +55,9 @@ def test_later_turns_find_what_the_turns_before_them_left(cli, smallest, tmp_pat
     check_page(Page(folder / "report.html"), folder)
     assert "lru: TTFT P50" in output
     assert ("sessions, whose starts the rates are, make" in output) == load.startswith("rates")
+
+
+@pytest.mark.parametrize("trace", ["csv", "bailian", "conversations"])
+def test_a_trace_of_ones_own_is_replayed_whole(trace):
+    config = composed("experiment=sessions", f"trace={trace}", "trace.path=mine", "tracking=none")
+    assert config["trace"]["num_requests"] is None
