@@ -38,6 +38,7 @@ def cost_model(name="test", device="A device", num_blocks=1000, num_steps_ahead=
         num_blocks=num_blocks,
         block_size=4,
         num_cache_bytes=num_blocks * 1000,
+        slot_bytes=100,
         kv_dtype="float32",
         num_steps_ahead=num_steps_ahead,
         switches={"overlap": num_steps_ahead > 0},

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 from typing_extensions import Unpack
@@ -26,6 +25,7 @@ from framework.study.points import arm_digest
 from framework.study.provenance import compute_version
 from framework.study.sweep import Study, Sweep, check_points, run_study
 
+FOLDER = "models"  # in the study's, for the cost models
 HELD_OUT = 0.2  # of a given step log, its end
 AGAINST = (
     "Seconds that the cost model predicts over the seconds measured, of steps that were not fitted. Dashed: equal."
@@ -53,7 +53,7 @@ class GivenLog:
 
 
 def run(*, name: str, note: str | None, grid: Grid, time_limit: float, steps: GivenLog, **sweep: Unpack[Sweep]) -> None:
-    """Time the steps of `grid`, for at most `time_limit` seconds, and those of replays; fit them, and write NAME.json.
+    """Time the steps of `grid`, for at most `time_limit` seconds, and of replays; fit them, and write models/NAME.json.
 
     The arms replay the trace at every rate with every seed; the steps of the last seed are not fitted, and the error
     is theirs. There is a cost model for every engine that the arms have: with several, NAME-ARM.json by its first arm.
@@ -94,6 +94,7 @@ class Built:
             num_blocks=engine.num_blocks,
             block_size=engine.block_size,
             num_cache_bytes=engine.num_cache_bytes,
+            slot_bytes=engine.num_adapter_bytes // (engine.num_adapter_slots + 1),
             kv_dtype=str(engine.kv_dtype).removeprefix("torch."),
             num_steps_ahead=engine.num_steps_ahead,
             switches=engine.switches,
@@ -156,7 +157,7 @@ def find(
             compute_version=compute_version(),
             notes=[note] if note else [],
         )
-        findings = add(findings, *judge(study, study.output_dir / file, model, pd.concat(held_out, ignore_index=True)))
+        findings = add(findings, *judge(study, file, model, pd.concat(held_out, ignore_index=True)))
     return findings
 
 
@@ -177,6 +178,7 @@ def fit_log(place: Place, name: str, note: str | None, arm: Arm, given: GivenLog
         num_blocks=whole("steps.num_blocks", given.num_blocks),
         block_size=whole("steps.block_size", given.block_size),
         num_cache_bytes=0,
+        slot_bytes=0,
         kv_dtype="unknown",
         num_steps_ahead=given.num_steps_ahead,
         switches={},
@@ -194,16 +196,16 @@ def fit_log(place: Place, name: str, note: str | None, arm: Arm, given: GivenLog
         compute_version=compute_version(),
         notes=[f"fitted on a log of another server, {given.path}", *([note] if note else [])],
     )
-    place.output_dir.mkdir(parents=True, exist_ok=True)
-    path = place.output_dir / f"{name}.json"
-    finish(place, f"calibrate on {given.device}", judge(place, path, model, log[num_fitted:])[1])
+    finish(place, f"calibrate on {given.device}", judge(place, f"{name}.json", model, log[num_fitted:])[1])
 
 
-def judge(place: Place, path: Path, model: CostModel, held_out: pd.DataFrame) -> tuple[str, Findings]:
+def judge(place: Place, file: str, model: CostModel, held_out: pd.DataFrame) -> tuple[str, Findings]:
     """Write the model with its error on steps that were not fitted; its name, and what a page shows of it."""
     steps = predicted(model, held_out)
     found = errors(steps)
     model = replace(model, error=found)
+    path = place.output_dir / FOLDER / file
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_cost_model(path, model)
     caption = f"Steps that {model.name} was not fitted on"
     title = f"{model.name}, {model.device}"

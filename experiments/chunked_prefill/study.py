@@ -40,7 +40,7 @@ OVERHEAD += "reported by {}."
 STALL = "Gaps between the tokens of {} sequences that decode when a prompt of {:,} tokens arrives, by scheduler. "
 STALL += "The grey span ends with the prompt's first token. Of {} repeats, the one with the median longest gap."
 REPORTED = "Latencies over those of {}, and in seconds. Dotted: as reported by {}."
-NOT_TIMED = "neither chunks nor mixed steps are timed apart, nor a stall, since {} executes no step"
+NOT_TIMED = "neither chunks nor mixed steps are timed apart, nor a stall, since no step is executed: {}"
 DEFINITIONS = {
     "A in chunks of B": "a prompt of A tokens, computed B tokens at a time, nothing beside it",
     "mixed A behind B + C × D": "a step with the last A tokens of a prompt, B cached ones before them, and C decodes "

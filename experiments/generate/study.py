@@ -20,6 +20,7 @@ from experiments.generate.tables import Generation, generation, generations_tabl
 from framework.build import ChangeModel, make_scheduler, replay_trace
 from framework.checks import whole
 from framework.core import Engine, Request, Sequence
+from framework.engine.modelled import check_executes
 from framework.lora.service import service_of
 from framework.models.tokenizer import load_tokenizer
 from framework.paths import locate
@@ -59,6 +60,7 @@ def run(
     if prompts is None:
         prompts = [] if prompt_token_ids else [EXAMPLE]
     whole("num_output_tokens", num_output_tokens)
+    check_executes(serving["engine"])
     schema = None if json_schema is None else read_schema(json_schema)
     place, adapter_ids = open_place(serving["device"], serving["output_dir"]), listed(adapter)
     loaded = serving["lora"](serving["quantization"](serving["model"](device=place.device)))

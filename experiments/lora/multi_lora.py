@@ -84,7 +84,7 @@ def run(
         )
     steps = find_steps(place, measured_steps, num_adapters)
     loras = {name: arm.lora for name, arm in variants.items()}
-    not_timed = [f"no single steps are timed, since {', '.join(modelled)} executes none"] if modelled else []
+    not_timed = [f"no single steps are timed, since no step is executed: {', '.join(modelled)}"] if modelled else []
     steps = replace(steps, notes=[*steps.notes, *not_timed, *reference_notes(loras, place.device)])
     if not rates:
         finish(place, f"decode steps on {place.device_name}", steps)

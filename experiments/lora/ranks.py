@@ -15,6 +15,7 @@ from experiments.lora.tables import reference_notes
 from framework.build import ChangeModel, at_most, num_blocks_for
 from framework.config import with_keywords
 from framework.engine.measured import MeasuredEngine, measured
+from framework.engine.modelled import check_executes
 from framework.lora.adapters import AdapterSource
 from framework.lora.merged import merge_adapter
 from framework.lora.none import serve_base
@@ -85,6 +86,7 @@ def run(
     Logits are of `prompt_len` random tokens, drawn with `seed`. Raises ValueError if `lora` does not serve adapters.
     """
     check_sizes({"decode": [[batch_size, context]], "prompt": [[1, prompt_len]]}, num_steps)
+    check_executes(setup["engine"])
     adapters, targets = random_adapters(lora)
     if min(ranks, default=0) < 1:
         raise ValueError(f"ranks must be one or more numbers from 1 on, not {ranks}")

@@ -110,11 +110,12 @@ class KindCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """The engine that was measured: its KV cache, and how many steps it runs ahead."""
+    """The engine that was measured: its KV cache, the bytes of an adapter's slot, and how many steps it runs ahead."""
 
     num_blocks: int
     block_size: int
     num_cache_bytes: int
+    slot_bytes: int
     kv_dtype: str
     num_steps_ahead: int
     switches: dict[str, bool]

@@ -9,7 +9,7 @@ from framework.paths import ROOT
 FOLDER = ROOT / "models" / "cost"
 
 
-def choose_cost_model(subject: Subject, device: str | None, folder: Path = FOLDER) -> Path:
+def choose_cost_model(subject: Subject, device: str | None, folder: Path) -> Path:
     """The only file of `folder` that is of `subject`, on a device whose name has `device` in it (None: any).
 
     Raises ValueError where there is none, saying what the nearest ones have otherwise, or where there are several.

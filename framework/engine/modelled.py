@@ -22,14 +22,15 @@ from framework.paths import locate
 class ModelledEngine:
     """Charges the seconds of the cost model in `path`, as if `model` were served on the device it was measured on.
 
-    `path` None is a shipped one that fits the arm, on a device whose name has `device` in it; a study fills it in.
+    `path` None is a shipped one that fits the arm, a folder one that is in there; of several, that of the device whose
+    name has `device` in it. A study fills the file in.
     The KV cache has `num_blocks` blocks of `block_size` tokens, None: those of the engine that was measured. With
 
     `noise` every step takes as much longer or shorter as measured ones did, drawn with `seed`; else all take the mean.
     """
 
     timer: Callable[[], float] | None = None
-    blocks_per_adapter = num_adapter_bytes = 0
+    blocks_per_adapter = 0
 
     def __init__(
         self,
@@ -52,6 +53,8 @@ class ModelledEngine:
         num_slots = cost.engine.num_blocks * cost.engine.block_size
         self.num_blocks = num_slots // self.block_size if num_blocks is None else whole("engine.num_blocks", num_blocks)
         self.num_cache_bytes = cost.engine.num_cache_bytes * self.num_blocks * self.block_size // num_slots
+        has_slots = model.num_adapter_slots > 0
+        self.num_adapter_bytes = cost.engine.slot_bytes * (model.num_adapter_slots + 1) if has_slots else 0
         self.max_model_len, self.num_adapter_slots = model.config.max_model_len, model.num_adapter_slots
         self.num_swap_blocks = whole("engine.num_swap_blocks", num_swap_blocks, at_least=0)
         self.num_steps_ahead = cost.engine.num_steps_ahead
@@ -97,6 +100,12 @@ class ModelledEngine:
 
     def collect(self) -> StepResult:
         return self._in_flight.popleft()
+
+
+def check_executes(make: partial[Engine]) -> None:
+    """ValueError for an engine that computes no steps, where a study is about these; before a model is loaded."""
+    if is_modelled(make):
+        raise ValueError("engine=modelled computes no steps that could be timed: use engine=torch")
 
 
 def is_modelled(make: partial[Engine]) -> bool:

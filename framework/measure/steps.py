@@ -21,7 +21,7 @@ from framework.build import Decoder, MakeEngine, MakeModel, seat_adapters
 from framework.config import describe
 from framework.core import Batch, Request, Sequence
 from framework.engine.measured import MeasuredEngine, measured
-from framework.engine.modelled import is_modelled
+from framework.engine.modelled import check_executes
 from framework.engine.torch_engine.kv_cache import attention_modules
 from framework.kernels.gpu_attention import DecodeAttention
 from framework.measure.ceilings import Ceilings, measure_ceilings, median_time
@@ -90,8 +90,7 @@ def ceilings_for(model: MakeModel, engine: MakeEngine, device: torch.device) -> 
 
     ValueError for an engine that computes no steps.
     """
-    if is_modelled(engine):
-        raise ValueError("engine=modelled computes no steps that could be timed: use engine=torch")
+    check_executes(engine)
     return measure_ceilings(device, getattr(torch, describe(model)["dtype"]), describe(engine)["num_threads"])
 
 

@@ -1,6 +1,7 @@
 """Benchmarks: `make bench` measures them, `make test` runs each once. Times are never asserted; work counts are."""
 
 import csv
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import torch
 
 from framework.build import replay_trace
 from framework.core import Batch, Request, Sequence, StepResult
+from framework.engine.modelled import ModelledEngine
 from framework.engine.torch_engine import TorchEngine
 from framework.measure.metrics import summarize
 from framework.measure.replay_tables import request_table, step_table
@@ -17,9 +19,12 @@ from framework.paths import ROOT
 from framework.scheduler import prefix_cache
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.trace.files import read_azure, read_mooncake, read_table
+from tests.cost_models import MODEL, kind_cost, target, write_model
 from tests.fake_engine import FakeEngine
+from tests.quantization.small_models import LLAMA
 
 pytestmark = pytest.mark.slow
+LONG = partial(MODEL.func, **MODEL.keywords | {"config": LLAMA | {"max_position_embeddings": 1 << 20}})
 TRACES = ROOT.parent / "shared" / "traces"
 AZURE = TRACES / "AzureLLMInferenceTrace_conv.csv"
 MOONCAKE = TRACES / "mooncake_fast25_conversation.jsonl"
@@ -58,6 +63,24 @@ def test_replay_of_the_azure_conversation_hour(benchmark):
     assert sequences[-1].token_times[-1] < 1.02 * requests[-1].arrival_time + 20  # a stable load: no backlog at the end
     tokens = sum(request.num_output_tokens for request in requests)
     benchmark.extra_info |= {"num_requests": len(requests), "num_steps": len(steps), "num_output_tokens": tokens}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("options", [{}, {"steps": "mixed", "whole_prompts": False}], ids=["continuous", "mixed"])
+def test_modelled_replay_of_the_azure_conversation_hour(benchmark, tmp_path, options):
+    """At an 8B model's speed on a large GPU, with noise: what a step costs is found in time that is constant."""
+    requests, ratios = azure_hour(), (0.99, 1.0, 1.02)
+    kinds = {kind: kind_cost(kind, 0.0042, 20e-6, ratios, num_context_tokens=1e-8) for kind in ("decode", "prompt")}
+    engine = ModelledEngine(target(model=LONG), path=str(write_model(tmp_path, kinds=kinds)), num_blocks=100_000)
+
+    def run():
+        limits = {"max_num_seqs": 256, "max_num_batched_tokens": 16384}
+        return replay_trace(requests, ContinuousScheduler(engine.num_blocks, 4, **limits, **options), engine)
+
+    sequences, steps = benchmark.pedantic(run, rounds=1)
+    assert all(sequence.is_finished for sequence in sequences)
+    assert engine.outside.num_steps == len(steps)
+    benchmark.extra_info |= {"num_requests": len(requests), "num_steps": len(steps)}
 
 
 class CuttingEngine(FakeEngine):

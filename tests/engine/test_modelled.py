@@ -7,12 +7,13 @@ import pytest
 
 from framework.build import make_scheduler, replay_trace
 from framework.core import Request
-from framework.engine.modelled import ModelledEngine, is_modelled
+from framework.engine.modelled import ModelledEngine, check_executes, is_modelled
 from framework.replay import Server, replay
 from framework.router.round_robin import round_robin
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from framework.trace.source import TraceSource
+from tests.cost.test_subject import ADAPTERS
 from tests.cost_models import kind_cost, target, write_model
 from tests.fake_engine import FakeEngine, requests_at
 
@@ -126,6 +127,17 @@ def test_the_cache_is_the_measured_engines_unless_it_is_given(tmp_path):
         ModelledEngine(target())
 
 
+def test_adapters_have_slots_and_loads_and_different_ones_have_their_price(tmp_path):
+    served = target(lora=ADAPTERS)
+    kinds = {"decode": kind_cost("decode", num_adapters=1.0), "prompt": kind_cost("prompt", num_adapter_loads=10.0)}
+    engine = ModelledEngine(served, path=str(write_model(tmp_path, subject=served.subject, kinds=kinds)))
+    assert (engine.num_adapter_slots, engine.num_adapter_bytes) == (4, 500)
+    requests = [Request(index, 0.0, 4, 2, adapter_id=name) for index, name in enumerate(["a", "b", "a", None])]
+    _, steps = times(engine, requests)
+    assert [round(step.elapsed, 9) for step in steps] == [20.01, 2.01]
+    assert engine.refused_adapters(requests) == {}
+
+
 def test_several_servers_share_a_trace(tmp_path):
     servers = [Server(ContinuousScheduler(1000, 4), make(tmp_path), index) for index in range(2)]
     sequences = replay(TraceSource(REQUESTS), servers, round_robin(servers))
@@ -135,4 +147,7 @@ def test_several_servers_share_a_trace(tmp_path):
 
 def test_what_is_modelled_is_known_from_its_config():
     assert is_modelled(partial(ModelledEngine))
+    check_executes(partial(FakeEngine))
+    with pytest.raises(ValueError, match=r"computes no steps that could be timed: use engine=torch"):
+        check_executes(partial(ModelledEngine))
     assert not is_modelled(partial(FakeEngine))

@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 
-from framework.cost import shipped
 from framework.engine.modelled import ModelledEngine
 from framework.models import loading
 from framework.study import modelled
@@ -22,13 +21,16 @@ def folder(tmp_path, monkeypatch):
     place = tmp_path / "models"
     place.mkdir()
     write_model(place)
-    monkeypatch.setattr(modelled, "choose_cost_model", partial(shipped.choose_cost_model, folder=place))
+    monkeypatch.setattr(modelled, "FOLDER", place)
     return place
 
 
 def test_an_arm_without_a_path_gets_the_cost_model_that_fits(folder):
     arms = resolve_arms({"a": {}}, PARTS_OF_STUDY)
     assert arms["a"].config["engine"]["path"] == str(folder / "test.json")
+    write_model(folder.parent, name="other", device="Another")
+    arms = resolve_arms({"a": {"engine": {"path": str(folder.parent)}}}, PARTS_OF_STUDY)
+    assert arms["a"].config["engine"]["path"] == str(folder.parent / "other.json")
 
 
 @pytest.mark.parametrize(

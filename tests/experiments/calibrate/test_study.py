@@ -18,7 +18,7 @@ def test_a_cost_model_is_fitted_tested_and_used(cli, smallest, tmp_path):
     assert code == 0, output
     assert "prefill 1 1024: skipped" in output
     folder = tmp_path / "outputs/calibrate"
-    model = read_cost_model(folder / "mine.json")
+    model = read_cost_model(folder / "models/mine.json")
     assert set(model.kinds) == {"decode", "prompt"}
     assert model.notes == ["noisy"]
     assert model.error["all"]["num_steps"] > 0
@@ -29,7 +29,7 @@ def test_a_cost_model_is_fitted_tested_and_used(cli, smallest, tmp_path):
     assert "4 of 4 points reused" in output
 
     served = [*smallest[:2], *smallest[3:], "experiment=continuous_batching", "rates=[50]"]
-    code, output = cli(*served, "engine=modelled", f"engine.path={folder}/mine.json")
+    code, output = cli(*served, "engine=modelled", f"engine.path={folder}/models")
     assert code == 0, output
     assert "continuous_batching on " in output
     page = json.loads((tmp_path / "outputs/continuous_batching/report.json").read_text())
@@ -50,7 +50,7 @@ def test_a_log_of_another_server_is_fitted(cli, smallest, tmp_path):
     given = ["steps.path=log.csv", "steps.device=Elsewhere", "steps.num_blocks=500"]
     code, output = cli(*smallest, "experiment=calibrate", *given)
     assert code == 0, output
-    model = read_cost_model(tmp_path / "outputs/calibrate/cost.json")
+    model = read_cost_model(tmp_path / "outputs/calibrate/models/cost.json")
     assert (model.device, model.engine.num_blocks) == ("Elsewhere", 500)
     assert model.error["all"]["median"] < 1e-3
     code, output = cli(*smallest, "experiment=calibrate", *given[:2])
