@@ -38,7 +38,3 @@ def modelled_notes(records: Iterable[PointRecord]) -> Iterator[str]:
         worst = sorted(furthest.items(), key=lambda item: -item[1])[:MAX_NAMED]
         parts = [f"{name} {'none was' if factor == inf else f'{short(factor)} times as far'}" for name, factor in worst]
         yield f"{num_outside:,} of {num_steps:,} steps are outside of what was fitted: {', '.join(parts)}"
-
-
-def is_all_modelled(arms: dict[str, Arm]) -> bool:
-    return all(arm.is_modelled for arm in arms.values())

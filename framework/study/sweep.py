@@ -92,7 +92,7 @@ class Study(Place):
     arm_digests: dict[str, str]
     environments: dict[str, Environment]  # of each arm
     failures: dict[str, list[Point]]  # message → the points that failed with it
-    is_closed_loop: bool = False  # of users; points of rates that are in the folder, too, are not its own
+    is_closed_loop: bool = False  # its points are of users; those of rates in its folder are another study's
 
     @contextmanager
     def points(self) -> Iterator[pd.DataFrame]:

@@ -1,5 +1,7 @@
 """Replays by a fake engine as event logs: (start in s, phase, request ids) of every step, or what each computes."""
 
+from collections import deque
+
 from framework.build import replay_trace
 from framework.core import Batch
 from tests.fake_engine import FakeEngine
@@ -40,3 +42,10 @@ def run_rows(requests, make, num_steps_ahead=0, num_blocks=1000):
     sequences, steps = replay_trace(requests, scheduler, engine)
     assert scheduler.blocks.num_used == scheduler.num_unfinished == 0
     return sequences, [(step.start_time, *rows) for step, rows in zip(steps, engine.rows, strict=True)]
+
+
+class OnlyTheFirst(deque):
+    """Waiting sequences of which only the first is ever looked at."""
+
+    def __iter__(self):
+        raise AssertionError("a schedule goes through all that wait")

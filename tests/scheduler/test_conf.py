@@ -1,13 +1,11 @@
 """Event logs of every scheduler in conf/scheduler, by hand: a step with a prompt takes 1 s, one of decodes 0.125 s."""
 
-from collections import deque
-
 import pytest
 
 from framework.build import make_scheduler
 from framework.core import Request, Sequence
 from tests.fake_engine import FakeEngine, requests_at
-from tests.scheduler.event_logs import run_rows
+from tests.scheduler.event_logs import OnlyTheFirst, run_rows
 from tests.scheduler.shipped import NAMES, shipped
 
 # A short prompt, and while it decodes a long one and a shorter one
@@ -150,13 +148,6 @@ def test_one_prompt_goes_on_before_the_next_begins(name):
     chunks = [chunk for _, _, prompts in log for chunk in prompts]
     assert [(request, end) for request, _, end in chunks if end == 9] == [(index, 9) for index in range(4)]
     assert chunks == sorted(chunks)
-
-
-class OnlyTheFirst(deque):
-    """Waiting sequences of which only the first is ever looked at."""
-
-    def __iter__(self):
-        raise AssertionError("a schedule goes through all that wait")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "static"])

@@ -17,9 +17,8 @@ from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.prefix_cache import PrefixCache
 from framework.scheduler.swap_space import SwapSpace
 from tests.fake_engine import requests_at
-from tests.scheduler.event_logs import RowsEngine
-from tests.scheduler.test_conf import OnlyTheFirst
-from tests.scheduler.test_prefix_cache import Memory, named, workloads
+from tests.scheduler.event_logs import OnlyTheFirst, RowsEngine
+from tests.scheduler.prefix_workloads import Memory, named, workloads
 
 MAX_MODEL_LEN = 128
 SWAP = {"preemption": "swap", "num_swap_blocks": 8, "watermark": 0.0}
