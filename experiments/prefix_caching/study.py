@@ -25,8 +25,7 @@ from framework.report.sweep_plots import cache_figure
 from framework.report.tables import load_titles
 from framework.study.arms import parts_of, resolve_arms
 from framework.study.place import open_place
-from framework.study.points import Point, load_record
-from framework.study.replay_point import load_keywords
+from framework.study.points import load_record, point_of
 from framework.study.sweep import Study, Sweep, run_study
 
 OVER_SIZES = (
@@ -113,7 +112,7 @@ def served_one_at_a_time(study: Study, sized_arm: SizedArm, row: "pd.Series[Any]
     served = set(table.loc[table["refused"].isna(), "request_id"])
     record = load_record(folder)
     assert record is not None
-    point = Point(record["arm"], record["rate"], record["seed"], "", record.get("users"))
-    trace = sized_arm.arm.trace(seed=point.seed, **load_keywords(point))
+    point = point_of(record)
+    trace = sized_arm.arm.trace(seed=point.seed, **point.load.trace_keywords)
     requests = [request for request in trace.requests if request.request_id in served]
     return sized_arm.hit_ratio(requests), sized_arm.hit_ratio(requests, is_infinite=True)

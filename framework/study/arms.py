@@ -5,10 +5,10 @@ keywords, changes only these.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -20,9 +20,9 @@ from framework.engine.modelled import is_modelled
 from framework.replay import Clock
 from framework.router.round_robin import round_robin
 from framework.study.files import digest_of
+from framework.study.load import Load
 from framework.study.modelled import with_cost_models
 
-Load = TypeVar("Load")
 Arms = dict[str, dict[str, Any]]  # as Hydra makes them: a component is a call, a mapping of keywords, or the clock
 COMPONENTS = ("scheduler", "engine", "model", "quantization", "lora", "trace", "clock")
 OPTIONAL = ("servers", "router")
@@ -161,11 +161,10 @@ def configs_of(arms: Mapping[str, Arm]) -> dict[str, dict[str, Any]]:
     return {name: arm.config for name, arm in arms.items()}
 
 
-def point_order(arms: Mapping[str, Arm], loads: Sequence[Load], seeds: list[int]) -> list[tuple[str, Load, int]]:
+def point_order(arms: Mapping[str, Arm], loads: list[Load], seeds: list[int]) -> list[tuple[str, Load, int]]:
     """All arms of one seed before the next, in changing order, so that a drift of the machine's speed meets all.
 
-    A load is a rate or a number of users. Arms that share a model, and an engine, are neighbours; the next seed begins
-    with the engine at hand.
+    Arms that share a model, and an engine, are neighbours; the next seed begins with the engine at hand.
     """
     models: dict[str, dict[str, list[str]]] = {}  # model → engine → arms
     for name, arm in arms.items():

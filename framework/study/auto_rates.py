@@ -25,6 +25,7 @@ from framework.measure.serving import max_num_seqs_of
 from framework.study.arms import Arm
 from framework.study.engine_cache import EngineCache
 from framework.study.files import digest_of, locked, write_json
+from framework.study.load import Load
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.records import check_record
@@ -118,7 +119,7 @@ def measure_arm(name: str, arm: Arm, seed: int, engines: EngineCache, progress: 
     num_requests = NUM_ROUNDS * max_num_seqs_of(arm.scheduler)
     trace = partial(all_at_once, trace=arm.trace, num_requests=num_requests)
     overloaded = replace(arm, trace=trace, clock="virtual")
-    replayed = replay_point(Point(name, math.inf, seed, ""), overloaded, engines, progress)
+    replayed = replay_point(Point(name, Load(math.inf), seed, ""), overloaded, engines, progress)
     metrics = summarize(replayed.requests, replayed.steps, {})
     sustained = metrics["sustained_throughput"]
     served = sustained if math.isfinite(sustained) else metrics["request_throughput"]

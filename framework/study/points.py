@@ -25,6 +25,7 @@ from framework.checks import shown
 from framework.measure.metrics import METRIC_OF, metric_names, summarize
 from framework.paths import is_writable, locate
 from framework.study.files import UNFINISHED, digest_of, locked, write_atomically, write_json
+from framework.study.load import Load
 from framework.study.provenance import Environment, metrics_version
 from framework.study.records import POINT_RECORD, PointRecord, TableRecord, check_record
 from framework.trace.recorded import get_published
@@ -38,27 +39,22 @@ class Point:
     """One replay: what identifies it, and its described arm."""
 
     arm: str
-    rate: float | None  # requests/s; None: as recorded
+    load: Load
     seed: int
     arm_digest: str
-    users: int | None = None  # a closed loop of so many, instead of a rate
 
     @property
     def name(self) -> str:
-        load = [self.rate] if self.users is None else [self.rate, self.users]
-        digest = digest_of([self.arm_digest, *load, self.seed])
-        return f"{self.arm}-{self.rate_label}-seed{self.seed}-{digest[:8]}"
-
-    @property
-    def rate_label(self) -> str:
-        if self.users is not None:
-            return f"users{self.users}"
-        return "recorded" if self.rate is None else f"rate{self.rate:g}"
+        digest = digest_of([self.arm_digest, *self.load.record.values(), self.seed])
+        return f"{self.arm}-{self.load.label}-seed{self.seed}-{digest[:8]}"
 
     def __str__(self) -> str:
-        rate = "recorded rate" if self.rate is None else f"{self.rate:g} req/s"
-        load = rate if self.users is None else f"users={self.users}"
-        return f"{self.arm}, {load}, seed {self.seed}"
+        return f"{self.arm}, {self.load}, seed {self.seed}"
+
+
+def point_of(record: PointRecord) -> Point:
+    load = Load(record["rate"], record.get("users"))
+    return Point(record["arm"], load, record["seed"], record["arm_digest"])
 
 
 def arm_digest(config: dict[str, object], environment: Environment) -> str:
@@ -112,8 +108,7 @@ def write_point(
     points, unfinished = folder.parent, folder.with_name(UNFINISHED + folder.name)
     earlier = folder.with_name(EARLIER + folder.name)
     files = {name: to_parquet(table) for name, table in zip(TABLES, (requests, steps), strict=True)}
-    identity = {"arm": point.arm, "rate": point.rate, "seed": point.seed, "arm_digest": point.arm_digest}
-    identity |= {} if point.users is None else {"users": point.users}
+    identity = {"arm": point.arm, **point.load.record, "seed": point.seed, "arm_digest": point.arm_digest}
     tables = {"tables": {name: describe_table(data) for name, data in files.items()}}
     with settled(points.parent):
         unfinished.mkdir(parents=True)
@@ -204,7 +199,7 @@ def read_record(folder: Path) -> PointRecord | None:
 def is_whole(folder: Path, record: PointRecord) -> bool:
     """Whether the folder's name and tables are those of its record; a warning says what is not."""
     try:
-        name = Point(record["arm"], record["rate"], record["seed"], record["arm_digest"], record.get("users")).name
+        name = point_of(record).name
         if folder.name != name:
             raise ValueError(f"point.json is of {name}")
         tables = record.get("tables", {})

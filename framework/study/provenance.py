@@ -25,6 +25,7 @@ MEASURING = (
     "measure/replay_tables.py",
     "study/arms.py",
     "study/engine_cache.py",
+    "study/load.py",
     "study/replay_point.py",
 )
 COMPUTING = ("engine/torch_engine", "kernels", "models", "lora", "quantization")

@@ -47,7 +47,7 @@ class ReplayedPoint:
 def replay_point(
     point: Point, arm: Arm, engines: EngineCache, progress: SweepProgress, gpu: GpuWatch | None = None
 ) -> ReplayedPoint:
-    trace = arm.trace(seed=point.seed, **load_keywords(point))  # a bad one fails before a model loads
+    trace = arm.trace(seed=point.seed, **point.load.trace_keywords)  # a bad one fails before a model loads
     progress.say(f"{point}: preparing")
     engine = engines.get(arm)
     refused = refusals(trace.requests, engine, make_scheduler(arm.scheduler, engine))
@@ -69,14 +69,9 @@ def replay_point(
         request_table(offered, refused),
         step_table(steps),
         engine_record(engine),
-        trace_record(trace, offered, refused, point.rate, uses_prefixes=has_prefix_cache(arm)),
+        trace_record(trace, offered, refused, point.load.rate, uses_prefixes=has_prefix_cache(arm)),
         None if gpu is None else gpu.record(),
     )
-
-
-def load_keywords(point: Point) -> dict[str, float | int | None]:
-    """The keywords of the trace that say how much comes."""
-    return {"rate": point.rate} if point.users is None else {"rate": None, "max_concurrency": point.users}
 
 
 def refusals(requests: list[Request], engine: Engine, scheduler: Scheduler) -> dict[int, str]:

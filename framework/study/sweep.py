@@ -22,6 +22,7 @@ from framework.study.arms import Arm, Arms, point_order
 from framework.study.auto_rates import NUM_RATES, Rates, find_rates
 from framework.study.engine_cache import EngineCache
 from framework.study.files import DISK_FULL
+from framework.study.load import Load
 from framework.study.modelled import environment_of
 from framework.study.place import Place, open_place
 from framework.study.points import (
@@ -36,7 +37,7 @@ from framework.study.points import (
 )
 from framework.study.progress import SweepProgress
 from framework.study.provenance import Environment, metrics_version
-from framework.study.replay_point import load_keywords, replay_point
+from framework.study.replay_point import replay_point
 
 MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
 
@@ -133,9 +134,8 @@ def run_study(arms: dict[str, Arm], sweep: Replays, engines: EngineCache | None 
         if users is None and rates == "auto":
             rates = [*find_rates(study.output_dir, arms, study.arm_digests, seeds[0], engines, progress)]
             progress.num_points = len(arms) * len(rates) * len(seeds)
-        loads = [(None, number) for number in users] if users is not None else [(rate, None) for rate in rates]
-        for arm, (rate, number), seed in point_order(arms, loads, seeds):
-            point = Point(arm, None if rate is None else float(rate), seed, study.arm_digests[arm], number)
+        for arm, load, seed in point_order(arms, loads_of(rates, users), seeds):
+            point = Point(arm, load, seed, study.arm_digests[arm])
             compute_or_reuse(study, point, engines, progress, gpu, fresh)
     if progress.num_reused:
         study.say(
@@ -145,6 +145,13 @@ def run_study(arms: dict[str, Arm], sweep: Replays, engines: EngineCache | None 
     if save_table(study).empty:
         study.raise_failures()
     return study
+
+
+def loads_of(rates: Rates, users: list[int] | None) -> list[Load]:
+    if users is not None:
+        return [Load(users=number) for number in users]
+    assert rates != "auto"
+    return [Load(None if rate is None else float(rate)) for rate in rates]
 
 
 def open_study(arms: dict[str, Arm], sweep: Replays) -> Study:
@@ -224,7 +231,7 @@ def compute_point(
     arm = study.arms[point.arm]
     replayed = replay_point(point, arm, engines, progress, None if arm.is_modelled else gpu)
     metrics = summarize(replayed.requests, replayed.steps, study.slo)
-    config = arm.config | {"trace": arm.config["trace"] | load_keywords(point) | {"seed": point.seed}}
+    config = arm.config | {"trace": arm.config["trace"] | point.load.trace_keywords | {"seed": point.seed}}
     record = {
         "config": config,
         "files": fingerprint_files(config),

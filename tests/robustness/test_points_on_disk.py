@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from framework.study.points import TABLES, Point, load_record, write_point
+from framework.study.points import TABLES, load_record, point_of, write_point
 from tests.robustness.kills import kill_at
 from tests.study.fake_study import DEFAULTS, run_fake_study
 
@@ -36,7 +36,7 @@ def write_again(study):
     [path] = study.output_dir.glob("points/*/point.json")
     record = json.loads(path.read_text())
     record["metrics"]["ttft_p50"] = NEW
-    point = Point(record["arm"], record["rate"], record["seed"], record["arm_digest"])
+    point = point_of(record)
     write_point(path.parent, point, *(pd.read_parquet(path.parent / file) for file in TABLES), record)
 
 

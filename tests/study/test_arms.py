@@ -8,17 +8,19 @@ import torch
 
 from framework.engine.torch_engine import TorchEngine
 from framework.study.arms import Arm, point_order, resolve_arms
+from framework.study.load import Load
 from tests.study.fake_study import DEFAULTS, load_fake_model
 
 
 def test_a_seed_is_served_by_all_arms_before_the_next_which_begins_with_the_model_at_hand():
     other = partial(load_fake_model, name="b")
     arms = {"first": {}, "second": {"model": other}, "third": {"scheduler": {"max_num_seqs": 2}}}
-    assert point_order(resolve_arms(arms, DEFAULTS), [1.0, 2.0], [0, 1]) == [
-        *(("first", 1.0, 0), ("third", 1.0, 0), ("third", 2.0, 0), ("first", 2.0, 0)),
-        *(("second", 1.0, 0), ("second", 2.0, 0)),
-        *(("second", 1.0, 1), ("second", 2.0, 1)),
-        *(("first", 1.0, 1), ("third", 1.0, 1), ("third", 2.0, 1), ("first", 2.0, 1)),
+    low, high = Load(1.0), Load(2.0)
+    assert point_order(resolve_arms(arms, DEFAULTS), [low, high], [0, 1]) == [
+        *(("first", low, 0), ("third", low, 0), ("third", high, 0), ("first", high, 0)),
+        *(("second", low, 0), ("second", high, 0)),
+        *(("second", low, 1), ("second", high, 1)),
+        *(("first", low, 1), ("third", low, 1), ("third", high, 1), ("first", high, 1)),
     ]
 
 

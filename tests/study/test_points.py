@@ -11,6 +11,7 @@ from threading import Thread
 import pandas as pd
 import pytest
 
+from framework.study.load import Load
 from framework.study.points import Point, arm_digest, load_record, write_point
 from framework.trace.files import read_table
 from framework.trace.recorded import recorded
@@ -38,7 +39,7 @@ def test_a_dataset_that_is_downloaded_on_the_way_keeps_its_points(study, tmp_pat
 
 
 def test_jobs_that_write_the_same_point_leave_one_whole(tmp_path):
-    point = Point("a", 1.0, 0, "digest")
+    point = Point("a", Load(1.0), 0, "digest")
     folder = tmp_path / "points" / point.name
     errors = []
 

@@ -16,6 +16,7 @@ from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from framework.study.arms import resolve_arms
 from framework.study.engine_cache import EngineCache
+from framework.study.load import Load
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.replay_point import may_share, replay_point
@@ -42,7 +43,7 @@ def replayed(trace, seed=0, **components):
     console = Console(file=io.StringIO(), width=100)
     engines = EngineCache(torch.device("cpu"), lambda message: None)
     with SweepProgress(console, num_points=1) as progress:
-        result = replay_point(Point("only", None, seed, "digest"), arm, engines, progress)
+        result = replay_point(Point("only", Load(), seed, "digest"), arm, engines, progress)
     return result, console.file.getvalue()
 
 
