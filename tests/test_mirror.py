@@ -19,6 +19,7 @@ TESTED_ELSEWHERE = {  # module → why it has no test file of its own name
     "quantization/none.py": "gives back the model that it is given",
 }
 OF_SEVERAL_MODULES = {  # test file → what it tests
+    "cost/test_chain.py": "steps, the model fitted on them, and a replay with it",
     "engine/torch_engine/test_gpu_path.py": "whole replays on the GPU's way, on a CPU",
     "engine/torch_engine/test_replay_tokens.py": "tokens through a whole replay",
     "engine/torch_engine/test_schedules.py": "tokens under every scheduler on a real GPU",

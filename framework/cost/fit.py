@@ -42,8 +42,8 @@ def fit_kinds(log: pd.DataFrame, sizes: dict[str, list[int]]) -> dict[str, KindC
     """What steps of each kind in a step log cost.
 
     `log` has the columns of `step_log`, and `is_replayed`, which is 0 for steps timed apart: their ratios are not a
-    server's. `device` may be NaN: then all seconds count as the device's. `elapsed` may be NaN where only the device
-    was timed. `sizes` are the rows that graphs hold, of each kind. ValueError for a log without steps.
+    server's. `device` may be NaN or 0: then all seconds count as the device's. `elapsed` may be NaN where only the
+    device was timed. `sizes` are the rows that graphs hold, of each kind. ValueError for a log without steps.
     """
     if log.empty:
         raise ValueError("a cost model needs steps to be fitted on, and there are none")
@@ -61,7 +61,7 @@ def fit_kind(kind: str, log: pd.DataFrame, features: pd.DataFrame, sizes: list[i
     rows = np.array([padded(int(num), sizes) for num in features["num_rows"]])
     features = features.assign(num_rows=rows)
     elapsed, device = (log[name].to_numpy(float) for name in ("elapsed", "device"))
-    device = np.where(np.isnan(device), elapsed, device)
+    device = np.where(device > 0, device, elapsed)
     knots = choose_knots(rows, sizes)
     terms = features[list(TERMS[kind])].to_numpy(float)
     solved = solve(np.hstack((hats(rows, knots), terms)), device, np.zeros(len(log)), len(knots))
