@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from framework.build import ChangeModel, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
 from framework.checks import message, whole
+from framework.config import describe
 from framework.errors import StudyError, describe_error
 from framework.measure.gpu_state import GpuWatch, open_gpu
 from framework.measure.metrics import check_slo, summarize
@@ -277,6 +278,9 @@ def check_users(arms: Mapping[str, Arm], users: list[int] | None) -> None:
     for name, arm in arms.items():
         if "max_concurrency" not in inspect.signature(arm.trace).parameters:
             raise ValueError(f"users={users}: the trace of arms.{name} takes no max_concurrency, so it makes no loop")
+        limit = describe(arm.trace).get("max_concurrency")
+        if limit is not None:
+            raise ValueError(f"users={users} and trace.max_concurrency={limit} both say how many: set one of them")
 
 
 def representative_points(study: Study, points: pd.DataFrame, rate: float) -> dict[str, Path]:

@@ -105,3 +105,9 @@ def test_a_trace_that_makes_no_closed_loop_is_refused(study):
     trace = partial(lambda *, rate, seed: None)
     with pytest.raises(ValueError, match=r"users=\[1\]: the trace of arms\.a takes no max_concurrency"):
         study({"a": {"trace": trace}}, "auto", users=[1])
+
+
+def test_two_numbers_of_users_are_refused(study):
+    trace = partial(recorded, reader=partial(read_table), path="mine.csv", max_concurrency=5)
+    with pytest.raises(ValueError, match=r"users=\[2\] and trace.max_concurrency=5 both say how many"):
+        study({"a": {"trace": trace}}, "auto", users=[2])
