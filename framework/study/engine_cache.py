@@ -15,7 +15,7 @@ from framework.build import (
     takes_what_is_free,
     warm_up_requests,
 )
-from framework.config import describe
+from framework.config import describe, with_keywords
 from framework.core import Engine, Request, Step
 from framework.cost.subject import Target
 from framework.measure.serving import max_num_seqs_of
@@ -99,7 +99,7 @@ class EngineCache:
         engines = [self.get(arm)]
         check_several(arm.servers, engines[0], arm.clock)
         model = self.models[arm.model_key]
-        engines += [arm.engine(model=model) for _ in range(arm.servers - 1)]
+        engines += [of_server(arm, index)(model=model) for index in range(1, arm.servers)]
         return [
             Server(make_scheduler(arm.scheduler, engine), engine, index, on_step)
             for index, engine in enumerate(engines)
@@ -113,6 +113,11 @@ class EngineCache:
         scheduler = make_scheduler(arm.scheduler, engine)
         replay_trace(warm_up_requests(requests, scheduler.max_num_seqs), scheduler, engine)
         self.warmed.add(key)
+
+
+def of_server(arm: Arm, index: int) -> MakeEngine:
+    """The engine of the arm's server `index`; modelled ones each draw noise of their own."""
+    return with_keywords(arm.engine, seed=describe(arm.engine)["seed"] + index) if arm.is_modelled else arm.engine
 
 
 def has_full_cache(make: MakeEngine, engine: Engine) -> bool:

@@ -4,11 +4,13 @@ import json
 from functools import partial
 
 import pytest
+import torch
 
 from framework.engine.modelled import ModelledEngine
 from framework.models import loading
 from framework.study import modelled
 from framework.study.arms import resolve_arms
+from framework.study.engine_cache import EngineCache
 from tests.cost_models import MODEL, PARTS, write_model
 from tests.study.fake_study import DEFAULTS, run_fake_study
 
@@ -70,6 +72,12 @@ def test_points_are_labelled_and_depend_on_the_cost_model_and_not_on_the_device(
     assert run()[1] == point
     write_model(folder, notes=["another"])
     assert run()[1] != point
+
+
+def test_every_server_draws_noise_of_its_own():
+    arm = resolve_arms({"a": {"servers": 3}}, PARTS_OF_STUDY)["a"]
+    servers = EngineCache(torch.device("cpu"), lambda message: None).get_servers(arm, None)
+    assert [server.engine.seed for server in servers] == [0, 1, 2]
 
 
 def test_a_modelled_arm_beside_an_executed_one(tmp_path):
