@@ -161,7 +161,7 @@ def test_sizes():
         make_engine(num_blocks=1, kv_cache_bytes=1)
     with pytest.raises(ValueError, match="num_blocks 0"):
         make_engine(num_blocks=0)
-    with pytest.raises(ValueError, match="block_size 0"):
+    with pytest.raises(ValueError, match=r"engine\.block_size=0"):
         make_engine(block_size=0)
     for seed in (-1, 2**63):
         with pytest.raises(ValueError, match=f"seed {seed} must be at least 0"):
