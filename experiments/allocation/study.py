@@ -41,12 +41,13 @@ DEFINITIONS = {
 }
 
 
-def run(*, reported: Reported, source: str, clock: Clock, **sweep: Unpack[Sweep]) -> None:
+def run(*, reported: Reported | None, source: str, clock: Clock, **sweep: Unpack[Sweep]) -> None:
     """Replay the trace with every arm and look into its KV cache.
 
     The first arm is the one that the others are compared with. What `source` reports of an arm stands beside it:
     `tokens`, percent of the slots that hold them, and `running`, mean running requests.
     """
+    reported = reported or {}
     check_reported(reported, list(sweep["arms"]))
     arms = resolve_arms(sweep["arms"], parts_of(sweep) | {"clock": clock})
     study = run_study(arms, sweep)

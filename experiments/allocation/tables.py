@@ -26,7 +26,9 @@ def check_reported(reported: Reported, arms: list[str]) -> None:
     """ValueError for an arm or a quantity that there is not."""
     for arm, values in reported.items():
         if arm not in arms:
-            raise ValueError(f"reported names the arm {arm!r}; the study has {', '.join(arms)}")
+            raise ValueError(
+                f"reported names the arm {arm!r}; the study has {', '.join(arms)}; ~reported.{arm} leaves it out"
+            )
         for name in values:
             if name not in QUANTITIES:
                 raise ValueError(f"reported.{arm} has {name!r}, which is not one of {', '.join(QUANTITIES)}")

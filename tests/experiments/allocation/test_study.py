@@ -37,3 +37,10 @@ def test_every_policy_keeps_to_the_memory_that_there_is(cli, smallest, tmp_path)
         "tokens (% of the slots)",
         short(100 * rows["tokens"]["max"]),
     ]
+
+
+def test_no_reported_numbers_and_fewer_arms(cli, smallest):
+    few = ["~arms.max", "~arms.pow2", "~arms.oracle", "~arms.swap", "model.max_model_len=64", "reported=null"]
+    code, output = cli(*smallest, "experiment=allocation", "device=cpu", "engine.kv_cache_bytes=null", *few)
+    assert code == 0, output
+    assert "As reported" not in output
