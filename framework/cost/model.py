@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
-from operator import gt, mul
+from operator import gt
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class KindCost:
     ratios: list[float]
     num_steps: int  # fitted
 
-    @property
+    @cached_property
     def mean_ratio(self) -> float:
         inner = sum(self.ratios) - (self.ratios[0] + self.ratios[-1]) / 2
         return inner / (len(self.ratios) - 1)
@@ -60,12 +60,12 @@ class KindCost:
         return tuple(self.ranges[name][1] if name in self.ranges else inf for name in Features._fields)
 
     @cached_property
-    def _device_rates(self) -> tuple[float, ...]:
-        return tuple(self.device.get(name, 0.0) for name in Features._fields)
+    def _device_rates(self) -> list[tuple[int, float]]:
+        return rates_by_place(self.device)
 
     @cached_property
-    def _host_rates(self) -> tuple[float, ...]:
-        return tuple(self.host.get(name, 0.0) for name in Features._fields)
+    def _host_rates(self) -> list[tuple[int, float]]:
+        return rates_by_place(self.host)
 
     def seconds_of_rows(self, num_rows: int) -> float:
         """From the table; beyond its last entry it goes on as between the last two."""
@@ -79,15 +79,19 @@ class KindCost:
 
     def seconds(self, features: Features) -> tuple[float, float]:
         """On the device and beside it, as a typical step takes them. `num_rows` is what the device computes."""
-        device = self.seconds_of_rows(features.num_rows) + sum(map(mul, self._device_rates, features))
-        return device, self.host["constant"] + sum(map(mul, self._host_rates, features))
+        device, host = self.seconds_of_rows(features.num_rows), self.host["constant"]
+        for place, rate in self._device_rates:
+            device += rate * features[place]
+        for place, rate in self._host_rates:
+            host += rate * features[place]
+        return device, host
 
     def ratio_at(self, quantile: float) -> float:
         """What a step takes over what the terms say, at a `quantile` from 0 to 1."""
         place = quantile * (len(self.ratios) - 1)
         index = min(int(place), len(self.ratios) - 2)
-        low, high = self.ratios[index : index + 2]
-        return low + (high - low) * (place - index)
+        low = self.ratios[index]
+        return low + (self.ratios[index + 1] - low) * (place - index)
 
     def distance(self, features: Features) -> tuple[float, str]:
         """How far a step is from those fitted, as a factor (1: not at all), and by which feature.
@@ -106,6 +110,11 @@ class KindCost:
             if factor > furthest:
                 furthest, by = factor, name
         return furthest, by
+
+
+def rates_by_place(terms: Terms) -> list[tuple[int, float]]:
+    """The terms that cost anything, with their places in Features."""
+    return [(place, terms[name]) for place, name in enumerate(Features._fields) if terms.get(name)]
 
 
 @dataclass(frozen=True, kw_only=True)
