@@ -21,7 +21,7 @@ from framework.kernels.triton_support import check_triton, device_facts, jit_for
 
 MAX_PARTS = 3  # of one layer: q, k and v
 MANY_ROWS = 256  # beyond, tiles are larger
-FEW_SPLITS, MAX_SPLITS = 4, 8  # the second kernel asks for the sums of so many before it waits for one
+MAX_SPLITS = 8  # with many rows the second kernel asks for the sums of all of them before it waits for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +48,17 @@ def choose_lora_tiles(num_rows: int, in_features: int, num_parts: int, max_rank:
     """
     block_m = rows_per_tile(num_rows)
     if num_rows > MANY_ROWS:
-        wanted = ceil_div(512, ceil_div(num_rows, block_m) * num_parts)
-        num_splits = min(wanted, MAX_SPLITS, ceil_div(in_features, 256))
-        return LoraTiles(block_m, 128, 128, num_splits, num_warps=4 if max_rank <= 64 else 8)
+        wanted = (4 if num_rows <= 1024 else 2) * (1 if num_parts > 1 else 2)
+        num_splits = min(wanted, ceil_div(in_features, 256))
+        return LoraTiles(block_m, 256 if max_rank <= 32 else 128, 128, num_splits, num_warps=4 if max_rank <= 64 else 8)
     block_k = 256 if max_rank <= 32 else 128 if max_rank <= 64 else 64
     block_n = 128 if max_rank > 32 else 256 if num_parts > 1 else 512
-    num_splits = min(MAX_SPLITS if num_rows <= 4 else FEW_SPLITS, ceil_div(in_features, 2 * block_k))
+    num_splits = min(8 if num_rows <= 4 else 4, ceil_div(in_features, 2 * block_k))
     return LoraTiles(block_m, block_n, block_k, num_splits, num_warps=2 if num_rows > 16 and num_parts > 1 else 4)
 
 
 def rows_per_tile(num_rows: int) -> int:
-    return 16 if num_rows <= MANY_ROWS else 64
+    return 16 if num_rows <= MANY_ROWS else 32
 
 
 def segments(slots: IntArray, block_m: int | None) -> IntArray:
@@ -132,7 +132,6 @@ def lora_delta(
     num_tiles = min(num_rows, num_rows // tiles.block_m + num_slots)
     num_splits = tiles.num_splits
     assert num_splits <= MAX_SPLITS, tiles
-    max_splits = MAX_SPLITS if num_rows > MANY_ROWS or num_splits > FEW_SPLITS else FEW_SPLITS
     share = ceil_div(ceil_div(in_features, tiles.block_k), num_splits)  # iterations of one split
     block_r = max(16, power_of_two(max_rank))
     pdl = device_facts(x.device)[1]
@@ -147,8 +146,8 @@ def lora_delta(
     first, second, third = [*sizes, 0, 0][:MAX_PARTS]
     _expand_kernel[(num_tiles, sum(ceil_div(size, tiles.block_n) for size in sizes))](
         hidden, b, delta, ranks, tables, num_rows, num_splits, max_rank, first, second, third, b.stride(0), b.stride(1),
-        tables.stride(0), NUM_PARTS=num_parts, MAX_SPLITS=max_splits, BLOCK_M=tiles.block_m, BLOCK_R=block_r,
-        BLOCK_N=tiles.block_n, PDL=pdl, **options,
+        tables.stride(0), NUM_PARTS=num_parts, MAX_SPLITS=MAX_SPLITS if num_rows > MANY_ROWS else 0,
+        BLOCK_M=tiles.block_m, BLOCK_R=block_r, BLOCK_N=tiles.block_n, PDL=pdl, **options,
     )  # fmt: skip
     return delta
 
@@ -197,7 +196,10 @@ def _expand_kernel(
     slot_stride, rank_stride, table_stride, NUM_PARTS: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """delta[row, columns of a part] = hidden[row, part] @ B, zero for rows without an adapter."""
+    """delta[row, columns of a part] = hidden[row, part] @ B, zero for rows without an adapter.
+
+    The sums of MAX_SPLITS programs, those that there are, are asked for at once; 0: one after the other.
+    """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     tile, block = tl.program_id(0), tl.program_id(1)
@@ -227,6 +229,9 @@ def _expand_kernel(
         is_row = (place < length)[:, None]
         hidden_rows = hidden + (rows[:, None] * NUM_PARTS + part) * max_rank + r[None, :]
         summed = tl.zeros([BLOCK_M, BLOCK_R], tl.float32)
+        for split in range(0 if MAX_SPLITS else num_splits):
+            split_rows = hidden_rows + split * num_rows * NUM_PARTS * max_rank
+            summed += tl.load(split_rows, mask=is_row & (r < rank)[None, :], other=0.0)
         for split in tl.static_range(MAX_SPLITS):
             split_rank = tl.where(num_splits > split, rank, 0)
             split_rows = hidden_rows + split * num_rows * NUM_PARTS * max_rank
