@@ -247,6 +247,15 @@ def test_a_process_that_only_ticks_keeps_no_stalled_world_alive(monkeypatch):
         replay_trace(requests_at((0.0, 4, 1), (2.0, 4, 1)), Deaf(1000, 4), FakeEngine())
 
 
+def test_a_session_that_never_finishes_is_named():
+    requests = [
+        Request(0, 0.0, 4, 1, session_id="chat"),
+        Request(1, 0.0, 6, 1, session_id="chat", turn=2, think_time=1.0),
+    ]
+    with pytest.raises(RuntimeError, match=r"request 0, turn 1 of session 'chat', is at server 0"):
+        replay_trace(requests, Deaf(1000, 4), FakeEngine())
+
+
 class Snoozing(Deaf):
     """Sets one alarm after the other."""
 

@@ -47,7 +47,12 @@ DEFINITIONS = {
 
 
 def run(
-    *, cache_sizes: list[int], reported_hits: dict[str, list[float]], source: str, clock: Clock, **sweep: Unpack[Sweep]
+    *,
+    cache_sizes: list[int],
+    reported_hits: dict[str, list[float]] | None,
+    source: str,
+    clock: Clock,
+    **sweep: Unpack[Sweep],
 ) -> None:
     """Replay every arm with a prefix cache at every size (tokens) of its KV cache, and the others at the largest.
 
@@ -56,7 +61,7 @@ def run(
     """
     arms = resolve_arms(sweep["arms"], parts_of(sweep) | {"clock": clock})
     sized = over_cache_sizes(arms, cache_sizes)
-    reported = reported_by_size(reported_hits, cache_sizes, sized)
+    reported = reported_by_size(reported_hits or {}, cache_sizes, sized)
     notes = [f"reported: {source}"] if reported_hits else []
     if not sweep["rates"] and sweep.get("users") is None:
         place = open_place(sweep["device"], sweep["output_dir"])

@@ -1,11 +1,12 @@
 """What a sweep's page says of requests that were not served as the trace has them, and of the memory beside them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import inf
 from pathlib import Path
 
 import pandas as pd
 
+from framework.config import describe
 from framework.lora.service import service_of
 from framework.measure.rates import (
     MIN_REQUESTS,
@@ -18,6 +19,7 @@ from framework.measure.rates import (
 from framework.report.gpu import gpu_notes
 from framework.report.modelled import modelled_notes
 from framework.report.tables import rate_title, short
+from framework.study.arms import Arm
 from framework.study.points import load_record
 from framework.study.records import PointRecord
 from framework.study.replay_point import has_prefix_cache
@@ -50,7 +52,8 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
             *gpu_notes(study, rows),
         ):
             arms_of.setdefault(note, []).append(str(arm))
-    return [f"{', '.join(arms)}: {note}" for note, arms in arms_of.items()]
+    notes = [f"{', '.join(arms)}: {note}" for note, arms in arms_of.items()]
+    return [*notes, *idle_swap_notes(study.arms.values())]
 
 
 def offered_notes(points: pd.DataFrame, records: Records) -> Iterator[str]:
@@ -101,6 +104,16 @@ def nothing_shared_notes(records: Records) -> Iterator[str]:
             "scheduler.prefix_cache finds nothing: the trace has neither text nor closed sessions, and no two requests "
             "with a prefix id in common"
         )
+
+
+def idle_swap_notes(arms: Iterable[Arm]) -> Iterator[str]:
+    """Whether blocks on the host are asked for, and none of the arms swaps."""
+    most, swaps = 0, False
+    for arm in arms:
+        most = max(most, describe(arm.engine).get("num_swap_blocks", 0))
+        swaps = swaps or describe(arm.scheduler).get("preemption") == "swap"
+    if most and not swaps:
+        yield f"engine.num_swap_blocks={most} has no effect: no arm has scheduler.preemption=swap"
 
 
 def unserved_notes(records: Records, merged: str | None) -> Iterator[str]:

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import pandas as pd
 
+from framework.engine.torch_engine import TorchEngine
 from framework.report.notes import (
+    idle_swap_notes,
     left_out_notes,
     limits,
     memory_notes,
@@ -16,6 +18,7 @@ from framework.report.notes import (
     service_notes,
     unserved_notes,
 )
+from framework.scheduler.continuous import ContinuousScheduler
 from framework.trace.files import read_table
 from framework.trace.recorded import recorded
 
@@ -38,6 +41,17 @@ def test_what_was_left_out_is_counted_over_the_points_by_reason(tmp_path):
     assert refused.startswith("2 requests")
     assert refused.endswith("too long")
     assert list(left_out_notes(records(tmp_path, {}, {}))) == []
+
+
+def test_blocks_on_the_host_that_no_arm_swaps_to_are_told():
+    def arm(num_swap_blocks, preemption):
+        engine = partial(TorchEngine, num_swap_blocks=num_swap_blocks)
+        return SimpleNamespace(engine=engine, scheduler=partial(ContinuousScheduler, preemption=preemption))
+
+    (note,) = idle_swap_notes([arm(0, "recompute"), arm(7, "recompute")])
+    assert "engine.num_swap_blocks=7" in note
+    assert list(idle_swap_notes([arm(0, "recompute")])) == []
+    assert list(idle_swap_notes([arm(7, "recompute"), arm(7, "swap")])) == []
 
 
 def test_a_prefix_cache_without_anything_to_find_is_told(tmp_path):

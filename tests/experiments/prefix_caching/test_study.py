@@ -38,7 +38,7 @@ def test_conversations_find_their_own_turns(cli, smallest, tmp_path):
 
 
 def test_without_rates_no_engine_is_built(cli, smallest, tmp_path):
-    reported = ["+reported_hits.lru=[0.5]", "source=somebody"]
+    reported = ["reported_hits={lru: [0.5]}", "source=somebody"]
     code, output = cli(*smallest, *QUICK, *reported, "rates=[]", "cache_sizes=[128]", "model.path=nowhere")
     assert code == 0, output
     table = pd.read_csv(tmp_path / "outputs/prefix_caching/one_at_a_time.csv")
