@@ -32,7 +32,10 @@ class SizedArm:
 
     @property
     def block_size(self) -> int:
-        return int(describe(self.arm.engine)["block_size"])
+        block_size = describe(self.arm.engine)["block_size"]
+        if block_size is None:  # of a modelled engine
+            raise ValueError("engine.block_size=null leaves it to a cost model; cache_sizes need a number, as 16")
+        return whole("engine.block_size", block_size)
 
     def hit_ratio(self, requests: list[Request], *, is_infinite: bool = False) -> float:
         """Of these requests, one at a time; NaN without a prefix cache."""
