@@ -48,7 +48,7 @@ def test_arms_with_a_prefix_cache_have_every_size_and_the_others_the_largest():
 
 def test_sizes_in_tokens_need_a_block_size_that_a_cost_model_does_not_give():
     arms = resolve_arms({"lru": {"engine": partial(FakeEngine, block_size=None)}}, DEFAULTS)
-    with pytest.raises(ValueError, match="engine.block_size=null leaves it to a cost model"):
+    with pytest.raises(ValueError, match=r"engine.block_size=null leaves it to a cost model"):
         over_cache_sizes(arms, [16])
 
 
