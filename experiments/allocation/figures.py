@@ -26,11 +26,13 @@ def memory_shares(rows: pd.DataFrame, reported: Reported) -> Figure:
         if (rows[part] > 0).any():
             axes.bar(range(len(rows)), 100 * rows[part], bottom=bottom, color=PART_COLOURS[part], label=part)
             bottom += 100 * rows[part]
-    label = "tokens, reported"
-    for place, arm in enumerate(rows["arm"]):
-        if "tokens" in reported.get(arm, {}):
-            axes.hlines(reported[arm]["tokens"], place - 0.45, place + 0.45, "#000000", ":", label=label)
-            label = ""
+    lines = [
+        (reported[arm]["tokens"], place - 0.45, place + 0.45)
+        for place, arm in enumerate(rows["arm"])
+        if "tokens" in reported.get(arm, {})
+    ]
+    if lines:
+        axes.hlines(*zip(*lines, strict=True), "#000000", ":", label="tokens, reported")
     axes.set_xticks(range(len(rows)), rows["arm"])
     axes.set(ylabel="KV cache (%)", ylim=(0, 100))
     axes.grid(axis="x", visible=False)
@@ -43,14 +45,14 @@ def running_requests(rows: pd.DataFrame, reported: Reported) -> Figure:
     """Mean running requests by arm, measured and (hollow) as a source reports."""
     figure = Figure(figsize=(COLUMN_WIDTH, 2.4))
     axes = figure.subplots()
-    told = [reported.get(arm, {}).get("running") for arm in rows["arm"]]
-    has_told = any(value is not None for value in told)
-    series = {"measured": list(rows["running"])} | ({"reported": told} if has_told else {})
+    reported_running = [reported.get(arm, {}).get("running") for arm in rows["arm"]]
+    has_reported = any(value is not None for value in reported_running)
+    series = {"measured": list(rows["running"])} | ({"reported": reported_running} if has_reported else {})
     for index, (whose, values) in enumerate(series.items()):
         style: dict[str, Any] = (
             {"facecolor": COLOURS[0]} if whose == "measured" else {"facecolor": "none", "linestyle": ":"}
         )
-        shift = (index - 0.5) * BAR_WIDTH if has_told else 0.0
+        shift = (index - 0.5) * BAR_WIDTH if has_reported else 0.0
         shown = [(place + shift, value) for place, value in enumerate(values) if value is not None]
         places, heights = zip(*shown, strict=True)
         bars = axes.bar(places, heights, width=0.9 * BAR_WIDTH, edgecolor=COLOURS[0], label=whose, **style)
@@ -59,7 +61,7 @@ def running_requests(rows: pd.DataFrame, reported: Reported) -> Figure:
     axes.set(ylabel="running requests, mean", xlim=(-0.6, len(rows) - 0.4))
     axes.margins(y=0.12)
     axes.grid(axis="x", visible=False)
-    if has_told:
+    if has_reported:
         figure.legend(loc="outside upper center", ncols=2)
     return figure
 

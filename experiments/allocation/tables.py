@@ -89,16 +89,18 @@ def against_reported(rows: pd.DataFrame, reported: Reported, first: str) -> pd.D
     lines = []
     for name, label in QUANTITIES.items():
         scale = 100.0 if name == "tokens" else 1.0
-        told = rows["arm"].map({arm: values[name] for arm, values in reported.items() if name in values}).astype(float)
+        by_source = (
+            rows["arm"].map({arm: values[name] for arm, values in reported.items() if name in values}).astype(float)
+        )
         base = rows[rows["arm"] == first].set_index("rate")[name]
         columns = {
             "rate (req/s)": shown_rates(rows["offered_rate"]),
             "arm": rows["arm"],
             "quantity": label,
             "measured": scale * rows[name],
-            "reported": told,
+            "reported": by_source,
             f"measured ÷ {first}": rows[name] / rows["rate"].map(base),
-            f"reported ÷ {first}": told / reported.get(first, {}).get(name, float("nan")),
+            f"reported ÷ {first}": by_source / reported.get(first, {}).get(name, float("nan")),
         }
         lines.append(pd.DataFrame(columns))
     return pd.concat(lines, ignore_index=True)

@@ -77,17 +77,15 @@ def fit_kind(kind: str, log: pd.DataFrame, features: pd.DataFrame, sizes: list[i
         num_steps=len(log),
     )
     is_served = is_whole & (log["is_replayed"].to_numpy(float) > 0)
-    return with_ratios(cost, features[is_served if is_served.any() else is_whole], elapsed, is_served, is_whole)
+    is_typical = is_served if is_served.any() else is_whole
+    return with_ratios(cost, features[is_typical], elapsed[is_typical])
 
 
-def with_ratios(
-    cost: KindCost, features: pd.DataFrame, elapsed: Floats, is_served: npt.NDArray[np.bool_], is_whole: Floats
-) -> KindCost:
-    """The same with the ratios of the steps that were served or, if there are none, of all."""
-    measured = elapsed[is_served if is_served.any() else is_whole]
-    if not len(measured):
+def with_ratios(cost: KindCost, features: pd.DataFrame, elapsed: Floats) -> KindCost:
+    """The same with the ratios of these steps: measured seconds / those of its terms."""
+    if not len(elapsed):
         return cost
-    ratios = np.quantile(measured / predict(cost, features), np.linspace(0, 1, NUM_RATIOS))
+    ratios = np.quantile(elapsed / predict(cost, features), np.linspace(0, 1, NUM_RATIOS))
     return replace(cost, ratios=[float(ratio) for ratio in ratios])
 
 

@@ -24,7 +24,7 @@ from framework.cost.subject import Subject
 
 VERSION = 1
 MAX_BYTES = 200_000  # of a file
-NEVER = 1.0  # how far a step is from the steps fitted: as far as the limits, or within
+WITHIN = 1.0  # the distance of a step that is no further out than those fitted
 
 Terms = dict[str, float]
 
@@ -98,7 +98,7 @@ class KindCost:
 
         Every feature may be too large. Only the rows may be too few: the others then cost next to nothing.
         """
-        furthest, by = NEVER, ""
+        furthest, by = WITHIN, ""
         if features.num_rows >= self._knots[0] and not any(map(gt, features, self._limits)):
             return furthest, by
         for name, (low, high) in self.ranges.items():
@@ -106,7 +106,7 @@ class KindCost:
             if value > high:
                 factor = value / high if high else inf
             else:
-                factor = low / value if name == "num_rows" and value < low else NEVER
+                factor = low / value if name == "num_rows" and value < low else WITHIN
             if factor > furthest:
                 furthest, by = factor, name
         return furthest, by
@@ -177,11 +177,11 @@ class Outside:
     counts: Counter[str] = field(default_factory=Counter)
 
     def note(self, kind: str, distance: float, by: str) -> None:
-        if distance > NEVER:
+        if distance > WITHIN:
             name = f"{by} of {kind} steps"
             self.num_outside += 1
             self.counts[name] += 1
-            self.furthest[name] = max(self.furthest.get(name, NEVER), distance)
+            self.furthest[name] = max(self.furthest.get(name, WITHIN), distance)
 
 
 ADAPTER = TypeAdapter(CostModel)

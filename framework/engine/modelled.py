@@ -24,8 +24,8 @@ class ModelledEngine:
 
     `path` None is a shipped one that fits the arm, a folder one that is in there; of several, that of the device whose
     name has `device` in it. A study fills the file in.
-    The KV cache has `num_blocks` blocks of `block_size` tokens, None: those of the engine that was measured. With
 
+    The KV cache has `num_blocks` blocks of `block_size` tokens, None: those of the engine that was measured. With
     `noise` every step takes as much longer or shorter as measured ones did, drawn with `seed`; else all take the mean.
     """
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from framework.core import Batch, Request
-from framework.engine.torch_engine.in_flight import Loading, record_event
+from framework.engine.torch_engine.in_flight import Waited, record_event
 from framework.kernels.arrays import IntArray
 from framework.lora.pool import AdapterPool
 
@@ -81,7 +81,7 @@ class Placement:
         self._on_host.clear()
         self._on_the_way.clear()
 
-    def bring(self, batch: Batch) -> Loading | None:
+    def bring(self, batch: Batch) -> Waited | None:
         """Start the loads that the batch needs, and let the device wait for them; None if it needs none."""
         loads = batch.adapter_loads
         if not loads and not self._on_the_way:
@@ -89,7 +89,7 @@ class Placement:
         started = time.perf_counter()
         if self._stream is None:  # nothing happens beside the step
             self._put(loads)
-            return Loading(set(loads), time.perf_counter() - started)
+            return Waited(set(loads), time.perf_counter() - started)
         for slot in self._overwritten(batch):
             torch.cuda.current_stream().wait_event(self._on_the_way.pop(slot))
         used = {sequence.adapter_slot for sequence in batch.sequences}
@@ -106,7 +106,7 @@ class Placement:
         for slot in waited & self._on_the_way.keys():
             torch.cuda.current_stream().wait_event(self._on_the_way.pop(slot))
         self._put(needed)
-        return Loading(waited, host, (start, record_event()))
+        return Waited(waited, host, (start, record_event()))
 
     def _overwritten(self, batch: Batch) -> set[int]:
         """Slots on their way whose blocks are written: the adapter was evicted before it was there."""

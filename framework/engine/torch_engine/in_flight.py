@@ -38,7 +38,7 @@ Started = tuple[OnDevice | Done, list[bool], float]  # what runs, who samples, a
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
+class Waited:
     """What a step waited for, adapters in `slots` or blocks: `host` seconds, then those between two device events."""
 
     slots: set[int]
@@ -67,8 +67,8 @@ class Launched:
     sequences: list[Sequence]
     samples: list[bool]  # which of them sample a token
     running: OnDevice | Done
-    loading: Loading | None = None
-    swapping: Iterable[Loading] = ()
+    loading: Waited | None = None
+    swapping: Iterable[Waited] = ()
 
 
 def pinned(*shape: int, dtype: torch.dtype) -> Tensor:

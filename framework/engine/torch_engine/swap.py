@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from framework.core import Batch
-from framework.engine.torch_engine.in_flight import Loading, pinned, record_event
+from framework.engine.torch_engine.in_flight import Waited, pinned, record_event
 from framework.kernels.layer_cache import LayerCache
 
 BUFFER_BYTES = 256 * 2**20  # of each of two; more than these hold goes out in portions that the step waits for
@@ -60,7 +60,7 @@ class Swap:
         self._back([(0, 0)])
         self._wait_for_arrival()
 
-    def send(self, batch: Batch) -> Loading | None:
+    def send(self, batch: Batch) -> Waited | None:
         """Let the step wait for what came back beside the one before, and for what it will overwrite; None: nothing."""
         if self.arrived is None and not batch.swap_out:
             return None
@@ -69,7 +69,7 @@ class Swap:
         self._out(batch.swap_out)
         return self._waited(started, start)
 
-    def fetch(self, batch: Batch) -> Loading | None:
+    def fetch(self, batch: Batch) -> Waited | None:
         """Let the step wait for what it reads itself of what comes back; None: all of it comes beside the step."""
         self.later, self.steps_before = batch.swap_in, self._now() if batch.swap_in else None
         if not batch.swap_in or (self.stream is not None and not reads(batch, batch.swap_in)):
@@ -85,10 +85,10 @@ class Swap:
         if pairs:
             self._back(pairs)
 
-    def _waited(self, started: float, start: torch.cuda.Event | None) -> Loading:
+    def _waited(self, started: float, start: torch.cuda.Event | None) -> Waited:
         end = self._now()
         events = None if start is None or end is None else (start, end)
-        return Loading(set(), time.perf_counter() - started, events)
+        return Waited(set(), time.perf_counter() - started, events)
 
     def _now(self) -> torch.cuda.Event | None:
         return None if self.stream is None else record_event()
