@@ -32,7 +32,8 @@ def memory_shares(rows: pd.DataFrame, reported: Reported) -> Figure:
         if "tokens" in reported.get(arm, {})
     ]
     if lines:
-        axes.hlines(*zip(*lines, strict=True), "#000000", ":", label="tokens, reported")
+        shares, starts, ends = zip(*lines, strict=True)
+        axes.hlines(shares, starts, ends, "#000000", ":", label="tokens, reported")
     axes.set_xticks(range(len(rows)), rows["arm"])
     axes.set(ylabel="KV cache (%)", ylim=(0, 100))
     axes.grid(axis="x", visible=False)
