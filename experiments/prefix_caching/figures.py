@@ -37,6 +37,6 @@ def over_sizes(hits: pd.DataFrame) -> Figure:
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()
         axes.set_xlabel("KV cache (tokens)")
-    lines = {"P50, found": "-", "P99, infinite": LINES[1], "one at a time": ":"}
+    lines = {"left found, right P50": "-", "left infinite cache, right P99": LINES[1], "left one at a time": ":"}
     add_wide_legend(figure, with_cache["base_arm"].unique(), lines)
     return figure
