@@ -1,26 +1,24 @@
 """The discrete-event simulation: sequences arrive, servers step, the clock moves by what each step took.
 
-`clock="virtual"` advances simulated time by measured durations, so idle time costs nothing; `clock="wall"` runs the
-same processes in real time. `charge` is the only bridge between the host's clock and simulated time.
+A timeout of what a step took is the only bridge between the host's clock and simulated time; idle time costs nothing.
+`clock="wall"` has no simulation: the same requests are served in real time.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import simpy
-from simpy.rt import RealtimeEnvironment
 
-from framework.core import Batch, Engine, Request, Router, Scheduler, Sequence, Source, Step, StepResult
+from framework.core import Batch, Engine, Router, Scheduler, Sequence, Source, Step
+from framework.loops import Progress, check_batch, describe_step, get_ready, note_adapter_waits
+from framework.real_time import RealTime
 from framework.stopwatch import garbage_collector_paused, make_watch
 
-MAX_STEPS_WITHOUT_TOKEN = 100_000  # far above any prompt's number of chunks; beyond it a scheduler is going in circles
-MAX_ALARMS_WITHOUT_STEP = 100_000  # likewise for a scheduler that sets one alarm after the other
+MAX_ALARMS_WITHOUT_STEP = 100_000  # beyond it a scheduler that sets one alarm after the other is going in circles
 
 Clock = Literal["virtual", "wall"]
-Charge = Callable[[float], float]  # measured seconds → seconds of simulated time
 Process = Generator[simpy.Event, Any, None]
 
 
@@ -38,12 +36,12 @@ class Server:
         self.watch = make_watch(engine)
         self.in_flight: deque[tuple[Batch, float]] = deque()  # with the seconds each took to schedule
         self.steps: list[Step] = []
-        self.num_steps_without_token = self.num_alarms = 0
+        self.progress, self.num_alarms = Progress(index), 0
         self.is_asleep = False  # and no alarm is set
 
-    def open(self, world: "World", charge: Charge) -> None:
+    def open(self, world: "World") -> None:
         """Begin to serve in a world, at its time 0."""
-        self.world, self.charge = world, charge
+        self.world = world
         self.bell = world.env.event()
         world.env.process(self.serve(world.env))
 
@@ -68,8 +66,7 @@ class Server:
         batch = self.scheduler.schedule(now)
         schedule_elapsed = self.watch.lap()
         if batch is not None:
-            if not batch.sequences:
-                raise RuntimeError(f"server {self.index} makes no progress: its batch at {now:.6f} s is empty")
+            check_batch(batch, now, self.index)
             self.engine.launch(batch)
             self.in_flight.append((batch, schedule_elapsed))
         return batch
@@ -78,62 +75,23 @@ class Server:
         """Wait for the tokens of the oldest step, let its time pass, and hand the tokens out."""
         batch, schedule_elapsed = self.in_flight.popleft()
         result = self.engine.collect()
-        step = self.describe(env.now, self.watch.elapsed(result), batch, schedule_elapsed, result)
+        elapsed, scheduler = self.watch.elapsed(result), self.scheduler
+        step = describe_step(env.now, elapsed, schedule_elapsed, batch, result, scheduler, self.engine, self.index)
         note_adapter_waits(batch, result)
-        yield env.timeout(self.charge(step.elapsed))
+        yield env.timeout(step.elapsed)
         self.watch.start(self.in_flight)
         step.num_output_tokens = self.scheduler.postprocess(batch, result.token_ids, env.now)
         step.update = self.watch.lap()
         self.record(step, batch)
         self.world.step_ended(batch)
         if step.update and not self.in_flight:
-            yield env.timeout(self.charge(step.update))
-
-    def describe(
-        self, start_time: float, elapsed: float, batch: Batch, schedule_elapsed: float, result: StepResult
-    ) -> Step:
-        slots = self.scheduler.slot_use
-        return Step(
-            start_time=start_time,
-            elapsed=elapsed,
-            phase=batch.phase,
-            num_seqs=len(batch.sequences),
-            num_prefill_tokens=batch.num_prefill_tokens,
-            num_decode_tokens=batch.num_decode_tokens,
-            num_context_tokens=batch.num_context_tokens,
-            num_prefill_pairs=batch.num_prefill_pairs,
-            num_used_blocks=self.scheduler.num_used_blocks,
-            num_waiting=len(self.scheduler.waiting),
-            schedule=schedule_elapsed,
-            prepare=result.prepare,
-            device=result.device,
-            num_adapter_loads=len(batch.adapter_loads),
-            adapter_wait=max(result.adapter_waits.values(), default=0.0),
-            server=self.index,
-            num_cached_blocks=self.scheduler.num_cached_blocks,
-            num_token_slots=slots.num_tokens,
-            num_reserved_slots=slots.num_reserved,
-            num_lost_slots=slots.num_lost,
-            num_free_slots=slots.num_free,
-            num_adapter_blocks=self.scheduler.num_adapter_blocks,
-            num_swapped_out_blocks=len(batch.swap_out),
-            num_swapped_in_blocks=len(batch.swap_in),
-            swap_wait=result.swap_wait,
-            num_adapters=batch.num_adapters if self.engine.num_adapter_slots else 0,
-        )
+            yield env.timeout(step.update)
 
     def record(self, step: Step, batch: Batch) -> None:
-        """Keep the step; a scheduler that goes in circles is an error rather than an endless replay."""
+        """Keep the step."""
         self.steps.append(step)
         self.num_alarms = 0
-        self.num_steps_without_token = 0 if step.num_output_tokens else self.num_steps_without_token + 1
-        is_empty = not step.num_prefill_tokens + step.num_decode_tokens
-        if self.num_steps_without_token > MAX_STEPS_WITHOUT_TOKEN or is_empty:
-            raise RuntimeError(
-                f"server {self.index} makes no progress on request {batch.sequences[0].request.request_id}: "
-                f"{self.num_steps_without_token} steps without a token, the last of {step.num_prefill_tokens} prompt "
-                f"and {step.num_decode_tokens} decode tokens"
-            )
+        self.progress.note(step, batch)
         if self.on_step is not None:
             self.on_step(step)
 
@@ -245,30 +203,29 @@ def replay(source: Source, servers: list[Server], route: Router, clock: Clock = 
     and for several servers that are measured or on the wall clock; RuntimeError, naming the request and the server, if
     nothing goes on.
     """
+    if clock not in get_args(Clock):
+        raise ValueError(f"clock={clock!r} is not one of 'virtual', 'wall'")
     for server in servers:
         check_several(len(servers), server.engine, clock)
-        check_requests(source.requests, server.scheduler)
-        scheduler = server.scheduler
-        server.engine.begin(source.requests, scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
-        check_steps_ahead(server.engine)
+        get_ready(source, server.scheduler, server.engine)
+    if clock == "wall":
+        return in_real_time(source, servers[0], route)
     with garbage_collector_paused():
-        env, charge = make_clock(clock)
+        env = simpy.Environment()
         world = World(env, source, servers, route)
         world.expect(source.begin())
         for server in servers:
-            server.open(world, charge)
+            server.open(world)
         env.run(until=world.over)
     return world.sequences
 
 
-def check_requests(requests: Iterable[Request], scheduler: Scheduler) -> None:
-    """Raise ValueError naming the first request that could never be scheduled."""
-    for request in requests:
-        try:
-            scheduler.check(request)
-        except ValueError as error:
-            lengths = f"{request.num_prompt_tokens} prompt and {request.num_output_tokens} output tokens"
-            raise ValueError(f"request {request.request_id}, of {lengths}: {error}") from error
+def in_real_time(source: Source, server: Server, route: Router) -> list[Sequence]:
+    """What `replay` does, without a simulation."""
+    served = RealTime(source, server.scheduler, server.engine, route)
+    served.serve()
+    server.steps = served.steps
+    return served.sequences
 
 
 def check_several(num_servers: int, engine: Engine, clock: Clock) -> None:
@@ -280,39 +237,3 @@ def check_several(num_servers: int, engine: Engine, clock: Clock) -> None:
             f"{num_servers} servers need engines that measure nothing; {type(engine).__name__} measures its steps, and "
             "several measured servers on one device are not supported yet"
         )
-
-
-def check_steps_ahead(engine: Engine) -> None:
-    """Raise ValueError for more steps ahead than schedulers can count on: `begin` may have decided how many."""
-    if engine.num_steps_ahead not in (0, 1):
-        raise ValueError(f"{type(engine).__name__}.num_steps_ahead must be 0 or 1, not {engine.num_steps_ahead}")
-
-
-def note_adapter_waits(batch: Batch, result: StepResult) -> None:
-    """Tell each sequence how long its adapter kept the step waiting."""
-    if result.adapter_waits:
-        for sequence in batch.sequences:
-            sequence.adapter_load_wait += result.adapter_waits.get(sequence.adapter_slot, 0.0)
-
-
-class PollingEnvironment(RealtimeEnvironment):
-    """Waits for the next event awake, as a server does: a process that slept finds a cold processor."""
-
-    def step(self) -> None:
-        due = self.real_start + self.peek()
-        while due < inf and time.monotonic() < due:
-            pass
-        super().step()
-
-
-def make_clock(clock: Clock) -> tuple[simpy.Environment, Charge]:
-    """An environment, and how many seconds of its time a measured duration is charged as.
-
-    On the wall clock the simulation has to catch up with real time, whatever was measured.
-    """
-    if clock == "virtual":
-        return simpy.Environment(), lambda measured: measured
-    if clock != "wall":
-        raise ValueError(f"clock={clock!r} is not one of 'virtual', 'wall'")
-    env = PollingEnvironment(strict=False)
-    return env, lambda measured: max(0.0, time.monotonic() - env.real_start - env.now)
