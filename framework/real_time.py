@@ -35,32 +35,27 @@ class Arrivals(Thread):
     def now(self) -> float:
         return time.perf_counter() - self.zero
 
-    def expect(self, sequences: Iterable[Sequence]) -> int:
-        """How many they are."""
+    def expect(self, sequences: Iterable[Sequence]) -> None:
         with self.changed:
-            num_before = len(self.coming)
             for sequence in sequences:
                 self.engine.add(sequence)
                 heappush(self.coming, (sequence.arrival_time, next(self.order), sequence))
             self.changed.notify()
-            return len(self.coming) - num_before
+
+    def bring(self) -> float:
+        """Put what is due into the inbox; the seconds until the next one is."""
+        while self.coming and (delay := self.coming[0][0] - self.now()) <= 0:
+            self.inbox.append(self.coming[0][-1])  # before it is gone from there: it is always somewhere
+            heappop(self.coming)
+        return delay if self.coming else inf
 
     def run(self) -> None:
         while not self.is_over:
             with self.changed:
-                delay = self.coming[0][0] - self.now() if self.coming else inf
-                if delay <= 0:
-                    self.inbox.append(self.coming[0][-1])  # before it is gone from there: it is always somewhere
-                    heappop(self.coming)
-                elif delay > AWAKE:
+                delay = self.bring()
+                if delay > AWAKE:
                     self.changed.wait(None if delay == inf else delay - AWAKE)
             time.sleep(0)  # the loop may run
-
-    def stop(self) -> None:
-        with self.changed:
-            self.is_over = True
-            self.changed.notify()
-        self.join()
 
 
 class RealTime:
@@ -78,12 +73,14 @@ class RealTime:
 
     def serve(self) -> None:
         """Until all that arrives or follows from what has finished is served; RuntimeError if nothing goes on."""
-        self.num_unfinished = self.arrivals.expect(self.source.begin())
-        self.arrivals.zero = time.perf_counter()
-        self.arrivals.start()
+        arrivals, scheduler = self.arrivals, self.scheduler
+        arrivals.expect(self.source.begin())
+        arrivals.zero = time.perf_counter()
+        arrivals.bring()  # who is there from the start is there in the first step
+        arrivals.start()
         try:
             with garbage_collector_paused():
-                while self.num_unfinished or self.in_flight:
+                while arrivals.coming or arrivals.inbox or self.at_router or self.in_flight or scheduler.num_unfinished:
                     self.take_arrivals()
                     batch = self.launch()
                     if len(self.in_flight) > (self.engine.num_steps_ahead if batch else 0):
@@ -91,7 +88,9 @@ class RealTime:
                     elif batch is None:
                         self.wait()
         finally:
-            self.arrivals.stop()
+            arrivals.is_over = True
+            arrivals.expect([])  # wakes it
+            arrivals.join()
 
     def take_arrivals(self) -> None:
         arrived, self.at_router = self.at_router, []
@@ -133,7 +132,7 @@ class RealTime:
         self.progress.note(step, batch)
         for sequence in batch.sequences:
             if sequence.is_finished and sequence.token_times[-1] == self.tokens_time:  # now, not before
-                self.num_unfinished += self.arrivals.expect(self.source.follow(sequence, self.tokens_time)) - 1
+                self.arrivals.expect(self.source.follow(sequence, self.tokens_time))
         self.cut_out(updated)
 
     def cut_out(self, paused: float) -> None:
@@ -145,6 +144,7 @@ class RealTime:
         """Awake, as a server that polls, until something arrives or the scheduler's alarm goes off."""
         wake_time = self.scheduler.wake_time
         if wake_time == inf and not self.arrivals.coming and not self.arrivals.inbox:
-            raise RuntimeError(f"stalled at {self.now():.6f} s, unfinished requests: {self.num_unfinished}")
+            num_unfinished = self.scheduler.num_unfinished + len(self.at_router)
+            raise RuntimeError(f"stalled at {self.now():.6f} s, unfinished requests: {num_unfinished}")
         while not self.has_arrived() and self.now() < wake_time:
             time.sleep(0)
