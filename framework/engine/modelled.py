@@ -12,7 +12,7 @@ from functools import partial
 
 from framework.checks import whole
 from framework.core import Batch, Engine, Request, Sequence, StepResult
-from framework.cost.features import features_of, kind_of
+from framework.cost.features import awaited_slots, features_of, kind_of
 from framework.cost.model import CostModel, Outside, read_cost_model
 from framework.cost.shipped import check_cost_model
 from framework.cost.subject import Target
@@ -82,13 +82,27 @@ class ModelledEngine:
     def launch(self, batch: Batch) -> None:
         kind = kind_of(batch)
         cost, outside = self.cost.of_kind(kind), self.outside
+        covered = self._in_flight[-1].device if self._in_flight else 0.0
+        awaited = awaited_slots(batch, self.cost.engine.are_loads_beside)
         is_first = self.num_steps_ahead > 0 and not self._in_flight
-        features = self.cost.computed(kind, features_of(batch, is_first, self.num_adapter_slots > 0))
+        features = features_of(batch, is_first, self.num_adapter_slots > 0, len(awaited))
+        features = self.cost.computed(kind, features)
         outside.num_steps += 1
         outside.note(kind, *cost.distance(features))
-        device, host = cost.seconds(features)
+        seconds = cost.seconds(features)
         ratio = cost.ratio_at(self._draw()) if self.noise else cost.mean_ratio
-        self._in_flight.append(StepResult(self._tokens(batch), ratio * (device + host), device=ratio * device))
+        result = StepResult(
+            self._tokens(batch),
+            ratio * seconds.elapsed(covered),
+            prepare=ratio * seconds.host,
+            device=ratio * seconds.device,
+        )
+        if awaited:
+            wait = ratio * cost.seconds_for("num_adapter_loads", features, covered)
+            result.adapter_waits = dict.fromkeys(awaited, wait)
+        if features.num_copied_blocks:
+            result.swap_wait = ratio * cost.seconds_for("num_copied_blocks", features, covered)
+        self._in_flight.append(result)
 
     def _tokens(self, batch: Batch) -> list[int | None]:
         """One of each sequence; None where its prompt is not complete yet."""

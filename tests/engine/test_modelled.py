@@ -72,9 +72,12 @@ def test_noise_is_drawn_by_seed_and_has_the_mean_of_its_ratios(tmp_path):
 def test_the_first_step_of_a_server_that_runs_ahead_has_the_hosts_work_to_itself(tmp_path):
     cost = kind_cost("decode")
     kinds = {"decode": cost, "prompt": kind_cost("prompt", 0.02)}
-    kinds["prompt"].host["is_first"] = 0.5
+    kinds["prompt"].beside["is_first"] = 0.3
+    for cost in kinds.values():
+        cost.host["constant"] = 0.2  # of which a prompt hides 0.02
     _, steps = times(make(tmp_path, kinds=kinds, num_steps_ahead=1), requests_at((0.0, 4, 2), (9.0, 4, 2)))
-    assert [round(step.elapsed, 9) for step in steps] == [0.52, 0.01, 0.52, 0.01]
+    assert [round(step.elapsed, 9) for step in steps] == [0.52, 0.19, 0.52, 0.19]
+    assert {round(step.prepare, 9) for step in steps} == {0.2}
     assert [round(step.device, 9) for step in steps] == [0.02, 0.01, 0.02, 0.01]
 
 
@@ -103,12 +106,14 @@ def test_swapped_blocks_are_copied_and_counted_as_outside(tmp_path):
         "decode": kind_cost("decode", most=80.0), "prompt": kind_cost("prompt", most=80.0)
     })  # fmt: skip
     for cost in engine.cost.kinds.values():
-        cost.host["num_copied_blocks"] = 1.0
+        cost.beside["num_copied_blocks"] = 1.0
         cost.ranges["num_copied_blocks"] = (0.0, 0.0)
     _, steps = times(engine, requests_at((0.0, 8, 9), (0.0, 8, 9)), preemption="swap", watermark=0.0)
     copied = [step for step in steps if step.num_swapped_out_blocks + step.num_swapped_in_blocks]
     assert copied
-    assert all(step.elapsed > 1 for step in copied)
+    assert all(
+        step.elapsed > step.swap_wait == step.num_swapped_out_blocks + step.num_swapped_in_blocks for step in copied
+    )
     assert engine.outside.num_outside == len(copied)
     assert all(name.startswith("num_copied_blocks") for name in engine.outside.furthest)
 
@@ -129,12 +134,15 @@ def test_the_cache_is_the_measured_engines_unless_it_is_given(tmp_path):
 
 def test_adapters_have_slots_and_loads_and_different_ones_have_their_price(tmp_path):
     served = target(lora=ADAPTERS)
-    kinds = {"decode": kind_cost("decode", num_adapters=1.0), "prompt": kind_cost("prompt", num_adapter_loads=10.0)}
+    kinds = {"decode": kind_cost("decode", num_adapters=1.0), "prompt": kind_cost("prompt")}
+    kinds["prompt"].beside["num_adapter_loads"] = 10.0
     engine = ModelledEngine(served, path=str(write_model(tmp_path, subject=served.subject, kinds=kinds)))
     assert (engine.num_adapter_slots, engine.num_adapter_bytes) == (4, 500)
     requests = [Request(index, 0.0, 4, 2, adapter_id=name) for index, name in enumerate(["a", "b", "a", None])]
-    _, steps = times(engine, requests)
+    sequences, steps = replay_trace(requests, make_scheduler(partial(ContinuousScheduler), engine), engine)
     assert [round(step.elapsed, 9) for step in steps] == [20.01, 2.01]
+    assert [step.adapter_wait for step in steps] == [20.0, 0.0]
+    assert [sequence.adapter_load_wait for sequence in sequences] == [20.0, 20.0, 20.0, 0.0]
     assert engine.refused_adapters(requests) == {}
 
 
