@@ -12,6 +12,7 @@ from framework.checks import positive, whole
 from framework.cost.error import errors, predicted
 from framework.cost.fit import fit_kinds
 from framework.cost.model import VERSION, Calibrated, CostModel, write_cost_model
+from framework.cost.shipped import UNKNOWN
 from framework.cost.step_log import from_steps, read_step_log
 from framework.cost.subject import read_target
 from framework.engine.measured import MeasuredEngine, measured
@@ -181,7 +182,7 @@ def fit_log(place: Place, name: str, note: str | None, arm: Arm, given: GivenLog
         block_size=whole("steps.block_size", given.block_size),
         num_cache_bytes=0,
         slot_bytes=0,
-        kv_dtype="unknown",
+        kv_dtype=UNKNOWN,
         num_steps_ahead=given.num_steps_ahead,
         are_loads_beside=False,
         switches={},

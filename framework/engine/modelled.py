@@ -9,12 +9,13 @@ import random
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 from framework.checks import whole
 from framework.core import Batch, Engine, Request, Sequence, StepResult
 from framework.cost.features import awaited_slots, features_of, kind_of
 from framework.cost.model import CostModel, Outside, read_cost_model
-from framework.cost.shipped import check_cost_model
+from framework.cost.shipped import Options, check_cost_model
 from framework.cost.subject import Target
 from framework.paths import locate
 
@@ -24,6 +25,9 @@ class ModelledEngine:
 
     `path` None is a shipped one that fits the arm, a folder one that is in there; of several, that of the device whose
     name has `device` in it. A study fills the file in.
+
+    With `kv_dtype` "int8" the measured engine must have kept keys and values so (None: in the model's dtype), with
+    `overlap` it must have launched steps ahead, or not (None: as it did).
 
     The KV cache has `num_blocks` blocks of `block_size` tokens, None: those of the engine that was measured. With
     `noise` every step takes as much longer or shorter as measured ones did, drawn with `seed`; else all take the mean.
@@ -41,13 +45,15 @@ class ModelledEngine:
         num_blocks: int | None = None,
         block_size: int | None = None,
         num_swap_blocks: int = 0,
+        kv_dtype: Literal["int8"] | None = None,
+        overlap: bool | None = None,
         noise: bool = True,
         seed: int = 0,
     ) -> None:
         if path is None:
             raise ValueError("engine.path=null: name a cost model, or leave it to a study to choose one")
         cost = read_cost_model(locate(path))
-        check_cost_model(cost, model.subject, path)
+        check_cost_model(cost, model.subject, path, Options(kv_dtype=kv_dtype, overlap=overlap))
         self.cost: CostModel = cost
         self.block_size = cost.engine.block_size if block_size is None else whole("engine.block_size", block_size)
         num_slots = cost.engine.num_blocks * cost.engine.block_size

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from framework.config import describe, with_keywords
 from framework.cost.model import CostModel, read_cost_model
-from framework.cost.shipped import FOLDER, check_cost_model, choose_cost_model
+from framework.cost.shipped import FOLDER, Options, check_cost_model, choose_cost_model
 from framework.cost.subject import read_target
 from framework.engine.modelled import ModelledEngine
 from framework.paths import ROOT, locate
@@ -33,11 +33,12 @@ def with_cost_model(name: str, arm: Arm) -> Arm:
         if arm.clock == "wall":
             raise ValueError("clock=wall is real time, and engine=modelled executes nothing: take clock=virtual")
         subject = read_target(arm.config).subject
+        options = Options(kv_dtype=engine["kv_dtype"], overlap=engine["overlap"])
         given = None if engine["path"] is None else locate(engine["path"])
         if given is not None and not given.is_dir():
-            check_cost_model(read_cost_model(given), subject, engine["path"])
+            check_cost_model(read_cost_model(given), subject, engine["path"], options)
             return arm
-        path = choose_cost_model(subject, engine["device"], given or FOLDER)
+        path = choose_cost_model(subject, engine["device"], given or FOLDER, options)
     except ValueError as error:
         raise ValueError(f"arms.{name}: {error}") from error
     return replace(arm, engine=with_keywords(arm.engine, path=shown_path(path)))
