@@ -15,7 +15,9 @@ from framework.scheduler.static import StaticScheduler
 from framework.trace.source import TraceSource
 from tests.cost.test_subject import ADAPTERS
 from tests.cost_models import kind_cost, target, write_model
+from tests.engine.torch_engine.test_engine import make_engine
 from tests.fake_engine import FakeEngine, requests_at
+from tests.quantization.small_models import LLAMA
 
 
 def make(folder, seed=0, noise=True, num_swap_blocks=0, num_blocks=None, **changes):
@@ -159,3 +161,34 @@ def test_what_is_modelled_is_known_from_its_config():
     with pytest.raises(ValueError, match=r"computes no steps that could be timed: use engine=torch"):
         check_executes(partial(ModelledEngine))
     assert not is_modelled(partial(FakeEngine))
+
+
+def sessions(with_text):
+    """Four conversations of three turns; the first two begin with the same prompt, all share their first 8 tokens."""
+    requests = []
+    for index in range(4):
+        prompt = (1, *range(2, 9), *([9] * 4 if index < 2 else [10 + index] * 4))
+        for turn, (num_prompt, num_output) in enumerate([(12, 6), (23, 9), (37, 5)], start=1):
+            think_time = None if turn == 1 else 1.0
+            text = prompt + (7,) * (num_prompt - 12) if with_text else None
+            names = (1, 5 + max(index - 1, 0)) if turn == 1 else ()  # of 8 tokens each: of the second one half is there
+            shared = {"prompt_token_ids": text} if with_text else {"prefix_ids": names, "prefix_block_size": 8}
+            session = {"session_id": str(index), "turn": turn, "think_time": think_time}
+            requests.append(Request(len(requests), 10.0 * index, num_prompt, num_output, **session, **shared))
+    return requests
+
+
+@pytest.mark.parametrize("with_text", [False, True], ids=["names", "text"])
+def test_a_prefix_cache_finds_in_conversations_what_it_finds_in_executed_ones(tmp_path, with_text):
+    """Greedy sampling answers equal prompts alike, and so does a model: the second conversation's answer is known."""
+    executed = make_engine(config=LLAMA, block_size=4, num_blocks=200)
+    modelled = make(tmp_path)
+    for engine in (executed, modelled):
+        scheduler = ContinuousScheduler(200, 4, max_num_seqs=2, prefix_cache="lru")
+        sequences, steps = replay_trace(sessions(with_text), scheduler, engine)
+        found = [(one.request.request_id, one.num_cached_tokens) for one in sequences]
+        shapes = [(step.phase, step.num_seqs, step.num_prefill_tokens) for step in steps]
+        if engine is executed:
+            expected = found, shapes
+    assert (found, shapes) == expected
+    assert sum(num for _, num in found) > 100
