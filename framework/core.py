@@ -200,6 +200,9 @@ class StepResult:
     tokens were on the host; `prepare` is the host's part before the device could begin, `device` what the device took.
     `adapter_waits`: slots whose adapters the step had to wait for → seconds, part of `prepare` and `device`.
     `swap_wait` is the part of `elapsed` in which it waited for blocks on their way to the host or back.
+
+    An engine that measures nothing, and has its times from a record, has the host's work too: `schedule` and `update`,
+    as in Step.
     """
 
     token_ids: list[int | None]
@@ -208,6 +211,8 @@ class StepResult:
     device: float = 0.0
     adapter_waits: dict[int, float] = field(default_factory=dict)
     swap_wait: float = 0.0
+    schedule: float = 0.0
+    update: float = 0.0
 
 
 class SlotUse(NamedTuple):
@@ -255,6 +260,7 @@ class Step:
     num_swapped_in_blocks: int = 0
     swap_wait: float = 0.0  # for these, or those of the step before
     num_adapters: int = 0  # different ones that its sequences use
+    adapter_waits: list[tuple[int, float]] | None = None  # slot, seconds; None: it waited for none
 
 
 class Scheduler(Protocol):

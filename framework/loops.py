@@ -86,6 +86,7 @@ def describe_step(
         num_swapped_in_blocks=len(batch.swap_in),
         swap_wait=result.swap_wait,
         num_adapters=batch.num_adapters if engine.num_adapter_slots else 0,
+        adapter_waits=list(result.adapter_waits.items()) or None,
     )
 
 

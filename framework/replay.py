@@ -75,13 +75,14 @@ class Server:
         """Wait for the tokens of the oldest step, let its time pass, and hand the tokens out."""
         batch, schedule_elapsed = self.in_flight.popleft()
         result = self.engine.collect()
-        elapsed, scheduler = self.watch.elapsed(result), self.scheduler
+        elapsed, schedule_elapsed = self.watch.elapsed(result), schedule_elapsed + result.schedule
+        scheduler = self.scheduler
         step = describe_step(env.now, elapsed, schedule_elapsed, batch, result, scheduler, self.engine, self.index)
         note_adapter_waits(batch, result)
         yield env.timeout(step.elapsed)
         self.watch.start(self.in_flight)
         step.num_output_tokens = self.scheduler.postprocess(batch, result.token_ids, env.now)
-        step.update = self.watch.lap()
+        step.update = self.watch.lap() + result.update
         self.record(step, batch)
         self.world.step_ended(batch)
         if step.update and not self.in_flight:

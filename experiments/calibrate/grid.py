@@ -11,8 +11,6 @@ import pandas as pd
 
 from framework.core import Batch, Request, Sequence
 from framework.engine.measured import MeasuredEngine
-from framework.engine.torch_engine.decode import batch_sizes
-from framework.engine.torch_engine.mixed import SIZES
 from framework.measure.mixed_steps import check_comparisons
 from framework.measure.steps import Say, check_sizes, decode_on, get_ready, step_times, why_no_room
 from framework.study.files import locked, write_atomically
@@ -73,13 +71,6 @@ def check_grid(grid: Grid) -> None:
     for num_adapters in grid.num_adapters:
         if num_adapters < 1:
             raise ValueError(f"grid.num_adapters={grid.num_adapters}: a step with adapters has at least 1")
-
-
-def graph_sizes(engine: MeasuredEngine, max_num_seqs: int) -> dict[str, list[int]]:
-    """The rows that the engine's graphs hold, of each kind of step."""
-    if not engine.switches["cuda_graphs"]:
-        return {}
-    return {"decode": batch_sizes(max_num_seqs), "prompt": list(SIZES)}
 
 
 def cells_of(grid: Grid, sizes: dict[str, list[int]], max_num_seqs: int, num_slots: int) -> list[Cell]:

@@ -7,7 +7,7 @@ import pandas as pd
 from typing_extensions import Unpack
 
 from experiments.calibrate.figures import predicted_against_measured, ratios_by_kind
-from experiments.calibrate.grid import Grid, cells_of, check_grid, graph_sizes, measure_cells
+from experiments.calibrate.grid import Grid, cells_of, check_grid, measure_cells
 from framework.checks import positive, whole
 from framework.cost.error import errors, predicted
 from framework.cost.fit import fit_kinds
@@ -15,7 +15,7 @@ from framework.cost.model import VERSION, Calibrated, CostModel, write_cost_mode
 from framework.cost.shipped import UNKNOWN
 from framework.cost.step_log import from_steps, read_step_log
 from framework.cost.subject import read_target
-from framework.engine.measured import MeasuredEngine, measured
+from framework.engine.measured import MeasuredEngine, graph_sizes, measured
 from framework.measure.serving import max_num_seqs_of
 from framework.report.finish import Findings, finish, finish_sweep
 from framework.study.arms import Arm, parts_of, resolve_arms
@@ -91,7 +91,7 @@ class Built:
 
     def __init__(self, engine: MeasuredEngine, arms: dict[str, Arm], group: list[str]) -> None:
         seats = max(max_num_seqs_of(arms[arm].scheduler) for arm in group)
-        self.sizes = graph_sizes(engine, seats)
+        self.sizes = graph_sizes(engine.switches, seats)
         self.engine = Calibrated(
             num_blocks=engine.num_blocks,
             block_size=engine.block_size,
@@ -117,7 +117,7 @@ def time_grid(
     place: Place, engine: MeasuredEngine, arms: dict[str, Arm], group: list[str], grid: Grid, seconds: float
 ) -> pd.DataFrame:
     seats = max(max_num_seqs_of(arms[arm].scheduler) for arm in group)
-    cells = cells_of(grid, graph_sizes(engine, seats), seats, engine.num_adapter_slots)
+    cells = cells_of(grid, graph_sizes(engine.switches, seats), seats, engine.num_adapter_slots)
     config = {key: value for key, value in arms[group[0]].config.items() if key not in ("scheduler", "trace")}
     digest = digest_of([arm_digest(config, place.environment), grid.num_steps])
     path = place.output_dir / f"grid-{digest[:8]}.csv"

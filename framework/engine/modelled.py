@@ -5,7 +5,6 @@ Every token is the same, one that ends no output: so an output is as long as its
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -13,10 +12,11 @@ from typing import Literal
 
 from framework.checks import whole
 from framework.core import Batch, Engine, Request, Sequence, StepResult
-from framework.cost.features import awaited_slots, features_of, kind_of
 from framework.cost.model import CostModel, Outside, read_cost_model
+from framework.cost.prediction import Prediction
 from framework.cost.shipped import Options, check_cost_model
 from framework.cost.subject import Target
+from framework.engine.recorded import RecordedEngine
 from framework.paths import locate
 
 
@@ -66,9 +66,17 @@ class ModelledEngine:
         self.num_steps_ahead = cost.engine.num_steps_ahead
         self.vocab_size, self.noise, self.seed = model.config.vocab_size, noise, seed
         self.on_progress: Callable[[str], None] = lambda message: None
-        self.outside = Outside()
+        self.prediction = self._predict()
         self._in_flight: deque[StepResult] = deque()
-        self._token, self._draw = 0, random.Random(seed).random
+        self._token = 0
+
+    def _predict(self) -> Prediction:
+        return Prediction(self.cost, has_adapters=self.num_adapter_slots > 0, noise=self.noise, seed=self.seed)
+
+    @property
+    def outside(self) -> Outside:
+        """Of the steps since the last `begin`."""
+        return self.prediction.outside
 
     def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
         """None: whether an adapter is there is not looked at."""
@@ -77,8 +85,7 @@ class ModelledEngine:
     def begin(self, requests: list[Request], max_num_seqs: int, max_num_batched_tokens: int | None = None) -> None:
         """Draw anew, count anew, and choose a token that stops none of these requests."""
         self._in_flight.clear()
-        self.outside = Outside()
-        self._draw = random.Random(self.seed).random
+        self.prediction = self._predict()
         stops = {token for request in requests for token in request.stop_token_ids}
         self._token = next(token for token in range(len(stops) + 1) if token not in stops)
 
@@ -86,28 +93,8 @@ class ModelledEngine:
         pass
 
     def launch(self, batch: Batch) -> None:
-        kind = kind_of(batch)
-        cost, outside = self.cost.of_kind(kind), self.outside
-        covered = self._in_flight[-1].device if self._in_flight else 0.0
-        awaited = awaited_slots(batch, self.cost.engine.are_loads_beside)
-        is_first = self.num_steps_ahead > 0 and not self._in_flight
-        features = features_of(batch, is_first, self.num_adapter_slots > 0, len(awaited))
-        features = self.cost.computed(kind, features)
-        outside.num_steps += 1
-        outside.note(kind, *cost.distance(features))
-        seconds = cost.seconds(features)
-        ratio = cost.ratio_at(self._draw()) if self.noise else cost.mean_ratio
-        result = StepResult(
-            self._tokens(batch),
-            ratio * seconds.elapsed(covered),
-            prepare=ratio * seconds.host,
-            device=ratio * seconds.device,
-        )
-        if awaited:
-            wait = ratio * cost.seconds_for("num_adapter_loads", features, covered)
-            result.adapter_waits = dict.fromkeys(awaited, wait)
-        if features.num_copied_blocks:
-            result.swap_wait = ratio * cost.seconds_for("num_copied_blocks", features, covered)
+        result = self.prediction.step(batch, self.num_steps_ahead, self._in_flight[-1] if self._in_flight else None)
+        result.token_ids = self._tokens(batch)
         self._in_flight.append(result)
 
     def _tokens(self, batch: Batch) -> list[int | None]:
@@ -125,9 +112,15 @@ class ModelledEngine:
 def check_executes(make: partial[Engine]) -> None:
     """ValueError for an engine that computes no steps, where a study is about these; before a model is loaded."""
     if is_modelled(make):
-        raise ValueError("engine=modelled computes no steps that could be timed: use engine=torch")
+        name = "recorded" if is_recorded(make) else "modelled"
+        raise ValueError(f"engine={name} computes no steps that could be timed: use engine=torch")
 
 
 def is_modelled(make: partial[Engine]) -> bool:
-    """Whether an arm's engine is one that is told a config instead of a model."""
-    return make.func is ModelledEngine
+    """Whether an arm's engine executes nothing: it is told a model's config, or a record, instead of a model."""
+    return make.func is ModelledEngine or is_recorded(make)
+
+
+def is_recorded(make: partial[Engine]) -> bool:
+    """Whether it repeats recorded runs."""
+    return make.func is RecordedEngine

@@ -38,6 +38,7 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
             "num_swaps": sequence.num_swaps,
             "adapter_load_wait": np.nan if sequence.request.request_id in reasons else sequence.adapter_load_wait,
             "token_times": np.asarray(sequence.token_times),
+            "token_ids": np.asarray(sequence.output_token_ids, dtype=np.int32),
         }
         for sequence in sequences
     ]

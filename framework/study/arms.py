@@ -15,13 +15,15 @@ import torch
 from framework.build import ChangeModel, Decoder, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
 from framework.checks import shown, whole
 from framework.config import check_keywords, check_type, describe, suggest, with_keywords
+from framework.cost.record import Record
 from framework.cost.subject import Target, read_target
-from framework.engine.modelled import is_modelled
+from framework.engine.modelled import is_modelled, is_recorded
 from framework.replay import Clock
 from framework.router.round_robin import round_robin
 from framework.study.files import digest_of
 from framework.study.load import Load
 from framework.study.modelled import with_cost_models
+from framework.study.recorded import record_of
 
 Arms = dict[str, dict[str, Any]]  # as Hydra makes them: a component is a call, a mapping of keywords, or the clock
 COMPONENTS = ("scheduler", "engine", "model", "quantization", "lora", "trace", "clock")
@@ -45,11 +47,18 @@ class EngineParts:
 
     @property
     def is_modelled(self) -> bool:
-        """Whether the engine executes nothing, and is told a config instead of a model."""
+        """Whether the engine executes nothing, and is told a config, or a record, instead of a model."""
         return is_modelled(self.engine)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it repeats recorded runs."""
+        return is_recorded(self.engine)
 
     @cached_property
     def model_key(self) -> str:
+        if self.is_recorded:
+            return f"{self.engine_key} recorded"
         key = self.key("model", "quantization", "lora")
         return f"{key} modelled" if self.is_modelled else key
 
@@ -60,9 +69,9 @@ class EngineParts:
     def key(self, *parts: str) -> str:
         return digest_of([self.config[part] for part in parts])
 
-    def target(self) -> Target:
+    def target(self) -> Target | Record:
         """What stands for the model where the engine is modelled."""
-        return read_target(self.config)
+        return record_of(self.config) if self.is_recorded else read_target(self.config)
 
     def load_model(self, device: torch.device) -> Decoder:
         """The model on `device`, quantized and with room for adapters as the parts say."""

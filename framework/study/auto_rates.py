@@ -29,6 +29,7 @@ from framework.study.files import digest_of, locked, write_json
 from framework.study.load import Load
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
+from framework.study.recorded import recorded_rates
 from framework.study.records import check_record
 from framework.study.replay_point import replay_point
 
@@ -75,8 +76,14 @@ def find_rates(
 
     [None] if no trace of theirs has a rate to choose.
 
+    Arms that all repeat recorded runs have the rates of these, unless there are `multiples`.
+
     Raises StudyError if no arm could be measured.
     """
+    recorded = recorded_rates(arms) if multiples is None else None
+    if recorded is not None:
+        progress.tell_line(f"rates: {', '.join(f'{rate:g}' for rate in recorded)} per second, as recorded")
+        return recorded
     if multiples is not None:
         name = multiples["of"]
         arms, digests = {name: arms[name]}, {name: digests[name]}

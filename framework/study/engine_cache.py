@@ -17,6 +17,7 @@ from framework.build import (
 )
 from framework.config import describe, with_keywords
 from framework.core import Engine, Request, Step
+from framework.cost.record import Record
 from framework.cost.subject import Target
 from framework.measure.serving import max_num_seqs_of
 from framework.replay import Server, check_several
@@ -34,7 +35,7 @@ class EngineCache:
 
     def __init__(self, device: torch.device, on_progress: Callable[[str], None], arms: Iterable[Arm] = ()) -> None:
         self.device, self.on_progress, self.arms = device, on_progress, list(arms)
-        self.models: dict[str, Decoder | Target] = {}
+        self.models: dict[str, Decoder | Target | Record] = {}
         self.engines: dict[str, Engine] = {}
         self.engine: Engine | None = None  # the last one
         self.warmed: set[tuple[str, str]] = set()

@@ -38,7 +38,7 @@ from framework.study.points import (
 )
 from framework.study.progress import SweepProgress
 from framework.study.provenance import Environment, metrics_version
-from framework.study.replay_point import replay_point
+from framework.study.replay_point import config_of, replay_point
 
 MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
 
@@ -240,7 +240,7 @@ def compute_point(
     arm = study.arms[point.arm]
     replayed = replay_point(point, arm, engines, progress, None if arm.is_modelled else gpu)
     metrics = summarize(replayed.requests, replayed.steps, study.slo)
-    config = arm.config | {"trace": arm.config["trace"] | point.load.trace_keywords | {"seed": point.seed}}
+    config = config_of(point, arm)
     record = {
         "config": config,
         "files": fingerprint_files(config),
