@@ -94,6 +94,7 @@ class Sequence:
         "prompt_token_ids",
         "request",
         "scheduled_time",
+        "server",
         "token_times",
     )
 
@@ -115,6 +116,7 @@ class Sequence:
         self.adapter_load_wait = 0.0
         self.is_finished = False
         self.scheduled_time: float | None = None  # first time in a batch (s)
+        self.server: int | None = None  # which of the replay's servers has it
 
     @property
     def num_tokens(self) -> int:
@@ -358,17 +360,40 @@ class Engine(Protocol):
         """Wait for the oldest step in flight."""
 
 
+class ServerState(Protocol):
+    """What a router sees of a server's load; requests count from when they are sent there until their last token."""
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that it has."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt tokens of these, and the output tokens that they have so far."""
+
+    @property
+    def num_free_seats(self) -> int:
+        """How many more it could run at once; 0 if others wait."""
+
+    def has_adapter(self, adapter_id: str) -> bool:
+        """Whether it is on the device, or one of the requests brings it."""
+
+
 class Server(Protocol):
-    """What a router sees of a server."""
+    """What a router knows of a server: its place among them, and its `state`, which is that of `view_delay` s ago."""
 
     index: int
-    scheduler: Scheduler
+    view_delay: float
+
+    @property
+    def state(self) -> ServerState: ...
 
 
 class Router(Protocol):
     """Names the server that takes a sequence, or none yet: then it is asked again after every step of a server.
 
-    It is made for the servers of one replay, as `make(servers)`.
+    It is made for the servers of one replay, as `make(servers)`. While it names none for a sequence, those that arrive
+    later wait behind it.
     """
 
     def __call__(self, sequence: Sequence) -> Server | None: ...

@@ -12,7 +12,7 @@ from itertools import count
 from math import inf
 from threading import Condition, Thread
 
-from framework.core import Batch, Engine, Router, Scheduler, Sequence, Source, Step
+from framework.core import Batch, Engine, Scheduler, Sequence, Source, Step
 from framework.loops import Progress, check_batch, describe_step, note_adapter_waits
 from framework.stopwatch import garbage_collector_paused
 
@@ -61,13 +61,12 @@ class Arrivals(Thread):
 class RealTime:
     """Serves what comes from `source` with an engine that has begun: `sequences`, as they arrived, and `steps`."""
 
-    def __init__(self, source: Source, scheduler: Scheduler, engine: Engine, route: Router) -> None:
-        self.source, self.scheduler, self.engine, self.route = source, scheduler, engine, route
+    def __init__(self, source: Source, scheduler: Scheduler, engine: Engine) -> None:
+        self.source, self.scheduler, self.engine = source, scheduler, engine
         self.arrivals, self.progress = Arrivals(engine), Progress()
         self.now = self.arrivals.now
         self.in_flight: deque[tuple[Batch, float, float]] = deque()  # when it began, and what its schedule took
         self.sequences: list[Sequence] = []
-        self.at_router: list[Sequence] = []
         self.steps: list[Step] = []
         self.tokens_time = 0.0  # of the last step
 
@@ -80,7 +79,7 @@ class RealTime:
         arrivals.start()
         try:
             with garbage_collector_paused():
-                while arrivals.coming or arrivals.inbox or self.at_router or self.in_flight or scheduler.num_unfinished:
+                while arrivals.coming or arrivals.inbox or self.in_flight or scheduler.num_unfinished:
                     self.take_arrivals()
                     batch = self.launch()
                     if len(self.in_flight) > (self.engine.num_steps_ahead if batch else 0):
@@ -93,12 +92,11 @@ class RealTime:
             arrivals.join()
 
     def take_arrivals(self) -> None:
-        arrived, self.at_router = self.at_router, []
         while self.has_arrived():
-            self.sequences.append(self.arrivals.inbox.popleft())
-            arrived.append(self.sequences[-1])
-        for sequence in arrived:
-            self.at_router.append(sequence) if self.route(sequence) is None else self.scheduler.add(sequence)
+            sequence = self.arrivals.inbox.popleft()
+            sequence.server = 0
+            self.sequences.append(sequence)
+            self.scheduler.add(sequence)
 
     def has_arrived(self) -> bool:
         """Somebody has, and not only by a clock that has been set back since."""
@@ -144,7 +142,6 @@ class RealTime:
         """Awake, as a server that polls, until something arrives or the scheduler's alarm goes off."""
         wake_time = self.scheduler.wake_time
         if wake_time == inf and not self.arrivals.coming and not self.arrivals.inbox:
-            num_unfinished = self.scheduler.num_unfinished + len(self.at_router)
-            raise RuntimeError(f"stalled at {self.now():.6f} s, unfinished requests: {num_unfinished}")
+            raise RuntimeError(f"stalled at {self.now():.6f} s, unfinished requests: {self.scheduler.num_unfinished}")
         while not self.has_arrived() and self.now() < wake_time:
             time.sleep(0)

@@ -11,9 +11,10 @@ from typing import Any, Literal, get_args
 
 import simpy
 
-from framework.core import Batch, Engine, Router, Scheduler, Sequence, Source, Step
+from framework.core import Batch, Engine, Router, Scheduler, Sequence, ServerState, Source, Step
 from framework.loops import Progress, check_batch, describe_step, get_ready, note_adapter_waits
 from framework.real_time import RealTime
+from framework.server_load import ServerLoad
 from framework.stopwatch import garbage_collector_paused, make_watch
 
 MAX_ALARMS_WITHOUT_STEP = 100_000  # beyond it a scheduler that sets one alarm after the other is going in circles
@@ -31,8 +32,11 @@ class Server:
         engine: Engine,
         index: int = 0,
         on_step: Callable[[Step], None] | None = None,
+        view_delay: float = 0.0,
     ) -> None:
         self.scheduler, self.engine, self.index, self.on_step = scheduler, engine, index, on_step
+        self.view_delay = view_delay
+        self.load = ServerLoad(scheduler.max_num_seqs, view_delay)
         self.watch = make_watch(engine)
         self.in_flight: deque[tuple[Batch, float]] = deque()  # with the seconds each took to schedule
         self.steps: list[Step] = []
@@ -45,7 +49,13 @@ class Server:
         self.bell = world.env.event()
         world.env.process(self.serve(world.env))
 
+    @property
+    def state(self) -> ServerState:
+        """What a router sees of it."""
+        return self.load.seen_at(self.world.env.now)
+
     def add(self, sequence: Sequence) -> None:
+        self.load.add(sequence, self.world.env.now)
         self.watch.leave_out(lambda: self.engine.add(sequence))
         self.scheduler.add(sequence)
         self.is_asleep = False
@@ -84,6 +94,7 @@ class Server:
         step.num_output_tokens = self.scheduler.postprocess(batch, result.token_ids, env.now)
         step.update = self.watch.lap() + result.update
         self.record(step, batch)
+        self.load.step_ended(step.num_output_tokens, batch.adapter_loads, env.now)
         self.world.step_ended(batch)
         if step.update and not self.in_flight:
             yield env.timeout(step.update)
@@ -121,7 +132,7 @@ class World:
     def __init__(self, env: simpy.Environment, source: Source, servers: list[Server], route: Router) -> None:
         self.env, self.source, self.servers, self.route = env, source, servers, route
         self.sequences: list[Sequence] = []
-        self.at_router: list[Sequence] = []
+        self.at_router: deque[Sequence] = deque()  # the router named no server for the first of them
         self.unfinished: dict[Sequence, Server | None] = {}  # in the order of arrival, with the server of each
         self.num_arriving = 0  # processes that will bring more
         self.over = env.event()
@@ -142,31 +153,35 @@ class World:
 
     def arrive(self, sequence: Sequence) -> None:
         self.sequences.append(sequence)
-        self.offer(sequence)
+        self.unfinished[sequence] = None
+        self.at_router.append(sequence)
+        if len(self.at_router) == 1:
+            self.offer_waiting()
 
-    def offer(self, sequence: Sequence) -> None:
-        """To the server that the router names; it waits while the router names none."""
-        named = self.route(sequence)
-        server = self.unfinished[sequence] = None if named is None else self.servers[named.index]
-        if server is None:
-            self.at_router.append(sequence)
-        else:
+    def offer_waiting(self) -> None:
+        """Give those at the router to the servers that it names, in order, up to the first that has to wait on."""
+        while self.at_router:
+            sequence = self.at_router[0]
+            named = self.route(sequence)
+            if named is None:
+                return
+            self.at_router.popleft()
+            server = self.unfinished[sequence] = self.servers[named.index]
+            sequence.server = server.index
             server.add(sequence)
 
     def step_ended(self, batch: Batch) -> None:
         """Tell the source which sequences of `batch` have finished, and ask the router again for those that wait."""
         for sequence in [sequence for sequence in batch.sequences if sequence.is_finished]:
-            if sequence in self.unfinished:  # a static batch computes the seats of finished sequences on
-                del self.unfinished[sequence]
+            server = self.unfinished.pop(sequence, None)
+            if server is not None:  # a static batch computes the seats of finished sequences on
+                server.load.finish(sequence, self.env.now)
                 for following in self.source.follow(sequence, self.env.now):
                     if following.arrival_time <= self.env.now:
                         self.arrive(following)  # in time for the next step
                     else:
                         self.expect([following])
-        if self.at_router:
-            waiting, self.at_router = self.at_router, []
-            for sequence in waiting:
-                self.offer(sequence)
+        self.offer_waiting()
         if not self.num_arriving:
             self.end_or_refuse_stall()
 
@@ -210,7 +225,7 @@ def replay(source: Source, servers: list[Server], route: Router, clock: Clock = 
         check_several(len(servers), server.engine, clock)
         get_ready(source, server.scheduler, server.engine)
     if clock == "wall":
-        return in_real_time(source, servers[0], route)
+        return in_real_time(source, servers[0])
     with garbage_collector_paused():
         env = simpy.Environment()
         world = World(env, source, servers, route)
@@ -221,9 +236,9 @@ def replay(source: Source, servers: list[Server], route: Router, clock: Clock = 
     return world.sequences
 
 
-def in_real_time(source: Source, server: Server, route: Router) -> list[Sequence]:
-    """What `replay` does, without a simulation."""
-    served = RealTime(source, server.scheduler, server.engine, route)
+def in_real_time(source: Source, server: Server) -> list[Sequence]:
+    """What `replay` does, without a simulation; all sequences go to the one server."""
+    served = RealTime(source, server.scheduler, server.engine)
     served.serve()
     server.steps = served.steps
     return served.sequences

@@ -27,6 +27,7 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
             "think_time": sequence.request.think_time,
             "priority": sequence.request.priority,
             "refused": reasons.get(sequence.request.request_id),
+            "server": sequence.server,
             "arrival_time": sequence.arrival_time,
             "num_prompt_tokens": sequence.request.num_prompt_tokens,
             "num_output_tokens": len(sequence.output_token_ids),
@@ -42,7 +43,7 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
         }
         for sequence in sequences
     ]
-    table = pd.DataFrame(rows).astype({"scheduled_time": float, "think_time": float})
+    table = pd.DataFrame(rows).astype({"scheduled_time": float, "think_time": float, "server": "Int64"})
     table["ttft"] = table["first_token_time"] - table["arrival_time"]
     table["e2e"] = table["finish_time"] - table["arrival_time"]
     later_tokens = (table["num_output_tokens"] - 1).where(table["num_output_tokens"] > 1)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from framework.build import ChangeModel, Decoder, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
-from framework.checks import shown, whole
+from framework.checks import not_negative, shown, whole
 from framework.config import check_keywords, check_type, describe, suggest, with_keywords
 from framework.cost.record import Record
 from framework.cost.subject import Target, read_target
@@ -27,7 +27,7 @@ from framework.study.recorded import record_of
 
 Arms = dict[str, dict[str, Any]]  # as Hydra makes them: a component is a call, a mapping of keywords, or the clock
 COMPONENTS = ("scheduler", "engine", "model", "quantization", "lora", "trace", "clock")
-OPTIONAL = ("servers", "router")
+OPTIONAL = ("servers", "router", "view_delay")
 ROUND_ROBIN: MakeRouter = partial(round_robin)
 
 
@@ -87,6 +87,7 @@ class Arm(EngineParts):
     clock: Clock
     servers: int = 1
     router: MakeRouter = ROUND_ROBIN
+    view_delay: float = 0.0  # s: how old what the router sees of a server is
 
     @cached_property
     def warm_up_key(self) -> str:
@@ -112,6 +113,8 @@ def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
         missing = [name for name in COMPONENTS if name not in parts]
         if missing:
             raise ValueError(f"arms.{arm} has no {', '.join(missing)}, and the study gives none")
+        whole(f"arms.{arm}.servers", parts.get("servers", 1))
+        not_negative(f"arms.{arm}.view_delay", parts.get("view_delay", 0.0))
         resolved[arm] = Arm(**parts)
         check_scheduler(arm, resolved[arm])
     return with_cost_models(resolved)
@@ -152,8 +155,8 @@ def resolve_component(arm: str, name: str, value: Any, defaults: Mapping[str, An
     if name == "clock":
         check_type(Clock, value, f"arms.{arm}.clock")
         return value
-    if name == "servers":
-        return whole(f"arms.{arm}.servers", value)
+    if name in ("servers", "view_delay"):
+        return value
     if callable(value):
         return value
     if not isinstance(value, dict):

@@ -102,7 +102,7 @@ class EngineCache:
         model = self.models[arm.model_key]
         engines += [of_server(arm, index)(model=model) for index in range(1, arm.servers)]
         return [
-            Server(make_scheduler(arm.scheduler, engine), engine, index, on_step)
+            Server(make_scheduler(arm.scheduler, engine), engine, index, on_step, arm.view_delay)
             for index, engine in enumerate(engines)
         ]
 

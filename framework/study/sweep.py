@@ -72,6 +72,7 @@ class Replays(Setup):
     slo: dict[str, float]  # metric → seconds
     servers: NotRequired[int]  # of each arm; 1 unless given
     router: NotRequired[MakeRouter]  # which of them takes a sequence; round robin unless given
+    view_delay: NotRequired[float]  # s: how old what the router sees of them is; 0 unless given
     tracking: NotRequired[Tracker | None]
     fresh: bool  # redo the points that are on disk
 
