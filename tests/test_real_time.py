@@ -42,9 +42,9 @@ class AheadSleeper(Sleeper):
         return StepResult(FakeEngine.collect(self).token_ids, self.STEP_TIME)
 
 
-def in_real_time(source, scheduler, engine, route=lambda sequence: 0):
+def in_real_time(source, scheduler, engine):
     engine.begin(source.requests, scheduler.max_num_seqs)
-    loop = RealTime(source, scheduler, engine, route)
+    loop = RealTime(source, scheduler, engine)
     loop.serve()
     return loop
 
@@ -109,20 +109,6 @@ def test_turns_follow_the_answers_and_users_take_turns():
     assert all(sequence.is_finished for sequence in loop.sequences)
     by_id = {sequence.request.request_id: sequence for sequence in loop.sequences}
     assert by_id[2].arrival_time == by_id[0].token_times[-1] + 0.01
-
-
-def test_a_sequence_that_the_router_holds_back_is_offered_again():
-    offers = []
-
-    def one_at_a_time(sequence):
-        offers.append(sequence.request.request_id)
-        return None if offers == [0, 1] else 0
-
-    loop = in_real_time(
-        TraceSource(requests_at((0.0, 4, 2), (0.0, 4, 1))), ContinuousScheduler(1000, 4), Sleeper(), one_at_a_time
-    )
-    assert all(sequence.is_finished for sequence in loop.sequences)
-    assert offers == [0, 1, 1]
 
 
 class Deaf(ContinuousScheduler):
