@@ -23,6 +23,13 @@ def positive(name: str, value: float | None) -> float:
     return float(value)
 
 
+def not_negative(name: str, value: float) -> float:
+    """`value`, if it is a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+        raise ValueError(f"{name}={shown(value)} is not a finite number of at least 0")
+    return float(value)
+
+
 def whole(name: str, value: int | None, at_least: int = 1) -> int:
     """`value`, if it is a whole number of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:

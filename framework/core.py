@@ -94,6 +94,7 @@ class Sequence:
         "prompt_token_ids",
         "request",
         "scheduled_time",
+        "server",
         "token_times",
     )
 
@@ -115,6 +116,7 @@ class Sequence:
         self.adapter_load_wait = 0.0
         self.is_finished = False
         self.scheduled_time: float | None = None  # first time in a batch (s)
+        self.server: int | None = None  # which of the replay's servers has it
 
     @property
     def num_tokens(self) -> int:
@@ -135,11 +137,6 @@ class Sequence:
         request = self.request
         self.is_finished = len(output) >= request.num_output_tokens or token_id in request.stop_token_ids
         return self.is_finished
-
-    def extend(self, token_id: int, times: list[float]) -> None:
-        """Add the same output token at each of these times (s); the last one of the output comes later."""
-        self.output_token_ids += [token_id] * len(times)
-        self.token_times += times
 
     def __repr__(self) -> str:
         return f"Sequence({self.request.request_id})"
@@ -178,7 +175,7 @@ class Batch:
     def num_context_tokens(self) -> int:
         """KV tokens that the sequences' new slots attend to, these slots included, summed over the sequences."""
         num_padding = sum([sequence.num_padding for sequence in self.sequences])
-        return sum(self.starts) + self.num_prefill_tokens + self.num_decode_tokens - num_padding
+        return sum(self.starts) + sum(self.num_tokens) - num_padding
 
     @property
     def num_adapters(self) -> int:
@@ -205,6 +202,9 @@ class StepResult:
     tokens were on the host; `prepare` is the host's part before the device could begin, `device` what the device took.
     `adapter_waits`: slots whose adapters the step had to wait for → seconds, part of `prepare` and `device`.
     `swap_wait` is the part of `elapsed` in which it waited for blocks on their way to the host or back.
+
+    An engine that measures nothing, and has its times from a record, has the host's work too: `schedule` and `update`,
+    as in Step.
     """
 
     token_ids: list[int | None]
@@ -213,6 +213,8 @@ class StepResult:
     device: float = 0.0
     adapter_waits: dict[int, float] = field(default_factory=dict)
     swap_wait: float = 0.0
+    schedule: float = 0.0
+    update: float = 0.0
 
 
 class SlotUse(NamedTuple):
@@ -260,6 +262,7 @@ class Step:
     num_swapped_in_blocks: int = 0
     swap_wait: float = 0.0  # for these, or those of the step before
     num_adapters: int = 0  # different ones that its sequences use
+    adapter_waits: list[tuple[int, float]] | None = None  # slot, seconds; None: it waited for none
 
 
 class Scheduler(Protocol):
@@ -314,41 +317,6 @@ class Scheduler(Protocol):
         """Append the tokens, stamped `now`, retire what is finished, and return how many tokens were delivered."""
 
 
-class Growth(NamedTuple):
-    """What KV memory does in a run of steps: each time that `schedule` is called, from 0 on, sequences may take blocks.
-
-    `taken_at` has the call of each block, in order, and `lost_at` those in which slots got lost, with their number.
-    Blocks of `block_size` tokens that hold nothing, `num_empty` of them before, are taken first.
-    """
-
-    taken_at: list[int]
-    lost_at: list[tuple[int, int]]
-    block_size: int
-    num_empty: int
-
-
-class QuietScheduler(Scheduler, Protocol):
-    """A Scheduler that knows for how many steps nothing will happen but decoding: they are taken at once.
-
-    It is an option: `quiet_steps` says something of a scheduler only if its own class has it. A subclass, which may
-    decide otherwise, does not inherit it.
-    """
-
-    def quiet_steps(self, newest: Batch) -> int:
-        """How often the next calls of `schedule` would give this batch, the one before, again, one token further each.
-
-        That is as long as nothing is added, no token ends an output, and whatever the time is. In none of these steps
-        but the last does a sequence sample its last token, and in none does one wait for a block or lose one. 0 where
-        that is not known.
-        """
-
-    def skip(self, oldest: Batch, num_steps: int) -> Growth:
-        """Do what this many times `postprocess` of the oldest batch in flight and then `schedule` would do.
-
-        The tokens are appended already.
-        """
-
-
 class Engine(Protocol):
     """Executes batches; owns the model and the KV cache of `num_blocks` blocks of `block_size` tokens.
 
@@ -392,38 +360,40 @@ class Engine(Protocol):
         """Wait for the oldest step in flight."""
 
 
-class Foreseen(NamedTuple):
-    """Decode steps to come, from the oldest in flight on; seconds as in StepResult, one entry per step."""
+class ServerState(Protocol):
+    """What a router sees of a server's load; requests count from when they are sent there until their last token."""
 
-    elapsed: list[float]
-    device: list[float]
-    token_id: int  # what every sequence samples in every one
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that it has."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Prompt tokens of these, and the output tokens that they have so far."""
 
-class QuietEngine(Engine, Protocol):
-    """An Engine that knows what steps will take: an option, as QuietScheduler is. Its tokens stop no output."""
+    @property
+    def num_free_seats(self) -> int:
+        """How many more it could run at once; 0 if others wait."""
 
-    def foresee(self, newest: Batch, num_steps: int, duration: float) -> Foreseen:
-        """The steps in flight, then `num_steps` repetitions of the newest one, each one token further.
-
-        They may be fewer, as those beyond `duration` (s) are not needed. Nothing is launched.
-        """
-
-    def skip(self, newest: Batch, foreseen: Foreseen, num_steps: int) -> None:
-        """Launch and collect so many: as many as were in flight are so again."""
+    def has_adapter(self, adapter_id: str) -> bool:
+        """Whether it is on the device, or one of the requests brings it."""
 
 
 class Server(Protocol):
-    """What a router sees of a server."""
+    """What a router knows of a server: its place among them, and its `state`, which is that of `view_delay` s ago."""
 
     index: int
-    scheduler: Scheduler
+    view_delay: float
+
+    @property
+    def state(self) -> ServerState: ...
 
 
 class Router(Protocol):
     """Names the server that takes a sequence, or none yet: then it is asked again after every step of a server.
 
-    It is made for the servers of one replay, as `make(servers)`.
+    It is made for the servers of one replay, as `make(servers)`. While it names none for a sequence, those that arrive
+    later wait behind it.
     """
 
     def __call__(self, sequence: Sequence) -> Server | None: ...

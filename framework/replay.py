@@ -1,28 +1,25 @@
 """The discrete-event simulation: sequences arrive, servers step, the clock moves by what each step took.
 
-`clock="virtual"` advances simulated time by measured durations, so idle time costs nothing; `clock="wall"` runs the
-same processes in real time. `charge` is the only bridge between the host's clock and simulated time.
+A timeout of what a step took is the only bridge between the host's clock and simulated time; idle time costs nothing.
+`clock="wall"` has no simulation: the same requests are served in real time.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import simpy
-from simpy.rt import RealtimeEnvironment
 
-from framework.core import Batch, Engine, Request, Router, Scheduler, Sequence, Source, Step, StepResult
-from framework.quiet import knows_beforehand, take_quiet_steps
-from framework.step_log import StepLog, StepRun
+from framework.core import Batch, Engine, Router, Scheduler, Sequence, ServerState, Source, Step
+from framework.loops import Progress, check_batch, describe_step, get_ready, note_adapter_waits
+from framework.real_time import RealTime
+from framework.server_load import ServerLoad
 from framework.stopwatch import garbage_collector_paused, make_watch
 
-MAX_STEPS_WITHOUT_TOKEN = 100_000  # far above any prompt's number of chunks; beyond it a scheduler is going in circles
-MAX_ALARMS_WITHOUT_STEP = 100_000  # likewise for a scheduler that sets one alarm after the other
+MAX_ALARMS_WITHOUT_STEP = 100_000  # beyond it a scheduler that sets one alarm after the other is going in circles
 
 Clock = Literal["virtual", "wall"]
-Charge = Callable[[float], float]  # measured seconds → seconds of simulated time
 Process = Generator[simpy.Event, Any, None]
 
 
@@ -34,24 +31,31 @@ class Server:
         scheduler: Scheduler,
         engine: Engine,
         index: int = 0,
-        on_step: Callable[[Step | StepRun], None] | None = None,
+        on_step: Callable[[Step], None] | None = None,
+        view_delay: float = 0.0,
     ) -> None:
         self.scheduler, self.engine, self.index, self.on_step = scheduler, engine, index, on_step
+        self.view_delay = view_delay
+        self.load = ServerLoad(scheduler.max_num_seqs, view_delay)
         self.watch = make_watch(engine)
         self.in_flight: deque[tuple[Batch, float]] = deque()  # with the seconds each took to schedule
-        self.steps = StepLog()
-        self.num_steps_without_token = self.num_alarms = 0
+        self.steps: list[Step] = []
+        self.progress, self.num_alarms = Progress(index), 0
         self.is_asleep = False  # and no alarm is set
 
-    def open(self, world: "World", charge: Charge) -> None:
+    def open(self, world: "World") -> None:
         """Begin to serve in a world, at its time 0."""
-        self.world, self.charge = world, charge
-        is_virtual = isinstance(world.env, VirtualEnvironment)
-        self.knows_beforehand = is_virtual and knows_beforehand(self.scheduler, self.engine)
+        self.world = world
         self.bell = world.env.event()
         world.env.process(self.serve(world.env))
 
+    @property
+    def state(self) -> ServerState:
+        """What a router sees of it."""
+        return self.load.seen_at(self.world.env.now)
+
     def add(self, sequence: Sequence) -> None:
+        self.load.add(sequence, self.world.env.now)
         self.watch.leave_out(lambda: self.engine.add(sequence))
         self.scheduler.add(sequence)
         self.is_asleep = False
@@ -62,8 +66,6 @@ class Server:
         """Launch steps, at most so many ahead as the engine may be; sleep while there is nothing to do."""
         while True:
             batch = self.launch(env.now)
-            if self.knows_beforehand and batch is not None and not self.world.at_router:
-                env.jump(take_quiet_steps(self, env.now, env.peek()))
             if len(self.in_flight) > (self.engine.num_steps_ahead if batch else 0):
                 yield from self.finish(env)
             elif batch is None:
@@ -74,8 +76,7 @@ class Server:
         batch = self.scheduler.schedule(now)
         schedule_elapsed = self.watch.lap()
         if batch is not None:
-            if not batch.sequences:
-                raise RuntimeError(f"server {self.index} makes no progress: its batch at {now:.6f} s is empty")
+            check_batch(batch, now, self.index)
             self.engine.launch(batch)
             self.in_flight.append((batch, schedule_elapsed))
         return batch
@@ -84,73 +85,27 @@ class Server:
         """Wait for the tokens of the oldest step, let its time pass, and hand the tokens out."""
         batch, schedule_elapsed = self.in_flight.popleft()
         result = self.engine.collect()
-        step = self.describe(env.now, self.watch.elapsed(result), batch, schedule_elapsed, result)
+        elapsed, schedule_elapsed = self.watch.elapsed(result), schedule_elapsed + result.schedule
+        scheduler = self.scheduler
+        step = describe_step(env.now, elapsed, schedule_elapsed, batch, result, scheduler, self.engine, self.index)
         note_adapter_waits(batch, result)
-        yield env.timeout(self.charge(step.elapsed))
+        yield env.timeout(step.elapsed)
         self.watch.start(self.in_flight)
         step.num_output_tokens = self.scheduler.postprocess(batch, result.token_ids, env.now)
-        step.update = self.watch.lap()
+        step.update = self.watch.lap() + result.update
         self.record(step, batch)
+        self.load.step_ended(step.num_output_tokens, batch.adapter_loads, env.now)
         self.world.step_ended(batch)
         if step.update and not self.in_flight:
-            yield env.timeout(self.charge(step.update))
-
-    def describe(
-        self, start_time: float, elapsed: float, batch: Batch, schedule_elapsed: float, result: StepResult
-    ) -> Step:
-        scheduler = self.scheduler
-        num_tokens, num_reserved, num_lost, num_free = scheduler.slot_use
-        waits = result.adapter_waits
-        return Step(
-            start_time=start_time,
-            elapsed=elapsed,
-            phase=batch.phase,
-            num_seqs=len(batch.sequences),
-            num_prefill_tokens=batch.num_prefill_tokens,
-            num_decode_tokens=batch.num_decode_tokens,
-            num_context_tokens=batch.num_context_tokens,
-            num_prefill_pairs=batch.num_prefill_pairs if batch.num_prefill_tokens else 0,
-            num_used_blocks=scheduler.num_used_blocks,
-            num_waiting=len(scheduler.waiting),
-            schedule=schedule_elapsed,
-            prepare=result.prepare,
-            device=result.device,
-            num_adapter_loads=len(batch.adapter_loads),
-            adapter_wait=max(waits.values()) if waits else 0.0,
-            server=self.index,
-            num_cached_blocks=scheduler.num_cached_blocks,
-            num_token_slots=num_tokens,
-            num_reserved_slots=num_reserved,
-            num_lost_slots=num_lost,
-            num_free_slots=num_free,
-            num_adapter_blocks=scheduler.num_adapter_blocks,
-            num_swapped_out_blocks=len(batch.swap_out),
-            num_swapped_in_blocks=len(batch.swap_in),
-            swap_wait=result.swap_wait,
-            num_adapters=batch.num_adapters if self.engine.num_adapter_slots else 0,
-        )
+            yield env.timeout(step.update)
 
     def record(self, step: Step, batch: Batch) -> None:
-        """Keep the step; a scheduler that goes in circles is an error rather than an endless replay."""
+        """Keep the step."""
         self.steps.append(step)
         self.num_alarms = 0
-        self.num_steps_without_token = 0 if step.num_output_tokens else self.num_steps_without_token + 1
-        is_empty = not step.num_prefill_tokens + step.num_decode_tokens
-        if self.num_steps_without_token > MAX_STEPS_WITHOUT_TOKEN or is_empty:
-            raise RuntimeError(
-                f"server {self.index} makes no progress on request {batch.sequences[0].request.request_id}: "
-                f"{self.num_steps_without_token} steps without a token, the last of {step.num_prefill_tokens} prompt "
-                f"and {step.num_decode_tokens} decode tokens"
-            )
+        self.progress.note(step, batch)
         if self.on_step is not None:
             self.on_step(step)
-
-    def record_run(self, run: StepRun) -> None:
-        """Keep steps that each had a token for every sequence."""
-        self.steps.append_run(run)
-        self.num_alarms = self.num_steps_without_token = 0
-        if self.on_step is not None:
-            self.on_step(run)
 
     def sleep(self, env: simpy.Environment) -> simpy.Event:
         """Until a sequence arrives or the scheduler's alarm goes off; without an alarm, the world may be over now."""
@@ -177,7 +132,7 @@ class World:
     def __init__(self, env: simpy.Environment, source: Source, servers: list[Server], route: Router) -> None:
         self.env, self.source, self.servers, self.route = env, source, servers, route
         self.sequences: list[Sequence] = []
-        self.at_router: list[Sequence] = []
+        self.at_router: deque[Sequence] = deque()  # the router named no server for the first of them
         self.unfinished: dict[Sequence, Server | None] = {}  # in the order of arrival, with the server of each
         self.num_arriving = 0  # processes that will bring more
         self.over = env.event()
@@ -198,31 +153,35 @@ class World:
 
     def arrive(self, sequence: Sequence) -> None:
         self.sequences.append(sequence)
-        self.offer(sequence)
+        self.unfinished[sequence] = None
+        self.at_router.append(sequence)
+        if len(self.at_router) == 1:
+            self.offer_waiting()
 
-    def offer(self, sequence: Sequence) -> None:
-        """To the server that the router names; it waits while the router names none."""
-        named = self.route(sequence)
-        server = self.unfinished[sequence] = None if named is None else self.servers[named.index]
-        if server is None:
-            self.at_router.append(sequence)
-        else:
+    def offer_waiting(self) -> None:
+        """Give those at the router to the servers that it names, in order, up to the first that has to wait on."""
+        while self.at_router:
+            sequence = self.at_router[0]
+            named = self.route(sequence)
+            if named is None:
+                return
+            self.at_router.popleft()
+            server = self.unfinished[sequence] = self.servers[named.index]
+            sequence.server = server.index
             server.add(sequence)
 
     def step_ended(self, batch: Batch) -> None:
         """Tell the source which sequences of `batch` have finished, and ask the router again for those that wait."""
         for sequence in [sequence for sequence in batch.sequences if sequence.is_finished]:
-            if sequence in self.unfinished:  # a static batch computes the seats of finished sequences on
-                del self.unfinished[sequence]
+            server = self.unfinished.pop(sequence, None)
+            if server is not None:  # a static batch computes the seats of finished sequences on
+                server.load.finish(sequence, self.env.now)
                 for following in self.source.follow(sequence, self.env.now):
                     if following.arrival_time <= self.env.now:
                         self.arrive(following)  # in time for the next step
                     else:
                         self.expect([following])
-        if self.at_router:
-            waiting, self.at_router = self.at_router, []
-            for sequence in waiting:
-                self.offer(sequence)
+        self.offer_waiting()
         if not self.num_arriving:
             self.end_or_refuse_stall()
 
@@ -260,30 +219,29 @@ def replay(source: Source, servers: list[Server], route: Router, clock: Clock = 
     and for several servers that are measured or on the wall clock; RuntimeError, naming the request and the server, if
     nothing goes on.
     """
+    if clock not in get_args(Clock):
+        raise ValueError(f"clock={clock!r} is not one of 'virtual', 'wall'")
     for server in servers:
         check_several(len(servers), server.engine, clock)
-        check_requests(source.requests, server.scheduler)
-        scheduler = server.scheduler
-        server.engine.begin(source.requests, scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
-        check_steps_ahead(server.engine)
+        get_ready(source, server.scheduler, server.engine)
+    if clock == "wall":
+        return in_real_time(source, servers[0])
     with garbage_collector_paused():
-        env, charge = make_clock(clock)
+        env = simpy.Environment()
         world = World(env, source, servers, route)
         world.expect(source.begin())
         for server in servers:
-            server.open(world, charge)
+            server.open(world)
         env.run(until=world.over)
     return world.sequences
 
 
-def check_requests(requests: Iterable[Request], scheduler: Scheduler) -> None:
-    """Raise ValueError naming the first request that could never be scheduled."""
-    for request in requests:
-        try:
-            scheduler.check(request)
-        except ValueError as error:
-            lengths = f"{request.num_prompt_tokens} prompt and {request.num_output_tokens} output tokens"
-            raise ValueError(f"request {request.request_id}, of {lengths}: {error}") from error
+def in_real_time(source: Source, server: Server) -> list[Sequence]:
+    """What `replay` does, without a simulation; all sequences go to the one server."""
+    served = RealTime(source, server.scheduler, server.engine)
+    served.serve()
+    server.steps = served.steps
+    return served.sequences
 
 
 def check_several(num_servers: int, engine: Engine, clock: Clock) -> None:
@@ -295,46 +253,3 @@ def check_several(num_servers: int, engine: Engine, clock: Clock) -> None:
             f"{num_servers} servers need engines that measure nothing; {type(engine).__name__} measures its steps, and "
             "several measured servers on one device are not supported yet"
         )
-
-
-def check_steps_ahead(engine: Engine) -> None:
-    """Raise ValueError for more steps ahead than schedulers can count on: `begin` may have decided how many."""
-    if engine.num_steps_ahead not in (0, 1):
-        raise ValueError(f"{type(engine).__name__}.num_steps_ahead must be 0 or 1, not {engine.num_steps_ahead}")
-
-
-def note_adapter_waits(batch: Batch, result: StepResult) -> None:
-    """Tell each sequence how long its adapter kept the step waiting."""
-    if result.adapter_waits:
-        for sequence in batch.sequences:
-            sequence.adapter_load_wait += result.adapter_waits.get(sequence.adapter_slot, 0.0)
-
-
-class VirtualEnvironment(simpy.Environment):
-    """Its time may move on to one before which no event is due."""
-
-    def jump(self, time: float) -> None:
-        self._now: float = time
-
-
-class PollingEnvironment(RealtimeEnvironment):
-    """Waits for the next event awake, as a server does: a process that slept finds a cold processor."""
-
-    def step(self) -> None:
-        due = self.real_start + self.peek()
-        while due < inf and time.monotonic() < due:
-            pass
-        super().step()
-
-
-def make_clock(clock: Clock) -> tuple[simpy.Environment, Charge]:
-    """An environment, and how many seconds of its time a measured duration is charged as.
-
-    On the wall clock the simulation has to catch up with real time, whatever was measured.
-    """
-    if clock == "virtual":
-        return VirtualEnvironment(), lambda measured: measured
-    if clock != "wall":
-        raise ValueError(f"clock={clock!r} is not one of 'virtual', 'wall'")
-    env = PollingEnvironment(strict=False)
-    return env, lambda measured: max(0.0, time.monotonic() - env.real_start - env.now)

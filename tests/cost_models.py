@@ -3,7 +3,7 @@
 from functools import partial
 
 from framework.config import describe
-from framework.cost.features import HOST_TERMS, TERMS
+from framework.cost.features import BESIDE_TERMS, HOST_TERMS, TERMS
 from framework.cost.fit import RANGED
 from framework.cost.model import VERSION, Calibrated, CostModel, KindCost, write_cost_model
 from framework.cost.subject import Target, read_target
@@ -20,11 +20,15 @@ def target(**parts: object) -> Target:
     return read_target({name: describe(part) for name, part in {**PARTS, **parts}.items()})
 
 
-def kind_cost(kind, seconds=0.01, per_row=0.0, ratios=(1.0, 1.0), host=0.0, most=1e9, **device):
-    """`seconds` and `per_row` more for each row beyond the first, on the device; `host` seconds beside it."""
+def kind_cost(
+    kind, seconds=0.01, per_row=0.0, per_context=0.0, ratios=(1.0, 1.0), beside=0.0, host=0.0, most=1e9, **device
+):
+    """`seconds` and `per_row` more for each row beyond the first, on the device; `beside` seconds and `host` ones."""
     return KindCost(
         rows=[(1, seconds), (11, seconds + 10 * per_row)],
+        context=[(1, per_context)],
         device=dict.fromkeys(TERMS[kind], 0.0) | device,
+        beside=dict.fromkeys(("constant", *BESIDE_TERMS), 0.0) | {"constant": beside},
         host=dict.fromkeys(("constant", *HOST_TERMS), 0.0) | {"constant": host},
         ranges=dict.fromkeys(RANGED, (0.0, most)) | {"num_rows": (1.0, most)},
         ratios=list(ratios),
@@ -41,6 +45,7 @@ def cost_model(name="test", device="A device", num_blocks=1000, num_steps_ahead=
         slot_bytes=100,
         kv_dtype="float32",
         num_steps_ahead=num_steps_ahead,
+        are_loads_beside=num_steps_ahead > 0,
         switches={"overlap": num_steps_ahead > 0},
     )
     given = {

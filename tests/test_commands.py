@@ -16,6 +16,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob(
 EXAMPLES = {  # what a reader puts in: here, something that there is
     "ORG/NAME": "openai-community/gpt2",
     "DIR": "models/tiny",
+    "papers/NAME": "papers/vllm_memory",
     "arms.NAME.": "arms.mine.",
     "=shortest_first": "=continuous",  # README's own scheduler
     "my_module.my_function": "experiments.training.renderings.html_page",

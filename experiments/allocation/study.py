@@ -6,16 +6,7 @@ import pandas as pd
 from typing_extensions import Unpack
 
 from experiments.allocation.figures import memory_over_time, memory_shares, running_requests
-from experiments.allocation.tables import (
-    MEMORY,
-    Reported,
-    against_reported,
-    check_reported,
-    cost_table,
-    describe,
-    memory_rows,
-    memory_table,
-)
+from experiments.allocation.tables import MEMORY, cost_table, describe, memory_rows, memory_table
 from framework.measure.rates import offered_at
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
@@ -25,9 +16,7 @@ from framework.study.arms import parts_of, resolve_arms
 from framework.study.sweep import Study, Sweep, read_tables, representative_points, run_study
 
 SHARES = "What the slots of the KV cache hold by arm, mean over the time until the last request is admitted, {}."
-DOTTED = " Dotted: the share of tokens that {} reports."
 RUNNING = "Running requests by arm, mean over the same time."
-HOLLOW = " Hollow: as {} reports."
 OVER_TIME = "What the slots of the KV cache hold over time, {}, a panel per arm."
 DEFINITIONS = {
     "Tokens": "slots whose keys and values are there; shared ones count once",
@@ -35,41 +24,30 @@ DEFINITIONS = {
     "Lost": "slots in a request's blocks that no token will ever take",
     "Cached": "slots in free blocks whose contents a prefix cache keeps",
     "Free": "slots in blocks that hold nothing",
-    "As reported": "of another model and device. The source's arrivals need not have filled its memory at all times, "
-    "and its baselines need contiguous memory, of which they lose some between their chunks; here every block serves",
     "Running": "requests in a step, mean weighted by the steps' time, until the last request is admitted",
 }
 
 
-def run(*, reported: Reported | None, source: str, clock: Clock, **sweep: Unpack[Sweep]) -> None:
-    """Replay the trace with every arm and look into its KV cache.
-
-    The first arm is the one that the others are compared with. What `source` reports of an arm stands beside it:
-    `tokens`, percent of the slots that hold them, and `running`, mean running requests.
-    """
-    reported = reported or {}
-    check_reported(reported, list(sweep["arms"]))
+def run(*, clock: Clock, **sweep: Unpack[Sweep]) -> None:
+    """Replay the trace with every arm and look into its KV cache; the others are compared with the first arm."""
     arms = resolve_arms(sweep["arms"], parts_of(sweep) | {"clock": clock})
     study = run_study(arms, sweep)
-    finish_sweep(study, "allocation", partial(find, study, reported, source))
+    finish_sweep(study, "allocation", partial(find, study))
     study.raise_failures()
 
 
-def find(study: Study, reported: Reported, source: str, points: pd.DataFrame) -> Findings:
+def find(study: Study, points: pd.DataFrame) -> Findings:
     rows = memory_rows(study, points)
     rate = points["rate"].max()
     at_rate, title = rows[rows["rate"] == rate].reset_index(drop=True), rate_title(offered_at(points, rate))
     steps = read_tables(representative_points(study, points, rate), "steps.parquet", columns=MEMORY)
-    beside = (DOTTED.format(source), HOLLOW.format(source)) if reported else ("", "")
     figures = {
-        "memory_shares": (memory_shares(at_rate, reported), SHARES.format(title) + beside[0]),
-        "running_requests": (running_requests(at_rate, reported), RUNNING + beside[1]),
+        "memory_shares": (memory_shares(at_rate, {}), SHARES.format(title)),
+        "running_requests": (running_requests(at_rate, {}), RUNNING),
         "memory_over_time": (memory_over_time(one_server(steps), title), OVER_TIME.format(title)),
     }
     first = str(rows["arm"].iloc[0])
     tables = {"What KV memory holds": memory_table(rows), "Preemptions and what they cost": cost_table(rows, first)}
-    if reported:
-        tables[f"As reported: {source}"] = against_reported(rows, reported, first)
     return Findings(figures | rate_figures(study, points), tables, describe(rows), DEFINITIONS, {"memory.csv": rows})
 
 

@@ -17,21 +17,8 @@ KEPT = (
     *("arm", "rate", "offered_rate", "request_throughput", "e2e_mean", "normalized_latency_mean"),
     *("num_preemptions", "num_swaps"),
 )
-QUANTITIES = {"tokens": "tokens (% of the slots)", "running": "running requests"}
 
-Reported = Mapping[str, Mapping[str, float]]  # arm → quantity → value
-
-
-def check_reported(reported: Reported, arms: list[str]) -> None:
-    """ValueError for an arm or a quantity that there is not."""
-    for arm, values in reported.items():
-        if arm not in arms:
-            raise ValueError(
-                f"reported names the arm {arm!r}; the study has {', '.join(arms)}; ~reported.{arm} leaves it out"
-            )
-        for name in values:
-            if name not in QUANTITIES:
-                raise ValueError(f"reported.{arm} has {name!r}, which is not one of {', '.join(QUANTITIES)}")
+Reported = Mapping[str, Mapping[str, float]]  # arm → "tokens" (% of the slots), "running" (requests) → a paper's value
 
 
 def shares_of(steps: pd.DataFrame) -> pd.DataFrame:
@@ -82,28 +69,6 @@ def memory_table(rows: pd.DataFrame) -> pd.DataFrame:
         {"rate (req/s)": shown_rates(rows["offered_rate"]), "arm": rows["arm"], **shares}
         | {"tokens, of what requests hold (%)": 100 * rows["tokens"] / in_use}
     )
-
-
-def against_reported(rows: pd.DataFrame, reported: Reported, first: str) -> pd.DataFrame:
-    """Running requests and the share of tokens beside what a source reports, and both as ratios to the first arm."""
-    lines = []
-    for name, label in QUANTITIES.items():
-        scale = 100.0 if name == "tokens" else 1.0
-        by_source = (
-            rows["arm"].map({arm: values[name] for arm, values in reported.items() if name in values}).astype(float)
-        )
-        base = rows[rows["arm"] == first].set_index("rate")[name]
-        columns = {
-            "rate (req/s)": shown_rates(rows["offered_rate"]),
-            "arm": rows["arm"],
-            "quantity": label,
-            "measured": scale * rows[name],
-            "reported": by_source,
-            f"measured ÷ {first}": rows[name] / rows["rate"].map(base),
-            f"reported ÷ {first}": by_source / reported.get(first, {}).get(name, float("nan")),
-        }
-        lines.append(pd.DataFrame(columns))
-    return pd.concat(lines, ignore_index=True)
 
 
 def cost_table(rows: pd.DataFrame, first: str) -> pd.DataFrame:

@@ -7,14 +7,15 @@ import pandas as pd
 from typing_extensions import Unpack
 
 from experiments.calibrate.figures import predicted_against_measured, ratios_by_kind
-from experiments.calibrate.grid import Grid, cells_of, check_grid, graph_sizes, measure_cells
+from experiments.calibrate.grid import Grid, cells_of, check_grid, measure_cells
 from framework.checks import positive, whole
 from framework.cost.error import errors, predicted
 from framework.cost.fit import fit_kinds
 from framework.cost.model import VERSION, Calibrated, CostModel, write_cost_model
+from framework.cost.shipped import UNKNOWN
 from framework.cost.step_log import from_steps, read_step_log
 from framework.cost.subject import read_target
-from framework.engine.measured import MeasuredEngine, measured
+from framework.engine.measured import MeasuredEngine, graph_sizes, measured
 from framework.measure.serving import max_num_seqs_of
 from framework.report.finish import Findings, finish, finish_sweep
 from framework.study.arms import Arm, parts_of, resolve_arms
@@ -55,10 +56,11 @@ class GivenLog:
 def run(*, name: str, note: str | None, grid: Grid, time_limit: float, steps: GivenLog, **sweep: Unpack[Sweep]) -> None:
     """Time the steps of `grid`, for at most `time_limit` seconds, and of replays; fit them, and write models/NAME.json.
 
-    The arms replay the trace at every rate with every seed; the steps of the last seed are not fitted, and the error
-    is theirs. There is a cost model for every engine that the arms have: with several, NAME-ARM.json by its first arm.
-    With `steps.path` a log is fitted instead, whose last fifth is held out; `model`, `quantization` and `lora` say of
-    what. `note` is a sentence on the measurement, which every page of a replay with the cost model has.
+    The arms replay the trace at every rate with every seed. The steps of every second seed are not fitted, and the
+    error is theirs: seeds take turns, so that a drift of the machine's speed meets both. There is a cost model for
+    every engine that the arms have: with several, NAME-ARM.json by its first arm. With `steps.path` a log is fitted
+    instead, whose last fifth is held out; `model`, `quantization` and `lora` say of what. `note` is a sentence on the
+    measurement, which every page of a replay with the cost model has.
     """
     arms = resolve_arms(sweep["arms"], parts_of(sweep) | {"clock": "virtual"})
     if steps.path is not None:
@@ -69,7 +71,7 @@ def run(*, name: str, note: str | None, grid: Grid, time_limit: float, steps: Gi
     positive("time_limit", time_limit)
     check_points(arms, sweep["rates"], sweep["seeds"])
     if len(sweep["seeds"]) < 2:
-        raise ValueError(f"seeds={sweep['seeds']}: calibrate needs two at least, of which the last is held out")
+        raise ValueError(f"seeds={sweep['seeds']}: calibrate needs two at least, of which every second one is held out")
     place = open_place(sweep["device"], sweep["output_dir"])
     groups = engine_groups(arms)
     grids, builds = {}, {}
@@ -89,7 +91,7 @@ class Built:
 
     def __init__(self, engine: MeasuredEngine, arms: dict[str, Arm], group: list[str]) -> None:
         seats = max(max_num_seqs_of(arms[arm].scheduler) for arm in group)
-        self.sizes = graph_sizes(engine, seats)
+        self.sizes = graph_sizes(engine.switches, seats)
         self.engine = Calibrated(
             num_blocks=engine.num_blocks,
             block_size=engine.block_size,
@@ -97,6 +99,7 @@ class Built:
             slot_bytes=engine.num_adapter_bytes // (engine.num_adapter_slots + 1),
             kv_dtype=str(engine.kv_dtype).removeprefix("torch."),
             num_steps_ahead=engine.num_steps_ahead,
+            are_loads_beside=engine.device.type == "cuda",
             switches=engine.switches,
         )
         self.subject = read_target(arms[group[0]].config).subject
@@ -114,7 +117,7 @@ def time_grid(
     place: Place, engine: MeasuredEngine, arms: dict[str, Arm], group: list[str], grid: Grid, seconds: float
 ) -> pd.DataFrame:
     seats = max(max_num_seqs_of(arms[arm].scheduler) for arm in group)
-    cells = cells_of(grid, graph_sizes(engine, seats), seats)
+    cells = cells_of(grid, graph_sizes(engine.switches, seats), seats, engine.num_adapter_slots)
     config = {key: value for key, value in arms[group[0]].config.items() if key not in ("scheduler", "trace")}
     digest = digest_of([arm_digest(config, place.environment), grid.num_steps])
     path = place.output_dir / f"grid-{digest[:8]}.csv"
@@ -137,12 +140,12 @@ def find(
     findings = Findings(definitions=DEFINITIONS)
     for label, group in groups.items():
         built, of_group = builds[label], points[points["arm"].isin(group)]
-        is_held_out = of_group["seed"] == seeds[-1]
+        is_held_out = of_group["seed"].isin(seeds[1::2])
         ahead = built.engine.num_steps_ahead
         fitted = pd.concat([grids[label], *logs_of(study, of_group[~is_held_out], ahead)], ignore_index=True)
         held_out = logs_of(study, of_group[is_held_out], ahead)
         if not held_out or len(fitted) == len(grids[label]):
-            raise ValueError("calibrate needs a finished replay of the last seed, and one of another")
+            raise ValueError("calibrate needs a finished replay of a seed that is fitted, and one of one that is not")
         file = f"{name}.json" if len(groups) == 1 else f"{name}-{label}.json"
         model = CostModel(
             version=VERSION,
@@ -179,8 +182,9 @@ def fit_log(place: Place, name: str, note: str | None, arm: Arm, given: GivenLog
         block_size=whole("steps.block_size", given.block_size),
         num_cache_bytes=0,
         slot_bytes=0,
-        kv_dtype="unknown",
+        kv_dtype=UNKNOWN,
         num_steps_ahead=given.num_steps_ahead,
+        are_loads_beside=False,
         switches={},
     )
     model = CostModel(
@@ -246,11 +250,11 @@ def terms_tables(model: CostModel) -> dict[str, pd.DataFrame]:
     """The terms of each kind, as µs per unit, and the entries of its table of rows."""
     rows = []
     for kind, cost in model.kinds.items():
-        low, high = cost.rows[0], cost.rows[-1]
-        for num_rows, seconds in dict.fromkeys((low, high)):
-            rows.append({"steps": kind, "term": f"{num_rows} rows", "on the device (µs)": 1e6 * seconds})
-        for term in dict.fromkeys([*cost.device, *cost.host]):
-            both = {"on the device (µs)": cost.device.get(term), "beside it (µs)": cost.host.get(term)}
-            scaled = {key: None if value is None else 1e6 * value for key, value in both.items()}
+        named = [(f"{num_rows} rows", seconds) for num_rows, seconds in dict.fromkeys((cost.rows[0], cost.rows[-1]))]
+        named += [(f"context token, {num_rows} rows", seconds) for num_rows, seconds in cost.context]
+        rows += [{"steps": kind, "term": term, "on the device (µs)": 1e6 * seconds} for term, seconds in named]
+        for term in dict.fromkeys([*cost.device, *cost.beside]):
+            parts = {"on the device (µs)": cost.device, "beside it (µs)": cost.beside, "of the host (µs)": cost.host}
+            scaled = {key: 1e6 * terms[term] if term in terms else None for key, terms in parts.items()}
             rows.append({"steps": kind, "term": term, **scaled})
     return {f"Terms of {model.name}": pd.DataFrame(rows)}

@@ -80,7 +80,9 @@ def find(
     return Findings(
         figures=mix_figures(over_mixes, over_rates, points["rate"].max(), mix, source, study.device_name),
         tables=mix_tables(over_mixes, over_rates, points["rate"].max(), mix) | {FAIRNESS: fairness_table(adapters)},
-        notes=reference_notes({names[name][0]: arm.lora for name, arm in study.arms.items()}, study.device),
+        notes=reference_notes(
+            {names[name][0]: arm.lora for name, arm in study.arms.items() if not arm.is_modelled}, study.device
+        ),
         definitions=DEFINITIONS,
         files={"adapters.csv": adapters},
     )

@@ -83,7 +83,7 @@ def run(
             f"no step could be measured of batch_sizes={batch_sizes} with context={context} and mixed={mixed}"
         )
     steps = find_steps(place, measured_steps, num_adapters)
-    loras = {name: arm.lora for name, arm in variants.items()}
+    loras = {name: arm.lora for name, arm in variants.items() if not arm.is_modelled}
     not_timed = [f"no single steps are timed, since no step is executed: {', '.join(modelled)}"] if modelled else []
     steps = replace(steps, notes=[*steps.notes, *not_timed, *reference_notes(loras, place.device)])
     if not rates:

@@ -87,7 +87,7 @@ def run(
 
 
 def find(study: Study, axes: Axes, corners: Corners, tokens: pd.DataFrame, points: pd.DataFrame) -> Findings:
-    loras = {name: arm.lora for name, arm in study.arms.items()}
+    loras = {name: arm.lora for name, arm in study.arms.items() if not arm.is_modelled}
     figures = ablation_figures(points, corners) | {"streams": stream_times(tokens, study.device_name)}
     streams = stream_tables(tokens)
     return Findings(

@@ -17,33 +17,43 @@ class Features(NamedTuple):
     num_context_tokens: int  # keys and values that the rows read
     num_pairs: int  # of a query and a key, of the prompts' rows
     num_adapters: int  # that its sequences use
-    num_adapter_loads: int
+    num_adapter_loads: int  # that it waits for
     num_copied_blocks: int  # KV blocks to the host and back
     is_first: int  # 1: no step was in flight when it was launched, so that none hid the host's work
 
 
-TERMS = {  # of each kind, what the seconds on the device are linear in, beside a table of the rows
-    "decode": ("num_context_tokens", "num_adapters", "num_adapter_loads"),
-    "prompt": ("num_seqs", "num_context_tokens", "num_pairs", "num_adapters", "num_adapter_loads"),
+TERMS = {  # of each kind, what the seconds on the device are linear in, beside tables of the rows
+    "decode": ("num_adapters",),
+    "prompt": ("num_seqs", "num_pairs", "num_adapters"),
 }
-HOST_TERMS = ("num_rows", "num_seqs", "num_copied_blocks", "is_first")  # and the seconds beside it, with a constant
+# Of the host's work, each with a constant: what the step before hides, and what nothing does
+HOST_TERMS = ("num_rows", "num_seqs", "num_adapter_loads", "num_copied_blocks")
+BESIDE_TERMS = (*HOST_TERMS, "is_first")
 
 
 def kind_of(batch: Batch) -> str:
     return "prompt" if batch.num_prefill_tokens else "decode"
 
 
-def features_of(batch: Batch, is_first: bool, has_adapters: bool) -> Features:
+def features_of(batch: Batch, is_first: bool, has_adapters: bool, num_adapter_loads: int) -> Features:
+    """Of a step that waits for `num_adapter_loads` of the batch's loads."""
     return Features(
         batch.num_prefill_tokens + batch.num_decode_tokens,
         len(batch.sequences),
         batch.num_context_tokens,
         batch.num_prefill_pairs if batch.num_prefill_tokens else 0,
         batch.num_adapters if has_adapters else 0,
-        len(batch.adapter_loads),
+        num_adapter_loads,
         len(batch.swap_out) + len(batch.swap_in),
         int(is_first),
     )
+
+
+def awaited_slots(batch: Batch, are_loads_beside: bool) -> set[int]:
+    """Slots whose loads the step waits for: all, or those that its sequences use where others come beside it."""
+    if not batch.adapter_loads or not are_loads_beside:
+        return set(batch.adapter_loads)
+    return batch.adapter_loads.keys() & {sequence.adapter_slot for sequence in batch.sequences}
 
 
 def features_in(log: pd.DataFrame) -> pd.DataFrame:

@@ -15,12 +15,14 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import nnls
 
-from framework.cost.features import HOST_TERMS, KINDS, TERMS, Features, features_in
-from framework.cost.model import KindCost
+from framework.cost.features import BESIDE_TERMS, HOST_TERMS, KINDS, TERMS, Features, features_in
+from framework.cost.model import KindCost, Table, mean_of_quantiles
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 BIN = 1.5  # rows that no graph holds share an entry of the table within this factor
+FAR = 4  # the factor from an entry to the next in the table of rates per context token
 MAX_STEPS = 50_000  # of a kind that are fitted; of more, evenly spread ones
 NUM_ROUNDS = 12
 HUBER = 1.345  # in standard deviations: 95% efficient for normal errors
@@ -43,7 +45,8 @@ def fit_kinds(log: pd.DataFrame, sizes: dict[str, list[int]]) -> dict[str, KindC
 
     `log` has the columns of `step_log`, and `is_replayed`, which is 0 for steps timed apart: their ratios are not a
     server's. `device` may be NaN or 0: then all seconds count as the device's. `elapsed` may be NaN where only the
-    device was timed. `sizes` are the rows that graphs hold, of each kind. ValueError for a log without steps.
+    device was timed, `host` where the host's work is not known. `sizes` are the rows that graphs hold, of each kind.
+    ValueError for a log without steps.
     """
     if log.empty:
         raise ValueError("a cost model needs steps to be fitted on, and there are none")
@@ -60,39 +63,65 @@ def fit_kinds(log: pd.DataFrame, sizes: dict[str, list[int]]) -> dict[str, KindC
 def fit_kind(kind: str, log: pd.DataFrame, features: pd.DataFrame, sizes: list[int]) -> KindCost:
     rows = np.array([padded(int(num), sizes) for num in features["num_rows"]])
     features = features.assign(num_rows=rows)
-    elapsed, device = (log[name].to_numpy(float) for name in ("elapsed", "device"))
+    elapsed, device, host, covered = (log[name].to_numpy(float) for name in ("elapsed", "device", "host", "covered"))
     device = np.where(device > 0, device, elapsed)
-    knots = choose_knots(rows, sizes)
+    knots, far_knots = choose_knots(rows, sizes), choose_far_knots(rows)
+    context = features[["num_context_tokens"]].to_numpy(float)
     terms = features[list(TERMS[kind])].to_numpy(float)
-    solved = solve(np.hstack((hats(rows, knots), terms)), device, np.zeros(len(log)), len(knots))
+    inputs = np.hstack((hats(rows, knots), hats(rows, far_knots) * context, terms))
+    solved = solve(inputs, device, np.zeros(len(log)), len(knots))
+    of_rows, of_context, of_terms = np.split(solved, np.cumsum([len(knots), len(far_knots)]))
     is_whole = ~np.isnan(elapsed)
-    inputs = np.hstack((np.ones((len(log), 1)), features[list(HOST_TERMS)].to_numpy(float)))
-    host = solve(inputs[is_whole], np.maximum(elapsed - device, 0)[is_whole], device[is_whole], 1)
+    exposed = np.maximum(np.nan_to_num(host) - covered, 0)
     cost = KindCost(
-        rows=[(int(knot), float(seconds)) for knot, seconds in zip(knots, solved, strict=False)],
-        device=dict(zip(TERMS[kind], map(float, solved[len(knots) :]), strict=True)),
-        host=dict(zip(("constant", *HOST_TERMS), map(float, host), strict=True)),
+        rows=as_table(knots, of_rows),
+        context=as_table(far_knots, of_context),
+        device=dict(zip(TERMS[kind], map(float, of_terms), strict=True)),
+        beside=fit_linear(BESIDE_TERMS, features, elapsed - device - exposed, is_whole, device),
+        host=fit_linear(HOST_TERMS, features, host, ~np.isnan(host), device),
         ranges={name: (float(features[name].min()), float(features[name].max())) for name in RANGED},
         ratios=[1.0, 1.0],
         num_steps=len(log),
     )
     is_served = is_whole & (log["is_replayed"].to_numpy(float) > 0)
     is_typical = is_served if is_served.any() else is_whole
-    return with_ratios(cost, features[is_typical], elapsed[is_typical])
+    return with_ratios(cost, features[is_typical], covered[is_typical], elapsed[is_typical])
 
 
-def with_ratios(cost: KindCost, features: pd.DataFrame, elapsed: Floats) -> KindCost:
-    """The same with the ratios of these steps: measured seconds / those of its terms."""
+def fit_linear(
+    names: tuple[str, ...], features: pd.DataFrame, seconds: Floats, is_known: Bools, device: Floats
+) -> dict[str, float]:
+    """A constant and seconds per unit of each feature, of the steps of which they are known."""
+    inputs = np.hstack((np.ones((len(features), 1)), features[list(names)].to_numpy(float)))
+    solved = solve(inputs[is_known], np.maximum(seconds, 0)[is_known], device[is_known], 1)
+    return dict(zip(("constant", *names), map(float, solved), strict=True))
+
+
+def as_table(knots: list[int], values: Floats) -> Table:
+    return [(knot, float(value)) for knot, value in zip(knots, values, strict=True)]
+
+
+def with_ratios(cost: KindCost, features: pd.DataFrame, covered: Floats, elapsed: Floats) -> KindCost:
+    """The same with the ratios of these steps: measured seconds / those of its terms.
+
+    Every step counts by its seconds, so that all of them together take the mean ratio of what the terms say.
+    """
     if not len(elapsed):
         return cost
-    ratios = np.quantile(elapsed / predict(cost, features), np.linspace(0, 1, NUM_RATIOS))
-    return replace(cost, ratios=[float(ratio) for ratio in ratios])
+    typical = predict(cost, features, covered)
+    ratios = elapsed / typical
+    order = np.argsort(ratios)
+    places = (np.cumsum(typical[order]) - typical[order] / 2) / typical.sum()
+    quantiles = np.interp(np.linspace(0, 1, NUM_RATIOS), places, ratios[order])
+    quantiles *= elapsed.sum() / typical.sum() / mean_of_quantiles(quantiles.tolist())
+    return replace(cost, ratios=[float(ratio) for ratio in quantiles])
 
 
-def predict(cost: KindCost, features: pd.DataFrame) -> Floats:
+def predict(cost: KindCost, features: pd.DataFrame, covered: Floats) -> Floats:
     """Seconds of a typical step, of every row; the rows are those that the device computes."""
-    names = list(Features._fields)
-    return np.array([sum(cost.seconds(Features(*row))) for row in features[names].itertuples(index=False)])
+    rows = features[list(Features._fields)].itertuples(index=False)
+    pairs = zip(rows, covered.tolist(), strict=True)
+    return np.array([cost.seconds(Features(*row)).elapsed(seconds) for row, seconds in pairs])
 
 
 def padded(num_rows: int, sizes: list[int]) -> int:
@@ -108,6 +137,12 @@ def choose_knots(rows: npt.NDArray[np.int64], sizes: list[int]) -> list[int]:
     bins = np.floor(np.log(np.maximum(others, 1)) / math.log(BIN))
     knots |= {int(np.median(others[bins == one])) for one in np.unique(bins)}
     return sorted(knots)
+
+
+def choose_far_knots(rows: npt.NDArray[np.int64]) -> list[int]:
+    """Where the table of rates per context token has its entries: they change little from one size to the next."""
+    low, high = int(rows.min()), int(rows.max())
+    return sorted({low, high, *(FAR**power for power in range(1, 10) if low < FAR**power < high)})
 
 
 def hats(rows: npt.NDArray[np.int64], knots: list[int]) -> Floats:

@@ -1,8 +1,8 @@
 """A cost model: the seconds that a step takes, from its features, as they were measured somewhere; kept as JSON.
 
 Steps that decode and steps with prompts have costs of their own. The seconds on the device are a table over the rows,
-linear between its entries, and a rate for each other term; those beside it are linear too. What a step really took
-over that is drawn from the measured ratios.
+linear between its entries, such a table of rates per context token, and a rate for each other term; the host's are
+linear too. What a step really took over that is drawn from the measured ratios.
 """
 
 from __future__ import annotations
@@ -10,39 +10,54 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 from operator import gt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
 from framework.cost.features import Features
 from framework.cost.subject import Subject
 
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 200_000  # of a file
 WITHIN = 1.0  # the distance of a step that is no further out than those fitted
 
 Terms = dict[str, float]
-Values = npt.NDArray[np.float64]
+Table = list[tuple[int, float]]  # by rows, in order
+
+
+class Seconds(NamedTuple):
+    """What a typical step takes; `host` are those of the host's work that the step before hides while it runs."""
+
+    device: float
+    beside: float
+    host: float
+
+    def elapsed(self, covered: float) -> float:
+        """From the tokens of the step before, which runs on for `covered` seconds, to its own."""
+        return self.device + self.beside + max(0.0, self.host - covered)
 
 
 @dataclass(frozen=True, kw_only=True)
 class KindCost:
     """What steps of one kind cost, in seconds.
 
-    `rows` are [rows, seconds on the device]; `device` and `host` are seconds per unit of each term, the host's with a
-    `constant`. `ranges` has of each feature the least and the most that was fitted. `ratios` are quantiles, at equal
-    steps from 0 to 1, of what a step took over what the terms say.
+    `rows` are [rows, seconds on the device], `context` [rows, seconds there per context token]; `device` are seconds
+    per unit of each other term. `beside` are of what the device waits for in every step, `host` of the host's work for
+    which it waits only as far as it is not busy with the step before; both have a `constant`. `ranges` has of each
+    feature the least and the most that was fitted. `ratios` are quantiles, at equal steps from 0 to 1, of what a step
+    took over what the terms say; every step counts by its seconds.
     """
 
-    rows: list[tuple[int, float]]
+    rows: Table
+    context: Table
     device: Terms
+    beside: Terms
     host: Terms
     ranges: dict[str, tuple[float, float]]
     ratios: list[float]
@@ -50,12 +65,7 @@ class KindCost:
 
     @cached_property
     def mean_ratio(self) -> float:
-        inner = sum(self.ratios) - (self.ratios[0] + self.ratios[-1]) / 2
-        return inner / (len(self.ratios) - 1)
-
-    @cached_property
-    def _knots(self) -> list[int]:
-        return [num_rows for num_rows, _ in self.rows]
+        return mean_of_quantiles(self.ratios)
 
     @cached_property
     def _limits(self) -> tuple[float, ...]:
@@ -63,42 +73,30 @@ class KindCost:
         return tuple(self.ranges[name][1] if name in self.ranges else inf for name in Features._fields)
 
     @cached_property
-    def _device_rates(self) -> list[tuple[int, float]]:
-        return rates_by_place(self.device)
-
-    @cached_property
-    def _host_rates(self) -> list[tuple[int, float]]:
-        return rates_by_place(self.host)
-
-    @cached_property
-    def _seconds_of_rows(self) -> dict[int, float]:
-        """Those that were asked for."""
-        return {}
+    def _rates(self) -> tuple[list[tuple[int, float]], ...]:
+        return tuple(rates_by_place(terms) for terms in (self.device, self.beside, self.host))
 
     def seconds_of_rows(self, num_rows: int) -> float:
-        """From the table; beyond its last entry it goes on as between the last two."""
-        seconds = self._seconds_of_rows.get(num_rows)
-        if seconds is None:
-            seconds = self._seconds_of_rows[num_rows] = self._interpolated(num_rows)
-        return seconds
+        return look_up(self.rows, num_rows)
 
-    def _interpolated(self, num_rows: int) -> float:
-        table, index = self.rows, bisect_left(self._knots, num_rows)
-        if index < len(table) and (index == 0 or table[index][0] == num_rows):
-            return table[index][1]
-        if len(table) == 1:
-            return table[0][1]
-        (low, before), (high, after) = table[index - 1 : index + 1] if index < len(table) else table[-2:]
-        return before + (after - before) * (num_rows - low) / (high - low)
-
-    def seconds(self, features: Features) -> tuple[float, float]:
-        """On the device and beside it, as a typical step takes them. `num_rows` is what the device computes."""
-        device, host = self.seconds_of_rows(features.num_rows), self.host["constant"]
-        for place, rate in self._device_rates:
+    def seconds(self, features: Features) -> Seconds:
+        """As a typical step takes them. `num_rows` is what the device computes."""
+        device = self.seconds_of_rows(features.num_rows)
+        device += look_up(self.context, features.num_rows) * features.num_context_tokens
+        beside, host = self.beside["constant"], self.host["constant"]
+        of_device, of_beside, of_host = self._rates
+        for place, rate in of_device:
             device += rate * features[place]
-        for place, rate in self._host_rates:
+        for place, rate in of_beside:
+            beside += rate * features[place]
+        for place, rate in of_host:
             host += rate * features[place]
-        return device, host
+        return Seconds(device, beside, host)
+
+    def seconds_for(self, name: str, features: Features, covered: float) -> float:
+        """What a typical step waits for the units of one of the host's terms that it has."""
+        num = getattr(features, name)
+        return float(self.beside[name] * num + max(0.0, self.host[name] * num - covered))
 
     def ratio_at(self, quantile: float) -> float:
         """What a step takes over what the terms say, at a `quantile` from 0 to 1."""
@@ -107,20 +105,13 @@ class KindCost:
         low = self.ratios[index]
         return low + (self.ratios[index + 1] - low) * (place - index)
 
-    def ratios_at(self, quantiles: Values) -> Values:
-        """`ratio_at` of each, to the last bit."""
-        ratios, places = np.array(self.ratios), quantiles * (len(self.ratios) - 1)
-        indices = np.minimum(places.astype(np.int64), len(self.ratios) - 2)
-        low = ratios[indices]
-        return low + (ratios[indices + 1] - low) * (places - indices)
-
     def distance(self, features: Features) -> tuple[float, str]:
         """How far a step is from those fitted, as a factor (1: not at all), and by which feature.
 
         Every feature may be too large. Only the rows may be too few: the others then cost next to nothing.
         """
         furthest, by = WITHIN, ""
-        if features.num_rows >= self._knots[0] and not any(map(gt, features, self._limits)):
+        if features.num_rows >= self.rows[0][0] and not any(map(gt, features, self._limits)):
             return furthest, by
         for name, (low, high) in self.ranges.items():
             value = getattr(features, name)
@@ -133,6 +124,22 @@ class KindCost:
         return furthest, by
 
 
+def look_up(table: Table, num_rows: int) -> float:
+    """The entry, linear between two; beyond the last it goes on as between the last two, but not below 0."""
+    index = bisect_left(table, (num_rows,))
+    if index < len(table) and (index == 0 or table[index][0] == num_rows):
+        return table[index][1]
+    if len(table) == 1:
+        return table[0][1]
+    (low, before), (high, after) = table[index - 1 : index + 1] if index < len(table) else table[-2:]
+    return max(0.0, before + (after - before) * (num_rows - low) / (high - low))
+
+
+def mean_of_quantiles(ratios: Sequence[float]) -> float:
+    """Of a distribution that is uniform between its quantiles, at equal steps from 0 to 1."""
+    return (sum(ratios) - (ratios[0] + ratios[-1]) / 2) / (len(ratios) - 1)
+
+
 def rates_by_place(terms: Terms) -> list[tuple[int, float]]:
     """The terms that cost anything, with their places in Features."""
     return [(place, terms[name]) for place, name in enumerate(Features._fields) if terms.get(name)]
@@ -140,7 +147,10 @@ def rates_by_place(terms: Terms) -> list[tuple[int, float]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """The engine that was measured: its KV cache, the bytes of an adapter's slot, and how many steps it runs ahead."""
+    """The engine that was measured: its KV cache, the bytes of an adapter's slot, and how many steps it runs ahead.
+
+    Where `are_loads_beside`, adapters that only later steps need come beside a step, and it does not wait for them.
+    """
 
     num_blocks: int
     block_size: int
@@ -148,6 +158,7 @@ class Calibrated:
     slot_bytes: int
     kv_dtype: str
     num_steps_ahead: int
+    are_loads_beside: bool
     switches: dict[str, bool]
 
 
@@ -185,7 +196,7 @@ class CostModel:
         if not sizes:
             return features
         index = bisect_left(sizes, features.num_rows)
-        return Features(sizes[index], *features[1:]) if index < len(sizes) else features
+        return features._replace(num_rows=sizes[index]) if index < len(sizes) else features
 
 
 @dataclass

@@ -14,6 +14,8 @@ OPTIONAL = {
     "num_copied_blocks": 0,
     "is_first": 0,
     "device": np.nan,
+    "host": np.nan,
+    "covered": 0,
 }
 GAP = 1e-6  # seconds; a step that begins later after the one before was launched with none in flight
 
@@ -21,15 +23,24 @@ GAP = 1e-6  # seconds; a step that begins later after the one before was launche
 def from_steps(steps: pd.DataFrame, num_steps_ahead: int) -> pd.DataFrame:
     """The log of one replay's `steps.parquet`; `elapsed` is until the next step could begin.
 
-    With no step ahead, the host's work on the tokens is in it, and no step counts as the first.
+    With no step ahead, the host's work is in it, and no step counts as the first. With one, `host` is this work, and
+    `covered` how long the device is busy meanwhile, with the step before.
     """
-    same = [*REQUIRED, "num_prefill_pairs", "num_adapters", "num_adapter_loads", "device"]
-    log = steps[same].assign(num_copied_blocks=steps["num_swapped_out_blocks"] + steps["num_swapped_in_blocks"])
+    same = [*REQUIRED, "num_prefill_pairs", "num_adapters", "device"]
+    log = steps[same].assign(
+        num_adapter_loads=steps["num_adapter_loads"].where(steps["adapter_wait"] > 0, 0),
+        num_copied_blocks=steps["num_swapped_out_blocks"] + steps["num_swapped_in_blocks"],
+    )
+    if num_steps_ahead == 0:
+        return log.assign(elapsed=log["elapsed"] + steps["update"], is_first=0, host=np.nan, covered=0.0)
     end = steps["start_time"] + steps["elapsed"]
     is_first = steps["start_time"] > end.shift(fill_value=-np.inf) + GAP
-    if num_steps_ahead == 0:
-        return log.assign(elapsed=log["elapsed"] + steps["update"], is_first=0)
-    return log.assign(is_first=is_first.astype(int))
+    updates = steps["update"].shift(2, fill_value=0.0)  # of the step whose tokens had come when it was scheduled
+    return log.assign(
+        is_first=is_first.astype(int),
+        host=steps["schedule"] + steps["prepare"] + updates.mask(is_first, 0.0),
+        covered=steps["device"].shift(fill_value=0.0).mask(is_first, 0.0),
+    )
 
 
 def read_step_log(path: str) -> pd.DataFrame:
@@ -58,7 +69,7 @@ def read_step_log(path: str) -> pd.DataFrame:
 def number_column(table: pd.DataFrame, name: str, path: str) -> "pd.Series[float]":
     """ValueError for a cell that is no number, is below zero or, of the times, is 0."""
     column = pd.to_numeric(table[name], errors="coerce")
-    is_time = name in ("elapsed", "device")
+    is_time = name in ("elapsed", "device", "host")
     is_bad = ~(column > 0) if is_time else ~(column >= 0)
     is_bad |= np.isinf(column)
     if is_bad.any():

@@ -62,17 +62,25 @@ class Target:
 
 
 def read_target(parts: dict[str, Any]) -> Target:
+    """As `read_model`; ValueError for adapters in KV blocks."""
+    target, lora = read_model(parts), parts["lora"]
+    if lora["_target_"] == SERVE_ADAPTERS and lora.get("memory") == "unified":
+        raise ValueError("engine=modelled has no adapters in KV blocks yet: take lora.memory=split")
+    return target
+
+
+def read_model(parts: dict[str, Any]) -> Target:
     """From an arm's config: its model, quantization and lora, as plain data.
 
-    Raises ValueError for a model that something else than `load_model` makes, and for adapters in KV blocks.
+    Raises ValueError for a model that something else than `load_model` makes.
     """
     model, lora = parts["model"], parts["lora"]
     if model["_target_"] != LOAD_MODEL:
-        raise ValueError(f"engine=modelled reads the shape of what {LOAD_MODEL} loads, not of {model['_target_']}")
+        raise ValueError(
+            f"engine=modelled and recorded read the shape of what {LOAD_MODEL} loads, not of {model['_target_']}"
+        )
     keywords = without_call(model)
     config = read_shape(**keywords)
-    if lora["_target_"] == SERVE_ADAPTERS and lora.get("memory") == "unified":
-        raise ValueError("engine=modelled has no adapters in KV blocks yet: take lora.memory=split")
     subject = Subject(
         shape={name: plain(getattr(config, name)) for name in SHAPE},
         dtype=keywords["dtype"],

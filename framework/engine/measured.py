@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from framework.core import Engine
+from framework.engine.torch_engine.decode import batch_sizes
+from framework.engine.torch_engine.mixed import SIZES
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 
@@ -41,3 +43,10 @@ def measured(engine: Engine) -> MeasuredEngine:
     if not isinstance(engine, MeasuredEngine):
         raise ValueError(f"{type(engine).__name__} computes no steps that could be timed: use engine=torch")
     return engine
+
+
+def graph_sizes(switches: dict[str, bool], max_num_seqs: int) -> dict[str, list[int]]:
+    """The rows that the graphs of an engine with these switches hold, of each kind of step."""
+    if not switches.get("cuda_graphs"):
+        return {}
+    return {"decode": batch_sizes(max_num_seqs), "prompt": list(SIZES)}

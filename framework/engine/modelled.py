@@ -8,18 +8,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from math import inf
-from typing import Any
-
-import numpy as np
+from typing import Literal
 
 from framework.checks import whole
-from framework.core import Batch, Engine, Foreseen, Request, Sequence, StepResult
-from framework.cost.features import Features, features_of, kind_of
-from framework.cost.model import WITHIN, CostModel, Outside, read_cost_model
-from framework.cost.noise import Noise
-from framework.cost.shipped import check_cost_model
+from framework.core import Batch, Engine, Request, Sequence, StepResult
+from framework.cost.model import CostModel, Outside, read_cost_model
+from framework.cost.prediction import Prediction
+from framework.cost.shipped import Options, check_cost_model
 from framework.cost.subject import Target
+from framework.engine.recorded import RecordedEngine
 from framework.paths import locate
 
 
@@ -28,6 +25,9 @@ class ModelledEngine:
 
     `path` None is a shipped one that fits the arm, a folder one that is in there; of several, that of the device whose
     name has `device` in it. A study fills the file in.
+
+    With `kv_dtype` "int8" the measured engine must have kept keys and values so (None: in the model's dtype), with
+    `overlap` it must have launched steps ahead, or not (None: as it did).
 
     The KV cache has `num_blocks` blocks of `block_size` tokens, None: those of the engine that was measured. With
     `noise` every step takes as much longer or shorter as measured ones did, drawn with `seed`; else all take the mean.
@@ -45,13 +45,15 @@ class ModelledEngine:
         num_blocks: int | None = None,
         block_size: int | None = None,
         num_swap_blocks: int = 0,
+        kv_dtype: Literal["int8"] | None = None,
+        overlap: bool | None = None,
         noise: bool = True,
         seed: int = 0,
     ) -> None:
         if path is None:
             raise ValueError("engine.path=null: name a cost model, or leave it to a study to choose one")
         cost = read_cost_model(locate(path))
-        check_cost_model(cost, model.subject, path)
+        check_cost_model(cost, model.subject, path, Options(kv_dtype=kv_dtype, overlap=overlap))
         self.cost: CostModel = cost
         self.block_size = cost.engine.block_size if block_size is None else whole("engine.block_size", block_size)
         num_slots = cost.engine.num_blocks * cost.engine.block_size
@@ -64,9 +66,17 @@ class ModelledEngine:
         self.num_steps_ahead = cost.engine.num_steps_ahead
         self.vocab_size, self.noise, self.seed = model.config.vocab_size, noise, seed
         self.on_progress: Callable[[str], None] = lambda message: None
-        self.outside = Outside()
+        self.prediction = self._predict()
         self._in_flight: deque[StepResult] = deque()
-        self._token, self._noise = 0, Noise(cost.kinds, seed if noise else None)
+        self._token = 0
+
+    def _predict(self) -> Prediction:
+        return Prediction(self.cost, has_adapters=self.num_adapter_slots > 0, noise=self.noise, seed=self.seed)
+
+    @property
+    def outside(self) -> Outside:
+        """Of the steps since the last `begin`."""
+        return self.prediction.outside
 
     def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
         """None: whether an adapter is there is not looked at."""
@@ -75,8 +85,7 @@ class ModelledEngine:
     def begin(self, requests: list[Request], max_num_seqs: int, max_num_batched_tokens: int | None = None) -> None:
         """Draw anew, count anew, and choose a token that stops none of these requests."""
         self._in_flight.clear()
-        self.outside = Outside()
-        self._noise = Noise(self.cost.kinds, self.seed if self.noise else None)
+        self.prediction = self._predict()
         stops = {token for request in requests for token in request.stop_token_ids}
         self._token = next(token for token in range(len(stops) + 1) if token not in stops)
 
@@ -84,15 +93,9 @@ class ModelledEngine:
         pass
 
     def launch(self, batch: Batch) -> None:
-        kind = kind_of(batch)
-        cost, outside = self.cost.of_kind(kind), self.outside
-        is_first = self.num_steps_ahead > 0 and not self._in_flight
-        features = self.cost.computed(kind, features_of(batch, is_first, self.num_adapter_slots > 0))
-        outside.num_steps += 1
-        outside.note(kind, *cost.distance(features))
-        device, host = cost.seconds(features)
-        ratio = self._noise.take(kind)
-        self._in_flight.append(StepResult(self._tokens(batch), ratio * (device + host), device=ratio * device))
+        result = self.prediction.step(batch, self.num_steps_ahead, self._in_flight[-1] if self._in_flight else None)
+        result.token_ids = self._tokens(batch)
+        self._in_flight.append(result)
 
     def _tokens(self, batch: Batch) -> list[int | None]:
         """One of each sequence; None where its prompt is not complete yet."""
@@ -105,43 +108,19 @@ class ModelledEngine:
     def collect(self) -> StepResult:
         return self._in_flight.popleft()
 
-    def foresee(self, newest: Batch, num_steps: int, duration: float) -> Foreseen:
-        in_flight = self._in_flight
-        num_needed = 2 + 1.1 * duration / in_flight[-1].elapsed if in_flight[-1].elapsed else inf
-        ratios = self._noise.ahead("decode", int(min(num_needed, num_steps)))
-        features = self._after(newest, np.arange(1, len(ratios) + 1))
-        device, host = self.cost.kinds["decode"].seconds(features)
-        return Foreseen(
-            [result.elapsed for result in in_flight] + (ratios * (device + host)).tolist(),
-            [result.device for result in in_flight] + (ratios * device).tolist(),
-            self._token,
-        )
-
-    def skip(self, newest: Batch, foreseen: Foreseen, num_steps: int) -> None:
-        cost, outside, num_in_flight = self.cost.kinds["decode"], self.outside, len(self._in_flight)
-        self._noise.skip(num_steps)
-        outside.num_steps += num_steps
-        if cost.distance(self._after(newest, num_steps))[0] > WITHIN:
-            for index in range(1, num_steps + 1):
-                outside.note("decode", *cost.distance(self._after(newest, index)))
-        token_ids = self._in_flight[-1].token_ids
-        self._in_flight = deque(
-            StepResult(token_ids, foreseen.elapsed[index], device=foreseen.device[index])
-            for index in range(num_steps, num_steps + num_in_flight)
-        )
-
-    def _after(self, newest: Batch, num_steps: Any) -> Features:
-        """Of the decode step that comes so many after this one, which differs in its context alone."""
-        features = self.cost.computed("decode", features_of(newest, False, self.num_adapter_slots > 0))
-        return features._replace(num_context_tokens=features.num_context_tokens + num_steps * features.num_seqs)
-
 
 def check_executes(make: partial[Engine]) -> None:
     """ValueError for an engine that computes no steps, where a study is about these; before a model is loaded."""
     if is_modelled(make):
-        raise ValueError("engine=modelled computes no steps that could be timed: use engine=torch")
+        name = "recorded" if is_recorded(make) else "modelled"
+        raise ValueError(f"engine={name} computes no steps that could be timed: use engine=torch")
 
 
 def is_modelled(make: partial[Engine]) -> bool:
-    """Whether an arm's engine is one that is told a config instead of a model."""
-    return make.func is ModelledEngine
+    """Whether an arm's engine executes nothing: it is told a model's config, or a record, instead of a model."""
+    return make.func is ModelledEngine or is_recorded(make)
+
+
+def is_recorded(make: partial[Engine]) -> bool:
+    """Whether it repeats recorded runs."""
+    return make.func is RecordedEngine

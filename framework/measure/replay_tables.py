@@ -4,12 +4,12 @@ A point depends on this file: what it writes is not computed again when a metric
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
 from framework.core import Sequence, Step
-from framework.step_log import StepRun, columns_of
 
 
 def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | None = None) -> pd.DataFrame:
@@ -27,6 +27,7 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
             "think_time": sequence.request.think_time,
             "priority": sequence.request.priority,
             "refused": reasons.get(sequence.request.request_id),
+            "server": sequence.server,
             "arrival_time": sequence.arrival_time,
             "num_prompt_tokens": sequence.request.num_prompt_tokens,
             "num_output_tokens": len(sequence.output_token_ids),
@@ -38,10 +39,11 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
             "num_swaps": sequence.num_swaps,
             "adapter_load_wait": np.nan if sequence.request.request_id in reasons else sequence.adapter_load_wait,
             "token_times": np.asarray(sequence.token_times),
+            "token_ids": np.asarray(sequence.output_token_ids, dtype=np.int32),
         }
         for sequence in sequences
     ]
-    table = pd.DataFrame(rows).astype({"scheduled_time": float, "think_time": float})
+    table = pd.DataFrame(rows).astype({"scheduled_time": float, "think_time": float, "server": "Int64"})
     table["ttft"] = table["first_token_time"] - table["arrival_time"]
     table["e2e"] = table["finish_time"] - table["arrival_time"]
     later_tokens = (table["num_output_tokens"] - 1).where(table["num_output_tokens"] > 1)
@@ -50,6 +52,6 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
     return table
 
 
-def step_table(steps: Iterable[Step | StepRun]) -> pd.DataFrame:
+def step_table(steps: Iterable[Step]) -> pd.DataFrame:
     """One row per step, with the fields of `Step`."""
-    return pd.DataFrame(columns_of(list(steps)))
+    return pd.DataFrame([asdict(step) for step in steps])

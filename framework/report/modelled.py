@@ -5,17 +5,22 @@ from math import inf
 
 from framework.report.tables import short
 from framework.study.arms import Arm
-from framework.study.records import PointRecord
+from framework.study.records import Number, PointRecord
 
 MAX_NAMED = 4  # features that are outside of what was fitted
+COUNTS = ("num_steps", "num_replayed", "num_seen", "num_outside")
 
 
 def label(arms: dict[str, Arm]) -> str:
-    """Behind a caption: nothing, `(modelled)`, or which of the arms are."""
-    modelled = [name for name, arm in arms.items() if arm.is_modelled]
-    if not modelled:
-        return ""
-    return " (modelled)" if len(modelled) == len(arms) else f" (modelled: {', '.join(modelled)})"
+    """Behind a caption: nothing, `(modelled)`, `(recorded)`, or which of the arms are."""
+    named: dict[str, list[str]] = {"modelled": [], "recorded": []}
+    for name, arm in arms.items():
+        if arm.is_modelled:
+            named["recorded" if arm.is_recorded else "modelled"].append(name)
+    parts = [
+        word if len(names) == len(arms) else f"{word}: {', '.join(names)}" for word, names in named.items() if names
+    ]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def modelled_notes(records: Iterable[PointRecord]) -> Iterator[str]:
@@ -31,10 +36,44 @@ def modelled_notes(records: Iterable[PointRecord]) -> Iterator[str]:
         yield f"the source that computes steps has changed since the cost model {first['name']} was measured"
     num_outside, num_steps = (sum(record[name] for record in found) for name in ("num_outside", "num_steps"))
     if num_outside:
-        furthest: dict[str, float] = {}
-        for record in found:
-            for name, factor in record["furthest"].items():
-                furthest[name] = max(furthest.get(name, 1.0), inf if factor is None else factor)
-        worst = sorted(furthest.items(), key=lambda item: -item[1])[:MAX_NAMED]
-        parts = [f"{name} {'none was' if factor == inf else f'{short(factor)} times as far'}" for name, factor in worst]
-        yield f"{num_outside:,} of {num_steps:,} steps are outside of what was fitted: {', '.join(parts)}"
+        furthest = furthest_of(record["furthest"] for record in found)
+        yield f"{num_outside:,} of {num_steps:,} steps are outside of what was fitted: {furthest}"
+
+
+def recorded_notes(records: Iterable[PointRecord]) -> Iterator[str]:
+    """Of an arm's points: the record, and which shares of their steps it has in it."""
+    found = [record["engine"]["recorded"] for record in records if "recorded" in record["engine"]]
+    if not found:
+        return
+    first = found[0]
+    commit = "" if first["git_commit"] is None else f" at commit {first['git_commit'][:7]}"
+    yield f"no step was executed: they take what was recorded in {first['name']}, on {first['device']}{commit}"
+    if any(record["is_older"] for record in found):
+        yield f"the source that a replay runs through has changed since {first['name']} was recorded"
+    num_steps, num_replayed, num_seen, num_outside = (sum(record[name] for record in found) for name in COUNTS)  # type: ignore[literal-required]
+    counts = {
+        "replayed": num_replayed,
+        "as steps that were seen": num_seen,
+        "interpolated": num_steps - num_replayed - num_seen - num_outside,
+        "outside of what was recorded": num_outside,
+    }
+    shares = [f"{count / num_steps:.1%} {what}" for what, count in counts.items() if count]
+    furthest = furthest_of(record["furthest"] for record in found)
+    yield f"of {num_steps:,} steps {', '.join(shares)}" + (f" ({furthest})" if furthest else "")
+    num_unknown = sum(not record["has_outputs"] for record in found)
+    if num_unknown:
+        yield (
+            f"{num_unknown} of {len(found)} points have requests that were not recorded: their tokens are all equal, "
+            "and no output ends before the length that the trace gives it"
+        )
+
+
+def furthest_of(distances: Iterable[dict[str, Number]]) -> str:
+    """By which features steps are the furthest outside, and how far."""
+    furthest: dict[str, float] = {}
+    for distance in distances:
+        for name, factor in distance.items():
+            furthest[name] = max(furthest.get(name, 1.0), inf if factor is None else factor)
+    worst = sorted(furthest.items(), key=lambda item: -item[1])[:MAX_NAMED]
+    parts = [f"{name} {'none was' if factor == inf else f'{short(factor)} times as far'}" for name, factor in worst]
+    return ", ".join(parts)

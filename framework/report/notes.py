@@ -17,7 +17,7 @@ from framework.measure.rates import (
     saturation,
 )
 from framework.report.gpu import gpu_notes
-from framework.report.modelled import modelled_notes
+from framework.report.modelled import modelled_notes, recorded_notes
 from framework.report.tables import rate_title, short
 from framework.study.arms import Arm
 from framework.study.points import load_record
@@ -43,6 +43,7 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
         merged = service_of(study.arms[str(arm)].lora).merged
         for note in (
             *modelled_notes(records.values()),
+            *recorded_notes(records.values()),
             *offered_notes(rows, records),
             *left_out_notes(records),
             *ignored_notes(records),
@@ -110,7 +111,7 @@ def idle_swap_notes(arms: Iterable[Arm]) -> Iterator[str]:
     """Whether blocks on the host are asked for, and none of the arms swaps."""
     most, swaps = 0, False
     for arm in arms:
-        most = max(most, describe(arm.engine).get("num_swap_blocks", 0))
+        most = max(most, describe(arm.engine).get("num_swap_blocks") or 0)  # null: as recorded
         swaps = swaps or describe(arm.scheduler).get("preemption") == "swap"
     if most and not swaps:
         yield f"engine.num_swap_blocks={most} has no effect: no arm has scheduler.preemption=swap"

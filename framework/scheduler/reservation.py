@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from framework.core import Request, Sequence
 from framework.scheduler.block_manager import BlockManager
 
-Reservation = Literal["paged", "max", "pow2", "oracle"]
+Reservation = Literal["paged", "max", "pow2", "oracle", "pow2_buddy", "oracle_buddy"]
 
 
 class Promises:
@@ -16,7 +16,8 @@ class Promises:
 
     `paged` promises nothing: blocks are taken as they are needed. `oracle` promises the slots of the prompt and the
     output, however long it will be. With `pow2` the output is rounded up to the next power of two, and the sum cut at
-    the context. `max` promises the context.
+    the context. `max` promises the context. With `oracle_buddy` and `pow2_buddy` what these promise is rounded up to a
+    power of two: a chunk of contiguous memory, as a buddy allocator hands them out. Any free blocks make one.
     """
 
     def __init__(self, reservation: Reservation, max_model_len: int | None) -> None:
@@ -32,11 +33,12 @@ class Promises:
         context = needed if self.max_model_len is None else max(self.max_model_len, needed)
         if self.reservation == "max":
             return context
-        if self.reservation == "oracle":
-            return needed
-        num_output_slots: int = 1 << (request.num_output_tokens - 1).bit_length()
-        rounded = request.num_prompt_tokens + num_output_slots
-        return rounded if self.max_model_len is None else min(rounded, context)
+        if self.reservation.startswith("oracle"):
+            promised = needed
+        else:
+            rounded = request.num_prompt_tokens + next_power_of_two(request.num_output_tokens)
+            promised = rounded if self.max_model_len is None else min(rounded, context)
+        return next_power_of_two(promised) if self.reservation.endswith("buddy") else promised
 
     def num_blocks_beyond(self, sequence: Sequence, blocks: BlockManager) -> int:
         """How many blocks the sequence is promised beyond those of its tokens."""
@@ -53,3 +55,8 @@ class Promises:
                 f"scheduler.reservation={self.reservation} promises it more{context} than the KV cache, which has "
                 f"{blocks.describe(num_adapter_blocks)} (raise engine.num_blocks, or lower model.max_model_len)"
             )
+
+
+def next_power_of_two(number: int) -> int:
+    """The smallest one that is at least `number`, which is positive."""
+    return 1 << (number - 1).bit_length()

@@ -13,19 +13,21 @@ from typing import Any
 import torch
 
 from framework.build import ChangeModel, Decoder, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
-from framework.checks import shown, whole
+from framework.checks import not_negative, shown, whole
 from framework.config import check_keywords, check_type, describe, suggest, with_keywords
+from framework.cost.record import Record
 from framework.cost.subject import Target, read_target
-from framework.engine.modelled import is_modelled
+from framework.engine.modelled import is_modelled, is_recorded
 from framework.replay import Clock
 from framework.router.round_robin import round_robin
 from framework.study.files import digest_of
 from framework.study.load import Load
 from framework.study.modelled import with_cost_models
+from framework.study.recorded import record_of
 
 Arms = dict[str, dict[str, Any]]  # as Hydra makes them: a component is a call, a mapping of keywords, or the clock
 COMPONENTS = ("scheduler", "engine", "model", "quantization", "lora", "trace", "clock")
-OPTIONAL = ("servers", "router")
+OPTIONAL = ("servers", "router", "view_delay")
 ROUND_ROBIN: MakeRouter = partial(round_robin)
 
 
@@ -45,11 +47,18 @@ class EngineParts:
 
     @property
     def is_modelled(self) -> bool:
-        """Whether the engine executes nothing, and is told a config instead of a model."""
+        """Whether the engine executes nothing, and is told a config, or a record, instead of a model."""
         return is_modelled(self.engine)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it repeats recorded runs."""
+        return is_recorded(self.engine)
 
     @cached_property
     def model_key(self) -> str:
+        if self.is_recorded:
+            return f"{self.engine_key} recorded"
         key = self.key("model", "quantization", "lora")
         return f"{key} modelled" if self.is_modelled else key
 
@@ -60,9 +69,9 @@ class EngineParts:
     def key(self, *parts: str) -> str:
         return digest_of([self.config[part] for part in parts])
 
-    def target(self) -> Target:
+    def target(self) -> Target | Record:
         """What stands for the model where the engine is modelled."""
-        return read_target(self.config)
+        return record_of(self.config) if self.is_recorded else read_target(self.config)
 
     def load_model(self, device: torch.device) -> Decoder:
         """The model on `device`, quantized and with room for adapters as the parts say."""
@@ -78,6 +87,7 @@ class Arm(EngineParts):
     clock: Clock
     servers: int = 1
     router: MakeRouter = ROUND_ROBIN
+    view_delay: float = 0.0  # s: how old what the router sees of a server is
 
     @cached_property
     def warm_up_key(self) -> str:
@@ -103,6 +113,8 @@ def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
         missing = [name for name in COMPONENTS if name not in parts]
         if missing:
             raise ValueError(f"arms.{arm} has no {', '.join(missing)}, and the study gives none")
+        whole(f"arms.{arm}.servers", parts.get("servers", 1))
+        not_negative(f"arms.{arm}.view_delay", parts.get("view_delay", 0.0))
         resolved[arm] = Arm(**parts)
         check_scheduler(arm, resolved[arm])
     return with_cost_models(resolved)
@@ -143,8 +155,8 @@ def resolve_component(arm: str, name: str, value: Any, defaults: Mapping[str, An
     if name == "clock":
         check_type(Clock, value, f"arms.{arm}.clock")
         return value
-    if name == "servers":
-        return whole(f"arms.{arm}.servers", value)
+    if name in ("servers", "view_delay"):
+        return value
     if callable(value):
         return value
     if not isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 Every arm first serves a few requests that are all there at once. What comes of it is kept in the folder. A trace
 whose requests arrive all at once has no rate to choose: it is replayed as it is.
+`rates: {of: ARM, multiples: [0.5, 2]}` are multiples of what one arm serves so.
 """
 
 import json
@@ -28,10 +29,20 @@ from framework.study.files import digest_of, locked, write_json
 from framework.study.load import Load
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
+from framework.study.recorded import recorded_rates
 from framework.study.records import check_record
 from framework.study.replay_point import replay_point
 
-Rates = list[float | None] | Literal["auto"]  # requests/s; None: as recorded; auto: whatever shows every arm's knee
+
+class Multiples(TypedDict):
+    """Rates as multiples of what the arm `of` serves at most."""
+
+    of: str
+    multiples: list[float]
+
+
+# requests/s; None: as recorded; auto: whatever shows every arm's knee
+Rates = list[float | None] | Literal["auto"] | Multiples
 
 NUM_RATES = 6
 IDLE, OVERLOAD = 0.25, 2.0  # the lowest rate is so much of what the slowest arm serves, the highest of the fastest's
@@ -57,13 +68,25 @@ def find_rates(
     seed: int,
     engines: EngineCache,
     progress: SweepProgress,
+    multiples: Multiples | None = None,
 ) -> list[float] | list[None]:
     """The folder's rates for these arms; measured if it has none. Jobs that share it wait for the first one's.
 
+    With `multiples` only the arm that they are of is measured.
+
     [None] if no trace of theirs has a rate to choose.
+
+    Arms that all repeat recorded runs have the rates of these, unless there are `multiples`.
 
     Raises StudyError if no arm could be measured.
     """
+    recorded = recorded_rates(arms) if multiples is None else None
+    if recorded is not None:
+        progress.tell_line(f"rates: {', '.join(f'{rate:g}' for rate in recorded)} per second, as recorded")
+        return recorded
+    if multiples is not None:
+        name = multiples["of"]
+        arms, digests = {name: arms[name]}, {name: digests[name]}
     key = digest_of(digests)
     with locked(folder, LOCK):
         known = read_rates(folder / FILE)
@@ -76,6 +99,8 @@ def find_rates(
             with locked(folder):
                 write_json(folder / FILE, known)
     rates, served = known[key]["rates"], known[key]["served_at_most"]
+    if multiples is not None:
+        rates = [float(f"{multiple * served[multiples['of']]:.3g}") for multiple in multiples["multiples"]]
     each = ", ".join(f"{arm} {rate:.3g}" for arm, rate in served.items())
     progress.tell_line(f"rates: {', '.join(f'{rate:g}' for rate in rates)} per second (served at most: {each})")
     return rates
@@ -128,7 +153,7 @@ def measure_arm(name: str, arm: Arm, seed: int, engines: EngineCache, progress: 
 
 def rates_to_try(rates: Rates, trace: MakeTrace, seed: int) -> list[float | None]:
     """Rates with which `trace` can be tried before a sweep begins."""
-    if rates != "auto":
+    if isinstance(rates, list):
         return rates
     try:
         trace(rate=1.0, seed=seed)

@@ -17,10 +17,10 @@ from framework.build import (
 )
 from framework.config import describe, with_keywords
 from framework.core import Engine, Request, Step
+from framework.cost.record import Record
 from framework.cost.subject import Target
 from framework.measure.serving import max_num_seqs_of
 from framework.replay import Server, check_several
-from framework.step_log import StepRun
 from framework.study.arms import Arm, EngineParts
 
 ROOM_BYTES = 4 * 2**30  # that stay free of a GPU's memory, for steps and graphs
@@ -35,7 +35,7 @@ class EngineCache:
 
     def __init__(self, device: torch.device, on_progress: Callable[[str], None], arms: Iterable[Arm] = ()) -> None:
         self.device, self.on_progress, self.arms = device, on_progress, list(arms)
-        self.models: dict[str, Decoder | Target] = {}
+        self.models: dict[str, Decoder | Target | Record] = {}
         self.engines: dict[str, Engine] = {}
         self.engine: Engine | None = None  # the last one
         self.warmed: set[tuple[str, str]] = set()
@@ -92,7 +92,7 @@ class EngineCache:
         self.models = {key: model for key, model in self.models.items() if key == model_key}
         free(self.device)
 
-    def get_servers(self, arm: Arm, on_step: Callable[[Step | StepRun], None] | None) -> list[Server]:
+    def get_servers(self, arm: Arm, on_step: Callable[[Step], None] | None) -> list[Server]:
         """The arm's servers, each with an engine and a scheduler of its own.
 
         Raises ValueError for several servers whose engine measures its steps.
@@ -102,7 +102,7 @@ class EngineCache:
         model = self.models[arm.model_key]
         engines += [of_server(arm, index)(model=model) for index in range(1, arm.servers)]
         return [
-            Server(make_scheduler(arm.scheduler, engine), engine, index, on_step)
+            Server(make_scheduler(arm.scheduler, engine), engine, index, on_step, arm.view_delay)
             for index, engine in enumerate(engines)
         ]
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from framework.config import describe, with_keywords
 from framework.cost.model import CostModel, read_cost_model
-from framework.cost.shipped import FOLDER, check_cost_model, choose_cost_model
+from framework.cost.shipped import FOLDER, Options, check_cost_model, choose_cost_model
 from framework.cost.subject import read_target
 from framework.engine.modelled import ModelledEngine
 from framework.paths import ROOT, locate
 from framework.study.provenance import Environment, compute_version
+from framework.study.recorded import record_of, with_record
 from framework.study.records import ModelledRecord
 
 if TYPE_CHECKING:  # which calls the functions here
@@ -20,11 +21,15 @@ if TYPE_CHECKING:  # which calls the functions here
 
 
 def with_cost_models(arms: dict[str, Arm]) -> dict[str, Arm]:
-    """The same arms, where each that is modelled names its cost model.
+    """The same arms, where each that is modelled names its cost model, and each that is recorded its record's content.
 
-    Raises ValueError naming the arm for a cost model that is not of it, and for the wall clock.
+    Raises ValueError naming the arm for a cost model or a record that is not of it, and for the wall clock.
     """
-    return {name: with_cost_model(name, arm) if arm.is_modelled else arm for name, arm in arms.items()}
+    return {name: with_times(name, arm) if arm.is_modelled else arm for name, arm in arms.items()}
+
+
+def with_times(name: str, arm: Arm) -> Arm:
+    return with_record(name, arm) if arm.is_recorded else with_cost_model(name, arm)
 
 
 def with_cost_model(name: str, arm: Arm) -> Arm:
@@ -33,11 +38,12 @@ def with_cost_model(name: str, arm: Arm) -> Arm:
         if arm.clock == "wall":
             raise ValueError("clock=wall is real time, and engine=modelled executes nothing: take clock=virtual")
         subject = read_target(arm.config).subject
+        options = Options(kv_dtype=engine["kv_dtype"], overlap=engine["overlap"])
         given = None if engine["path"] is None else locate(engine["path"])
         if given is not None and not given.is_dir():
-            check_cost_model(read_cost_model(given), subject, engine["path"])
+            check_cost_model(read_cost_model(given), subject, engine["path"], options)
             return arm
-        path = choose_cost_model(subject, engine["device"], given or FOLDER)
+        path = choose_cost_model(subject, engine["device"], given or FOLDER, options)
     except ValueError as error:
         raise ValueError(f"arms.{name}: {error}") from error
     return replace(arm, engine=with_keywords(arm.engine, path=shown_path(path)))
@@ -56,8 +62,10 @@ def environment_of(arm: Arm, here: Environment) -> Environment:
     """What the arm's results depend on: of a modelled one neither torch nor the device at hand."""
     if not arm.is_modelled:
         return here
-    device = f"{cost_model_of(arm).device} (modelled)"
-    return {**here, "device": device, "device_type": "modelled", "packages": here["packages"] | {"torch": None}}
+    label = "recorded" if arm.is_recorded else "modelled"
+    device = record_of(arm.config).device if arm.is_recorded else cost_model_of(arm).device
+    packages = here["packages"] | {"torch": None}
+    return {**here, "device": f"{device} ({label})", "device_type": label, "packages": packages}
 
 
 def modelled_record(engine: ModelledEngine) -> ModelledRecord:

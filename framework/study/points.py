@@ -185,32 +185,42 @@ def read_record(folder: Path) -> PointRecord | None:
     if not folder.exists():
         return None
     try:
-        record: PointRecord = json.loads((folder / "point.json").read_bytes())
-        check_record(POINT_RECORD, record)
-        lacking = sorted(set(metric_names()) - set(record["metrics"]))
-        if lacking and has_current_metrics(record):
-            raise ValueError(f"no metrics.{lacking[0]}")
+        return parse_record(folder)
     except (ValueError, OSError) as error:
         ignore(folder, f"point.json: {error}")
         return None
+
+
+def parse_record(folder: Path) -> PointRecord:
+    """ValueError or OSError for a `point.json` that is damaged or none."""
+    record: PointRecord = json.loads((folder / "point.json").read_bytes())
+    check_record(POINT_RECORD, record)
+    lacking = sorted(set(metric_names()) - set(record["metrics"]))
+    if lacking and has_current_metrics(record):
+        raise ValueError(f"no metrics.{lacking[0]}")
     return record
 
 
 def is_whole(folder: Path, record: PointRecord) -> bool:
     """Whether the folder's name and tables are those of its record; a warning says what is not."""
     try:
-        name = point_of(record).name
-        if folder.name != name:
-            raise ValueError(f"point.json is of {name}")
-        tables = record.get("tables", {})
-        if set(tables) != {*TABLES}:
-            raise ValueError(f"point.json describes {', '.join(tables) or 'no tables'}")
-        for file, expected in tables.items():
-            check_table(folder / file, expected)
+        check_whole(folder, record)
     except (ValueError, OSError) as error:
         ignore(folder, str(error))
         return False
     return True
+
+
+def check_whole(folder: Path, record: PointRecord) -> None:
+    """ValueError or OSError where the folder's name or tables are not those of its record."""
+    name = point_of(record).name
+    if folder.name != name:
+        raise ValueError(f"point.json is of {name}")
+    tables = record.get("tables", {})
+    if set(tables) != {*TABLES}:
+        raise ValueError(f"point.json describes {', '.join(tables) or 'no tables'}")
+    for file, expected in tables.items():
+        check_table(folder / file, expected)
 
 
 def check_table(path: Path, expected: TableRecord) -> None:

@@ -43,6 +43,25 @@ class ModelledRecord(TypedDict):
     notes: list[str]
 
 
+class RecordedRecord(TypedDict):
+    """The record of a replay that executed no step, and its steps: repeated, of features that were seen, or outside.
+
+    What is left was interpolated. `furthest` as in ModelledRecord; `is_older`: the source that a replay runs through
+    has changed since; `has_outputs`: the record has the tokens of these requests.
+    """
+
+    name: str
+    device: str
+    git_commit: str | None
+    is_older: bool
+    num_steps: int
+    num_replayed: int
+    num_seen: int
+    num_outside: int
+    furthest: dict[str, Number]
+    has_outputs: bool
+
+
 class EngineRecord(TypedDict):
     """What an engine made of its options."""
 
@@ -54,7 +73,10 @@ class EngineRecord(TypedDict):
     num_adapter_bytes: int
     num_cache_bytes: int
     num_swap_blocks: NotRequired[int]  # earlier points lack it
+    num_steps_ahead: NotRequired[int]  # as decided for this replay; earlier points lack it
+    refused_adapters: NotRequired[dict[str, str]]  # id → reason; earlier points lack it
     modelled: NotRequired[ModelledRecord]  # where no step was executed
+    recorded: NotRequired[RecordedRecord]  # likewise
     switches: NotRequired[dict[str, bool]]  # fused, compile, cuda_graphs, overlap as decided; earlier points lack it
 
 
@@ -79,6 +101,8 @@ class PointRecord(TypedDict):
     tables: NotRequired[dict[str, TableRecord]]  # by file
     metrics: dict[str, Number]
     trace: TraceRecord
+    config: NotRequired[dict[str, Any]]  # of the arm, with the point's rate and seed
+    environment: NotRequired[dict[str, Any]]  # as provenance.Environment
     engine: EngineRecord
     gpu: NotRequired[GpuRecord | None]  # null where it was not watched; earlier points lack it
 

@@ -8,6 +8,8 @@ import math
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
 
 import pandas as pd
 
@@ -16,6 +18,7 @@ from framework.config import describe as as_data
 from framework.core import Engine, Request, Scheduler, Sequence, Trace
 from framework.engine.measured import MeasuredEngine
 from framework.engine.modelled import ModelledEngine
+from framework.engine.recorded import RecordedEngine
 from framework.measure.gpu_state import GpuRecord, GpuWatch
 from framework.measure.replay_tables import request_table, step_table
 from framework.replay import replay
@@ -24,6 +27,7 @@ from framework.study.engine_cache import EngineCache
 from framework.study.modelled import modelled_record
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
+from framework.study.recorded import follow, recorded_record
 from framework.study.records import EngineRecord, TraceRecord
 from framework.trace.source import TraceSource
 from framework.trace.transforms import starts
@@ -59,15 +63,18 @@ def replay_point(
     progress.begin_point(str(point), sum(request.num_output_tokens for request in requests))
     on_step = progress.advance if arm.clock == "virtual" else None  # drawing takes real time
     servers = engines.get_servers(arm, on_step)
+    for server in servers:
+        if isinstance(server.engine, RecordedEngine):
+            follow(server.engine, config_of(point, arm), point.arm, server.index)
     with nullcontext() if gpu is None else gpu.watching():
         source = TraceSource(requests, trace.max_concurrency)
         served = replay(source, servers, arm.router(servers), arm.clock)
-    steps = step_table(entry for server in servers for entry in server.steps.entries)
+    steps = sorted((step for server in servers for step in server.steps), key=attrgetter("start_time"))
     offered = with_refused(served, trace.requests, refused)
     return ReplayedPoint(
         request_table(offered, refused),
-        steps.sort_values("start_time", kind="stable", ignore_index=True),
-        engine_record(engine),
+        step_table(steps),
+        engine_record([server.engine for server in servers], trace.requests),
         trace_record(trace, offered, refused, point.load.rate, uses_prefixes=has_prefix_cache(arm)),
         None if gpu is None else gpu.record(),
     )
@@ -120,7 +127,15 @@ def with_refused(served: list[Sequence], offered: list[Request], refused: dict[i
     return sorted(sequences, key=lambda sequence: (sequence.arrival_time, sequence.request.request_id))
 
 
-def engine_record(engine: Engine) -> EngineRecord:
+def config_of(point: Point, arm: Arm) -> dict[str, Any]:
+    """The arm's, with the rate and the seed of the point."""
+    trace = arm.config["trace"] | point.load.trace_keywords | {"seed": point.seed}
+    return arm.config | {"trace": trace}
+
+
+def engine_record(engines: list[Engine], requests: list[Request]) -> EngineRecord:
+    """Of the servers' engines, which are equal but for what they have done."""
+    engine = engines[0]
     record: EngineRecord = {
         "num_blocks": engine.num_blocks,
         "block_size": engine.block_size,
@@ -130,10 +145,15 @@ def engine_record(engine: Engine) -> EngineRecord:
         "num_adapter_bytes": engine.num_adapter_bytes,
         "num_cache_bytes": engine.num_cache_bytes,
         "num_swap_blocks": engine.num_swap_blocks,
+        "num_steps_ahead": engine.num_steps_ahead,
+        "refused_adapters": engine.refused_adapters(requests),
         "switches": engine.switches if isinstance(engine, MeasuredEngine) else {},
     }
     if isinstance(engine, ModelledEngine):
         record["modelled"] = modelled_record(engine)
+    repeating = [engine for engine in engines if isinstance(engine, RecordedEngine)]
+    if repeating:
+        record["recorded"] = recorded_record(repeating)
     return record
 
 

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from framework.build import ChangeModel, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
 from framework.checks import message, whole
-from framework.config import describe
+from framework.config import describe, suggest
 from framework.errors import StudyError, describe_error
 from framework.measure.gpu_state import GpuWatch, open_gpu
 from framework.measure.metrics import check_slo, summarize
@@ -38,7 +38,7 @@ from framework.study.points import (
 )
 from framework.study.progress import SweepProgress
 from framework.study.provenance import Environment, metrics_version
-from framework.study.replay_point import replay_point
+from framework.study.replay_point import config_of, replay_point
 
 MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
 
@@ -72,6 +72,7 @@ class Replays(Setup):
     slo: dict[str, float]  # metric → seconds
     servers: NotRequired[int]  # of each arm; 1 unless given
     router: NotRequired[MakeRouter]  # which of them takes a sequence; round robin unless given
+    view_delay: NotRequired[float]  # s: how old what the router sees of them is; 0 unless given
     tracking: NotRequired[Tracker | None]
     fresh: bool  # redo the points that are on disk
 
@@ -127,13 +128,14 @@ def run_study(arms: dict[str, Arm], sweep: Replays, engines: EngineCache | None 
     check_users(arms, users)
     check_slo(sweep["slo"])
     study = open_study(arms, sweep)
-    num_loads = len(users) if users is not None else NUM_RATES if rates == "auto" else len(rates)
+    num_loads = len(users) if users is not None else num_rates(rates)
     with SweepProgress(study.console, len(arms) * num_loads * len(seeds)) as progress, table_saved_at_end(study, fresh):
         engines = engines or EngineCache(study.device, progress.say, study.arms.values())
         engines.on_progress = progress.say
         gpu = open_gpu(study.device, study.say)
-        if users is None and rates == "auto":
-            rates = [*find_rates(study.output_dir, arms, study.arm_digests, seeds[0], engines, progress)]
+        if users is None and not isinstance(rates, list):
+            multiples = None if rates == "auto" else rates
+            rates = [*find_rates(study.output_dir, arms, study.arm_digests, seeds[0], engines, progress, multiples)]
             progress.num_points = len(arms) * len(rates) * len(seeds)
         for arm, load, seed in point_order(arms, loads_of(rates, users), seeds):
             point = Point(arm, load, seed, study.arm_digests[arm])
@@ -148,10 +150,17 @@ def run_study(arms: dict[str, Arm], sweep: Replays, engines: EngineCache | None 
     return study
 
 
+def num_rates(rates: Rates) -> int:
+    """How many there are to be at most."""
+    if rates == "auto":
+        return NUM_RATES
+    return len(rates["multiples"] if isinstance(rates, dict) else rates)
+
+
 def loads_of(rates: Rates, users: list[int] | None) -> list[Load]:
     if users is not None:
         return [Load(users=number) for number in users]
-    assert rates != "auto"
+    assert isinstance(rates, list)
     return [Load(None if rate is None else float(rate)) for rate in rates]
 
 
@@ -232,7 +241,7 @@ def compute_point(
     arm = study.arms[point.arm]
     replayed = replay_point(point, arm, engines, progress, None if arm.is_modelled else gpu)
     metrics = summarize(replayed.requests, replayed.steps, study.slo)
-    config = arm.config | {"trace": arm.config["trace"] | point.load.trace_keywords | {"seed": point.seed}}
+    config = config_of(point, arm)
     record = {
         "config": config,
         "files": fingerprint_files(config),
@@ -252,7 +261,12 @@ def check_points(arms: Mapping[str, object], rates: Rates, seeds: list[int]) -> 
     for name, values in (("arms", arms), ("rates", rates), ("seeds", seeds)):
         if not values:
             raise ValueError(f"{name} is empty: a study needs at least one")
-    for rate in [] if rates == "auto" else rates:
+    if isinstance(rates, dict):
+        if rates["of"] not in arms:
+            raise ValueError(f"rates.of={rates['of']!r} is no arm{suggest(rates['of'], arms)}")
+        if not rates["multiples"] or not all(multiple > 0 for multiple in rates["multiples"]):
+            raise ValueError(f"rates.multiples={rates['multiples']}: give at least one, each above 0")
+    for rate in rates if isinstance(rates, list) else []:
         if rate == math.inf:
             raise ValueError(
                 "rates=[inf]: requests that arrive all at once have no arrival rate; set rates=[null] and "

@@ -78,6 +78,6 @@ class Circling(ContinuousScheduler):
 
 
 def test_a_scheduler_that_goes_in_circles_is_an_error(monkeypatch):
-    monkeypatch.setattr("framework.replay.MAX_STEPS_WITHOUT_TOKEN", 7)
+    monkeypatch.setattr("framework.loops.MAX_STEPS_WITHOUT_TOKEN", 7)
     with pytest.raises(RuntimeError, match=r"no progress on request 0: 8 steps without a token, the last of 1 prompt"):
         run(requests_at((0.0, 4, 4)), Circling)

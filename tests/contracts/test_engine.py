@@ -10,12 +10,14 @@ import framework.engine
 from framework.build import replay_trace
 from framework.core import Request
 from framework.engine.modelled import ModelledEngine
+from framework.engine.recorded import RecordedEngine
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.contracts.implementations import implementations
 from tests.cost_models import target, write_model
 from tests.fake_engine import FakeEngine
 from tests.quantization.small_models import make_model
+from tests.records import some_record
 
 BLOCK_SIZE, ROOMY, TIGHT = 4, 64, 8
 MIXED = {"steps": "mixed", "max_num_batched_tokens": 9, "max_num_seqs": 4}
@@ -48,6 +50,13 @@ def make(engine_type: type, num_blocks: int = ROOMY):
         with TemporaryDirectory() as folder:
             path = str(write_model(Path(folder)))
             engine = engine_type(target(), path=path, num_blocks=num_blocks, block_size=BLOCK_SIZE)
+    elif engine_type is RecordedEngine:
+        with TemporaryDirectory() as folder:
+            record = some_record(Path(folder))
+            assert record.cost.kinds  # fitted while the run is there
+            assert record.seen
+        record.runs.clear()
+        engine = engine_type(record, points="runs", num_blocks=num_blocks, block_size=BLOCK_SIZE)
     else:
         engine = engine_type(**model, num_blocks=num_blocks, block_size=BLOCK_SIZE)
     assert (engine.num_blocks, engine.block_size) == (num_blocks, BLOCK_SIZE)

@@ -1,7 +1,8 @@
 """A batch and the row that its step leaves in a log have the same features."""
 
 from framework.build import replay_trace
-from framework.cost.features import Features, features_in, features_of, kind_of
+from framework.core import Batch, Request, Sequence
+from framework.cost.features import Features, awaited_slots, features_in, features_of, kind_of
 from framework.cost.step_log import from_steps
 from framework.measure.replay_tables import step_table
 from framework.scheduler.continuous import ContinuousScheduler
@@ -10,7 +11,7 @@ from tests.fake_engine import FakeEngine, requests_at
 
 class Recorder(FakeEngine):
     def launch(self, batch):
-        self.seen = [*getattr(self, "seen", []), (kind_of(batch), features_of(batch, False, True))]
+        self.seen = [*getattr(self, "seen", []), (kind_of(batch), features_of(batch, False, True, 0))]
         super().launch(batch)
 
 
@@ -26,3 +27,11 @@ def test_a_batch_and_its_row_have_the_same_features():
     assert rows == engine.seen
     assert {kind for kind, _ in rows} == {"decode", "prompt"}
     assert rows[0] == ("prompt", Features(6, 1, 6, 21, 0, 0, 0, 0))
+
+
+def test_a_step_waits_for_the_loads_that_its_sequences_use_or_for_all():
+    sequence = Sequence(Request(0, 0.0, 4, 2, adapter_id="a"))
+    sequence.adapter_slot = 2
+    batch = Batch([sequence], [0], [4], 4, 0, adapter_loads={1: "b", 2: "a"})
+    assert awaited_slots(batch, are_loads_beside=True) == {2}
+    assert awaited_slots(batch, are_loads_beside=False) == {1, 2}

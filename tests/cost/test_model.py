@@ -6,7 +6,7 @@ from math import inf
 import pytest
 
 from framework.cost.features import Features
-from framework.cost.model import Outside, read_cost_model, write_cost_model
+from framework.cost.model import Outside, Seconds, look_up, read_cost_model, write_cost_model
 from tests.cost_models import cost_model, kind_cost, write_model
 
 STEP = Features(1, 1, 10, 0, 0, 0, 0, 0)
@@ -21,9 +21,9 @@ def test_a_model_comes_back_as_it_was_written(tmp_path):
     ("text", "message"),
     [
         ("{", "is no cost model: "),
-        ("[]", "has version None of cost models, and this is version 1"),
-        ('{"version": 0}', "has version 0 of cost models, and this is version 1: calibrate again"),
-        ('{"version": 1}', "is no cost model: name: "),
+        ("[]", "has version None of cost models, and this is version 2"),
+        ('{"version": 0}', "has version 0 of cost models, and this is version 2: calibrate again"),
+        ('{"version": 2}', "is no cost model: name: "),
     ],
 )
 def test_a_file_that_is_none_is_told(tmp_path, text, message):
@@ -44,9 +44,25 @@ def test_the_table_is_linear_between_its_entries_and_beyond_the_last():
     assert [cost.seconds_of_rows(num) for num in (1, 6, 11, 21)] == pytest.approx([1.0, 1.5, 2.0, 3.0])
 
 
+def test_what_falls_does_not_fall_below_zero():
+    assert [look_up([(1, 3.0), (2, 1.0)], num) for num in (1, 2, 9)] == [3.0, 1.0, 0.0]
+
+
 def test_terms_add_up():
-    cost = kind_cost("decode", seconds=1.0, host=0.25, num_context_tokens=0.01)
-    assert cost.seconds(STEP) == pytest.approx((1.1, 0.25))
+    cost = kind_cost("decode", seconds=1.0, beside=0.25, host=0.5, per_context=0.01)
+    assert cost.seconds(STEP) == pytest.approx((1.1, 0.25, 0.5))
+
+
+def test_the_step_before_hides_the_hosts_work_as_long_as_it_runs():
+    seconds = Seconds(1.0, 0.25, 0.5)
+    assert [seconds.elapsed(covered) for covered in (0.0, 0.25, 0.5, 9.0)] == [1.75, 1.5, 1.25, 1.25]
+
+
+def test_a_wait_is_what_its_term_adds():
+    cost = kind_cost("decode")
+    cost.beside["num_adapter_loads"], cost.host["num_adapter_loads"] = 0.1, 1.0
+    loads = STEP._replace(num_adapter_loads=2)
+    assert [cost.seconds_for("num_adapter_loads", loads, covered) for covered in (0.0, 1.5, 9.0)] == [2.2, 0.7, 0.2]
 
 
 def test_ratios_are_between_their_quantiles():

@@ -41,14 +41,20 @@ def test_a_missing_column_and_a_missing_file_are_named(tmp_path):
 
 
 def test_a_replays_steps_end_when_the_next_could_begin():
-    columns = {"num_prefill_pairs": 36, "num_adapters": 0, "num_adapter_loads": 0, "device": 0.4}
+    columns = {"num_prefill_pairs": 36, "num_adapters": 0, "num_adapter_loads": 2, "adapter_wait": 0.0, "device": 0.4}
     copies = {"num_swapped_out_blocks": 2, "num_swapped_in_blocks": 1}
-    row = ROW | columns | copies | {"update": 0.1}
+    row = ROW | columns | copies | {"schedule": 0.01, "prepare": 0.02, "update": 0.1}
     steps = pd.DataFrame([row | {"start_time": time} for time in (0.0, 0.6, 1.3)])
     log = from_steps(steps, 0)
     assert log["elapsed"].tolist() == [0.6] * 3
     assert log["num_copied_blocks"].tolist() == [3] * 3
     assert log["is_first"].tolist() == [0] * 3
-    ahead = from_steps(steps.assign(start_time=[0.0, 0.5, 1.3]), 1)
-    assert ahead["elapsed"].tolist() == [0.5] * 3
-    assert ahead["is_first"].tolist() == [1, 0, 1]
+    assert log["host"].isna().all()
+    steps = pd.concat([steps, steps[:2]], ignore_index=True)
+    waits = [0.0, 0.1, 0.0, 0.0, 0.0]
+    ahead = from_steps(steps.assign(start_time=[0.0, 0.5, 1.3, 1.8, 2.3], adapter_wait=waits), 1)
+    assert ahead["elapsed"].tolist() == [0.5] * 5
+    assert ahead["is_first"].tolist() == [1, 0, 1, 0, 0]
+    assert ahead["covered"].tolist() == [0, 0.4, 0, 0.4, 0.4]
+    assert ahead["host"].tolist() == pytest.approx([0.03, 0.03, 0.03, 0.13, 0.13])
+    assert ahead["num_adapter_loads"].tolist() == [0, 2, 0, 0, 0]

@@ -15,7 +15,9 @@ from framework.scheduler.static import StaticScheduler
 from framework.trace.source import TraceSource
 from tests.cost.test_subject import ADAPTERS
 from tests.cost_models import kind_cost, target, write_model
+from tests.engine.torch_engine.test_engine import make_engine
 from tests.fake_engine import FakeEngine, requests_at
+from tests.quantization.small_models import LLAMA
 
 
 def make(folder, seed=0, noise=True, num_swap_blocks=0, num_blocks=None, **changes):
@@ -72,9 +74,12 @@ def test_noise_is_drawn_by_seed_and_has_the_mean_of_its_ratios(tmp_path):
 def test_the_first_step_of_a_server_that_runs_ahead_has_the_hosts_work_to_itself(tmp_path):
     cost = kind_cost("decode")
     kinds = {"decode": cost, "prompt": kind_cost("prompt", 0.02)}
-    kinds["prompt"].host["is_first"] = 0.5
+    kinds["prompt"].beside["is_first"] = 0.3
+    for cost in kinds.values():
+        cost.host["constant"] = 0.2  # of which a prompt hides 0.02
     _, steps = times(make(tmp_path, kinds=kinds, num_steps_ahead=1), requests_at((0.0, 4, 2), (9.0, 4, 2)))
-    assert [round(step.elapsed, 9) for step in steps] == [0.52, 0.01, 0.52, 0.01]
+    assert [round(step.elapsed, 9) for step in steps] == [0.52, 0.19, 0.52, 0.19]
+    assert {round(step.prepare, 9) for step in steps} == {0.2}
     assert [round(step.device, 9) for step in steps] == [0.02, 0.01, 0.02, 0.01]
 
 
@@ -103,12 +108,14 @@ def test_swapped_blocks_are_copied_and_counted_as_outside(tmp_path):
         "decode": kind_cost("decode", most=80.0), "prompt": kind_cost("prompt", most=80.0)
     })  # fmt: skip
     for cost in engine.cost.kinds.values():
-        cost.host["num_copied_blocks"] = 1.0
+        cost.beside["num_copied_blocks"] = 1.0
         cost.ranges["num_copied_blocks"] = (0.0, 0.0)
     _, steps = times(engine, requests_at((0.0, 8, 9), (0.0, 8, 9)), preemption="swap", watermark=0.0)
     copied = [step for step in steps if step.num_swapped_out_blocks + step.num_swapped_in_blocks]
     assert copied
-    assert all(step.elapsed > 1 for step in copied)
+    assert all(
+        step.elapsed > step.swap_wait == step.num_swapped_out_blocks + step.num_swapped_in_blocks for step in copied
+    )
     assert engine.outside.num_outside == len(copied)
     assert all(name.startswith("num_copied_blocks") for name in engine.outside.furthest)
 
@@ -129,12 +136,15 @@ def test_the_cache_is_the_measured_engines_unless_it_is_given(tmp_path):
 
 def test_adapters_have_slots_and_loads_and_different_ones_have_their_price(tmp_path):
     served = target(lora=ADAPTERS)
-    kinds = {"decode": kind_cost("decode", num_adapters=1.0), "prompt": kind_cost("prompt", num_adapter_loads=10.0)}
+    kinds = {"decode": kind_cost("decode", num_adapters=1.0), "prompt": kind_cost("prompt")}
+    kinds["prompt"].beside["num_adapter_loads"] = 10.0
     engine = ModelledEngine(served, path=str(write_model(tmp_path, subject=served.subject, kinds=kinds)))
     assert (engine.num_adapter_slots, engine.num_adapter_bytes) == (4, 500)
     requests = [Request(index, 0.0, 4, 2, adapter_id=name) for index, name in enumerate(["a", "b", "a", None])]
-    _, steps = times(engine, requests)
+    sequences, steps = replay_trace(requests, make_scheduler(partial(ContinuousScheduler), engine), engine)
     assert [round(step.elapsed, 9) for step in steps] == [20.01, 2.01]
+    assert [step.adapter_wait for step in steps] == [20.0, 0.0]
+    assert [sequence.adapter_load_wait for sequence in sequences] == [20.0, 20.0, 20.0, 0.0]
     assert engine.refused_adapters(requests) == {}
 
 
@@ -151,3 +161,34 @@ def test_what_is_modelled_is_known_from_its_config():
     with pytest.raises(ValueError, match=r"computes no steps that could be timed: use engine=torch"):
         check_executes(partial(ModelledEngine))
     assert not is_modelled(partial(FakeEngine))
+
+
+def sessions(with_text):
+    """Four conversations of three turns; the first two begin with the same prompt, all share their first 8 tokens."""
+    requests = []
+    for index in range(4):
+        prompt = (1, *range(2, 9), *([9] * 4 if index < 2 else [10 + index] * 4))
+        for turn, (num_prompt, num_output) in enumerate([(12, 6), (23, 9), (37, 5)], start=1):
+            think_time = None if turn == 1 else 1.0
+            text = prompt + (7,) * (num_prompt - 12) if with_text else None
+            names = (1, 5 + max(index - 1, 0)) if turn == 1 else ()  # of 8 tokens each: of the second one half is there
+            shared = {"prompt_token_ids": text} if with_text else {"prefix_ids": names, "prefix_block_size": 8}
+            session = {"session_id": str(index), "turn": turn, "think_time": think_time}
+            requests.append(Request(len(requests), 10.0 * index, num_prompt, num_output, **session, **shared))
+    return requests
+
+
+@pytest.mark.parametrize("with_text", [False, True], ids=["names", "text"])
+def test_a_prefix_cache_finds_in_conversations_what_it_finds_in_executed_ones(tmp_path, with_text):
+    """Greedy sampling answers equal prompts alike, and so does a model: the second conversation's answer is known."""
+    executed = make_engine(config=LLAMA, block_size=4, num_blocks=200)
+    modelled = make(tmp_path)
+    for engine in (executed, modelled):
+        scheduler = ContinuousScheduler(200, 4, max_num_seqs=2, prefix_cache="lru")
+        sequences, steps = replay_trace(sessions(with_text), scheduler, engine)
+        found = [(one.request.request_id, one.num_cached_tokens) for one in sequences]
+        shapes = [(step.phase, step.num_seqs, step.num_prefill_tokens) for step in steps]
+        if engine is executed:
+            expected = found, shapes
+    assert (found, shapes) == expected
+    assert sum(num for _, num in found) > 100

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from framework.report.modelled import label, modelled_notes
+from framework.report.modelled import label, modelled_notes, recorded_notes
 
 FOUND = {
     "name": "m",
@@ -37,7 +37,32 @@ def test_older_source_and_steps_outside_are_told():
 
 
 def test_captions_say_which_arms_are_modelled():
-    arms = {name: SimpleNamespace(is_modelled=name != "x") for name in ("a", "b", "x")}
+    arms = {name: SimpleNamespace(is_modelled=name != "x", is_recorded=False) for name in ("a", "b", "x")}
     assert label(arms) == " (modelled: a, b)"
     assert label({"a": arms["a"]}) == " (modelled)"
     assert label({"x": arms["x"]}) == ""
+    repeated = SimpleNamespace(is_modelled=True, is_recorded=True)
+    assert label({"r": repeated}) == " (recorded)"
+    assert label(arms | {"r": repeated}) == " (modelled: a, b; recorded: r)"
+
+
+def recorded(*changes):
+    record = {"name": "runs", "device": "GPU", "git_commit": None, "is_older": False, "has_outputs": True}
+    record |= {"num_steps": 200, "num_replayed": 200, "num_seen": 0, "num_outside": 0, "furthest": {}}
+    return list(recorded_notes({"engine": {"recorded": record | change}} for change in changes))
+
+
+def test_shares_of_recorded_steps_are_told():
+    assert recorded({}) == [
+        "no step was executed: they take what was recorded in runs, on GPU",
+        "of 200 steps 100.0% replayed",
+    ]
+    assert list(recorded_notes([{"engine": {}}])) == []
+    others = {"num_replayed": 0, "num_seen": 100, "num_outside": 20, "furthest": {"num_pairs of prompt steps": 1.5}}
+    told = recorded({"is_older": True}, others | {"has_outputs": False})
+    assert told[1] == "the source that a replay runs through has changed since runs was recorded"
+    assert told[2] == (
+        "of 400 steps 50.0% replayed, 25.0% as steps that were seen, 20.0% interpolated, 5.0% outside of what was "
+        "recorded (num_pairs of prompt steps 1.5 times as far)"
+    )
+    assert told[3].startswith("1 of 2 points have requests that were not recorded")

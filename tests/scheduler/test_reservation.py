@@ -14,7 +14,10 @@ from tests.scheduler.event_logs import run, run_rows
 REQUESTS = requests_at((0.0, 4, 6), (0.0, 4, 6), (0.0, 4, 6))
 
 
-@pytest.mark.parametrize(("reservation", "num_slots"), [("paged", 0), ("oracle", 105), ("pow2", 108), ("max", 2048)])
+@pytest.mark.parametrize(
+    ("reservation", "num_slots"),
+    [("paged", 0), ("oracle", 105), ("pow2", 108), ("max", 2048), ("oracle_buddy", 128), ("pow2_buddy", 128)],
+)
 def test_what_is_promised(reservation, num_slots):
     assert Promises(reservation, 2048).num_slots(Request(0, 0.0, 100, 5)) == num_slots
 
@@ -24,6 +27,13 @@ def test_an_output_is_rounded_up_to_a_power_of_two_within_the_context(num_output
     request = Request(0, 0.0, 100, num_output_tokens)
     assert Promises("pow2", None).num_slots(request) == 100 + rounded
     assert Promises("pow2", 140).num_slots(request) == min(100 + rounded, 140)
+
+
+@pytest.mark.parametrize(("num_prompt_tokens", "oracle", "pow2"), [(31, 64, 128), (32, 64, 128), (65, 128, 256)])
+def test_a_chunk_of_contiguous_memory_is_a_power_of_two(num_prompt_tokens, oracle, pow2):
+    """Of 32 output tokens, and of 33, which `pow2` rounds up to 64 first."""
+    assert Promises("oracle_buddy", 2048).num_slots(Request(0, 0.0, num_prompt_tokens, 32)) == oracle
+    assert Promises("pow2_buddy", 2048).num_slots(Request(0, 0.0, num_prompt_tokens, 33)) == pow2
 
 
 @pytest.mark.parametrize(

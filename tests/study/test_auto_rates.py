@@ -43,6 +43,15 @@ def test_the_knee_of_every_arm_lies_between_the_rates(tmp_path, capsys):
     assert "served at most: slow 2." in capsys.readouterr().out
 
 
+def test_multiples_are_of_what_one_arm_serves(tmp_path):
+    rates = {"of": "slow", "multiples": [0.5, 3]}
+    assert sorted(set(run_fake_study(tmp_path, ARMS, rates).table()["rate"])) == pytest.approx([1.25, 7.5], rel=0.05)
+    with pytest.raises(ValueError, match=r"rates\.of='slw' is no arm; did you mean 'slow'"):
+        run_fake_study(tmp_path, ARMS, {"of": "slw", "multiples": [1]})
+    with pytest.raises(ValueError, match=r"rates\.multiples=\[0\]: give at least one, each above 0"):
+        run_fake_study(tmp_path, ARMS, {"of": "slow", "multiples": [0]})
+
+
 def test_rates_are_measured_once_for_equal_arms(tmp_path, monkeypatch, capsys):
     before = run_auto(tmp_path).table()["rate"].tolist()
     monkeypatch.setattr(auto_rates, "measure_arm", lambda *_: 1e3)

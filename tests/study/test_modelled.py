@@ -3,15 +3,22 @@
 import json
 from functools import partial
 
+import pandas as pd
 import pytest
 import torch
 
 from framework.engine.modelled import ModelledEngine
+from framework.lora.gathered import Gathered
+from framework.lora.loop import Loop
+from framework.lora.pool import serve_adapters
+from framework.lora.segmented import Segmented
 from framework.models import loading
 from framework.study import modelled
 from framework.study.arms import resolve_arms
 from framework.study.engine_cache import EngineCache
-from tests.cost_models import MODEL, PARTS, write_model
+from framework.trace.popularity import uniform
+from tests.cost.test_subject import ADAPTERS
+from tests.cost_models import MODEL, PARTS, kind_cost, target, write_model
 from tests.study.fake_study import DEFAULTS, run_fake_study
 
 PARTS_OF_STUDY = DEFAULTS | PARTS | {"engine": partial(ModelledEngine)}
@@ -72,6 +79,25 @@ def test_points_are_labelled_and_depend_on_the_cost_model_and_not_on_the_device(
     assert run()[1] == point
     write_model(folder, notes=["another"])
     assert run()[1] != point
+
+
+def test_each_way_of_serving_adapters_has_its_cost_model_and_requests_wait_for_theirs(tmp_path, folder):
+    arms, kinds = {"none": {}}, {kind: kind_cost(kind) for kind in ("decode", "prompt")}
+    for cost in kinds.values():
+        cost.beside["num_adapter_loads"] = 0.5
+    for strategy in (Gathered, Loop, Segmented):
+        lora = partial(serve_adapters, **ADAPTERS.keywords | {"strategy": partial(strategy)})
+        arms[strategy.__name__] = {"lora": lora}
+        write_model(folder, name=strategy.__name__, subject=target(lora=lora).subject, kinds=kinds)
+    trace = partial(DEFAULTS["trace"].func, **DEFAULTS["trace"].keywords, adapters=partial(uniform, num_adapters=3))
+    study = run_fake_study(tmp_path / "out", arms, [20.0], defaults=PARTS_OF_STUDY | {"trace": trace})
+    for point, arm in study.table()[["point", "arm"]].itertuples(index=False):
+        record = json.loads((study.folder(point) / "point.json").read_text())
+        assert record["engine"]["modelled"]["name"] == ("test" if arm == "none" else arm)
+        steps, requests = (pd.read_parquet(study.folder(point) / f"{name}.parquet") for name in ("steps", "requests"))
+        waited = requests[requests["adapter_load_wait"] > 0]
+        assert sorted(waited["adapter_id"].unique()) == ([] if arm == "none" else sorted(set(requests["adapter_id"])))
+        assert steps["adapter_wait"].sum() == (0 if arm == "none" else 1.5)
 
 
 def test_every_server_draws_noise_of_its_own():

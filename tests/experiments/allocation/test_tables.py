@@ -1,14 +1,10 @@
 """Shares of the KV cache, means over time and what stands beside a source's numbers, by hand."""
 
-import math
-
 import pandas as pd
 import pytest
 
 from experiments.allocation.tables import (
     MEMORY,
-    against_reported,
-    check_reported,
     cost_table,
     describe,
     memory_table,
@@ -69,15 +65,6 @@ def test_a_part_that_nothing_is_in_has_no_column():
     assert table["tokens, of what requests hold (%)"][0] == pytest.approx(100 * 0.5 / (0.5 + 0.2 + 0.025))
 
 
-def test_ratios_stand_beside_those_of_the_source():
-    table = against_reported(make_rows(), REPORTED, "max")
-    running = table[table["quantity"] == "running requests"].set_index("arm")
-    assert running.loc["paged", ["measured", "reported", "measured ÷ max", "reported ÷ max"]].tolist() == [10, 6, 2, 3]
-    tokens = table[table["quantity"] != "running requests"].set_index("arm")
-    assert tokens.loc["max", ["measured", "reported"]].tolist() == pytest.approx([50, 20])
-    assert math.isnan(tokens.loc["paged", "reported"])
-
-
 def test_costs_and_their_description():
     table = cost_table(make_rows(), "max")
     assert table["÷ max"].tolist() == [1.0, 1.5]
@@ -85,15 +72,3 @@ def test_costs_and_their_description():
     assert describe(make_rows())[1] == (
         "paged: 90.0% of the KV cache's slots hold tokens, 10 requests run, 3 req/s; 4 preemptions, 3 of them by swap"
     )
-
-
-@pytest.mark.parametrize(
-    ("reported", "message"),
-    [
-        ({"min": {}}, "reported names the arm 'min'; the study has max, paged"),
-        ({"max": {"free": 1.0}}, r"reported\.max has 'free', which is not one of tokens, running"),
-    ],
-)
-def test_what_the_study_does_not_have_is_refused(reported, message):
-    with pytest.raises(ValueError, match=message):
-        check_reported(reported, ["max", "paged"])

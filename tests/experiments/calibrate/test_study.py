@@ -16,7 +16,7 @@ def test_a_cost_model_is_fitted_tested_and_used(cli, smallest, tmp_path):
     command = [*smallest, *QUICK, "name=mine", "note=noisy", "arms.mixed.scheduler.max_num_batched_tokens=32"]
     code, output = cli(*command)
     assert code == 0, output
-    assert "prefill 1 1024: skipped" in output
+    assert "1 × 1024 behind 0: skipped" in output
     folder = tmp_path / "outputs/calibrate"
     model = read_cost_model(folder / "models/mine.json")
     assert set(model.kinds) == {"decode", "prompt"}
@@ -60,7 +60,7 @@ def test_a_log_of_another_server_is_fitted(cli, smallest, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("seeds=[0]", "calibrate needs two at least, of which the last is held out"),
+        ("seeds=[0]", "calibrate needs two at least, of which every second one is held out"),
         ("time_limit=0", "time_limit=0 is not a finite number above 0"),
         ("grid.num_steps=0", "num_steps 0 must be at least 1"),
     ],

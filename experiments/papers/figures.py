@@ -1,0 +1,61 @@
+"""Figures of the papers' studies: latency over the rate with a limit, and all papers' ratios beside the reported."""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from framework.report.plots import COLUMN_WIDTH, GREY, LINES, arm_colour, arm_style, label_log_axis, styled
+
+BAND = 0.15  # how far from the paper's a ratio may be
+
+
+@styled
+def latency_over_rate(rows: pd.DataFrame, metric: str, label: str, limit: float, capacity: float, base: str) -> Figure:
+    """A latency (ms) over the offered rate (requests/s), a line per arm; dashed: the `limit` (s).
+
+    The upper axis is the rate in multiples of `capacity` (requests/s), what the arm `base` serves at most. `rows` has
+    the columns `arm`, `offered_rate` and `metric` (s), means over seeds.
+    """
+    figure = Figure(figsize=(COLUMN_WIDTH, 2.9))
+    axes = figure.subplots()
+    for index, (arm, line) in enumerate(rows.groupby("arm", sort=False)):
+        axes.plot(line["offered_rate"], 1e3 * line[metric], label=arm, **arm_style(index))
+    axes.axhline(1e3 * limit, color=GREY, linestyle=LINES[1], linewidth=0.9)
+    axes.set(xlabel="arrival rate (requests/s)", ylabel=label, yscale="log")
+    axes.set_xlim(left=0)
+    label_log_axis(axes.yaxis)
+    scales: Any = (lambda rate: rate / capacity, lambda multiple: multiple * capacity)
+    upper = axes.secondary_xaxis("top", functions=scales)
+    upper.set_xlabel(f"× what {base} serves at most")
+    figure.legend(loc="outside upper center", ncols=4)
+    return figure
+
+
+@styled
+def ratios_of_all(every: pd.DataFrame) -> Figure:
+    """Measured ratios over reported ones, on logarithmic axes, a colour per paper; hollow: not the same quantity.
+
+    `every` has the columns of a comparison and `paper`. Ranges and what is not measured have no point.
+    """
+    figure = Figure(figsize=(COLUMN_WIDTH, 3.6))
+    axes = figure.subplots()
+    numbers = every.assign(
+        x=pd.to_numeric(every["reported ratio"], errors="coerce"),
+        y=pd.to_numeric(every["measured ratio"], errors="coerce"),
+    )
+    shown = numbers[(numbers["x"] > 0) & (numbers["y"] > 0)]
+    for index, (paper, rows) in enumerate(shown.groupby("paper", sort=False)):
+        axes.plot([], [], "o", color=arm_colour(index), label=str(paper).partition(",")[0])
+        for is_same, points in rows.groupby(rows["same quantity"] == "yes"):
+            filling: dict[str, Any] = {} if is_same else {"markerfacecolor": "none"}
+            axes.plot(points["x"], points["y"], "o", color=arm_colour(index), **filling)
+    values = pd.concat([shown["x"], shown["y"]])
+    ends = [0.7 * values.min(), 1.4 * values.max()] if len(values) else [0.5, 2.0]
+    axes.fill_between(ends, [(1 - BAND) * end for end in ends], [(1 + BAND) * end for end in ends], color="#eeeeee")
+    axes.plot(ends, ends, color=GREY, linewidth=0.9)
+    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="reported ratio", ylabel="measured ratio")
+    for axis in (axes.xaxis, axes.yaxis):
+        label_log_axis(axis)
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure

@@ -1,0 +1,83 @@
+"""What a server has to do, as routers see it: at once, or some seconds later, as reports over a network are."""
+
+from collections import Counter, deque
+from dataclasses import dataclass
+
+from framework.core import Sequence, ServerState
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A server's state at some time."""
+
+    num_unfinished: int
+    num_tokens: int
+    num_free_seats: int
+    adapter_ids: frozenset[str]
+
+    def has_adapter(self, adapter_id: str) -> bool:
+        return adapter_id in self.adapter_ids
+
+
+class ServerLoad:
+    """A server's state now; `seen_at` is what it was `view_delay` seconds earlier."""
+
+    def __init__(self, num_seats: int, view_delay: float = 0.0) -> None:
+        self.num_seats, self.view_delay = num_seats, view_delay
+        self.num_unfinished = self.num_tokens = 0
+        self.num_users: Counter[str] = Counter()  # unfinished requests by their adapter
+        self.adapter_in: dict[int, str] = {}  # by slot
+        self.reports: deque[tuple[float, Report]] = deque([(0.0, self.report())])
+
+    @property
+    def num_free_seats(self) -> int:
+        return max(0, self.num_seats - self.num_unfinished)
+
+    def has_adapter(self, adapter_id: str) -> bool:
+        return adapter_id in self.num_users or adapter_id in self.adapter_in.values()
+
+    def add(self, sequence: Sequence, now: float) -> None:
+        self.num_unfinished += 1
+        self.num_tokens += sequence.request.num_prompt_tokens
+        if sequence.request.adapter_id is not None:
+            self.num_users[sequence.request.adapter_id] += 1
+        self.note(now)
+
+    def step_ended(self, num_output_tokens: int, adapter_loads: dict[int, str], now: float) -> None:
+        """Of the finished sequences `finish` is told after this."""
+        self.num_tokens += num_output_tokens
+        self.adapter_in |= adapter_loads
+        self.note(now)
+
+    def finish(self, sequence: Sequence, now: float) -> None:
+        self.num_unfinished -= 1
+        self.num_tokens -= sequence.request.num_prompt_tokens + len(sequence.output_token_ids)
+        adapter_id = sequence.request.adapter_id
+        if adapter_id is not None:
+            self.num_users[adapter_id] -= 1
+            if not self.num_users[adapter_id]:
+                del self.num_users[adapter_id]
+        self.note(now)
+
+    def report(self) -> Report:
+        adapter_ids = frozenset([*self.num_users, *self.adapter_in.values()])
+        return Report(self.num_unfinished, self.num_tokens, self.num_free_seats, adapter_ids)
+
+    def note(self, now: float) -> None:
+        """Keep what a router will see when the delay is over."""
+        if self.view_delay:
+            if self.reports[-1][0] == now:
+                self.reports.pop()
+            self.reports.append((now, self.report()))
+            self.forget_before(now - self.view_delay)
+
+    def seen_at(self, now: float) -> ServerState:
+        if not self.view_delay:
+            return self
+        self.forget_before(now - self.view_delay)
+        return self.reports[0][1]
+
+    def forget_before(self, time: float) -> None:
+        """Reports that a newer one of at most this time stands for."""
+        while len(self.reports) > 1 and self.reports[1][0] <= time:
+            self.reports.popleft()
