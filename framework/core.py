@@ -5,8 +5,9 @@ Standard library only; every other module imports from here and nothing here imp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ class Request:
     of the turn before, and its prompt is that turn's prompt and the answer that was really generated, then the new
     text. Its `num_prompt_tokens` counts all of it, with every answer as long as the trace says: a shorter answer makes
     the prompt shorter.
+
+    `client_id` says on whose account it is. Of two requests the one with the lower `priority` comes first, where
+    anybody asks. `num_predicted_tokens` is how long a predictor says the output will be; None: nobody has said.
     """
 
     request_id: int
@@ -46,6 +50,8 @@ class Request:
     prefix_block_size: int = PREFIX_BLOCK_SIZE
     turn: int = 1
     think_time: float | None = None
+    client_id: str | None = None
+    num_predicted_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +321,54 @@ class Scheduler(Protocol):
 
     def postprocess(self, batch: Batch, token_ids: list[int | None], now: float) -> int:
         """Append the tokens, stamped `now`, retire what is finished, and return how many tokens were delivered."""
+
+
+class Order(Protocol):
+    """The waiting sequences of a scheduler, the next one first, and who of the running gives way.
+
+    It is a queue: `append` takes what arrives, `appendleft` what was preempted, whatever place that gets; `self[0]` is
+    the next one and `popleft` admits it. A call costs the same however many wait. A class that names this protocol as
+    its base has the methods below that have a body; those say what first come, first served does.
+    """
+
+    preempts: bool = False  # whether who waits may take the place of who runs
+    wake_time: float = inf  # when the first may run at last (s), even if nothing happens before
+    uses: tuple[str, ...] = ()  # fields of Request that it reads, beside lengths and times
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """In the order of service, as far as that is known now."""
+
+    def __getitem__(self, index: int, /) -> Sequence:
+        """The first; nobody asks for others."""
+
+    def append(self, sequence: Sequence, /) -> None: ...
+
+    def appendleft(self, sequence: Sequence, /) -> None: ...
+
+    def popleft(self) -> Sequence: ...
+
+    def remove(self, sequence: Sequence, /) -> None:
+        """It ended while it waited."""
+
+    def update(self, now: float) -> None:
+        """A step is about to be chosen at `now` (s)."""
+
+    def has_turn(self, first: Sequence) -> bool:
+        """Whether the first may be admitted now, if there is room for it."""
+        return True
+
+    def served(self, sequences: list[Sequence]) -> None:
+        """Each of these has just got one output token more."""
+
+    def behind(self, first: Sequence, running: list[Sequence]) -> list[Sequence]:
+        """Those of the running that give way to the first of the waiting, the last one first."""
+        return []
+
+    def last(self, running: list[Sequence]) -> Sequence:
+        """Who loses its blocks when the KV cache has run out; `running` is in the order of admission."""
+        return running[-1]
 
 
 class Engine(Protocol):

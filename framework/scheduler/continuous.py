@@ -4,14 +4,17 @@ When the KV cache runs out, the sequence admitted last loses its blocks; it is r
 """
 
 from collections import deque
+from collections.abc import Callable
 from math import inf
 
-from framework.core import Batch, Request, Sequence, SlotUse
+from framework.core import Batch, Order, Request, Sequence, SlotUse
 from framework.scheduler.adapter_ranges import make_slots
 from framework.scheduler.adapter_turns import AdapterTurns
 from framework.scheduler.batches import make_batch
 from framework.scheduler.block_manager import BlockManager
+from framework.scheduler.giving_way import giving_way
 from framework.scheduler.memory_use import MemoryUse
+from framework.scheduler.orders.fcfs import FirstCome
 from framework.scheduler.prefix_cache import Eviction, PrefixCache
 from framework.scheduler.reservation import Promises, Reservation
 from framework.scheduler.swap_space import Preemption, SwapSpace
@@ -19,7 +22,7 @@ from framework.scheduler.token_budget import Steps, token_budget
 
 
 class ContinuousScheduler:
-    """First come, first served; the cost of a step grows with the running sequences, not with the waiting ones.
+    """First come, first served, or as `order` says; a step costs more with more running sequences, not waiting ones.
 
     A step computes up to `max_num_batched_tokens` new tokens (None: as many as `max_model_len`, the model's context).
     `steps` says which:
@@ -38,7 +41,12 @@ class ContinuousScheduler:
     the budget. A block is found once the step that computes it is over, and a prompt's last token never is.
 
     `reservation` says for how many tokens an admission takes blocks (see Promises). Only with `paged` are sequences
-    preempted.
+    preempted because the cache has run out.
+
+    `order` makes the queue of the waiting (see Order), whose first keeps those behind it waiting. It says who is
+    preempted, here who was admitted last. Where the first of the waiting takes the place of running sequences, these
+    are preempted as a step begins, unless a prompt goes on, and come back in a later one; nobody gives way to it where
+    it lacks an adapter's slot. Adapters in turns have an order of their own.
 
     Who is preempted waits before all others. With `preemption` "recompute" its tokens are computed again. With "swap"
     its blocks are copied to some of the host's `num_swap_blocks`; where too few are free, it is recomputed. It comes
@@ -70,6 +78,7 @@ class ContinuousScheduler:
         prefix_cache: Eviction | None = None,
         reservation: Reservation = "paged",
         preemption: Preemption = "recompute",
+        order: Callable[[], Order] = FirstCome,
         num_swap_blocks: int = 0,
         num_adapter_slots: int = 0,
         blocks_per_adapter: int = 0,
@@ -89,8 +98,11 @@ class ContinuousScheduler:
             self.blocks = PrefixCache(num_blocks, block_size, prefix_cache, has_adapters=num_adapter_slots > 0)
         self.use = MemoryUse(block_size)
         self.adapters = make_slots(num_adapter_slots, max_loras, self.blocks, blocks_per_adapter)
-        self.waiting: deque[Sequence] | AdapterTurns = deque()
+        self.order = order()
+        self.waiting: Order | deque[Sequence] | AdapterTurns = self.order
         self.turns: AdapterTurns | None = None
+        if adapter_cycle_time is not None and not isinstance(self.order, FirstCome):
+            raise ValueError("scheduler.adapter_cycle_time has an order of its own: take order fcfs, or null for it")
         if adapter_cycle_time is not None and num_adapter_slots:
             self.waiting = self.turns = AdapterTurns(self.adapters.max_loras, adapter_cycle_time)
         self.prefetch = prefetch
@@ -99,7 +111,8 @@ class ContinuousScheduler:
         self.ending: list[Sequence] = []  # their last token is in a step in flight
         self.split: Sequence | None = None  # of the running, if its prompt goes on in the next step
         self.was_of_prompts = False  # the step before
-        self.has_preempted = False  # in this step
+        self.has_preempted = False  # in this step, for memory
+        self.displaced: list[Sequence] = []  # in this step, by who waits
 
     @property
     def num_unfinished(self) -> int:
@@ -136,6 +149,11 @@ class ContinuousScheduler:
                 self.turns.refill(self.waiting)
                 self.waiting = self.turns
             self.turns.update(self.adapters.num_users, now)
+        elif self.waiting is not self.order and not isinstance(self.order, FirstCome):
+            raise ValueError(f"{type(self).__name__} puts `waiting` into an order of its own: take scheduler.order fcfs")
+        self.order.update(now)
+        self.wake_time = self.order.wake_time
+        self._make_way()
         self.has_preempted = False
         batch = self._next_batch(now)
         if self._bring_back() and batch is None:
@@ -151,19 +169,20 @@ class ContinuousScheduler:
 
     def postprocess(self, batch: Batch, token_ids: list[int | None], now: float) -> int:
         self.blocks.keep(batch)
-        num_delivered = 0
+        delivered = []
         any_finished = False
         for sequence, token_id in zip(batch.sequences, token_ids, strict=True):
             if token_id is None or sequence.is_finished:
                 continue
-            num_delivered += 1
+            delivered.append(sequence)
             if sequence.append(token_id, now):
                 any_finished = True
                 self._retire(sequence)
         if any_finished:
             self.running = [sequence for sequence in self.running if not sequence.is_finished]
             self.ending = [sequence for sequence in self.ending if not sequence.is_finished]
-        return num_delivered
+        self.order.served(delivered)
+        return len(delivered)
 
     def _next_batch(self, now: float) -> Batch | None:
         budget = self.max_num_batched_tokens
@@ -224,18 +243,23 @@ class ContinuousScheduler:
     def _can_admit(self, budget: int, alone: bool) -> bool:
         if not budget or not self._may_run() or self.waiting[0] in self.swap:
             return False  # who is on the host comes back beside a step
-        first = self.waiting[0]
-        num_tokens, num_blocks = self.blocks.missing(first)
-        num_blocks += self.promises.num_blocks_beyond(first, self.blocks)
+        num_tokens, num_blocks = self._missing(self.waiting[0])
         if self.whole_prompts and num_tokens > budget and not alone:
             return False
         return self._has_room(num_blocks)
 
+    def _missing(self, sequence: Sequence) -> tuple[int, int]:
+        """How many tokens a waiting sequence has to compute, and how many free blocks it takes with its promise."""
+        num_tokens, num_blocks = self.blocks.missing(sequence)
+        return num_tokens, num_blocks + self.promises.num_blocks_beyond(sequence, self.blocks)
+
     def _may_run(self) -> bool:
-        """Whether there is a first of the waiting, and a seat and an adapter's slot for it."""
+        """Whether there is a first of the waiting whose turn it is, and a seat and an adapter's slot for it."""
         if not self.waiting or self.has_preempted or len(self.running) >= self.max_num_seqs:
             return False
         first = self.waiting[0]
+        if first in self.displaced or not self.order.has_turn(first):
+            return False
         return self.adapters.can_admit(first) and (self.turns is None or self.turns.has_turn(first))
 
     def _has_room(self, num_blocks: int) -> bool:
@@ -265,26 +289,52 @@ class ContinuousScheduler:
         while self._may_run() and self.waiting[0] in self.swap:
             sequence = self.waiting[0]
             is_split = not sequence.output_token_ids or sequence.num_tokens - sequence.num_computed_tokens > 1
-            if (is_split and self.split is not None) or not self._has_room(self.blocks.missing(sequence)[1]):
+            if (is_split and self.split is not None) or not self._has_room(self._missing(sequence)[1]):
                 break
             self.running.append(self.waiting.popleft())
             self.adapters.admit(sequence)
             self.swap.bring(sequence, self.blocks)
+            self.blocks.grow(sequence, self.promises.num_slots(sequence.request))
             self.use.add(sequence)
             if is_split:
                 self.split = sequence
         return len(self.running) > num_before
 
     def _grow(self, sequence: Sequence) -> None:
-        """One block more; preempts those admitted last until one is free, this one too if nobody came after it."""
+        """One block more; preempts the last in the order until one is free, this one too if nobody is behind it."""
         while not self.blocks.num_free and sequence.block_table:
-            self._preempt()
+            self._preempt(self.order.last(self.running))
+            self.has_preempted = True
         if sequence.block_table:
             sequence.block_table.append(self.blocks.take())
             self.use.extend(sequence)
 
-    def _preempt(self) -> None:
-        sequence = self.running.pop()
+    def _make_way(self) -> None:
+        """Preempt running sequences whose place the first of the waiting take in this step."""
+        self.displaced = []
+        takes_prompts = self.split is None and not (self.steps == "alternate" and self.was_of_prompts)
+        if self.order.preempts and takes_prompts and self.running and self.waiting:
+            num_running = len(self.running)
+            self.displaced = giving_way(
+                self.order,
+                self.running,
+                self._needs,
+                num_seats=self.max_num_seqs - num_running,
+                num_blocks=self.blocks.num_free - self.num_blocks_left,
+                num_tokens=self.max_num_batched_tokens - (num_running if self.steps == "mixed" else 0),
+            )
+            for sequence in self.displaced:
+                self._preempt(sequence)
+
+    def _needs(self, sequence: Sequence) -> tuple[int, int] | None:
+        """Tokens and blocks that a waiting sequence would take; None if there is no slot for its adapter."""
+        if not self.adapters.can_admit(sequence):
+            return None
+        num_tokens, num_blocks = self._missing(sequence)
+        return num_tokens, num_blocks + self.adapters.num_missing_blocks(sequence)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
         self.use.remove(sequence)
         if not self.swap.put(sequence, self.blocks):
             sequence.num_computed_tokens = 0
@@ -292,7 +342,6 @@ class ContinuousScheduler:
         self.adapters.release(sequence)
         sequence.num_preemptions += 1
         self.waiting.appendleft(sequence)
-        self.has_preempted = True
         if sequence is self.split:
             self.split = None
 

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 import framework.scheduler
 from framework.build import make_scheduler, replay_trace
 from framework.core import Request, Sequence
+from framework.scheduler.orders.fcfs import FirstCome
 from framework.scheduler.prefix_cache import PrefixCache
 from tests.contracts.implementations import implementations, readme_classes
 from tests.fake_engine import FakeEngine, requests_at
+from tests.scheduler.orders.shipped import ORDERS, shipped_order
 from tests.scheduler.shipped import NAMES, shipped
 
 METHODS = ("check", "add", "schedule", "postprocess")
@@ -23,6 +25,8 @@ EXAMPLES = readme_classes(*METHODS)
 SCHEDULERS = {name: shipped(name) for name in NAMES} | {one.__name__: partial(one) for one in EXAMPLES}
 BLOCK_SIZE = 4
 MAX_MODEL_LEN = 32
+GUARDED = [shipped_order(name, max_wait=0.2) for name in ("sjf", "srpt", "mlfq")]
+GUARDED += [shipped_order("priority", preempts=True), shipped_order("rpm", limit=2, window=0.5)]
 OPTIONS = {  # drawn for the schedulers that have them
     "max_num_batched_tokens": st.none() | st.integers(1, 30),
     "watermark": st.floats(0, 0.5),
@@ -32,6 +36,7 @@ OPTIONS = {  # drawn for the schedulers that have them
     "prefix_cache": st.sampled_from([None, "lru", "lfu", "fifo"]),
     "reservation": st.sampled_from(["paged", "paged", "max", "pow2", "oracle"]),
     "preemption": st.sampled_from(["recompute", "swap"]),
+    "order": st.just(FirstCome) | st.sampled_from([shipped_order(name) for name in ORDERS]) | st.sampled_from(GUARDED),
     "max_model_len": st.just(MAX_MODEL_LEN),
 }
 OF_EXAMPLES = {"steps": st.sampled_from(["prompts_first", "mixed", "alternate"]), "whole_prompts": st.booleans()}
@@ -52,7 +57,13 @@ def workloads(draw):
     size = draw(st.sampled_from([3, 4, 8]))
     requests = [
         Request(
-            index, *row[:3], adapter_id=row[3], prefix_ids=tuple(row[4][: -(-row[1] // size)]), prefix_block_size=size
+            index,
+            *row[:3],
+            adapter_id=row[3],
+            priority=index % 2,
+            prefix_ids=tuple(row[4][: -(-row[1] // size)]),
+            prefix_block_size=size,
+            client_id=f"client-{index % 3}",
         )
         for index, row in enumerate(rows)
     ]
@@ -86,7 +97,7 @@ def watched(make: partial, **options: object) -> partial:
             batch = super().schedule(now)
             self.check_decodes_go_on(batch, [one for one in were_decoding if one.block_table])
             self.note_preempted()
-            if batch is not None and self.num_preemptions() > num_preemptions:
+            if batch is not None and self.num_preemptions() > num_preemptions + len(getattr(self, "displaced", ())):
                 assert were_running.issuperset(batch.sequences), "somebody is admitted in a step that preempts"
             if batch is None:
                 assert self.wake_time > now
@@ -197,6 +208,8 @@ def draw_options(draw, make: partial) -> dict:
     taken = inspect.signature(make.func).parameters
     values = OPTIONS | (OF_EXAMPLES if make.func in EXAMPLES else {})
     options = {name: draw(value) for name, value in values.items() if name in taken}
+    if options.get("adapter_cycle_time") is not None or make.func in EXAMPLES:  # they have orders of their own
+        options.pop("order", None)
     budget = options.get("max_num_batched_tokens") or MAX_MODEL_LEN
     if (make.keywords | options).get("steps", "prompts_first") == "prompts_first":
         budget = MAX_MODEL_LEN
@@ -299,7 +312,7 @@ def test_nothing_to_do_is_no_batch(make):
 def test_first_come_is_first_served(name, data, workload, num_steps_ahead):
     requests, num_blocks = workload
     make = shipped(name)
-    options = draw_options(data.draw, make)
+    options = {key: value for key, value in draw_options(data.draw, make).items() if key != "order"}
     num_blocks = enough_blocks(num_blocks, options)
     engine = FakeEngine(lambda batch: 0.01 * sum(batch.num_tokens), num_blocks, BLOCK_SIZE, num_steps_ahead)
     scheduler = make(num_blocks, BLOCK_SIZE, **options)
