@@ -41,7 +41,9 @@ def test_every_yaml_fits_what_it_calls(option):
     group, _, name = option.partition("=")
     if group == "scheduler":  # an arm's
         check(composed("experiment=continuous_batching", f"+scheduler@arms.x.scheduler={name}"))
-    elif group in ("adapters", "popularity", "router"):  # parts of other components
+    elif group == "order":  # a scheduler's
+        check(composed("experiment=continuous_batching", f"order@arms.continuous.scheduler.order={name}"))
+    elif group in ("adapters", "popularity", "predictions", "router"):  # parts of other components
         check(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")))
     elif group == "arrivals":  # those of a trace
         needed = ["trace.arrivals.trace.path=x"] if name == "file" else []
@@ -178,6 +180,7 @@ def test_describe_fills_in_defaults_and_is_what_instantiate_takes():
         "prefix_cache": None,
         "reservation": "paged",
         "preemption": "recompute",
+        "order": {"_target_": "framework.scheduler.orders.fcfs.FirstCome", "_partial_": True},
         "num_swap_blocks": 0,
         "num_adapter_slots": 0,
         "blocks_per_adapter": 0,

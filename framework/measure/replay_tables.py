@@ -26,6 +26,8 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
             "turn": sequence.request.turn,
             "think_time": sequence.request.think_time,
             "priority": sequence.request.priority,
+            "client_id": sequence.request.client_id,
+            "num_predicted_tokens": sequence.request.num_predicted_tokens,
             "refused": reasons.get(sequence.request.request_id),
             "server": sequence.server,
             "arrival_time": sequence.arrival_time,
@@ -43,7 +45,8 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
         }
         for sequence in sequences
     ]
-    table = pd.DataFrame(rows).astype({"scheduled_time": float, "think_time": float, "server": "Int64"})
+    columns = {"scheduled_time": float, "think_time": float, "num_predicted_tokens": "Int64", "server": "Int64"}
+    table = pd.DataFrame(rows).astype(columns)
     table["ttft"] = table["first_token_time"] - table["arrival_time"]
     table["e2e"] = table["finish_time"] - table["arrival_time"]
     later_tokens = (table["num_output_tokens"] - 1).where(table["num_output_tokens"] > 1)

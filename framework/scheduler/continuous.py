@@ -150,7 +150,7 @@ class ContinuousScheduler:
                 self.waiting = self.turns
             self.turns.update(self.adapters.num_users, now)
         elif self.waiting is not self.order and not isinstance(self.order, FirstCome):
-            raise ValueError(f"{type(self).__name__} puts `waiting` into an order of its own: take scheduler.order fcfs")
+            raise ValueError(f"{type(self).__name__} orders `waiting` itself: take scheduler.order fcfs")
         self.order.update(now)
         self.wake_time = self.order.wake_time
         self._make_way()

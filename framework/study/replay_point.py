@@ -4,8 +4,10 @@ The trace knows nothing of the engine, so that every arm is offered the same req
 table.
 """
 
+import inspect
 import math
 from collections import Counter
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from operator import attrgetter
@@ -75,7 +77,7 @@ def replay_point(
         request_table(offered, refused),
         step_table(steps),
         engine_record([server.engine for server in servers], trace.requests),
-        trace_record(trace, offered, refused, point.load.rate, uses_prefixes=has_prefix_cache(arm)),
+        trace_record(trace, offered, refused, point.load.rate, uses=fields_in_use(arm)),
         None if gpu is None else gpu.record(),
     )
 
@@ -161,19 +163,26 @@ def has_prefix_cache(arm: Arm) -> bool:
     return as_data(arm.scheduler).get("prefix_cache") is not None
 
 
+def fields_in_use(arm: Arm) -> list[str]:
+    """Fields of requests that the arm's scheduler reads where it has a prefix cache or an order."""
+    keywords = inspect.signature(arm.scheduler).parameters
+    fields = ["prefix_ids"] if has_prefix_cache(arm) else []
+    return [*fields, *keywords["order"].default().uses] if "order" in keywords else fields
+
+
 def trace_record(
     trace: Trace,
     offered: list[Sequence],
     refused: dict[int, str],
     rate: float | None,
     *,
-    uses_prefixes: bool = False,
+    uses: Collection[str] = (),
 ) -> TraceRecord:
     return {
         "num_requests": len(trace.requests),
         "dropped": trace.dropped,
         "refused": counts(refused),
-        "ignored": [*trace.unread, *ignored_fields(trace.requests, uses_prefixes)],
+        "ignored": [*trace.unread, *ignored_fields(trace.requests, uses)],
         "may_share": may_share(trace.requests),
         "offered_rate": mean_rate(arrivals(offered, refused), rate),
         "num_sessions": len(starts(trace)),
@@ -192,15 +201,17 @@ def has_shared_prefixes(requests: list[Request]) -> bool:
     return len(set(prefixes)) < len(prefixes)
 
 
-def ignored_fields(requests: list[Request], uses_prefixes: bool = False) -> list[str]:
+def ignored_fields(requests: list[Request], uses: Collection[str] = ()) -> list[str]:
     """Fields of these requests that could make a difference, but that the arm's scheduler has no use for."""
     sessions = [request.session_id for request in requests if request.session_id is not None]
     differs = {
         "priority": len({request.priority for request in requests}) > 1,
         "session_id": len(set(sessions)) < len(sessions) and all(request.think_time is None for request in requests),
-        "prefix_ids": not uses_prefixes and has_shared_prefixes(requests),
+        "prefix_ids": has_shared_prefixes(requests),
+        "client_id": len({request.client_id for request in requests}) > 1,
+        "num_predicted_tokens": any(request.num_predicted_tokens is not None for request in requests),
     }
-    return [name for name, does in differs.items() if does]
+    return [name for name, does in differs.items() if does and name not in uses]
 
 
 def arrivals(offered: list[Sequence], refused: dict[int, str]) -> list[float]:

@@ -35,7 +35,9 @@ TimeUnit = Literal["s", "ms"]
 UNITS_PER_SECOND = {"s": 1, "ms": 1000}  # how many of the unit make a second
 LOGGED = ("Elapsed time", "Model", "Total tokens", "Log Type")  # by BurstGPT: what a request was, not what it asks for
 REQUIRED = ("arrival_time", "num_prompt_tokens", "num_output_tokens")  # columns of the project's own table
-OPTIONAL = ("adapter_id", "priority", "session_id", "prefix_ids", "turn", "think_time")
+OPTIONAL = (
+    "adapter_id", "priority", "session_id", "prefix_ids", "turn", "think_time", "client_id", "num_predicted_tokens"
+)  # fmt: skip
 
 
 def read_azure(path: str | Path, num_rows: int | None = None) -> Trace:
@@ -126,8 +128,9 @@ def read_table(path: str | Path) -> Trace:
     """The project's own format, CSV or Parquet by suffix.
 
     Columns `arrival_time` (s), `num_prompt_tokens`, `num_output_tokens`; optional `adapter_id`, `priority`,
-    `session_id`, `turn`, `think_time` (s) and `prefix_ids` (CSV: ids with spaces between; Parquet: lists). An unknown
-    column is an error, so that a misspelt optional one is not lost. So are turns that make no session: see sessions.py.
+    `session_id`, `turn`, `think_time` (s), `client_id`, `num_predicted_tokens` and `prefix_ids` (CSV: ids with spaces
+    between; Parquet: lists). An unknown column is an error, so that a misspelt optional one is not lost. So are turns
+    that make no session: see sessions.py.
     """
     table = _load_table(Path(path))
     unknown = [column for column in table.frame.columns if column not in REQUIRED + OPTIONAL]
@@ -167,8 +170,10 @@ def from_columns(
         "num_output_tokens": outputs,
         "prefix_block_size": repeat(block_size),
     }
-    for field in {"adapter_id", "session_id"}.intersection(names):
+    for field in {"adapter_id", "session_id", "client_id"}.intersection(names):
         columns[field] = labels(table, names[field])
+    if "num_predicted_tokens" in names:
+        columns["num_predicted_tokens"] = whole_numbers(table, names["num_predicted_tokens"])
     if "priority" in names:
         columns["priority"] = whole_numbers(table, names["priority"], at_least=-(2**31))
     if "prefix_ids" in names:
@@ -189,7 +194,7 @@ def from_columns(
 
 def _load_table(path: Path) -> Table:
     if path.name.endswith((".csv", ".csv.gz")):
-        return load_csv(path, REQUIRED, text=("adapter_id", "session_id", "prefix_ids"))
+        return load_csv(path, REQUIRED, text=("adapter_id", "session_id", "prefix_ids", "client_id"))
     if path.suffix == ".parquet":
         return load_parquet(path, REQUIRED)
     raise ValueError(f"{path}: suffix {path.suffix!r} is not one of '.csv', '.csv.gz', '.parquet'")

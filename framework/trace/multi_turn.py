@@ -11,8 +11,10 @@ import numpy.typing as npt
 from framework.checks import positive, whole
 from framework.core import Request, Trace
 from framework.trace.arrivals import Arrivals, arrive_by
+from framework.trace.clients import assign_clients
 from framework.trace.lengths import Lengths
 from framework.trace.popularity import Law, assign_adapters
+from framework.trace.predictions import Predictor, predict
 from framework.trace.transforms import clip, limit
 
 Seconds = npt.NDArray[np.float64]
@@ -29,6 +31,8 @@ def multi_turn(
     max_prompt_tokens: int | None = None,
     max_output_tokens: int | None = None,
     adapters: Law | None = None,
+    clients: Law | None = None,
+    predictions: Predictor | None = None,
     max_concurrency: int | None = None,
     rate: float | None = None,
     seed: int = 0,
@@ -41,7 +45,7 @@ def multi_turn(
     synthetic.py.
     """
     whole("num_requests", num_requests)
-    arrival_rng, length_rng, turn_rng, think_rng, adapter_rng = np.random.default_rng(seed).spawn(5)
+    arrival_rng, length_rng, turn_rng, think_rng, adapter_rng, *others = np.random.default_rng(seed).spawn(7)
     numbers = np.repeat(np.arange(num_requests), num_turns(turn_rng, num_requests))[:num_requests]
     new_texts, outputs = lengths(length_rng, num_requests)
     requests = converse(numbers, new_texts, outputs, think_times(think_rng, num_requests))
@@ -49,7 +53,8 @@ def multi_turn(
     if rate is not None or max_concurrency is None:
         trace = arrive_by(trace, arrivals, arrival_rng, rate)
     trace = limit(trace, max_concurrency)
-    return trace if adapters is None else assign_adapters(trace, adapters, adapter_rng)
+    trace = trace if adapters is None else assign_adapters(trace, adapters, adapter_rng)
+    return predict(assign_clients(trace, clients, others[0]), predictions, others[1])
 
 
 def converse(numbers: Lengths, new_texts: Lengths, outputs: Lengths, think_times: Seconds) -> list[Request]:

@@ -10,8 +10,10 @@ from framework.core import Trace
 from framework.paths import locate
 from framework.trace import transforms
 from framework.trace.arrivals import Arrivals, arrive_by, refuse_rate
+from framework.trace.clients import assign_clients
 from framework.trace.download import check_sum, download
 from framework.trace.popularity import Law, assign_adapters
+from framework.trace.predictions import Predictor, predict
 from framework.trace.sessions import Turns, arrange
 
 Rescale = Literal["stretch", "thin", "all_at_once"]
@@ -34,6 +36,8 @@ def recorded(
     arrivals: Arrivals | None = None,
     max_concurrency: int | None = None,
     adapters: Law | None = None,
+    clients: Law | None = None,
+    predictions: Predictor | None = None,
     rate: float | None = None,
     seed: int = 0,
 ) -> Trace:
@@ -50,8 +54,9 @@ def recorded(
     sessions' first ones. `arrivals` is a process of arrivals.py that gives other times at `rate` (None: the file's).
 
     With `max_concurrency` at most so many sessions are in progress, each of a user who starts the next one when one is
-    over: without a rate at once, with one not before its arrival time. `adapters` is a law of popularity.py that says
-    which adapter each request wants, before thinning (None: as recorded). `seed` matters to what is drawn only.
+    over: without a rate at once, with one not before its arrival time. `adapters` and `clients` are laws of
+    popularity.py that say which adapter each request wants and whose it is, before thinning, and `predictions` is one
+    of predictions.py (None: as recorded). `seed` matters to what is drawn only.
     """
     check_rescale(rescale, arrivals, rate)
     trace = reader(find_file(path) if path is not None else get_published(file, url, sha256))
@@ -66,6 +71,8 @@ def recorded(
         trace = transforms.cut_gaps(trace, max_gap)
     if adapters is not None:
         trace = assign_adapters(trace, adapters, np.random.default_rng(seed).spawn(1)[0])
+    client_rng, prediction_rng = np.random.default_rng(seed).spawn(4)[2:]  # the second is that of `arrivals`
+    trace = predict(assign_clients(trace, clients, client_rng), predictions, prediction_rng)
     if rate is not None and rescale == "thin":
         trace = transforms.thin(trace, rate, seed)
     if num_requests is not None:

@@ -70,7 +70,10 @@ class Conserving(ContinuousScheduler):
 
 
 def test_every_order_is_in_conf():
-    made = {*implementations(framework.scheduler.orders, "popleft", "served"), *factories(framework.scheduler.orders, Order)}
+    made = {
+        *implementations(framework.scheduler.orders, "popleft", "served"),
+        *factories(framework.scheduler.orders, Order),
+    }
     shipped_ones = {shipped_order(name).func for name in ORDERS}
     assert made == shipped_ones | {type(shipped_order("sjf")())}
 

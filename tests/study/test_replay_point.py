@@ -13,6 +13,9 @@ from rich.console import Console
 from framework.core import Request, Trace
 from framework.measure.metrics import summarize
 from framework.scheduler.continuous import ContinuousScheduler
+from framework.scheduler.orders.fcfs import FirstCome
+from framework.scheduler.orders.priority import priority
+from framework.scheduler.orders.vtc import TokenCounters
 from framework.scheduler.static import StaticScheduler
 from framework.study.arms import resolve_arms
 from framework.study.engine_cache import EngineCache
@@ -60,6 +63,26 @@ def test_prefixes_are_ignored_without_a_prefix_cache(prefix_cache, ignored, hits
     assert result.trace["ignored"] == ignored
     assert summarize(result.requests, result.steps, {})["prefix_hits"] == pytest.approx(hits)
     assert result.steps["num_cached_blocks"].tolist() == ([0] * 6 if prefix_cache is None else [0, 0, 1, 1, 2, 2])
+
+
+def of_two_clients(*, rate, seed) -> Trace:
+    return Trace([Request(index, float(index), 13, 2, priority=index, client_id="ab"[index]) for index in range(2)])
+
+
+@pytest.mark.parametrize(
+    ("order", "ignored"),
+    [
+        (FirstCome, ["priority", "client_id"]),
+        (partial(priority, preempts=False, max_wait=None), ["client_id"]),
+        (partial(TokenCounters, prompt_weight=1.0, output_weight=2.0), ["priority"]),
+    ],
+    ids=["fcfs", "priority", "vtc"],
+)
+def test_clients_and_priorities_are_ignored_where_no_order_asks_for_them(order, ignored):
+    result, _ = replayed(of_two_clients, scheduler=partial(ContinuousScheduler, order=order))
+    assert result.trace["ignored"] == ignored
+    assert result.requests["client_id"].tolist() == ["a", "b"]
+    assert result.requests["num_predicted_tokens"].isna().all()
 
 
 def test_the_blocks_of_an_adapter_are_in_the_record():

@@ -106,6 +106,13 @@ def test_own_table_with_every_column(tmp_path: Path) -> None:
     assert trace.requests == [Request(0, 0.5, 600, 1, "a", -1, "7", (3, 17)), Request(1, 1.5, 1, 2, None, 2, None, ())]
 
 
+def test_own_table_with_clients_and_predictions(tmp_path: Path) -> None:
+    header = "arrival_time,num_prompt_tokens,num_output_tokens,client_id,num_predicted_tokens\n"
+    trace = read_table(write(tmp_path, "own.csv", header + "0.5,600,1,007,3\n1.5,1,2,,9\n"))
+    clients = [(one.client_id, one.num_predicted_tokens) for one in trace.requests]
+    assert clients == [("007", 3), (None, 9)]
+
+
 def test_parquet_equals_csv(tmp_path: Path) -> None:
     frame = pd.DataFrame(
         {

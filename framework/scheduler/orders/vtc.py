@@ -35,7 +35,7 @@ class TokenCounters(Order):
         self.counters: dict[Client, float] = {}
         self.queues: dict[Client, deque[Sequence]] = {}  # none is empty
         self.heap: list[Place] = []  # with outdated ones
-        self.places: dict[Client, Place] = {}  # the current one of each client that waits: its counter may be higher now
+        self.places: dict[Client, Place] = {}  # the current one of each client that waits; its counter may have grown
         self.stamps = count()
         self.last_client: Client = None
         self.num_waiting = 0
