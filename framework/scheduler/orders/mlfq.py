@@ -71,6 +71,7 @@ class SkipJoin(Ranked):
         """With the whole quantum of the level, from its `num_tokens`-th output token on."""
         self.levels[sequence] = level, next(self.stamps)
         self.limits[sequence] = num_tokens + self.quanta[level]
+        self.unbeaten_by = None  # it ranks otherwise now
 
     def _forget(self, sequence: Sequence) -> None:
         self.levels.pop(sequence, None)

@@ -11,7 +11,7 @@ from typing import Any
 
 from framework.core import Order, Sequence
 
-Rank = Callable[[Sequence], Any]  # what can be compared; of a waiting sequence it stays as it is
+Rank = Callable[[Sequence], Any]  # what can be compared; it stays as it is, or falls while its sequence runs
 Entry = tuple[Any, Sequence]
 
 
@@ -33,6 +33,7 @@ class Ranked(Order):
         self.entries: dict[Sequence, Entry] = {}  # the current one of each waiting sequence
         self.since: deque[tuple[float, Entry]] = deque()  # when each began to wait (s), with outdated ones
         self.overdue: set[Sequence] = set()
+        self.unbeaten_by: Sequence | None = None  # who was the first when nobody of the running was behind it
         self.now = 0.0
 
     def __len__(self) -> int:
@@ -60,6 +61,7 @@ class Ranked(Order):
         self._push(sequence, sequence.arrival_time)
 
     def appendleft(self, sequence: Sequence) -> None:
+        self.unbeaten_by = None
         self._push(sequence, self.now)
 
     def popleft(self) -> Sequence:
@@ -85,8 +87,12 @@ class Ranked(Order):
             self.overdue.difference_update([one for one in sequences if one.is_finished])
 
     def behind(self, first: Sequence, running: list[Sequence]) -> list[Sequence]:
-        """Of equal rank nobody gives way, and nobody who has waited too long."""
-        if not self.preempts:
+        """Of equal rank nobody gives way, and nobody who has waited too long.
+
+        If nobody does, nobody will as long as it is the first: ranks of those that run never grow, and who joins them
+        was before it.
+        """
+        if not self.preempts or first is self.unbeaten_by:
             return []
         rank, overdue = self.rank, self.overdue
         if first in overdue:
@@ -94,6 +100,8 @@ class Ranked(Order):
         else:
             limit = rank(first)
             lower = [one for one in running if rank(one) > limit and one not in overdue]
+        if not lower:
+            self.unbeaten_by = first
         return sorted(lower, key=self.key, reverse=True)
 
     def last(self, running: list[Sequence]) -> Sequence:
@@ -109,6 +117,7 @@ class Ranked(Order):
     def promote(self, sequence: Sequence) -> None:
         """It has waited too long."""
         self.overdue.add(sequence)
+        self.unbeaten_by = None
         self.place(sequence)
 
     def place(self, sequence: Sequence) -> Entry:
