@@ -40,13 +40,14 @@ RANGED = (
 )
 
 
-def fit_kinds(log: pd.DataFrame, sizes: dict[str, list[int]]) -> dict[str, KindCost]:
+def fit_kinds(log: pd.DataFrame, sizes: dict[str, list[int]], pull: float = PULL) -> dict[str, KindCost]:
     """What steps of each kind in a step log cost.
 
     `log` has the columns of `step_log`, and `is_replayed`, which is 0 for steps timed apart: their ratios are not a
     server's. `device` may be NaN or 0: then all seconds count as the device's. `elapsed` may be NaN where only the
     device was timed, `host` where the host's work is not known. `sizes` are the rows that graphs hold, of each kind.
-    ValueError for a log without steps.
+    The device's rates are pulled to 0, so that what the log hardly tells apart is the rows'. ValueError for a log
+    without steps.
     """
     if log.empty:
         raise ValueError("a cost model needs steps to be fitted on, and there are none")
@@ -56,11 +57,11 @@ def fit_kinds(log: pd.DataFrame, sizes: dict[str, list[int]]) -> dict[str, KindC
         chosen = np.flatnonzero(features["kind"] == kind)
         if len(chosen):
             chosen = chosen[:: math.ceil(len(chosen) / MAX_STEPS)]
-            found[kind] = fit_kind(kind, log.iloc[chosen], features.iloc[chosen], sizes.get(kind, []))
+            found[kind] = fit_kind(kind, log.iloc[chosen], features.iloc[chosen], sizes.get(kind, []), pull)
     return found
 
 
-def fit_kind(kind: str, log: pd.DataFrame, features: pd.DataFrame, sizes: list[int]) -> KindCost:
+def fit_kind(kind: str, log: pd.DataFrame, features: pd.DataFrame, sizes: list[int], pull: float = PULL) -> KindCost:
     rows = np.array([padded(int(num), sizes) for num in features["num_rows"]])
     features = features.assign(num_rows=rows)
     elapsed, device, host, covered = (log[name].to_numpy(float) for name in ("elapsed", "device", "host", "covered"))
@@ -69,7 +70,7 @@ def fit_kind(kind: str, log: pd.DataFrame, features: pd.DataFrame, sizes: list[i
     context = features[["num_context_tokens"]].to_numpy(float)
     terms = features[list(TERMS[kind])].to_numpy(float)
     inputs = np.hstack((hats(rows, knots), hats(rows, far_knots) * context, terms))
-    solved = solve(inputs, device, np.zeros(len(log)), len(knots))
+    solved = solve(inputs, device, np.zeros(len(log)), len(knots), pull)
     of_rows, of_context, of_terms = np.split(solved, np.cumsum([len(knots), len(far_knots)]))
     is_whole = ~np.isnan(elapsed)
     exposed = np.maximum(np.nan_to_num(host) - covered, 0)
@@ -151,7 +152,7 @@ def hats(rows: npt.NDArray[np.int64], knots: list[int]) -> Floats:
     return np.stack([np.interp(rows, knots, column) for column in identity], axis=1)
 
 
-def solve(inputs: Floats, seconds: Floats, beside: Floats, num_free: int) -> Floats:
+def solve(inputs: Floats, seconds: Floats, beside: Floats, num_free: int, pull: float = PULL) -> Floats:
     """Costs of at least 0 per unit of each column, for small and usual errors relative to all of a step's seconds.
 
     `beside` are those of the step that these columns do not explain. Columns that the log cannot tell apart go to the
@@ -163,8 +164,8 @@ def solve(inputs: Floats, seconds: Floats, beside: Floats, num_free: int) -> Flo
     whole, weights = seconds + beside, np.ones(len(seconds))
     for _ in range(NUM_ROUNDS):
         weighted = inputs / scale * (weights / whole)[:, None]
-        pull = np.diag(PULL * np.linalg.norm(weighted, axis=0))[num_free:]
-        scaled, _ = nnls(np.vstack((weighted, pull)), np.append(seconds * weights / whole, np.zeros(len(pull))))
+        pulled = np.diag(pull * np.linalg.norm(weighted, axis=0))[num_free:]
+        scaled, _ = nnls(np.vstack((weighted, pulled)), np.append(seconds * weights / whole, np.zeros(len(pulled))))
         solved: Floats = scaled / scale
         predicted = inputs @ solved
         whole = np.maximum(predicted + beside, 1e-3 * (seconds + beside))

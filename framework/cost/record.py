@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import pandas as pd
 
 from framework.core import Batch, Request, StepResult
-from framework.cost.features import features_in
+from framework.cost.features import Features, features_in
 from framework.cost.fit import fit_kinds
-from framework.cost.model import VERSION, Calibrated, CostModel
+from framework.cost.model import VERSION, Calibrated, CostModel, KindCost
 from framework.cost.step_log import from_steps
 from framework.cost.subject import Target
 from framework.models.config import ModelConfig
+
+PULL = 0.1  # of the fit: a record has the steps that there were, and whole prompts hardly tell rows and pairs apart
 
 Shape = tuple[int, ...]  # what a step is known by, as the columns of SHAPE
 Outputs = dict[int, list[int]]  # request id → its tokens
@@ -126,6 +128,30 @@ def is_same(request: Request, row: dict[str, Any] | None) -> bool:
     return (is_whole or is_stopped) and has_prompt and names == (row["adapter_id"], row["session_id"], row["turn"])
 
 
+class CostOfRecord(CostModel):
+    """Of a step with prompts, its context tokens are those of earlier steps: its own are as many as its rows.
+
+    A record may have nothing but whole prompts, which do not tell the two apart.
+    """
+
+    def computed(self, kind: str, features: Features) -> Features:
+        if kind == "prompt":
+            num_earlier = max(features.num_context_tokens - features.num_rows, 0)
+            features = features._replace(num_context_tokens=num_earlier)
+        return super().computed(kind, features)
+
+
+def fit_record(log: pd.DataFrame, sizes: dict[str, list[int]]) -> dict[str, KindCost]:
+    """As CostOfRecord has them; where no prompt reads earlier tokens, they cost what they cost steps of decodes."""
+    num_own = (log["num_prefill_tokens"] + log["num_decode_tokens"]).where(log["num_prefill_tokens"] > 0, 0)
+    log = log.assign(num_context_tokens=(log["num_context_tokens"] - num_own).clip(lower=0))
+    kinds = fit_kinds(log, sizes, PULL)
+    prompt = kinds.get("prompt")
+    if prompt is not None and "decode" in kinds and not prompt.ranges["num_context_tokens"][1]:
+        kinds["prompt"] = replace(prompt, context=kinds["decode"].context)
+    return kinds
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """Runs of one engine: what RecordedEngine is told instead of a model.
@@ -186,13 +212,13 @@ class Record:
         """Fitted on all steps, at the first use."""
         kinds = {kind for run in self.runs for kind in run.sizes}
         sizes = {kind: sorted({size for run in self.runs for size in run.sizes.get(kind, [])}) for kind in kinds}
-        return CostModel(
+        return CostOfRecord(
             version=VERSION,
             name=f"of {self.name}",
             device=self.device,
             subject=self.target.subject,
             engine=self.engine,
-            kinds=fit_kinds(self._log, sizes),
+            kinds=fit_record(self._log, sizes),
             sizes=sizes,
             error={},
             environment={"git_commit": self.git_commit},

@@ -1,14 +1,21 @@
 """RecordedEngine repeats a run as long as it goes on as it went, and then takes what was fitted on it."""
 
+from functools import partial
+
+import numpy as np
+import pandas as pd
 import pytest
 
 from framework.build import replay_trace
 from framework.core import Request
 from framework.engine.recorded import RecordedEngine
 from framework.scheduler.continuous import ContinuousScheduler
+from tests.cost_models import MODEL, target
 from tests.fake_engine import FakeEngine, requests_at
+from tests.quantization.small_models import LLAMA
 from tests.records import make_record, record_run, some_record
 
+MIXED = {"steps": "mixed", "whole_prompts": False}
 REQUESTS = requests_at((0.0, 8, 6), (0.01, 20, 3), (0.03, 5, 9), (0.2, 16, 2))
 
 
@@ -96,3 +103,37 @@ def test_the_cache_is_the_recorded_one_unless_it_is_given(tmp_path):
     assert RecordedEngine(unified, points="runs").num_adapter_slots == 5
     with pytest.raises(ValueError, match=r"engine.block_size=16: adapters lie in KV blocks of 4 tokens in runs"):
         RecordedEngine(unified, points="runs", block_size=16)
+
+
+def step_time(rng, batch):
+    """A step of an engine whose steps are linear in rows, pairs and context, with 3% of noise."""
+    num_rows = batch.num_prefill_tokens + batch.num_decode_tokens
+    seconds = 4e-3 + 4e-5 * num_rows + 2e-8 * batch.num_prefill_pairs + 2e-7 * batch.num_context_tokens
+    return seconds * float(np.exp(0.03 * rng.standard_normal()))
+
+
+def test_another_policy_is_ranked_as_executed_and_its_p99_is_near(tmp_path):
+    """Recorded with whole prompts alone, which show no mixed step."""
+    rng = np.random.default_rng(0)
+    lengths = list(zip(rng.integers(8, 400, 300).tolist(), rng.integers(2, 60, 300).tolist(), strict=True))
+    gaps = rng.exponential(1, 300)
+    long = target(model=partial(MODEL.func, **MODEL.keywords | {"config": LLAMA | {"max_position_embeddings": 4096}}))
+    policies = {"a": {"max_num_batched_tokens": 512}, "b": {"max_num_batched_tokens": 128, **MIXED}}
+    schedulers = {name: partial(ContinuousScheduler, 1000, 16, **options) for name, options in policies.items()}
+    for rate in (20.0, 35.0):
+        times = np.cumsum(gaps / rate).tolist()
+        requests = requests_at(*((time, *pair) for time, pair in zip(times, lengths, strict=True)))
+        runs = {}
+        for seed, (name, scheduler) in enumerate(schedulers.items()):
+            engine = FakeEngine(partial(step_time, np.random.default_rng(seed)), block_size=16)
+            runs[name] = record_run(tmp_path / f"{name}{rate}", requests, engine, scheduler())[0]
+        engine = RecordedEngine(make_record([runs["a"]], target=long, block_size=16), points="runs", seed=1)
+        predicted = record_run(tmp_path / "predicted", requests, engine, schedulers["b"]())[0]
+        found, a, b = (p99_ttft(run) for run in (predicted, runs["a"], runs["b"]))
+        assert found == pytest.approx(b, rel=0.1)
+        assert abs(b / a - 1) > 0.05
+        assert (found < a) == (b < a)
+
+
+def p99_ttft(run):
+    return pd.read_parquet(run.folder / "requests.parquet")["ttft"].quantile(0.99)

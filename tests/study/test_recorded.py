@@ -175,7 +175,7 @@ def test_another_rate_and_policy_have_their_steps_from_what_was_recorded(execute
         found = record["engine"]["recorded"]
         assert found["has_outputs"]
         assert found["num_replayed"] == 0
-        assert found["num_steps"] > found["num_seen"] + found["num_outside"]
+        assert found["num_steps"] >= found["num_seen"] + found["num_outside"]
         [path] = tmp_path.glob(f"points/{key[0]}-*/requests.parquet")
         tokens = [one.tolist() for one in pd.read_parquet(path)["token_ids"]]
         assert tokens == [one.tolist() for one in before["token_ids"]]
