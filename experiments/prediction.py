@@ -1,5 +1,6 @@
 """Record one arm and predict the others from it: which of them is better, and how far the numbers are off."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 from typing_extensions import Unpack
 
-from framework.build import MakeEngine
+from framework.core import Engine
 from framework.engine.recorded import RecordedEngine
 from framework.measure.metrics import METRIC_OF
 from framework.report.finish import Findings, finish_sweep
@@ -45,7 +46,8 @@ def run(*, record: str, **sweep: Unpack[Sweep]) -> None:
 
 
 def predicted_arm(arm: Arm, study: Study, record: str) -> Arm:
-    return replace(arm, engine=MakeEngine(RecordedEngine, points=str(study.output_dir), arm=record))
+    make: Callable[..., Engine] = RecordedEngine
+    return replace(arm, engine=partial(make, points=str(study.output_dir), arm=record))
 
 
 def find(study: Study, record: str, arms: list[str], points: pd.DataFrame) -> Findings:
