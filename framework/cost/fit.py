@@ -29,6 +29,7 @@ HUBER = 1.345  # in standard deviations: 95% efficient for normal errors
 LEAST_SPREAD = 1e-4  # of relative errors, below which none counts as unusual
 NUM_RATIOS = 201
 PULL = 1e-3  # towards 0, of a column's norm: it moves a rate that the log tells by a millionth
+UNPLANNED_PULL = 0.1  # likewise, of a log that hardly tells rows and pairs of whole prompts apart
 RANGED = (
     "num_rows",
     "num_seqs",
@@ -40,14 +41,14 @@ RANGED = (
 )
 
 
-def fit_kinds(log: pd.DataFrame, sizes: dict[str, list[int]], pull: float = PULL) -> dict[str, KindCost]:
+def fit_kinds(log: pd.DataFrame, sizes: dict[str, list[int]], *, is_planned: bool = True) -> dict[str, KindCost]:
     """What steps of each kind in a step log cost.
 
     `log` has the columns of `step_log`, and `is_replayed`, which is 0 for steps timed apart: their ratios are not a
     server's. `device` may be NaN or 0: then all seconds count as the device's. `elapsed` may be NaN where only the
     device was timed, `host` where the host's work is not known. `sizes` are the rows that graphs hold, of each kind.
-    The device's rates are pulled to 0, so that what the log hardly tells apart is the rows'. ValueError for a log
-    without steps.
+    Where the steps are not those of a grid, which tells terms apart (`is_planned`), a context token costs the same in
+    all steps of a kind, and what the log hardly tells apart is the rows'. ValueError for a log without steps.
     """
     if log.empty:
         raise ValueError("a cost model needs steps to be fitted on, and there are none")
@@ -57,20 +58,23 @@ def fit_kinds(log: pd.DataFrame, sizes: dict[str, list[int]], pull: float = PULL
         chosen = np.flatnonzero(features["kind"] == kind)
         if len(chosen):
             chosen = chosen[:: math.ceil(len(chosen) / MAX_STEPS)]
-            found[kind] = fit_kind(kind, log.iloc[chosen], features.iloc[chosen], sizes.get(kind, []), pull)
+            given = log.iloc[chosen], features.iloc[chosen], sizes.get(kind, [])
+            found[kind] = fit_kind(kind, *given, is_planned=is_planned)
     return found
 
 
-def fit_kind(kind: str, log: pd.DataFrame, features: pd.DataFrame, sizes: list[int], pull: float = PULL) -> KindCost:
+def fit_kind(
+    kind: str, log: pd.DataFrame, features: pd.DataFrame, sizes: list[int], *, is_planned: bool = True
+) -> KindCost:
     rows = np.array([padded(int(num), sizes) for num in features["num_rows"]])
     features = features.assign(num_rows=rows)
     elapsed, device, host, covered = (log[name].to_numpy(float) for name in ("elapsed", "device", "host", "covered"))
     device = np.where(device > 0, device, elapsed)
-    knots, far_knots = choose_knots(rows, sizes), choose_far_knots(rows)
+    knots, far_knots = choose_knots(rows, sizes), choose_far_knots(rows) if is_planned else [int(rows.min())]
     context = features[["num_context_tokens"]].to_numpy(float)
     terms = features[list(TERMS[kind])].to_numpy(float)
     inputs = np.hstack((hats(rows, knots), hats(rows, far_knots) * context, terms))
-    solved = solve(inputs, device, np.zeros(len(log)), len(knots), pull)
+    solved = solve(inputs, device, np.zeros(len(log)), len(knots), PULL if is_planned else UNPLANNED_PULL)
     of_rows, of_context, of_terms = np.split(solved, np.cumsum([len(knots), len(far_knots)]))
     is_whole = ~np.isnan(elapsed)
     exposed = np.maximum(np.nan_to_num(host) - covered, 0)

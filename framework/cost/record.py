@@ -18,8 +18,6 @@ from framework.cost.step_log import from_steps
 from framework.cost.subject import Target
 from framework.models.config import ModelConfig
 
-PULL = 0.1  # of the fit: a record has the steps that there were, and whole prompts hardly tell rows and pairs apart
-
 Shape = tuple[int, ...]  # what a step is known by, as the columns of SHAPE
 Outputs = dict[int, list[int]]  # request id → its tokens
 
@@ -145,7 +143,7 @@ def fit_record(log: pd.DataFrame, sizes: dict[str, list[int]]) -> dict[str, Kind
     """As CostOfRecord has them; where no prompt reads earlier tokens, they cost what they cost steps of decodes."""
     num_own = (log["num_prefill_tokens"] + log["num_decode_tokens"]).where(log["num_prefill_tokens"] > 0, 0)
     log = log.assign(num_context_tokens=(log["num_context_tokens"] - num_own).clip(lower=0))
-    kinds = fit_kinds(log, sizes, PULL)
+    kinds = fit_kinds(log, sizes, is_planned=False)
     prompt = kinds.get("prompt")
     if prompt is not None and "decode" in kinds and not prompt.ranges["num_context_tokens"][1]:
         kinds["prompt"] = replace(prompt, context=kinds["decode"].context)

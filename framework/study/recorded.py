@@ -26,6 +26,8 @@ RECORDED = f"{RecordedEngine.__module__}.{RecordedEngine.__qualname__}"
 REPLAYED = ("scheduler", "trace", "lora", "servers", "router")  # the parts that decide which steps there are
 OF_ENGINE = ("num_blocks", "block_size", "num_adapter_slots", "blocks_per_adapter", "num_swap_blocks")
 
+MAX_NUM_SEQS = 1024  # of a scheduler that has no such keyword: graphs of fewer rows are the same for any number
+
 Found = dict[Path, PointRecord]  # points by their folders
 
 
@@ -83,7 +85,7 @@ def record_of(config: dict[str, Any]) -> Record:
 
 
 def run_in(folder: Path, record: PointRecord) -> Run:
-    engine, max_num_seqs = record["engine"], record["config"]["scheduler"]["max_num_seqs"]
+    engine, max_num_seqs = record["engine"], record["config"]["scheduler"].get("max_num_seqs", MAX_NUM_SEQS)
     return Run(
         folder=folder,
         arm=record["arm"],

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from framework.core import Request, StepResult
+from framework.cost.features import Features
 from framework.cost.record import is_same, result_of
 from tests.fake_engine import FakeEngine, requests_at
 from tests.records import make_record, record_run, some_record
@@ -84,3 +86,22 @@ def test_the_cost_model_has_the_recorded_seconds(tmp_path):
         assert cost.seconds_of_rows(4) == pytest.approx(seconds, rel=0.01)
         assert cost.ratios[-1] == pytest.approx(1.0, rel=0.01)
     assert ("decode", 2, 2, 19, 0, 0, 0, 0, 0) in record.seen
+
+
+def test_whole_prompts_tell_nothing_of_earlier_tokens_and_rows_take_what_is_theirs(tmp_path):
+    """With 20% of noise, and pairs that follow from the rows: a mixed step still costs its rows and its context."""
+    rng = np.random.default_rng(0)
+
+    def step_time(batch):
+        rows = sum(batch.num_tokens)
+        noise = float(np.exp(0.2 * rng.standard_normal()))
+        return (2e-3 + 1e-4 * rows + 1e-6 * batch.num_context_tokens) * noise
+
+    lengths = zip(rng.integers(4, 300, 80).tolist(), rng.integers(2, 40, 80).tolist(), strict=True)
+    requests = requests_at(*((0.3 * index, *pair) for index, pair in enumerate(lengths)))
+    record = make_record([record_run(tmp_path, requests, FakeEngine(step_time, num_blocks=1000))[0]])
+    prompt, decode = (record.cost.kinds[kind] for kind in ("prompt", "decode"))
+    assert prompt.context == decode.context
+    mixed = Features(108, 9, 2108, 5050, 0, 0, 0, 0)  # a prompt of 100 tokens, and 8 decodes of some 250 tokens each
+    seconds = prompt.seconds(record.cost.computed("prompt", mixed)).device
+    assert seconds == pytest.approx(2e-3 + 108e-4 + 2108e-6, rel=0.15)
