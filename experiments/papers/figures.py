@@ -33,6 +33,22 @@ def latency_over_rate(rows: pd.DataFrame, metric: str, label: str, limit: float,
 
 
 @styled
+def bars_by_case(values: pd.DataFrame, x_label: str, y_label: str) -> Figure:
+    """Groups of bars: a group per row of `values`, a bar per column, which are arms."""
+    figure = Figure(figsize=(COLUMN_WIDTH, 2.5))
+    axes = figure.subplots()
+    width = 0.8 / len(values.columns)
+    for index, arm in enumerate(values.columns):
+        places = [place + width * (index - (len(values.columns) - 1) / 2) for place in range(len(values))]
+        axes.bar(places, values[arm], width=0.9 * width, color=arm_colour(index), label=arm)
+    axes.set_xticks(range(len(values)), values.index)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(axis="x", visible=False)
+    figure.legend(loc="outside upper center", ncols=4)
+    return figure
+
+
+@styled
 def ratios_of_all(every: pd.DataFrame) -> Figure:
     """Measured ratios over reported ones, on logarithmic axes, a colour per paper; hollow: not the same quantity.
 
