@@ -359,8 +359,8 @@ class Order(Protocol):
         """Whether the first may be admitted now, if there is room for it."""
         return True
 
-    def served(self, sequences: list[Sequence]) -> None:
-        """Each of these has just got one output token more."""
+    def served(self, sequences: list[Sequence], num_tokens: int = 1) -> None:
+        """Each of these has got so many output tokens since the last call."""
 
     def behind(self, first: Sequence, running: list[Sequence]) -> list[Sequence]:
         """Those of the running that give way to the first of the waiting, the last one first."""

@@ -22,6 +22,7 @@ from framework.trace.files import read_azure, read_mooncake, read_table
 from tests.cost_models import MODEL, kind_cost, target, write_model
 from tests.fake_engine import FakeEngine
 from tests.quantization.small_models import LLAMA
+from tests.scheduler.orders.shipped import shipped_order
 
 pytestmark = pytest.mark.slow
 LONG = partial(MODEL.func, **MODEL.keywords | {"config": LLAMA | {"max_position_embeddings": 1 << 20}})
@@ -212,6 +213,27 @@ def test_mixed_scheduler_step_with_many_waiting(benchmark, num_running):
     assert (batch.num_decode_tokens, batch.num_prefill_tokens) == (num_running - 1, 16)
     assert len(scheduler.waiting) == 100_000
     benchmark.extra_info |= {"num_running": num_running, "num_waiting": 100_000}
+
+
+@pytest.mark.parametrize("order", ["fcfs", "srpt", "mlfq", "vtc"])
+def test_scheduler_step_in_an_order_with_many_waiting(benchmark, order):
+    """All seats decode; who waits belongs to 27 clients and takes nobody's place."""
+    options = {"max_num_batched_tokens": 1 << 20, "order": shipped_order(order)}
+    scheduler = ContinuousScheduler(1_000_000, 16, max_num_seqs=256, **options)
+    for index in range(256 + 20_000):
+        scheduler.add(Sequence(Request(index, 0.0, 8, 1 << 40, client_id=f"client-{index % 27}")))
+
+    def step():
+        batch = scheduler.schedule(0.0)
+        scheduler.postprocess(batch, [7] * len(batch.sequences), 0.0)
+        return batch
+
+    while len(scheduler.running) < 256:
+        step()
+    batch = benchmark.pedantic(step, rounds=100, warmup_rounds=1)
+    assert len(scheduler.running) == 256
+    assert len(scheduler.waiting) == 20_000
+    benchmark.extra_info |= {"num_running": batch.num_decode_tokens, "num_waiting": 20_000}
 
 
 @pytest.fixture(scope="module")

@@ -53,12 +53,13 @@ class SkipJoin(Ranked):
         super().remove(sequence)
         self._forget(sequence)
 
-    def served(self, sequences: list[Sequence]) -> None:
+    def served(self, sequences: list[Sequence], num_tokens: int = 1) -> None:
         limits = self.limits
         for sequence in sequences:
             if sequence.is_finished:
                 self._forget(sequence)
-            elif len(sequence.output_token_ids) >= limits[sequence]:
+                continue
+            while len(sequence.output_token_ids) >= limits[sequence]:
                 self._join(sequence, self.levels[sequence][0] + 1, limits[sequence])
                 if sequence in self.entries:  # it was preempted while the step was in flight
                     self.place(sequence)

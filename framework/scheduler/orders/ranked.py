@@ -82,7 +82,7 @@ class Ranked(Order):
                 if self._is_current(entry):
                     self.promote(entry[1])
 
-    def served(self, sequences: list[Sequence]) -> None:
+    def served(self, sequences: list[Sequence], num_tokens: int = 1) -> None:
         if self.overdue:
             self.overdue.difference_update([one for one in sequences if one.is_finished])
 

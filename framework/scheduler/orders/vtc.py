@@ -87,10 +87,10 @@ class TokenCounters(Order):
             del self.queues[client], self.places[client]
         self.num_waiting -= 1
 
-    def served(self, sequences: list[Sequence]) -> None:
-        counters, weight = self.counters, self.output_weight
+    def served(self, sequences: list[Sequence], num_tokens: int = 1) -> None:
+        counters, cost = self.counters, self.output_weight * num_tokens
         for sequence in sequences:
-            counters[sequence.request.client_id] += weight
+            counters[sequence.request.client_id] += cost
 
     def charge(self, client: Client, cost: float) -> None:
         self.counters[client] += cost

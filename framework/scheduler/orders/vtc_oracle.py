@@ -12,7 +12,7 @@ class OracleCounters(TokenCounters):
             return 0.0
         return super().cost_of_admission(sequence) + self.output_weight * sequence.request.num_output_tokens
 
-    def served(self, sequences: list[Sequence]) -> None:
+    def served(self, sequences: list[Sequence], num_tokens: int = 1) -> None:
         for sequence in sequences:
             num_saved = sequence.request.num_output_tokens - len(sequence.output_token_ids)
             if sequence.is_finished and num_saved:

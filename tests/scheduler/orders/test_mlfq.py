@@ -42,6 +42,17 @@ def test_who_has_used_up_a_quantum_sinks_by_one_level():
     assert deliver(order, joined(order, 24), 4) == [2, 2, 2, 2]
 
 
+def test_several_tokens_at_once_are_as_many_one_by_one():
+    orders = [make(), make()]
+    one, other = (joined(order, 8) for order in orders)
+    deliver(orders[0], one, 9)
+    for _ in range(9):
+        other.append(7, 0.0)
+    orders[1].served([other], 9)
+    assert orders[0].levels[one][0] == orders[1].levels[other][0] == 2
+    assert orders[0].limits[one] == orders[1].limits[other]
+
+
 def test_who_came_to_a_level_first_is_first_there():
     order = make()
     early, late = joined(order, 4, 0), joined(order, 4, 1)

@@ -80,6 +80,13 @@ def test_a_lift_lowers_nobody():
     assert order.counters == {"a": 90.0, "b": 4.0}
 
 
+def test_several_tokens_at_once_are_charged_at_once():
+    order = make()
+    order.append(of("a"))
+    order.served([order.popleft()], 5)
+    assert order.counters == {"a": 4.0 + 2 * 5}
+
+
 def test_requests_without_a_client_are_one_clients():
     order = make()
     for index, client in enumerate([None, "a", None]):
