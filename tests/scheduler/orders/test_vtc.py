@@ -182,6 +182,19 @@ def test_the_bound_holds_at_every_step_from_when_both_are_backlogged(options, nu
     assert fcfs > bound
 
 
+@pytest.mark.parametrize(("reservation", "holds"), [("oracle", True), ("paged", False)])
+def test_paged_blocks_may_break_the_bound(reservation, holds):
+    """Short prompts of one client are admitted at once, and each that ends leaves its blocks to the others."""
+    num_slots, outputs = 512, [512 // index for index in range(2, 160)]
+    rows = [(1, num_tokens, "a") for num_tokens in outputs] + [(1, 150, "a")] * 12 + [(450, 2, "b")] * 20
+    requests = [Request(index, 0.0, *row[:2], client_id=row[2]) for index, row in enumerate(rows)]
+    engine = FakeEngine(num_blocks=num_slots, block_size=1)
+    options = {"order": shipped_order("vtc"), "reservation": reservation, "watermark": 0.0}
+    scheduler = Counting(num_slots, 1, max_num_seqs=500, max_num_batched_tokens=2048, **options)
+    replay_trace(requests, scheduler, engine)
+    assert (largest_difference(scheduler.history) <= 2 * max(1 * 450, 2 * num_slots)) == holds
+
+
 def test_counters_are_what_was_served_where_nobody_was_lifted():
     requests = overloaded(1)
     orders = []
