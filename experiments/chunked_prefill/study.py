@@ -13,17 +13,17 @@ from experiments.chunked_prefill.tables import (
     MAX_DELAY,
     Latencies,
     against_first,
-    capacity_table,
     check_latencies,
     describe_rates,
     latencies_table,
+    limits_table,
 )
 from framework.checks import positive
 from framework.engine.measured import measured
-from framework.measure.metrics import check_slo
 from framework.measure.mixed_steps import check_comparisons, check_graphs, most_seqs
 from framework.measure.rates import aggregate
 from framework.measure.serving import max_num_seqs_of
+from framework.measure.slo import check_slo
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep, write_files
 from framework.report.plots import Drawn
@@ -161,7 +161,7 @@ def find(
     summary = aggregate(points)
     tables = {"Every scheduler against the first": against_first(summary)}
     if limits and (points["offered_rate"] < inf).any():
-        tables["Highest rate (req/s) within a limit"] = capacity_table(study, points, limits)
+        tables["Highest rate (req/s) within a limit"] = limits_table(study, points, limits)
     figures: dict[str, Drawn] = {}
     is_at_several = len(set(points["rate"])) > 1
     if is_at_several:

@@ -65,7 +65,7 @@ def describe_rates(summary: pd.DataFrame) -> list[str]:
     return [said]
 
 
-def capacity_table(study: Study, points: pd.DataFrame, limits: list[float]) -> pd.DataFrame:
+def limits_table(study: Study, points: pd.DataFrame, limits: list[float]) -> pd.DataFrame:
     """Per arm, the highest offered rate (1/s) that keeps each of `limits` (s) on the P99 ITL, as Sarathi counts it.
 
     Requests that arrive all at once have no rate, and count for none.

@@ -15,7 +15,7 @@ from experiments.peers import PeerRun, mixed_adapters, run_peer
 from framework.build import MakeScheduler, free
 from framework.lora.service import AdapterService, service_of
 from framework.measure.fairness import DEFINITIONS
-from framework.measure.metrics import check_slo
+from framework.measure.slo import check_slo
 from framework.measure.steps import Say, case_name, check_sizes
 from framework.replay import Clock
 from framework.report.finish import Findings, finish, finish_sweep

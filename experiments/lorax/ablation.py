@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.lorax.figures import FACTORS
 from framework.config import suggest
 from framework.measure.intervals import estimate
-from framework.measure.rates import capacity, saturation
+from framework.measure.rates import highest_within, saturation
 from framework.report.tables import in_units
 from framework.study.arms import Arms
 
@@ -112,8 +112,8 @@ def changed(options: list[str], index: int, option: str) -> list[str]:
 
 
 def ablation_tables(points: pd.DataFrame, axes: Axes, corners: Corners) -> dict[str, pd.DataFrame]:
-    """Every combination with the most it served and its capacity; and every technique with its factors."""
-    served, capacities = saturation(points), capacity(points)
+    """Every combination with the most it served, and its highest rate within SLOs; every technique with its factors."""
+    served, within = saturation(points), highest_within(points)
     arms = list(served)
     options = [arm.split("+") for arm in arms]
     over_naive = pd.DataFrame([factor(points, each, corners.naive, "× naive") for each in options])
@@ -122,7 +122,7 @@ def ablation_tables(points: pd.DataFrame, axes: Axes, corners: Corners) -> dict[
             "output (tok/s)": mean_output(points, arms).to_numpy(),
             **over_naive,
             "served at most (req/s)": [served[arm] for arm in arms],
-            "capacity (req/s)": [capacities[arm] for arm in arms],
+            "rate within the SLOs (req/s)": [within[arm] for arm in arms],
         }
     )
     techniques = contributions(points, corners)

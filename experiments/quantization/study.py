@@ -12,11 +12,11 @@ from typing_extensions import TypedDict, Unpack
 
 from experiments.quantization.figures import decode_steps, quality_bytes
 from experiments.quantization.parts import Prompt, Session, Steps, Text, measure_engines, measure_models, within
-from experiments.quantization.tables import CAPTIONS, Settings, capacity_table, footprint_notes, memory, part_tables
+from experiments.quantization.tables import CAPTIONS, Settings, footprint_notes, memory, part_tables, room_table
 from framework.build import MakeScheduler
 from framework.checks import whole
 from framework.errors import StudyError
-from framework.measure.metrics import check_slo
+from framework.measure.slo import check_slo
 from framework.measure.steps import ceilings_for, check_sizes
 from framework.paths import locate
 from framework.replay import Clock
@@ -99,10 +99,10 @@ def run(
 def find_serving(
     study: Study, parts: Findings, engines: pd.DataFrame, memory_bytes: int | None, points: pd.DataFrame
 ) -> Findings:
-    """What serving shows, with the KV cache at the highest rate; capacities come before the other `parts`' tables."""
+    """What serving shows, with the KV cache at the highest rate; its room comes before the other `parts`' tables."""
     serving = cache_figure(study, points, points["rate"].max()) | rate_figures(study, points)
-    capacities = {f"Capacity: {memory(memory_bytes)}": capacity_table(engines, points)}
-    return replace(parts, figures={**parts.figures, **serving}, tables={**capacities, **parts.tables})
+    room = {f"Held and served: {memory(memory_bytes)}": room_table(engines, points)}
+    return replace(parts, figures={**parts.figures, **serving}, tables={**room, **parts.tables})
 
 
 def serve(session: Session, arms: dict[str, Arm], sweep: Replays) -> Study | None:

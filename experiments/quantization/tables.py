@@ -3,7 +3,7 @@
 import pandas as pd
 from typing_extensions import TypedDict
 
-from framework.measure.rates import capacity, saturation
+from framework.measure.rates import highest_within, saturation
 from framework.measure.steps import cases_table
 from framework.report.tables import in_units
 
@@ -84,11 +84,11 @@ def decode_table(cases: pd.DataFrame) -> pd.DataFrame:
     return ordered[["arm"]].join(cases_table(ordered)).assign(**{f"× {first}": elapsed / ordered["elapsed"]})
 
 
-def capacity_table(engines: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+def room_table(engines: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     """Per arm that serves, what its memory holds and what it serves, and both over the first one's."""
     limits = {
         "KV tokens": engines.reindex(columns=["arm", "num_slots"]).set_index("arm")["num_slots"],
-        "capacity (req/s)": pd.Series(capacity(points)),
+        "rate within the SLOs (req/s)": pd.Series(highest_within(points)),
         "served at most (req/s)": pd.Series(saturation(points)),
     }
     table = pd.DataFrame(limits).reindex(points["arm"].unique())

@@ -12,8 +12,8 @@ DEFINITIONS = {
     "less not at all. With fewer than 48 requests in a replay there is no verdict: chance alone could saturate 1% of "
     "the replays on a half-loaded server. All at once saturates",
     "Served at most": "requests/s completed in the middle 80% of the completions, the most at a rate that saturated",
-    "Capacity": "the highest offered rate that does not saturate the arm and at which the share of requests that meet "
-    "every SLO is at least the target",
+    "Capacity": "the highest offered rate at which every goal holds and waiting does not grow, from a search by "
+    "replications; its interval is 95%",
     "P50": "median; P90, P95 and P99 are the 90th, 95th and 99th percentile",
     "[low, high]": "95% interval: Student's t over seeds where there are several, else percentile bootstrap over the "
     "requests of the one run; of what is measured on a text, over its windows. Over seeds, positive quantities "

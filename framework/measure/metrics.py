@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from framework.measure.intervals import STATISTICS, Bounds, Values, bootstrap_pooled, bootstrap_statistics, statistics
-
-SLO_METRICS = ("ttft", "tpot", "e2e", "normalized_latency")  # a request has one of each
+from framework.measure.slo import check_slo, meets_slo, values_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +26,11 @@ class Unit:
 COUNT, SECONDS, MILLISECONDS = Unit(""), Unit("s"), Unit("ms", 1e3)
 REQUESTS_PER_SECOND, TOKENS_PER_SECOND = Unit("req/s"), Unit("tok/s")
 SHARE = Unit("%", 100.0)  # between 0 and 1
+HOURS = Unit("h")
+MLPERF_SECONDS, MLPERF_REQUESTS = (
+    600,
+    662,
+)  # of a run in its server scenario; the requests are those of an early stop at P99
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,16 @@ class Window:
     @property
     def num_met(self) -> int:
         return int(self.is_met.sum())
+
+    @property
+    def num_good_tokens(self) -> int:
+        """Output tokens of the offered requests that meet the SLOs."""
+        return int(self.offered.loc[self.is_met, "num_output_tokens"].sum())
+
+    @property
+    def num_gpus(self) -> int:
+        """Every server has a device of its own."""
+        return int(self.steps["server"].max()) + 1
 
     @property
     def num_completed(self) -> int:
@@ -137,10 +151,10 @@ class Metric:
 def latency(
     name: str, label: str, definition: str, *, short: str = "", num_statistics: int = len(STATISTICS)
 ) -> Metric:
-    """A latency that each request has once, as the column `name` of its table."""
+    """A latency that each request has once."""
 
     def sample(window: Window) -> Values:
-        return window.offered[name].dropna().to_numpy(dtype=float)
+        return values_of(window.offered, name).dropna().to_numpy(dtype=float)
 
     return Metric(
         name, label, MILLISECONDS, definition,
@@ -157,6 +171,20 @@ def gap_statistics(window: Window) -> Values:
 def gap_bounds(window: Window) -> Bounds:
     """The gaps of a request depend on each other: whole requests are drawn, not gaps."""
     return bootstrap_pooled(list(window.offered["token_times"]))
+
+
+def user_speeds(window: Window) -> Values:
+    """Output tokens per second of each request, from its first token on."""
+    return 1 / window.offered["tpot"].replace(0.0, float("nan")).dropna().to_numpy(dtype=float)
+
+
+def gpu_hours(window: Window) -> float:
+    num_tokens = window.num_output_tokens
+    return window.num_gpus * window.duration / 3600 / num_tokens * 1e6 if num_tokens else float("nan")
+
+
+def is_long_enough(window: Window) -> int:
+    return int(window.duration >= MLPERF_SECONDS and window.num_completed >= MLPERF_REQUESTS)
 
 
 def mean_batch_size(window: Window) -> float:
@@ -219,6 +247,22 @@ METRICS = (
         "output tokens, and those of the prompts whose first token appeared, / duration of the run",
         lambda window: (window.num_output_tokens + window.num_prompt_tokens) / window.duration,
     ),
+    Metric(
+        "output_throughput_per_gpu", "output throughput per GPU", TOKENS_PER_SECOND,
+        "output throughput / servers, each of which has a device of its own",
+        lambda window: window.num_output_tokens / window.duration / window.num_gpus,
+    ),
+    Metric(
+        "user_speed", "speed per user", TOKENS_PER_SECOND,
+        "1 / TPOT: output tokens per second that a request sees from its first token on",
+        lambda window: statistics(user_speeds(window)), lambda window: bootstrap_statistics(user_speeds(window)),
+        statistics=STATISTICS[:2],
+    ),
+    Metric(
+        "gpu_hours_per_million_tokens", "GPU hours per million tokens", HOURS,
+        "duration of the run × servers / output tokens × 10⁶; price_per_gpu_hour makes a cost of it",
+        gpu_hours,
+    ),
     latency("ttft", "TTFT", "time to first token: arrival → first token, queueing included"),
     latency(
         "tpot", "TPOT",
@@ -228,6 +272,7 @@ METRICS = (
         "itl", "ITL", MILLISECONDS, "inter-token latency: every gap between consecutive tokens of a request, pooled",
         gap_statistics, gap_bounds, statistics=STATISTICS,
     ),
+    latency("scheduling_delay", "scheduling delay", "arrival → first step that it is part of"),
     latency("e2e", "E2E", "end to end: arrival → last token"),
     latency(
         "normalized_latency", "normalized latency", "E2E / output tokens", short="norm.\nlatency", num_statistics=2,
@@ -241,6 +286,11 @@ METRICS = (
     Metric(
         "goodput", "goodput", REQUESTS_PER_SECOND, "requests that meet every SLO, per second",
         lambda window: window.num_met / window.duration,
+    ),
+    Metric(
+        "good_throughput", "good tokens", TOKENS_PER_SECOND,
+        "output tokens of the requests that meet every SLO, per second",
+        lambda window: window.num_good_tokens / window.duration,
     ),
     Metric(
         "mean_batch_size", "mean batch", COUNT, "sequences per step, weighted by the steps' time", mean_batch_size,
@@ -271,6 +321,12 @@ METRICS = (
         "requests per second of the middle 80% of completions",
         lambda window: sustained_throughput(window.served), is_of_run=True,
     ),
+    Metric(
+        "is_long_enough", "long enough", COUNT,
+        f"1 where a run lasts at least {MLPERF_SECONDS} s and at least {MLPERF_REQUESTS} requests complete, as "
+        "MLPerf's server scenario asks of a valid one; else 0",
+        is_long_enough, is_of_run=True,
+    ),
 )  # fmt: skip
 METRIC_OF = {column: metric for metric in METRICS for column in metric.columns}
 
@@ -299,19 +355,3 @@ def summarize(
         if not metric.is_of_run:
             numbers |= {f"steady_{column}": value for column, value in metric.values(steady).items()}
     return numbers
-
-
-def check_slo(slo: dict[str, float]) -> None:
-    for metric, limit in slo.items():
-        if metric not in SLO_METRICS:
-            raise ValueError(f"unknown SLO metric {metric!r}; allowed: {', '.join(SLO_METRICS)}")
-        if limit is None or not limit > 0:
-            raise ValueError(f"the SLO for {metric} must be a positive number of seconds, not {limit}")
-
-
-def meets_slo(requests: pd.DataFrame, slo: dict[str, float]) -> "pd.Series[bool]":
-    """Finished, and within every limit (s); an undefined TPOT (one-token output) breaks no limit."""
-    met = requests["finish_time"].notna()
-    for metric, limit in slo.items():
-        met &= ~(requests[metric] > limit)
-    return met

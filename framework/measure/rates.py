@@ -1,4 +1,4 @@
-"""Points over arrival rates: means over seeds, saturation and capacity.
+"""Points over arrival rates: means over seeds, saturation, and the highest rate within the SLOs.
 
 Points belong together by the `rate` that was asked for; what is said of them is of the `offered_rate`.
 """
@@ -7,10 +7,10 @@ import pandas as pd
 
 from framework.measure.intervals import estimate
 from framework.measure.metrics import METRIC_OF, SHARE, metric_names
+from framework.measure.slo import TARGET_ATTAINMENT
 
 MIN_REQUESTS = 48  # with fewer, chance alone saturates 1% and more of the replays on a half-loaded server of one seat
 MAX_GROWTH = 0.1  # seconds of waiting per second of arrivals: a rate a tenth above what a server can do
-TARGET_ATTAINMENT = 0.9  # of capacity, as in DistServe (OSDI 2024)
 
 
 def is_saturated(rates: pd.DataFrame) -> "pd.Series[bool]":
@@ -26,8 +26,8 @@ def saturation(points: pd.DataFrame) -> dict[str, float]:
     return {str(arm): float(served.get(arm, float("nan"))) for arm in points["arm"].unique()}
 
 
-def capacity(points: pd.DataFrame, target: float = TARGET_ATTAINMENT) -> dict[str, float]:
-    """Per arm, the highest offered rate (1/s) whose mean attainment over seeds is at least `target`; NaN if none is.
+def highest_within(points: pd.DataFrame, target: float = TARGET_ATTAINMENT) -> dict[str, float]:
+    """Per arm, the highest rate here (1/s, offered) whose mean attainment over seeds is at least `target`; NaN if none.
 
     A rate that saturates the arm does not count: there the attainment falls with the length of the trace. Nor does one
     without a verdict.
@@ -38,7 +38,7 @@ def capacity(points: pd.DataFrame, target: float = TARGET_ATTAINMENT) -> dict[st
 
 
 def over_rates(points: pd.DataFrame) -> pd.DataFrame:
-    """One row per (arm, rate), with what tells capacity and saturation: means over seeds, and the fewest requests."""
+    """One row per (arm, rate), with what tells attainment and saturation: means over seeds, and the fewest requests."""
     means = dict.fromkeys(("offered_rate", "slo_attainment", "waiting_growth", "sustained_throughput"), "mean")
     return points.groupby(["arm", "rate"], sort=False, as_index=False).agg(means | {"num_completed": "min"})
 

@@ -9,6 +9,7 @@ import pandas as pd
 from framework.errors import StudyError
 from framework.measure.rates import aggregate
 from framework.paths import is_writable
+from framework.report.capacity import DEFINITIONS, capacity_figures, capacity_notes, capacity_tables, probe_rows
 from framework.report.gpu import gpu_table
 from framework.report.modelled import label
 from framework.report.notes import limits, service_notes
@@ -56,10 +57,12 @@ def finish_sweep(study: Study, name: str, find: Callable[[pd.DataFrame], Finding
         print_overview(study.console, aggregate(points), title)
         own = find(points)
         findings = replace(own, notes=[*own.notes, *service_notes(study, points), *limits(study, points)])
+        if study.capacities:
+            findings = with_capacities(study, findings)
         caption = f"Every arm at every rate{label(study.arms)}"
         page = replace(
             findings,
-            tables={caption: overview(points), **own.tables, **gpu_table(study, points)},
+            tables={caption: overview(points, study.price_per_gpu_hour), **findings.tables, **gpu_table(study, points)},
             notes=[*findings.notes, *(f"Failed: {message}" for message in study.failures)],
         )
         if not is_writable(study.output_dir):
@@ -70,6 +73,18 @@ def finish_sweep(study: Study, name: str, find: Callable[[pd.DataFrame], Finding
     print_findings(study, findings, [csv, study.output_dir / "points", *figures])
     if study.tracking is not None:
         track(study, study.tracking, name, points, figures)
+
+
+def with_capacities(study: Study, findings: Findings) -> Findings:
+    """What a search found stands before the rest."""
+    return replace(
+        findings,
+        figures={**capacity_figures(study), **findings.figures},
+        tables={**capacity_tables(study), **findings.tables},
+        notes=[*capacity_notes(study), *findings.notes],
+        definitions={**DEFINITIONS, **findings.definitions},
+        files={"probes.csv": probe_rows(study), **findings.files},
+    )
 
 
 def track(study: Study, tracking: Tracker, name: str, points: pd.DataFrame, figures: list[Path]) -> None:

@@ -8,14 +8,15 @@ import pandas as pd
 
 from framework.config import describe
 from framework.lora.service import service_of
+from framework.measure.metrics import MLPERF_REQUESTS, MLPERF_SECONDS
 from framework.measure.rates import (
     MIN_REQUESTS,
-    TARGET_ATTAINMENT,
-    capacity,
+    highest_within,
     is_saturated,
     over_rates,
     saturation,
 )
+from framework.measure.slo import describe_limits, goals_of, request_limits, target_of
 from framework.report.gpu import gpu_notes
 from framework.report.modelled import modelled_notes, recorded_notes
 from framework.report.tables import rate_title, short
@@ -54,7 +55,7 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
         ):
             arms_of.setdefault(note, []).append(str(arm))
     notes = [f"{', '.join(arms)}: {note}" for note, arms in arms_of.items()]
-    return [*notes, *idle_swap_notes(study.arms.values())]
+    return [*notes, *idle_swap_notes(study.arms.values()), *short_notes(study, points)]
 
 
 def offered_notes(points: pd.DataFrame, records: Records) -> Iterator[str]:
@@ -73,7 +74,7 @@ def offered_notes(points: pd.DataFrame, records: Records) -> Iterator[str]:
     is_of_sessions = any(trace.get("num_sessions", inf) < trace["num_requests"] for trace in traces)
     if parts:
         who = "sessions, whose starts the rates are, make" if is_of_sessions else "the trace offers"
-        yield f"{who} {', '.join(parts)}; tables, axes and capacity have what was offered"
+        yield f"{who} {', '.join(parts)}; tables and axes have what was offered"
 
 
 def left_out_notes(records: Records) -> Iterator[str]:
@@ -117,6 +118,14 @@ def idle_swap_notes(arms: Iterable[Arm]) -> Iterator[str]:
         yield f"engine.num_swap_blocks={most} has no effect: no arm has scheduler.preemption=swap"
 
 
+def short_notes(study: Study, points: pd.DataFrame) -> Iterator[str]:
+    """Whether limits on percentiles, as MLPerf has them, are of replays that it would not call valid."""
+    num_short = int((points["is_long_enough"] == 0).sum())
+    if num_short and len(goals_of(study.slo)) > bool(request_limits(study.slo)):
+        long = f"{MLPERF_SECONDS} s and {MLPERF_REQUESTS} requests"
+        yield f"{num_short} of {len(points)} replays are shorter than MLPerf's valid ones, of at least {long}"
+
+
 def unserved_notes(records: Records, merged: str | None) -> Iterator[str]:
     """Whether requests name an adapter and get the base model, or that with the one that is `merged` into it."""
     without_slots = [folder for folder, record in records.items() if not record["engine"]["num_adapter_slots"]]
@@ -148,27 +157,27 @@ def memory_notes(records: Records) -> Iterator[str]:
 
 
 def limits(study: Study, points: pd.DataFrame) -> list[str]:
-    """Per arm, the most it served, and its capacity: the highest rate at which enough requests meet the SLOs.
+    """Per arm, the most it served, and the highest rate here at which enough requests meet the SLOs.
 
     None of closed loops, whose users wait for their answers: no number of them is too much.
     """
     if "users" in points:
         return []
-    slos = " and ".join(f"{metric.upper()} ≤ {1e3 * limit:g} ms" for metric, limit in study.slo.items())
-    capacities, most = capacity(points), saturation(points)
+    slos, target = describe_limits(request_limits(study.slo)), target_of(study.slo)
+    within, most = highest_within(points, target), saturation(points)
     rates = over_rates(points)
     without_verdict = set(rates["arm"][is_saturated(rates).isna()])
     lines = []
     for arm in most:
         if arm in without_verdict:
-            lines.append(f"{arm}: saturated –, capacity – (fewer than {MIN_REQUESTS} requests in a replay)")
+            lines.append(f"{arm}: saturated – (fewer than {MIN_REQUESTS} requests in a replay)")
             continue
         is_known = most[arm] == most[arm]
         parts = [SATURATED.format(most[arm]) if is_known else "not saturated at any rate"]
-        if study.slo and points["rate"].max() < inf:
-            rate = f"{short(capacities[arm])} req/s" if capacities[arm] == capacities[arm] else "below every rate here"
-            parts.append(f"capacity with {TARGET_ATTAINMENT:.0%} of requests within {slos}: {rate}")
-            if capacities[arm] > most[arm]:
+        if slos and arm not in study.capacities and points["rate"].max() < inf:
+            rate = f"{short(within[arm])} req/s" if within[arm] == within[arm] else "below every rate here"
+            parts.append(f"highest rate here with {100 * target:g}% of requests within {slos}: {rate}")
+            if within[arm] > most[arm]:
                 parts.append(TOO_SHORT)
         lines.append(f"{arm}: {'; '.join(parts)}")
     return lines

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from framework.measure.rates import TARGET_ATTAINMENT, aggregate, capacity, offered_at, saturation
+from framework.measure.rates import aggregate, highest_within, offered_at, saturation
+from framework.measure.slo import request_limits, target_of
 from framework.report.plots import (
     COLUMN_WIDTH,
     GREY,
@@ -32,8 +33,10 @@ CAPTIONS = {
     "that the arm served.",
     "throughput_latency": "Mean normalized latency over output throughput, one curve per arm, one marker per rate. "
     "A ring: the last rate below saturation.",
-    "attainment_rate": "Requests within the SLOs over the offered rate. Horizontal: the target; vertical: the capacity "
-    "of each arm. A ring: the last rate below saturation; beyond it no rate is a capacity.",
+    "attainment_rate": "Requests within the SLOs over the offered rate. Horizontal: the target; vertical: the "
+    "highest rate of each arm at which it is met, below saturation. A ring: the last rate below saturation.",
+    "pareto": "Output throughput per GPU over the speed that a user sees (1 / TPOT, median over requests), one curve "
+    "per arm, one marker per rate: up and to the right is better.",
     "timeline": "The first requests of each arm, one bar per request: waiting, prefill, decode.",
     "batch_and_cache": "Sequences per step that decodes, and KV blocks in use, over time, one curve per arm. Dotted: "
     "and those that its prefix cache keeps.",
@@ -65,9 +68,11 @@ def rate_figures(study: Study, points: pd.DataFrame) -> dict[str, Drawn]:
     figures = {
         "latency_rate": latency_rate(summary, saturation(points)),
         "throughput_latency": throughput_latency(summary),
+        "pareto": pareto(summary),
     }
-    if study.slo:
-        figures["attainment_rate"] = attainment_rate(summary, capacity(points), TARGET_ATTAINMENT)
+    if request_limits(study.slo):
+        target = target_of(study.slo)
+        figures["attainment_rate"] = attainment_rate(summary, highest_within(points, target), target)
     return captioned(figures)
 
 
@@ -112,6 +117,27 @@ def throughput_latency(summary: pd.DataFrame) -> Figure:
 
 
 @styled
+def pareto(summary: pd.DataFrame) -> Figure:
+    """Output tokens per second and GPU over those per second and user, one curve per arm, one marker per rate."""
+    figure = Figure(figsize=(COLUMN_WIDTH, 2.5))
+    axes = figure.subplots()
+    for index, (arm, rows) in enumerate(summary.groupby("arm", sort=False)):
+        axes.errorbar(
+            rows["user_speed_p50"],
+            rows["output_throughput_per_gpu"],
+            xerr=errors(rows, "user_speed_p50"),
+            yerr=errors(rows, "output_throughput_per_gpu"),
+            **arm_style(index),
+            label=arm,
+        )
+    axes.set(xlabel="speed per user (tokens/s)", ylabel="output throughput per GPU (tokens/s)")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    add_legend(figure, axes, ring=False)
+    return figure
+
+
+@styled
 def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> Figure:
     """Normalized latency, TTFT and TPOT (ms) over the arrival rate; dotted lines at the most each arm served."""
     panels = (
@@ -142,10 +168,10 @@ def latency_rate(summary: pd.DataFrame, saturation_rates: dict[str, float]) -> F
 
 
 @styled
-def attainment_rate(summary: pd.DataFrame, capacities: dict[str, float], target: float) -> Figure:
-    """Share of requests within every SLO over the arrival rate; the dashed lines are the target and the capacities.
+def attainment_rate(summary: pd.DataFrame, within: dict[str, float], target: float) -> Figure:
+    """Share of requests within every SLO over the arrival rate; the dashed lines are the target and the rates `within`.
 
-    A ring is around the last rate below saturation: no rate beyond it counts as capacity.
+    A ring is around the last rate below saturation: no rate beyond it counts.
     """
     figure = Figure(figsize=(COLUMN_WIDTH, 2.6))
     axes = figure.subplots()
@@ -160,8 +186,8 @@ def attainment_rate(summary: pd.DataFrame, capacities: dict[str, float], target:
         )
         if rows["is_saturated"].any():
             mark_saturation(axes, rows, rows["offered_rate"], shares, colour)
-        dashes = (4 * index, (4, 4 * max(1, len(capacities) - 1)))  # equal capacities take turns along one line
-        axes.axvline(capacities[str(arm)], color=colour, linestyle=dashes, linewidth=1)
+        dashes = (4 * index, (4, 4 * max(1, len(within) - 1)))  # equal rates take turns along one line
+        axes.axvline(within[str(arm)], color=colour, linestyle=dashes, linewidth=1)
     axes.axhline(100 * target, color=GREY, linestyle=LINES[1], linewidth=0.8)
     axes.set(xlabel="arrival rate (requests/s)", ylabel="requests within the SLOs (%)", xscale="log", ylim=(0, 105))
     label_rates(axes, summary["offered_rate"])

@@ -26,6 +26,7 @@ SHOWN = (  # of METRICS, on the page and the console
     "mean_batch_size",
     "prefix_hits",  # where there are any
 )
+COST = "cost per million output tokens"  # in the currency of the price
 INTERVALS = "[low, high]: 95% interval, over seeds if there are several, else bootstrap within the one run"
 
 
@@ -102,9 +103,13 @@ def cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def overview(points: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm and rate, as the page shows it: means over seeds with their intervals."""
-    return shown_metrics(aggregate(points), is_narrow=False)
+def overview(points: pd.DataFrame, price_per_gpu_hour: float | None = None) -> pd.DataFrame:
+    """One row per arm and rate, as the page shows it: means over seeds with their intervals; with a price, the cost."""
+    summary = aggregate(points)
+    table = shown_metrics(summary, is_narrow=False)
+    if price_per_gpu_hour is None:
+        return table
+    return table.assign(**{COST: price_per_gpu_hour * summary["gpu_hours_per_million_tokens"]})
 
 
 def print_overview(console: Console, summary: pd.DataFrame, title: str) -> None:

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NotRequired
 
@@ -16,11 +16,14 @@ from framework.build import ChangeModel, MakeEngine, MakeModel, MakeRouter, Make
 from framework.checks import message, whole
 from framework.config import describe, suggest
 from framework.errors import StudyError, describe_error
+from framework.measure.capacity import Search
 from framework.measure.gpu_state import GpuWatch, open_gpu
-from framework.measure.metrics import check_slo, summarize
+from framework.measure.metrics import summarize
+from framework.measure.slo import check_slo, goals_of
 from framework.paths import check_writable
 from framework.study.arms import Arm, Arms, point_order
 from framework.study.auto_rates import NUM_RATES, Rates, find_rates
+from framework.study.capacity import ArmCapacity, search_arm, search_of
 from framework.study.engine_cache import EngineCache
 from framework.study.files import DISK_FULL
 from framework.study.load import Load
@@ -62,27 +65,38 @@ class Serving(Setup):
     scheduler: MakeScheduler
 
 
-class Replays(Setup):
-    """What every sweep takes, whoever makes its arms: a trace to replay at every rate with every seed."""
+class Traffic(Setup):
+    """What every study takes that replays a trace, whoever makes its arms."""
 
     trace: MakeTrace
-    rates: Rates
-    users: NotRequired[list[int] | None]  # closed loops of so many users, instead of `rates`
-    seeds: list[int]
-    slo: dict[str, float]  # metric → seconds
+    slo: dict[str, float]  # metric, or a percentile of one → seconds; attainment → share
     servers: NotRequired[int]  # of each arm; 1 unless given
     router: NotRequired[MakeRouter]  # which of them takes a sequence; round robin unless given
     view_delay: NotRequired[float]  # s: how old what the router sees of them is; 0 unless given
     tracking: NotRequired[Tracker | None]
     fresh: bool  # redo the points that are on disk
+    price_per_gpu_hour: NotRequired[float | None]  # in any currency; None: there is no cost
 
 
-class Sweep(Replays):
-    """What a sweep takes whose arms come from the config; an arm says what it changes of the parts given here."""
+class Replays(Traffic):
+    """What every sweep takes: the rates at which its trace is replayed with every seed."""
+
+    rates: Rates
+    users: NotRequired[list[int] | None]  # closed loops of so many users, instead of `rates`
+    seeds: list[int]
+    capacity: NotRequired[bool | Search]  # search for the capacity of every arm, too
+
+
+class Varied(TypedDict):
+    """Arms from the config; each says what it changes of the parts given here."""
 
     arms: Arms
     quantization: ChangeModel
     lora: ChangeModel
+
+
+class Sweep(Replays, Varied):
+    """What a sweep takes whose arms come from the config."""
 
 
 @dataclass
@@ -95,6 +109,8 @@ class Study(Place):
     arm_digests: dict[str, str]
     environments: dict[str, Environment]  # of each arm
     failures: dict[str, list[Point]]  # message → the points that failed with it
+    price_per_gpu_hour: float | None = None
+    capacities: dict[str, ArmCapacity] = field(default_factory=dict)  # of the arms that were searched
     is_closed_loop: bool = False  # its points are of users; those of rates in its folder are another study's
 
     @contextmanager
@@ -126,7 +142,8 @@ def run_study(arms: dict[str, Arm], sweep: Replays, engines: EngineCache | None 
     rates, users, seeds, fresh = sweep["rates"], sweep.get("users"), sweep["seeds"], sweep["fresh"]
     check_points(arms, rates if users is None else [None], seeds)
     check_users(arms, users)
-    check_slo(sweep["slo"])
+    search = search_of(sweep.get("capacity", False), seeds[0])
+    check_search(sweep["slo"], search, users)
     study = open_study(arms, sweep)
     num_loads = len(users) if users is not None else num_rates(rates)
     with SweepProgress(study.console, len(arms) * num_loads * len(seeds)) as progress, table_saved_at_end(study, fresh):
@@ -140,6 +157,8 @@ def run_study(arms: dict[str, Arm], sweep: Replays, engines: EngineCache | None 
         for arm, load, seed in point_order(arms, loads_of(rates, users), seeds):
             point = Point(arm, load, seed, study.arm_digests[arm])
             compute_or_reuse(study, point, engines, progress, gpu, fresh)
+        if search is not None:
+            search_capacities(probing(study), search, engines, progress, gpu, fresh)
     if progress.num_reused:
         study.say(
             f"{progress.num_reused} of {progress.num_points} points reused: same config, code, device "
@@ -157,6 +176,61 @@ def num_rates(rates: Rates) -> int:
     return len(rates["multiples"] if isinstance(rates, dict) else rates)
 
 
+def run_search(arms: dict[str, Arm], traffic: Traffic, search: Search) -> Study:
+    """Search for the capacity of every arm, whose probes are the study's points."""
+    check_search(traffic["slo"], search, None)
+    study = open_study(arms, traffic)
+    fresh, num_points = traffic["fresh"], len(arms) * search.max_probes * search.num_seeds
+    with SweepProgress(study.console, num_points) as progress, table_saved_at_end(study, fresh):
+        engines = EngineCache(study.device, progress.say, study.arms.values())
+        search_capacities(study, search, engines, progress, open_gpu(study.device, study.say), fresh)
+    if save_table(study).empty:
+        study.raise_failures()
+    return study
+
+
+def probing(study: Study) -> Study:
+    """The same study in a folder of its own, where the points of a search do not mix with those of the rates."""
+    return replace(study, output_dir=study.output_dir / "capacity")
+
+
+def search_capacities(
+    study: Study, search: Search, engines: EngineCache, progress: SweepProgress, gpu: GpuWatch | None, fresh: bool
+) -> None:
+    """Of one arm after the other; one that fails does not stop the others."""
+    goals = goals_of(study.slo)
+    study.output_dir.mkdir(parents=True, exist_ok=True)
+
+    def compute(point: Point) -> Path:
+        num_failed = sum(map(len, study.failures.values()))
+        compute_or_reuse(study, point, engines, progress, gpu, fresh)
+        if sum(map(len, study.failures.values())) > num_failed:
+            raise ProbeError
+        return study.folder(point.name)
+
+    for name, arm in study.arms.items():
+        device = study.environments[name]["device"]
+        digest, folder = study.arm_digests[name], study.output_dir
+        try:
+            found = search_arm(name, arm, digest, goals, search, folder, compute, engines, progress, device)
+        except ProbeError:
+            continue  # the page has why
+        study.capacities[name] = found
+    save_table(study)
+
+
+class ProbeError(Exception):
+    """A point of a search failed, and the study has why."""
+
+
+def check_search(slo: dict[str, float], search: Search | None, users: list[int] | None) -> None:
+    check_slo(slo)
+    if search is not None and users is not None:
+        raise ValueError(f"capacity is a rate of arrivals, and users={users} makes closed loops: set capacity=false")
+    if search is not None and not goals_of(slo):
+        raise ValueError("capacity needs limits that have to hold, such as slo.ttft=0.5")
+
+
 def loads_of(rates: Rates, users: list[int] | None) -> list[Load]:
     if users is not None:
         return [Load(users=number) for number in users]
@@ -164,7 +238,7 @@ def loads_of(rates: Rates, users: list[int] | None) -> list[Load]:
     return [Load(None if rate is None else float(rate)) for rate in rates]
 
 
-def open_study(arms: dict[str, Arm], sweep: Replays) -> Study:
+def open_study(arms: dict[str, Arm], sweep: Traffic) -> Study:
     is_executed = not all(arm.is_modelled for arm in arms.values())
     place = open_place(sweep["device"] if is_executed else "cpu", sweep["output_dir"])
     place.output_dir.mkdir(parents=True, exist_ok=True)
@@ -180,6 +254,7 @@ def open_study(arms: dict[str, Arm], sweep: Replays) -> Study:
         tracking=sweep.get("tracking"),
         arm_digests=digests,
         failures={},
+        price_per_gpu_hour=sweep.get("price_per_gpu_hour"),
         is_closed_loop=sweep.get("users") is not None,
     )
 

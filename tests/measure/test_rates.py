@@ -1,4 +1,4 @@
-"""Over the rates: means over seeds, saturation and capacity."""
+"""Over the rates: means over seeds, saturation, and the highest rate within the SLOs."""
 
 import math
 from heapq import heappop, heappush
@@ -12,7 +12,7 @@ from framework.measure.metrics import (
     sustained_throughput,
     waiting_growth,
 )
-from framework.measure.rates import MAX_GROWTH, MIN_REQUESTS, aggregate, capacity, offered_at, saturation
+from framework.measure.rates import MAX_GROWTH, MIN_REQUESTS, aggregate, highest_within, offered_at, saturation
 
 
 def points(rows):
@@ -63,7 +63,7 @@ def test_a_server_of_half_the_load_is_called_saturated_in_less_than_one_replay_o
 
 
 @pytest.mark.parametrize("num_seats", [4, 16])
-def test_the_faster_arm_never_gets_the_lower_capacity(num_seats):
+def test_the_faster_arm_never_gets_the_lower_rate(num_seats):
     rng = np.random.default_rng(0)
     for _ in range(50):
         gaps = rng.exponential(size=MIN_REQUESTS)
@@ -84,25 +84,25 @@ def test_the_faster_arm_never_gets_the_lower_capacity(num_seats):
             "sustained_throughput",
             "num_completed",
         ]
-        capacities = capacity(pd.DataFrame(rows, columns=columns))
-        assert capacities["fast"] >= capacities["slow"]
+        within = highest_within(pd.DataFrame(rows, columns=columns))
+        assert within["fast"] >= within["slow"]
 
 
-def test_capacity_and_saturation():
+def test_highest_rate_within_and_saturation():
     table = points(
         [("a", 1.0, 0, 1.0, 1.0), ("a", 2.0, 0, 0.92, 1.96), ("a", 4.0, 0, 0.5, 2.5), ("b", 1.0, 0, 0.2, 0.5)]
     )
-    assert capacity(table, 0.9)["a"] == 2.0
-    assert math.isnan(capacity(table, 0.9)["b"])
-    assert capacity(table, 0.4)["a"] == 2.0  # at 4.0 it is saturated: the attainment would fall with a longer trace
+    assert highest_within(table, 0.9)["a"] == 2.0
+    assert math.isnan(highest_within(table, 0.9)["b"])
+    assert highest_within(table, 0.4)["a"] == 2.0  # at 4.0 it is saturated: the attainment would fall with a longer trace
     assert saturation(table)["a"] == 2.5
     assert saturation(table)["b"] == 0.5
 
 
-def test_capacity_is_a_rate_that_was_offered_not_the_one_that_was_asked_for():
+def test_the_highest_rate_within_is_one_that_was_offered_not_the_one_that_was_asked_for():
     table = points([("a", 10.0, 0, 1.0, 10.0), ("a", 10.0, 1, 1.0, 10.0), ("a", 40.0, 0, 0.2, 11.0)])
     table["offered_rate"] = [8.0, 9.0, 60.0]
-    assert capacity(table)["a"] == 8.5
+    assert highest_within(table)["a"] == 8.5
     assert aggregate(table)["offered_rate"].tolist() == [8.5, 60.0]
     assert offered_at(table, 10.0) == 8.5
 
@@ -111,24 +111,24 @@ def test_few_requests_have_no_verdict_unless_all_come_at_once():
     table = points([("a", 1.0, 0, 1.0, 1.0), ("a", 4.0, 0, 1.0, 2.5), ("a", math.inf, 0, 1.0, 2.6)])
     table["num_completed"] = MIN_REQUESTS - 1
     assert aggregate(table)["is_saturated"].tolist() == [pd.NA, pd.NA, True]
-    assert math.isnan(capacity(table)["a"])
+    assert math.isnan(highest_within(table)["a"])
     assert saturation(table)["a"] == 2.6
 
 
-def test_capacity_is_the_highest_rate_whose_mean_over_seeds_is_at_least_the_target():
+def test_it_is_the_highest_rate_whose_mean_over_seeds_is_at_least_the_target():
     """Attainment need not fall with every step of the rate, and nothing is interpolated between two of them."""
     attainments = {1.0: (1.0, 1.0), 2.0: (0.8, 0.8), 3.0: (0.875, 0.925), 4.0: (0.89, 0.9)}
     table = points(
         [("a", rate, seed, met, rate) for rate, seeds in attainments.items() for seed, met in enumerate(seeds)]
     )
-    assert capacity(table, 0.9)["a"] == 3.0
-    assert capacity(table, 0.89)["a"] == 4.0
+    assert highest_within(table, 0.9)["a"] == 3.0
+    assert highest_within(table, 0.89)["a"] == 4.0
 
 
 def test_a_rate_is_saturated_or_not_by_the_mean_over_its_seeds():
     """Two seeds of three fall behind; the third alone would meet the target."""
     table = points([("a", 1.0, 0, 0.05, 0.5), ("a", 1.0, 1, 0.1, 0.6), ("a", 1.0, 2, 0.95, 1.0)])
-    assert math.isnan(capacity(table, 0.9)["a"])
+    assert math.isnan(highest_within(table, 0.9)["a"])
     assert saturation(table)["a"] == pytest.approx(0.7)
     assert aggregate(table)["is_saturated"].tolist() == [True]
 

@@ -5,7 +5,7 @@ import pytest
 
 from experiments.chunked_prefill.tables import (
     against_first,
-    capacity_table,
+    limits_table,
     check_latencies,
     describe_rates,
     latencies_table,
@@ -69,16 +69,16 @@ def test_the_sentence_says_so_where_the_first_has_the_shortest_gaps():
     )
 
 
-def test_a_capacity_keeps_the_gaps_and_the_delay_within_limits(monkeypatch):
+def test_a_rate_keeps_the_gaps_and_the_delay_within_limits(monkeypatch):
     monkeypatch.setattr("experiments.chunked_prefill.tables.median_delay", lambda study, point: float(point or 0))
-    table = capacity_table(None, POINTS, [0.05, 0.1]).set_index("arm")
+    table = limits_table(None, POINTS, [0.05, 0.1]).set_index("arm")
     assert table.loc["whole"].fillna(0).tolist() == [4, 4]
     assert table.loc["large"].fillna(0).tolist() == [0, 8]
     assert table.loc["small"].fillna(0).tolist() == [8, 8]
     at_once = POINTS.assign(offered_rate=[4.0, float("inf")] * 3)
-    assert capacity_table(None, at_once, [0.1]).set_index("arm")["P99 ITL ≤ 100 ms"].tolist() == [4, 4, 4]
+    assert limits_table(None, at_once, [0.1]).set_index("arm")["P99 ITL ≤ 100 ms"].tolist() == [4, 4, 4]
     late = POINTS.assign(point=["3" if rate == 8.0 else "1" for rate in POINTS["rate"]])
-    assert capacity_table(None, late, [0.1]).set_index("arm")["P99 ITL ≤ 100 ms"].to_dict() == {
+    assert limits_table(None, late, [0.1]).set_index("arm")["P99 ITL ≤ 100 ms"].to_dict() == {
         "whole": 4, "large": 4, "small": 4,
     }  # fmt: skip
 

@@ -78,7 +78,7 @@ def test_the_tables_have_every_technique_and_every_combination():
     }  # fmt: skip
     assert combinations["× naive"].tolist() == [1.0, 3.0, 2.0, 9.0]
     assert combinations["served at most (req/s)"]["a", "y"] == 0.5  # at 1 req/s, which is too much for it
-    assert combinations["capacity (req/s)"].tolist() == [1.0, 0.5, 1.0, 0.5]
+    assert combinations["rate within the SLOs (req/s)"].tolist() == [1.0, 0.5, 1.0, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_streams_and_every_combination(cli, smallest, tmp_path, options, precisi
     assert (points["num_completed"] == 4).all()
     figures = {path.stem for path in (folder / "figures").iterdir()}
     assert figures == {"contributions", "combinations", "streams"}
-    assert "static+float+none: saturated –, capacity –" in output
+    assert "static+float+none: saturated –" in output
     page = Page(folder / "report.html")
     check_page(page, folder)
     header = ["technique", "output (tok/s)", "alone (×)", "in turn (×)", "last (×)"]

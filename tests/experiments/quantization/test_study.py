@@ -72,12 +72,12 @@ def check_the_page(folder, figures, output):
     assert page.count("svg") == len(figures)
     assert all(caption.endswith(".") for caption in record["figures"].values())
     captions = [table["caption"] for table in record["tables"]]
-    starts = ["Every arm at every rate", "Capacity: 0.4 MB for weights and KV cache", "Bytes of the model"]
+    starts = ["Every arm at every rate", "Held and served: 0.4 MB for weights and KV cache", "Bytes of the model"]
     starts += ["Quality: text.txt, 200 tokens in windows of 32", "Memory: 0.4 MB for", "Decode steps", "Greedy text"]
     assert [caption[: len(start)] for caption, start in zip(captions, starts, strict=True)] == starts
     printed = " ".join(output.split())
     assert all(caption.split(":")[0] in printed for caption in captions[1:])
-    for term in ("KL", "Top-1 agreement", "Perplexity", "Weight error", "Logit error", "KV tokens", "Capacity"):
+    for term in ("KL", "Top-1 agreement", "Perplexity", "Weight error", "Logit error", "KV tokens"):
         assert DEFINITIONS[term] in page.text
     agreement = next(row for row in page.rows if row[:1] == ["none"] and row[4:5] == ["100[100, 100]"])
     assert agreement[:4] == ["none", "0", "0", "0[0, 0]"]
@@ -101,9 +101,9 @@ def test_what_serves_has_equal_memory(cli, smallest, folder):
         point = json.loads(path.read_text())
         assert point["engine"]["num_blocks"] == engines.loc[point["arm"], "num_blocks"]
     slots = 16 * engines["num_blocks"]
-    [capacities] = [table for table in tables_of(folder) if table["caption"].startswith("Capacity")]
-    assert [row[:3] for row in capacities["rows"]] == [["int8", slots["int8"], 2.0], ["none", slots["none"], 2.0]]
-    assert [row[4:6] for row in capacities["rows"]] == [[1.0, 1.0], [slots["none"] / slots["int8"], 1.0]]
+    [room] = [table for table in tables_of(folder) if table["caption"].startswith("Held and served")]
+    assert [row[:3] for row in room["rows"]] == [["int8", slots["int8"], 2.0], ["none", slots["none"], 2.0]]
+    assert [row[4:6] for row in room["rows"]] == [[1.0, 1.0], [slots["none"] / slots["int8"], 1.0]]
     assert not (folder / "decode.csv").exists()
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import yaml
 
-from experiments.quantization.tables import capacity_table, decode_table, footprint_notes, memory, part_tables
+from experiments.quantization.tables import room_table, decode_table, footprint_notes, memory, part_tables
 from framework.models.config import parse_config
 from framework.models.footprint import footprint
 from framework.models.loading import build_model
@@ -64,11 +64,11 @@ def test_steps_are_as_many_times_as_fast_as_the_first_arms():
     assert table["× none"].tolist() == [1.0, 2.0, 1.0, 0.5]
 
 
-def test_capacities_are_over_the_first_arms():
+def test_what_is_held_and_served_is_over_the_first_arms():
     rows = [("none", 1.0, 0.0, 1.0), ("none", 2.0, 1.0, 1.5), ("int8", 2.0, 0.0, 2.0), ("int8", 4.0, 1.0, 3.0)]
     points = pd.DataFrame(rows, columns=["arm", "rate", "waiting_growth", "sustained_throughput"])
-    table = capacity_table(ENGINES, points.assign(offered_rate=points["rate"], num_completed=100, slo_attainment=1.0))
-    assert table.columns[:4].tolist() == ["arm", "KV tokens", "capacity (req/s)", "served at most (req/s)"]
+    table = room_table(ENGINES, points.assign(offered_rate=points["rate"], num_completed=100, slo_attainment=1.0))
+    assert table.columns[:4].tolist() == ["arm", "KV tokens", "rate within the SLOs (req/s)", "served at most (req/s)"]
     assert table.to_numpy().tolist() == [
         ["none", 100, 1.0, 1.5, 1.0, 1.0, 1.0],
         ["int8", 300, 2.0, 3.0, 3.0, 2.0, 2.0],
