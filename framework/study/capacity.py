@@ -20,8 +20,6 @@ from typing_extensions import TypedDict
 
 from framework.build import MakeEngine
 from framework.config import describe
-from framework.cost.shipped import FOLDER, choose_cost_model
-from framework.cost.subject import read_target
 from framework.engine.modelled import ModelledEngine
 from framework.errors import NoRateError
 from framework.measure.capacity import Capacity, Probe, Replication, Search, search_capacity
@@ -33,7 +31,7 @@ from framework.study.auto_rates import measure_arm
 from framework.study.engine_cache import EngineCache
 from framework.study.files import digest_of, locked, write_json
 from framework.study.load import Load
-from framework.study.modelled import shown_path
+from framework.study.modelled import with_cost_model
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.records import check_record
@@ -94,8 +92,9 @@ def search_arm(
         progress.say(f"{name}: probe {num_before + 1} of at most {search.max_probes}, {rate:g} req/s")
         for seed in seeds_of(search, num_before if is_seeded else None):
             folder = compute(Point(name, Load(rate), seed, digest))
-            requests = read_requests(folder, goals)
-            yield from replications(requests, goals, seed, 1 if is_seeded else search.num_seeds, rate)
+            found = replications(read_requests(folder, goals), goals, seed, 1 if is_seeded else search.num_seeds, rate)
+            check_length(found)
+            yield from found
 
     found, probes = search_capacity(measure, goals, (bracket["low"], bracket["high"]), search)
     return ArmCapacity(found, probes, bracket["source"], is_seeded)
@@ -127,16 +126,11 @@ def replications(
 ) -> list[Replication]:
     """One replay as one replication, or its requests in so many batches, in the order of arrival, as one each.
 
-    The first fifth of the arrivals' span is left out. Raises ValueError for too few requests to see waiting grow.
+    The first fifth of the arrivals' span is left out.
     """
     arrival = requests["arrival_time"]
     start = arrival.min() + WARM_UP * (arrival.max() - arrival.min())
     counted = requests[arrival >= start].sort_values("arrival_time", kind="stable")
-    if len(counted) < MIN_REQUESTS * num_batches:
-        raise ValueError(
-            f"capacity needs {MIN_REQUESTS * num_batches} requests per replay after its first fifth, not "
-            f"{len(counted)}: raise trace.num_requests"
-        )
     own = arrival[requests["think_time"].isna() | requests["refused"].isna()].sort_values()
     offered = mean_rate(own.tolist(), rate)
     batches = np.array_split(np.arange(len(counted)), num_batches)
@@ -147,6 +141,16 @@ def replications(
         cluster = index if num_batches > 1 else seed
         found.append(Replication(offered, cluster, shares, len(batch), waiting_growth(served)))
     return found
+
+
+def check_length(found: list[Replication]) -> None:
+    """ValueError for a replay in which chance alone makes waiting grow."""
+    shortest = min(one.num_requests for one in found)
+    if shortest < MIN_REQUESTS:
+        raise ValueError(
+            f"capacity needs {MIN_REQUESTS} requests of a replay after its first fifth, and as many of each batch, not "
+            f"{shortest}: raise trace.num_requests"
+        )
 
 
 def find_bracket(
@@ -194,7 +198,7 @@ def propose(
     device_name: str,
 ) -> Bracket:
     """From a rough search on the arm's cost model where there is one, else from what it serves when overloaded."""
-    twin = modelled_twin(arm, device_name)
+    twin = modelled_twin(name, arm, device_name)
     try:
         served = measure_arm(name, twin or arm, search.seed, engines, progress)
     except NoRateError as error:
@@ -218,15 +222,14 @@ def propose(
     return {"low": low, "high": high, "source": f"by the cost model {model} it is about {rough.rate:.3g} req/s"}
 
 
-def modelled_twin(arm: Arm, device_name: str) -> Arm | None:
+def modelled_twin(name: str, arm: Arm, device_name: str) -> Arm | None:
     """The arm with a shipped cost model, measured on such a device, in place of its engine; None: there is no such."""
-    if arm.is_modelled or arm.clock == "wall":
+    engine = describe(arm.engine)
+    if arm.is_modelled or arm.clock == "wall" or engine.get("use_cache") is False:
         return None
+    kept = ("num_blocks", "block_size", "num_swap_blocks", "kv_dtype", "overlap")
+    keywords = {"device": device_name} | {key: engine[key] for key in kept if engine.get(key) is not None}
     try:
-        path = choose_cost_model(read_target(arm.config).subject, device_name, FOLDER)
+        return with_cost_model(name, replace(arm, engine=cast(MakeEngine, partial(ModelledEngine, **keywords))))
     except ValueError:
         return None
-    engine = describe(arm.engine)
-    sizes = {key: engine[key] for key in ("num_blocks", "block_size", "num_swap_blocks") if engine.get(key) is not None}
-    keywords = {"path": shown_path(path)} | sizes
-    return replace(arm, engine=cast(MakeEngine, partial(ModelledEngine, **keywords)))

@@ -94,7 +94,9 @@ def test_highest_rate_within_and_saturation():
     )
     assert highest_within(table, 0.9)["a"] == 2.0
     assert math.isnan(highest_within(table, 0.9)["b"])
-    assert highest_within(table, 0.4)["a"] == 2.0  # at 4.0 it is saturated: the attainment would fall with a longer trace
+    assert (
+        highest_within(table, 0.4)["a"] == 2.0
+    )  # at 4.0 it is saturated: the attainment would fall with a longer trace
     assert saturation(table)["a"] == 2.5
     assert saturation(table)["b"] == 0.5
 

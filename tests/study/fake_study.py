@@ -38,8 +38,10 @@ DEFAULTS = {
 }
 
 
-def run_fake_study(output_dir, arms, rates, seeds=(0,), slo=None, defaults=DEFAULTS, fresh=False, users=None):
-    options = {"slo": slo or {}, "device": "cpu", "output_dir": str(output_dir), "fresh": fresh}
+def run_fake_study(
+    output_dir, arms, rates, seeds=(0,), slo=None, defaults=DEFAULTS, fresh=False, users=None, capacity=False
+):
+    options = {"slo": slo or {}, "device": "cpu", "output_dir": str(output_dir), "fresh": fresh, "capacity": capacity}
     options |= {} if users is None else {"users": users}
     sweep = {"rates": rates if isinstance(rates, str | dict) else list(rates), "seeds": list(seeds), **options}
     return run_study(resolve_arms(arms, defaults), sweep)

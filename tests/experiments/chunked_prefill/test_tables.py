@@ -5,10 +5,10 @@ import pytest
 
 from experiments.chunked_prefill.tables import (
     against_first,
-    limits_table,
     check_latencies,
     describe_rates,
     latencies_table,
+    limits_table,
 )
 from framework.measure.metrics import metric_names
 from framework.measure.rates import MIN_REQUESTS, aggregate

@@ -5,7 +5,7 @@ import pytest
 import torch
 import yaml
 
-from experiments.quantization.tables import room_table, decode_table, footprint_notes, memory, part_tables
+from experiments.quantization.tables import decode_table, footprint_notes, memory, part_tables, room_table
 from framework.models.config import parse_config
 from framework.models.footprint import footprint
 from framework.models.loading import build_model
