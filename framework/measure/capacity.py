@@ -17,7 +17,7 @@ from framework.measure.intervals import CONFIDENCE, Values
 from framework.measure.slo import Goal
 
 MIN_REPLICATIONS = 5
-MIN_PROBES = 4  # before the interval may end a search
+MIN_PROBES = 5  # before the interval may end a search
 MIN_GROWTH = 0.025  # s of waiting per s: what a probe has to exceed to be called saturated, for sure more than 0
 MAX_GROWTH = 0.05  # what has to be ruled out before a queue is called stationary
 NEAR = 0.1  # relative to the capacity: probes whose waiting must not grow

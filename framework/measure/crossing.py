@@ -108,7 +108,7 @@ def covariances(
 ) -> tuple[Values, Values, float]:
     """Of level and slope, (2, 2): by a jackknife over `clusters`, 0 … n − 1, and by independent requests.
 
-    The third value is the degrees of freedom of the first: clusters, as they weigh, less two.
+    The third value is the degrees of freedom of the first, clusters as they weigh less two, which it is corrected for.
     """
     fitted = sigmoid(level + slope * x)
     information, residual = weights * fitted * (1 - fitted), weights * (shares - fitted)
@@ -126,7 +126,8 @@ def covariances(
     middle = np.array([[spread.sum(), off], [off, (spread * x * x).sum()]])
     inverse = np.linalg.inv(total)
     num_clusters = float(own[0].sum() ** 2 / np.square(own[0]).sum())
-    return changes @ changes.T, inverse @ middle @ inverse, round(max(num_clusters - 2, 1.0), 1)
+    freedom = max(num_clusters - 2, 1.0)
+    return num_clusters / freedom * changes @ changes.T, inverse @ middle @ inverse, round(freedom, 1)
 
 
 def mean_interval(values: Values) -> tuple[float, float, float]:
