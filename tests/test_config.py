@@ -43,6 +43,8 @@ def test_every_yaml_fits_what_it_calls(option):
         check(composed("experiment=continuous_batching", f"+scheduler@arms.x.scheduler={name}"))
     elif group == "order":  # a scheduler's
         check(composed("experiment=continuous_batching", f"order@arms.continuous.scheduler.order={name}"))
+    elif group == "slo":  # what a capacity is of
+        check(composed("experiment=capacity", f"slo={name}"))
     elif group in ("adapters", "popularity", "predictions", "router"):  # parts of other components
         check(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")))
     elif group == "arrivals":  # those of a trace

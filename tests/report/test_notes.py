@@ -106,7 +106,7 @@ def test_a_capacity_above_what_the_arm_served_is_said_to_be_of_a_short_replay():
         ],
         columns=columns,
     ).assign(num_completed=64)
-    short, long = limits(SimpleNamespace(slo={"ttft": 0.5}), points)
+    short, long = limits(SimpleNamespace(slo={"ttft": 0.5}, capacities={}), points)
     assert "served at most 42 req/s" in short
     assert "48 req/s; above what it served" in short
     assert long.endswith("within TTFT ≤ 500 ms: 24 req/s")
