@@ -23,6 +23,7 @@ from framework.measure.serving import max_num_seqs_of
 from framework.replay import Server, check_several
 from framework.study.arms import Arm, EngineParts
 
+MAX_SERVERS = 2**16  # whose noise does not meet that of another point's seed
 ROOM_BYTES = 4 * 2**30  # that stay free of a GPU's memory, for steps and graphs
 
 
@@ -92,15 +93,18 @@ class EngineCache:
         self.models = {key: model for key, model in self.models.items() if key == model_key}
         free(self.device)
 
-    def get_servers(self, arm: Arm, on_step: Callable[[Step], None] | None) -> list[Server]:
-        """The arm's servers, each with an engine and a scheduler of its own.
+    def get_servers(self, arm: Arm, on_step: Callable[[Step], None] | None, seed: int = 0) -> list[Server]:
+        """The arm's servers for a point with this seed, each with an engine and a scheduler of its own.
 
         Raises ValueError for several servers whose engine measures its steps.
         """
-        engines = [self.get(arm)]
-        check_several(arm.servers, engines[0], arm.clock)
+        first = self.get(arm)
+        check_several(arm.servers, first, arm.clock)
         model = self.models[arm.model_key]
-        engines += [of_server(arm, index)(model=model) for index in range(1, arm.servers)]
+        engines = [
+            of_server(arm, index, seed)(model=model) if index or arm.is_modelled else first
+            for index in range(arm.servers)
+        ]
         return [
             Server(make_scheduler(arm.scheduler, engine), engine, index, on_step, arm.view_delay)
             for index, engine in enumerate(engines)
@@ -116,9 +120,11 @@ class EngineCache:
         self.warmed.add(key)
 
 
-def of_server(arm: Arm, index: int) -> MakeEngine:
-    """The engine of the arm's server `index`; modelled ones each draw noise of their own."""
-    return with_keywords(arm.engine, seed=describe(arm.engine)["seed"] + index) if arm.is_modelled else arm.engine
+def of_server(arm: Arm, index: int, seed: int) -> MakeEngine:
+    """The engine of the arm's server `index` at a point with this seed; modelled ones each draw noise of their own."""
+    if not arm.is_modelled:
+        return arm.engine
+    return with_keywords(arm.engine, seed=describe(arm.engine)["seed"] + index + MAX_SERVERS * seed)
 
 
 def has_full_cache(make: MakeEngine, engine: Engine) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from framework.config import describe, with_keywords
-from framework.cost.model import CostModel, read_cost_model
+from framework.cost.model import WITHIN, CostModel, read_cost_model
 from framework.cost.shipped import FOLDER, Options, check_cost_model, choose_cost_model
 from framework.cost.subject import read_target
 from framework.engine.modelled import ModelledEngine
@@ -68,16 +68,17 @@ def environment_of(arm: Arm, here: Environment) -> Environment:
     return {**here, "device": f"{device} ({label})", "device_type": label, "packages": packages}
 
 
-def modelled_record(engine: ModelledEngine) -> ModelledRecord:
-    """After a replay."""
-    cost, outside = engine.cost, engine.outside
+def modelled_record(engines: list[ModelledEngine]) -> ModelledRecord:
+    """Of a replay's servers, afterwards."""
+    cost, outsides = engines[0].cost, [engine.outside for engine in engines]
+    names = dict.fromkeys(name for outside in outsides for name in outside.furthest)
     return {
         "name": cost.name,
         "device": cost.device,
         "git_commit": cost.environment.get("git_commit"),
         "is_older": cost.compute_version != compute_version(),
-        "num_steps": outside.num_steps,
-        "num_outside": outside.num_outside,
-        "furthest": dict(outside.furthest),
+        "num_steps": sum(outside.num_steps for outside in outsides),
+        "num_outside": sum(outside.num_outside for outside in outsides),
+        "furthest": {name: max(outside.furthest.get(name, WITHIN) for outside in outsides) for name in names},
         "notes": list(cost.notes),
     }

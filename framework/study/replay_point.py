@@ -64,7 +64,7 @@ def replay_point(
     engines.warm_up(arm, engine, requests)
     progress.begin_point(str(point), sum(request.num_output_tokens for request in requests))
     on_step = progress.advance if arm.clock == "virtual" else None  # drawing takes real time
-    servers = engines.get_servers(arm, on_step)
+    servers = engines.get_servers(arm, on_step, point.seed)
     for server in servers:
         if isinstance(server.engine, RecordedEngine):
             follow(server.engine, config_of(point, arm), point.arm, server.index)
@@ -151,8 +151,9 @@ def engine_record(engines: list[Engine], requests: list[Request]) -> EngineRecor
         "refused_adapters": engine.refused_adapters(requests),
         "switches": engine.switches if isinstance(engine, MeasuredEngine) else {},
     }
-    if isinstance(engine, ModelledEngine):
-        record["modelled"] = modelled_record(engine)
+    modelled = [engine for engine in engines if isinstance(engine, ModelledEngine)]
+    if modelled:
+        record["modelled"] = modelled_record(modelled)
     repeating = [engine for engine in engines if isinstance(engine, RecordedEngine)]
     if repeating:
         record["recorded"] = recorded_record(repeating)

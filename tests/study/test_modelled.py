@@ -12,6 +12,7 @@ from framework.lora.gathered import Gathered
 from framework.lora.loop import Loop
 from framework.lora.pool import serve_adapters
 from framework.lora.segmented import Segmented
+from framework.measure.intervals import estimate
 from framework.models import loading
 from framework.study import modelled
 from framework.study.arms import resolve_arms
@@ -102,8 +103,29 @@ def test_each_way_of_serving_adapters_has_its_cost_model_and_requests_wait_for_t
 
 def test_every_server_draws_noise_of_its_own():
     arm = resolve_arms({"a": {"servers": 3}}, PARTS_OF_STUDY)["a"]
-    servers = EngineCache(torch.device("cpu"), lambda message: None).get_servers(arm, None)
-    assert [server.engine.seed for server in servers] == [0, 1, 2]
+    engines = EngineCache(torch.device("cpu"), lambda message: None)
+    seeds = [[server.engine.seed for server in engines.get_servers(arm, None, seed)] for seed in (0, 1)]
+    assert seeds[0] == [0, 1, 2]
+    assert not {*seeds[0]} & {*seeds[1]}
+
+
+def test_seeds_over_the_same_arrivals_are_repeats_with_other_noise(tmp_path, folder):
+    """A recorded trace is the same for every seed: what is left of the interval is how residuals are spread."""
+    kinds = {kind: kind_cost(kind, ratios=(0.5, 1.5)) for kind in ("decode", "prompt")}
+    write_model(folder, kinds=kinds)
+    requests = partial(DEFAULTS["trace"].func, **DEFAULTS["trace"].keywords)(rate=20.0, seed=0)
+    trace = partial(lambda rate, seed: requests)
+    arms = {"noise": {"servers": 2}, "mean": {"engine": {"noise": False}}}
+    study = run_fake_study(tmp_path / "out", arms, [20.0], seeds=(0, 1, 2), defaults=PARTS_OF_STUDY | {"trace": trace})
+    points = study.table()
+    ttft = {arm: rows["ttft_mean"].to_numpy() for arm, rows in points.groupby("arm")}
+    assert len({*ttft["noise"]}) == 3
+    assert len({*ttft["mean"]}) == 1
+    _, low, high = estimate(ttft["noise"])
+    assert 0 < low < high
+    for point in points["point"]:
+        record, steps = study.folder(point) / "point.json", pd.read_parquet(study.folder(point) / "steps.parquet")
+        assert json.loads(record.read_text())["engine"]["modelled"]["num_steps"] == len(steps)
 
 
 def test_a_modelled_arm_beside_an_executed_one(tmp_path):
