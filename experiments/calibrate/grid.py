@@ -218,6 +218,5 @@ def log_row(batch: Batch, device: float) -> dict[str, float]:
         "device": device,
         "elapsed": np.nan,
         "host": np.nan,
-        "covered": 0.0,
         "is_replayed": 0,
     }

@@ -166,7 +166,9 @@ def find(
 
 def logs_of(study: Study, points: pd.DataFrame, num_steps_ahead: int) -> list[pd.DataFrame]:
     tables = [pd.read_parquet(study.folder(point) / "steps.parquet") for point in points["point"]]
-    return [from_steps(table, num_steps_ahead).assign(is_replayed=1) for table in tables]
+    return [
+        from_steps(table, num_steps_ahead).assign(is_replayed=1, replay=index) for index, table in enumerate(tables)
+    ]
 
 
 def fit_log(place: Place, name: str, note: str | None, arm: Arm, given: GivenLog) -> None:

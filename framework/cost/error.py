@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from framework.cost.features import features_in
-from framework.cost.fit import Floats, padded, predict
+from framework.cost.fit import Floats, launching, padded, predict
 from framework.cost.model import CostModel
 
 INTERVAL = (0.05, 0.95)  # quantiles of the 90% interval
@@ -16,14 +16,15 @@ def predicted(model: CostModel, log: pd.DataFrame) -> pd.DataFrame:
     Steps of a kind that the model does not know are left out.
     """
     features = features_in(log).reset_index(drop=True)
-    measured, covered = (log[name].to_numpy(float) for name in ("elapsed", "covered"))
+    measured = log["elapsed"].to_numpy(float)
+    awaited = launching({kind: cost.host for kind, cost in model.kinds.items()}, features)
     parts = []
     for kind, cost in model.kinds.items():
         of_kind = features[features["kind"] == kind]
         if of_kind.empty:
             continue
         rows = [padded(int(num), model.sizes.get(kind, [])) for num in of_kind["num_rows"]]
-        typical = predict(cost, of_kind.assign(num_rows=rows), covered[of_kind.index])
+        typical = predict(cost, of_kind.assign(num_rows=rows), awaited[of_kind.index])
         low, high = (typical * cost.ratio_at(quantile) for quantile in INTERVAL)
         columns = {"median": typical * cost.ratio_at(0.5), "mean": typical * cost.mean_ratio, "low": low, "high": high}
         parts.append(pd.DataFrame({"kind": kind, "measured": measured[of_kind.index], **columns}, index=of_kind.index))

@@ -16,6 +16,7 @@ class Features(NamedTuple):
     num_seqs: int
     num_context_tokens: int  # keys and values that the rows read
     num_pairs: int  # of a query and a key, of the prompts' rows
+    num_keys: float  # that a row of a prompt sees, in the mean: chunks behind many are read one key after the other
     num_adapters: int  # that its sequences use
     num_adapter_loads: int  # that it waits for
     num_copied_blocks: int  # KV blocks to the host and back
@@ -24,10 +25,10 @@ class Features(NamedTuple):
 
 TERMS = {  # of each kind, what the seconds on the device are linear in, beside tables of the rows
     "decode": ("num_adapters",),
-    "prompt": ("num_seqs", "num_pairs", "num_adapters"),
+    "prompt": ("num_seqs", "num_pairs", "num_keys", "num_adapters", "is_first"),
 }
 # Of the host's work, each with a constant: what the step before hides, and what nothing does
-HOST_TERMS = ("num_rows", "num_seqs", "num_adapter_loads", "num_copied_blocks")
+HOST_TERMS = ("num_rows", "num_seqs", "num_adapters", "num_adapter_loads", "num_copied_blocks")
 BESIDE_TERMS = (*HOST_TERMS, "is_first")
 
 
@@ -37,11 +38,13 @@ def kind_of(batch: Batch) -> str:
 
 def features_of(batch: Batch, is_first: bool, has_adapters: bool, num_adapter_loads: int) -> Features:
     """Of a step that waits for `num_adapter_loads` of the batch's loads."""
+    num_pairs = batch.num_prefill_pairs if batch.num_prefill_tokens else 0
     return Features(
         batch.num_prefill_tokens + batch.num_decode_tokens,
         len(batch.sequences),
         batch.num_context_tokens,
-        batch.num_prefill_pairs if batch.num_prefill_tokens else 0,
+        num_pairs,
+        num_pairs / max(batch.num_prefill_tokens, 1),
         batch.num_adapters if has_adapters else 0,
         num_adapter_loads,
         len(batch.swap_out) + len(batch.swap_in),
@@ -65,6 +68,7 @@ def features_in(log: pd.DataFrame) -> pd.DataFrame:
             "num_seqs": log["num_seqs"],
             "num_context_tokens": log["num_context_tokens"],
             "num_pairs": log["num_prefill_pairs"],
+            "num_keys": log["num_prefill_pairs"] / log["num_prefill_tokens"].clip(lower=1),
             "num_adapters": log["num_adapters"],
             "num_adapter_loads": log["num_adapter_loads"],
             "num_copied_blocks": log["num_copied_blocks"],

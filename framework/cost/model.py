@@ -32,15 +32,15 @@ Table = list[tuple[int, float]]  # by rows, in order
 
 
 class Seconds(NamedTuple):
-    """What a typical step takes; `host` are those of the host's work that the step before hides while it runs."""
+    """What a typical step takes; `host` are those of the host's work until it is launched."""
 
     device: float
     beside: float
     host: float
 
-    def elapsed(self, covered: float) -> float:
-        """From the tokens of the step before, which runs on for `covered` seconds, to its own."""
-        return self.device + self.beside + max(0.0, self.host - covered)
+    def elapsed(self, launching: float) -> float:
+        """From the tokens of the step before to its own, if the host takes `launching` to launch the next one first."""
+        return max(self.device + self.beside, launching)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,9 @@ class KindCost:
     """What steps of one kind cost, in seconds.
 
     `rows` are [rows, seconds on the device], `context` [rows, seconds there per context token]; `device` are seconds
-    per unit of each other term. `beside` are of what the device waits for in every step, `host` of the host's work for
-    which it waits only as far as it is not busy with the step before; both have a `constant`. `ranges` has of each
+    per unit of each other term. `host` are of the host's work until the step is launched: for it waits the step before,
+    whose tokens come no earlier, or the step itself if there is none in flight. `beside` are of all else; both have a
+    `constant`. `ranges` has of each
     feature the least and the most that was fitted. `ratios` are quantiles, at equal steps from 0 to 1, of what a step
     took over what the terms say; every step counts by its seconds.
     """
@@ -91,7 +92,7 @@ class KindCost:
             beside += rate * features[place]
         for place, rate in of_host:
             host += rate * features[place]
-        return Seconds(device, beside, host)
+        return Seconds(device, beside + host * features.is_first, host)
 
     def seconds_for(self, name: str, features: Features, covered: float) -> float:
         """What a typical step waits for the units of one of the host's terms that it has."""

@@ -43,7 +43,9 @@ class Prediction:
         seconds = cost.seconds(features)
         ratio = cost.ratio_at(self._draw()) if self.noise else cost.mean_ratio
         device, host = ratio * seconds.device, ratio * seconds.host
-        result = StepResult([], ratio * seconds.elapsed(covered), prepare=host, device=device)
+        if before is not None:
+            before.elapsed = max(before.elapsed, host)  # its tokens are waited for once this one is launched
+        result = StepResult([], device + ratio * seconds.beside, prepare=host, device=device)
         if awaited:
             wait = ratio * cost.seconds_for("num_adapter_loads", features, covered)
             result.adapter_waits = dict.fromkeys(awaited, wait)

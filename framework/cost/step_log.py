@@ -15,8 +15,9 @@ OPTIONAL = {
     "is_first": 0,
     "device": np.nan,
     "host": np.nan,
-    "covered": 0,
 }
+MANY = 0.1  # of the steps of a kind: fewer waited for something else
+WAITED = 1.05  # times as long as on the device: then a step waited for the host
 GAP = 1e-6  # seconds; a step that begins later after the one before was launched with none in flight
 
 
@@ -24,7 +25,7 @@ def from_steps(steps: pd.DataFrame, num_steps_ahead: int) -> pd.DataFrame:
     """The log of one replay's `steps.parquet`; `elapsed` is until the next step could begin.
 
     With no step ahead, the host's work is in it, and no step counts as the first. With one, `host` is this work, and
-    `covered` how long the device is busy meanwhile, with the step before.
+    `device` no longer than the step itself: the host may still launch it while the device begins.
     """
     same = [*REQUIRED, "num_prefill_pairs", "num_adapters", "device"]
     log = steps[same].assign(
@@ -32,15 +33,30 @@ def from_steps(steps: pd.DataFrame, num_steps_ahead: int) -> pd.DataFrame:
         num_copied_blocks=steps["num_swapped_out_blocks"] + steps["num_swapped_in_blocks"],
     )
     if num_steps_ahead == 0:
-        return log.assign(elapsed=log["elapsed"] + steps["update"], is_first=0, host=np.nan, covered=0.0)
+        return log.assign(elapsed=log["elapsed"] + steps["update"], is_first=0, host=np.nan)
     end = steps["start_time"] + steps["elapsed"]
     is_first = steps["start_time"] > end.shift(fill_value=-np.inf) + GAP
+    device = steps["device"].where(is_first, steps[["device", "elapsed"]].min(axis=1))
+    return log.assign(is_first=is_first.astype(int), device=device, host=host_work(steps, is_first))
+
+
+def host_work(steps: pd.DataFrame, is_first: "pd.Series[bool]") -> "pd.Series[float]":
+    """Seconds of the host's work until each step was launched.
+
+    They are its schedule and preparation and what came before; the launch itself is not timed. Where the step before
+    waited for it, that one's time is the whole work, and where many did, others are taken to be launched as slowly.
+    """
     updates = steps["update"].shift(2, fill_value=0.0)  # of the step whose tokens had come when it was scheduled
-    return log.assign(
-        is_first=is_first.astype(int),
-        host=steps["schedule"] + steps["prepare"] + updates.mask(is_first, 0.0),
-        covered=steps["device"].shift(fill_value=0.0).mask(is_first, 0.0),
-    )
+    host = steps["schedule"] + steps["prepare"] + updates.mask(is_first, 0.0)
+    before, is_busy = steps["elapsed"].shift(), steps["device"].shift()
+    has_waited = ~is_first & (before > WAITED * is_busy)
+    for is_prompt in (False, True):
+        of_kind = ~is_first & ((steps["num_prefill_tokens"] > 0) == is_prompt)
+        if has_waited[of_kind].mean() > MANY:
+            launch = (before - host)[of_kind & has_waited].median()
+            whole = np.minimum(host + max(launch, 0.0), before).where(~has_waited, before)
+            host = host.mask(of_kind, whole)
+    return host
 
 
 def read_step_log(path: str) -> pd.DataFrame:

@@ -38,7 +38,6 @@ def made(num=4000, noise=0.0, seed=0, sizes=()):
             "num_copied_blocks": 0,
             "is_first": 0,
             "host": np.nan,
-            "covered": 0.0,
             "device": device * ratio,
             "elapsed": (device + HOST) * ratio,
             "is_replayed": 1,
@@ -96,17 +95,39 @@ def test_reading_a_context_token_may_cost_otherwise_in_larger_batches():
     assert look_up(cost.context, 64) == pytest.approx(3 * CONTEXT, rel=0.01)
 
 
-def test_the_hosts_work_costs_what_the_step_before_does_not_hide():
+def test_a_step_waits_for_the_launch_of_the_next_one():
     log = made()
     log["host"] = 1e-3 + 1e-4 * log["num_seqs"]
-    log["covered"] = np.random.default_rng(0).uniform(0, 4e-3, len(log))
-    log["elapsed"] = log["device"] + np.maximum(log["host"] - log["covered"], 0)
+    log["elapsed"] = np.maximum(log["device"], log["host"].shift(-1, fill_value=0.0))
     model = cost_model(kinds=fit_kinds(log, {}))
     for cost in model.kinds.values():
         assert cost.host["constant"] == pytest.approx(1e-3, rel=1e-3)
         assert cost.host["num_seqs"] + cost.host["num_rows"] == pytest.approx(1e-4, rel=1e-3)
-        assert cost.beside["constant"] == pytest.approx(0, abs=1e-9)
+        assert cost.beside["constant"] == pytest.approx(0, abs=1e-7)
     assert errors(predicted(model, log))["all"]["p99"] < 1e-3
+
+
+def test_steps_timed_apart_are_as_slow_as_a_servers():
+    """A server here takes a quarter longer in large batches, and never had more than 32 decodes."""
+    apart = made(seed=1).assign(is_replayed=0, elapsed=np.nan)
+    log = made()
+    log = log[log["num_seqs"] <= 32]
+    slow = np.where(log["num_decode_tokens"] > 16, 1.25, 1.0)
+    log["device"], log["elapsed"] = log["device"] * slow, log["elapsed"] * slow
+    log = log[log["num_prefill_tokens"] == 0]
+    cost = fit_kinds(pd.concat([apart, log], ignore_index=True), {})["decode"]
+    assert cost.seconds_of_rows(8) == pytest.approx(1e-3 + 8 * ROW, rel=0.03)
+    assert cost.seconds_of_rows(60) == pytest.approx(1.25 * (1e-3 + 60 * ROW), rel=0.05)
+
+
+def test_the_ratios_are_those_of_replays_that_were_left_out():
+    """Each replay is slower or faster as a whole, which terms fitted on it would hide."""
+    log = made(noise=0.001).assign(replay=np.arange(4000) // 1000)
+    log["num_context_tokens"] += 1000 * log["replay"]  # by which they could be told apart
+    drift = 1 + 0.05 * log["replay"] * np.where(log["replay"] % 2, 1, -1)
+    log["device"], log["elapsed"] = log["device"] * drift, log["elapsed"] * drift
+    known, left_out = (fit_kinds(one, {})["decode"] for one in (log.drop(columns="replay"), log))
+    assert left_out.ratio_at(0.95) - left_out.ratio_at(0.05) > 1.1 * (known.ratio_at(0.95) - known.ratio_at(0.05))
 
 
 def test_a_few_slow_steps_change_the_ratios_and_not_the_terms():

@@ -9,7 +9,7 @@ from framework.cost.features import Features
 from framework.cost.model import Outside, Seconds, look_up, read_cost_model, write_cost_model
 from tests.cost_models import cost_model, kind_cost, write_model
 
-STEP = Features(1, 1, 10, 0, 0, 0, 0, 0)
+STEP = Features(1, 1, 10, 0, 0, 0, 0, 0, 0)
 
 
 def test_a_model_comes_back_as_it_was_written(tmp_path):
@@ -53,9 +53,11 @@ def test_terms_add_up():
     assert cost.seconds(STEP) == pytest.approx((1.1, 0.25, 0.5))
 
 
-def test_the_step_before_hides_the_hosts_work_as_long_as_it_runs():
+def test_the_host_is_waited_for_by_the_step_before_or_by_one_that_has_none_before():
     seconds = Seconds(1.0, 0.25, 0.5)
-    assert [seconds.elapsed(covered) for covered in (0.0, 0.25, 0.5, 9.0)] == [1.75, 1.5, 1.25, 1.25]
+    assert [seconds.elapsed(launching) for launching in (0.0, 1.25, 3.0)] == [1.25, 1.25, 3.0]
+    cost = kind_cost("decode", seconds=1.0, beside=0.25, host=0.5)
+    assert cost.seconds(STEP._replace(is_first=1)) == (1.0, 0.75, 0.5)
 
 
 def test_a_wait_is_what_its_term_adds():

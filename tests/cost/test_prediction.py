@@ -14,13 +14,14 @@ def predict(kinds=None, **options):
     return Prediction(model, **{"has_adapters": False, "noise": False, "seed": 0} | options)
 
 
-def test_the_step_before_covers_the_hosts_work():
+def test_the_step_before_waits_for_the_hosts_work():
     cost = kind_cost("decode", 0.01)
     cost.host["constant"] = 0.004
     prediction = predict({"decode": cost})
-    before = StepResult([], 0.0, device=0.003)
+    before = StepResult([], 0.003, device=0.003)
     assert prediction.step(BATCH, 1, None).elapsed == pytest.approx(0.014)
-    assert prediction.step(BATCH, 1, before).elapsed == pytest.approx(0.011)
+    assert prediction.step(BATCH, 1, before).elapsed == pytest.approx(0.01)
+    assert before.elapsed == pytest.approx(0.004)
 
 
 def test_noise_is_of_the_seed():
@@ -35,7 +36,7 @@ def test_noise_is_of_the_seed():
 
 def test_what_was_seen_is_not_outside():
     kinds = {"decode": kind_cost("decode", most=2.0)}
-    seen = {("decode", 1, 1, 9, 0, 0, 0, 0, 0)}
+    seen = {("decode", 1, 1, 9, 0, 0.0, 0, 0, 0, 0)}
     for known, counts in ((seen, (1, 1, 0)), (frozenset(), (1, 0, 1))):
         prediction = predict(kinds, seen=known)
         prediction.step(BATCH, 0, None)

@@ -55,6 +55,8 @@ def test_a_replays_steps_end_when_the_next_could_begin():
     ahead = from_steps(steps.assign(start_time=[0.0, 0.5, 1.3, 1.8, 2.3], adapter_wait=waits), 1)
     assert ahead["elapsed"].tolist() == [0.5] * 5
     assert ahead["is_first"].tolist() == [1, 0, 1, 0, 0]
-    assert ahead["covered"].tolist() == [0, 0.4, 0, 0.4, 0.4]
-    assert ahead["host"].tolist() == pytest.approx([0.03, 0.03, 0.03, 0.13, 0.13])
+    assert ahead["host"].tolist() == pytest.approx([0.03, 0.5, 0.03, 0.5, 0.5])  # the one before waited for it
+    quick = from_steps(steps.assign(start_time=[0.0, 0.5, 1.3, 1.8, 2.3], adapter_wait=waits, device=0.5), 1)
+    assert quick["host"].tolist() == pytest.approx([0.03, 0.03, 0.03, 0.13, 0.13])
+    assert ahead["device"].tolist() == [0.4] * 5
     assert ahead["num_adapter_loads"].tolist() == [0, 2, 0, 0, 0]

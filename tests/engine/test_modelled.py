@@ -76,9 +76,9 @@ def test_the_first_step_of_a_server_that_runs_ahead_has_the_hosts_work_to_itself
     kinds = {"decode": cost, "prompt": kind_cost("prompt", 0.02)}
     kinds["prompt"].beside["is_first"] = 0.3
     for cost in kinds.values():
-        cost.host["constant"] = 0.2  # of which a prompt hides 0.02
+        cost.host["constant"] = 0.2  # for which the prompt before waits
     _, steps = times(make(tmp_path, kinds=kinds, num_steps_ahead=1), requests_at((0.0, 4, 2), (9.0, 4, 2)))
-    assert [round(step.elapsed, 9) for step in steps] == [0.52, 0.19, 0.52, 0.19]
+    assert [round(step.elapsed, 9) for step in steps] == [0.52, 0.01, 0.52, 0.01]
     assert {round(step.prepare, 9) for step in steps} == {0.2}
     assert [round(step.device, 9) for step in steps] == [0.02, 0.01, 0.02, 0.01]
 
