@@ -16,7 +16,7 @@ def test_what_memory_holds_stands_beside_what_is_reported(cli, tmp_path):
     quantity = "running requests, ShareGPT (÷ max)"
     assert table.loc[(quantity, "paged"), "measured"] == running["paged"]
     assert table.loc[(quantity, "oracle"), "reported"] == 13.62
-    assert running["max"] < 7 < running["oracle"] < running["paged"]
+    assert round(running["max"], 6) <= 7 < running["oracle"] < running["paged"]
     page = Page(folder / "report.html")
     check_page(page, folder)
     assert page.table("ratio of ratios")[0][:3] == ["slots that hold tokens, ShareGPT (%; ÷ max)", "max", "20.4"]
