@@ -181,7 +181,7 @@ class Batch:
     def num_context_tokens(self) -> int:
         """KV tokens that the sequences' new slots attend to, these slots included, summed over the sequences."""
         num_padding = sum([sequence.num_padding for sequence in self.sequences])
-        return sum(self.starts) + sum(self.num_tokens) - num_padding
+        return sum(self.starts) + self.num_prefill_tokens + self.num_decode_tokens - num_padding
 
     @property
     def num_adapters(self) -> int:
