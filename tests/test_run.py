@@ -19,9 +19,12 @@ from tests.report.html_page import Page, check_page
 
 COLUMNS = (
     "arm,rate,seed,num_requests,num_completed,num_refused,duration_s,request_throughput,output_throughput,total_throughput,"
+    "output_throughput_per_gpu,user_speed_mean,user_speed_p50,gpu_hours_per_million_tokens,"
     "ttft_mean,ttft_p50,ttft_p90,ttft_p95,ttft_p99,tpot_mean,tpot_p50,tpot_p90,tpot_p95,tpot_p99,"
-    "itl_mean,itl_p50,itl_p90,itl_p95,itl_p99,e2e_mean,e2e_p50,e2e_p90,e2e_p95,e2e_p99,"
-    "normalized_latency_mean,normalized_latency_p50,slo_attainment,goodput,mean_batch_size,num_preemptions,num_swaps,prefix_hits"
+    "itl_mean,itl_p50,itl_p90,itl_p95,itl_p99,"
+    "scheduling_delay_mean,scheduling_delay_p50,scheduling_delay_p90,scheduling_delay_p95,scheduling_delay_p99,"
+    "e2e_mean,e2e_p50,e2e_p90,e2e_p95,e2e_p99,"
+    "normalized_latency_mean,normalized_latency_p50,slo_attainment,goodput,good_throughput,mean_batch_size,num_preemptions,num_swaps,prefix_hits"
 )
 
 
@@ -61,13 +64,13 @@ def test_a_study_writes_points_tables_and_figures(cli, smallest, tmp_path):
     ]
     assert (table["num_completed"] == 6).all()
     figures = {path.name for path in (folder / "figures").iterdir()}
-    names = ("throughput_latency", "latency_rate", "attainment_rate", "timeline", "batch_and_cache")
+    names = ("throughput_latency", "pareto", "latency_rate", "attainment_rate", "timeline", "batch_and_cache")
     assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert "reproduce with: python run.py " in output
     assert "points.csv" in output
     page = Page(folder / "report.html")
     check_page(page, folder)
-    assert page.count("svg") == 5
+    assert page.count("svg") == 6
     assert "python run.py " in page.text
     assert len(page.rows) == 1 + 2 * 2  # the header, arms × rates
     for point in table["point"]:

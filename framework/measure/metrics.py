@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from framework.measure.clients import jain_over_time, service_over_time
 from framework.measure.intervals import STATISTICS, Bounds, Values, bootstrap_pooled, bootstrap_statistics, statistics
 from framework.measure.slo import check_slo, meets_slo, values_of
 
@@ -183,6 +184,11 @@ def gpu_hours(window: Window) -> float:
     return window.num_gpus * window.duration / 3600 / num_tokens * 1e6 if num_tokens else float("nan")
 
 
+def client_fairness(window: Window) -> float:
+    index = jain_over_time(service_over_time(window.requests, window.start, window.end))
+    return float(index.mean()) if index.notna().any() else float("nan")
+
+
 def is_long_enough(window: Window) -> int:
     return int(window.duration >= MLPERF_SECONDS and window.num_completed >= MLPERF_REQUESTS)
 
@@ -320,6 +326,12 @@ METRICS = (
         "sustained_throughput", "sustained throughput", REQUESTS_PER_SECOND,
         "requests per second of the middle 80% of completions",
         lambda window: sustained_throughput(window.served), is_of_run=True,
+    ),
+    Metric(
+        "client_fairness", "fairness of clients", COUNT,
+        "Jain's index of the clients' service (prompt tokens, and twice the output tokens) in 20 equal parts of the "
+        "run, mean over the parts; over those that had something to serve, where there are two",
+        client_fairness, is_of_run=True,
     ),
     Metric(
         "is_long_enough", "long enough", COUNT,

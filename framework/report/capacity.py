@@ -1,6 +1,7 @@
 """What a page shows of a search for capacity: the arms' capacities, every probe, and shares over the rate."""
 
 from math import isfinite, nan
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from framework.measure.capacity import Probe
 from framework.measure.crossing import mean_interval
 from framework.measure.slo import goals_of
-from framework.report.plots import COLUMN_WIDTH, GREY, LINES, Drawn, arm_colour, arm_style, label_log_axis, styled
+from framework.report.plots import COLUMN_WIDTH, GREY, LINES, Drawn, arm_colour, arm_style, styled
 from framework.report.tables import short
 from framework.study.capacity import ArmCapacity
 from framework.study.sweep import Study
@@ -138,9 +139,8 @@ def shares_over_rates(study: Study) -> Figure:
                 low, high = max(capacity.low, 0.0), min(capacity.high, 10 * capacity.rate)
                 axes.axvspan(low, high, color=arm_colour(position), alpha=0.12, linewidth=0)
         axes.axhline(100 * goal.share, color=GREY, linestyle=LINES[2], linewidth=0.8)
-        axes.set(title=goal.label, ylabel="within the limits (%)", ylim=(0, 105), xscale="log")
+        axes.set(title=fill(goal.label, 50), ylabel="within the limits (%)", ylim=(0, 105))
     panels[-1].set_xlabel("arrival rate (requests/s)")
-    label_log_axis(panels[-1].xaxis)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 

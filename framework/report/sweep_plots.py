@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from framework.measure.clients import jain_over_time, service_over_time
 from framework.measure.rates import aggregate, highest_within, offered_at, saturation
 from framework.measure.slo import request_limits, target_of
 from framework.report.plots import (
@@ -37,6 +38,8 @@ CAPTIONS = {
     "highest rate of each arm at which it is met, below saturation. A ring: the last rate below saturation.",
     "pareto": "Output throughput per GPU over the speed that a user sees (1 / TPOT, median over requests), one curve "
     "per arm, one marker per rate: up and to the right is better.",
+    "clients": "Service of each client so far, and Jain's index of the clients that had something to serve, over time, "
+    "of each arm (line style).",
     "timeline": "The first requests of each arm, one bar per request: waiting, prefill, decode.",
     "batch_and_cache": "Sequences per step that decodes, and KV blocks in use, over time, one curve per arm. Dotted: "
     "and those that its prefix cache keeps.",
@@ -57,7 +60,7 @@ def sweep_figures(study: Study, points: pd.DataFrame) -> dict[str, Drawn]:
     rate = too_much.min() if len(too_much) else points["rate"].max()
     requests = read_tables(representative_points(study, points, rate), "requests.parquet")
     timelines = captioned({"timeline": timeline(requests, rate_title(offered_at(points, rate)))})
-    return rate_figures(study, points) | timelines | cache_figure(study, points, rate)
+    return rate_figures(study, points) | timelines | cache_figure(study, points, rate) | clients_figure(requests)
 
 
 def rate_figures(study: Study, points: pd.DataFrame) -> dict[str, Drawn]:
@@ -80,6 +83,13 @@ def cache_figure(study: Study, points: pd.DataFrame, rate: float) -> dict[str, D
     """The batch and the KV cache over time, at `rate` (requests/s)."""
     steps = read_tables(representative_points(study, points, rate), "steps.parquet")
     return captioned({"batch_and_cache": batch_and_cache(steps, rate_title(offered_at(points, rate)))})
+
+
+def clients_figure(requests: dict[str, pd.DataFrame]) -> dict[str, Drawn]:
+    """Per-client service over time, where the requests are of several clients."""
+    if not all(len(table["client_id"].dropna().unique()) > 1 for table in requests.values()):
+        return {}
+    return captioned({"clients": clients_over_time(requests)})
 
 
 def cdf_figure(study: Study, points: pd.DataFrame, rate: float) -> dict[str, Drawn]:
@@ -293,6 +303,25 @@ def label_rates(axes: Axes, rates: pd.Series) -> None:
             shown.append(label)
     axes.set_xticks([values[label] for label in shown], shown)
     axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+
+
+@styled
+def clients_over_time(requests: dict[str, pd.DataFrame]) -> Figure:
+    """Service (tokens) of each client so far, a colour each, and Jain's index, over time (s); a line style per arm."""
+    figure = Figure(figsize=(COLUMN_WIDTH, 3.4))
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for index, (arm, table) in enumerate(requests.items()):
+        line = LINES[index % len(LINES)]
+        service = service_over_time(table, table["arrival_time"].min(), table["finish_time"].max())
+        for number, (client, given) in enumerate(service.items()):
+            label = f"client {client}" if index == 0 and number < MAX_BESIDE else None
+            upper.plot(service.index, given.fillna(0).cumsum(), color=arm_colour(number), linestyle=line, label=label)
+        lower.plot(service.index, jain_over_time(service), color=GREY, linestyle=line, label=arm)
+    upper.set(ylabel="service so far (tokens)")
+    lower.set(ylabel="Jain's index", xlabel="time (s)", ylim=(0, 1.05))
+    handles = [*upper.get_legend_handles_labels()[0], *lower.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    return figure
 
 
 @styled

@@ -40,6 +40,7 @@ def replayed_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
         "adapter_id": None,
         "session_id": None,
         "priority": 0,
+        "client_id": None,
         "adapter_load_wait": 0.0,
         "num_cached_tokens": 0,
         "num_swaps": 0,

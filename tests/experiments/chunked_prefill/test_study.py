@@ -30,7 +30,7 @@ def test_five_schedulers_chunks_and_a_stall(cli, smallest, tmp_path):
     tokens = pd.read_csv(folder / "stall.csv")
     assert tokens.groupby("arm").size().to_dict() == dict.fromkeys(ARMS[:3], 2 * 24 + 8)
     figures = {path.stem for path in (folder / "figures").iterdir()}
-    assert figures == {"over_rates", "latency_rate", "throughput_latency", "stall", "chunk_overhead"}
+    assert figures == {"over_rates", "latency_rate", "throughput_latency", "pareto", "stall", "chunk_overhead"}
     page = Page(folder / "report.html")
     check_page(page, folder)
     header = page.rows.index(["arm", "P99 ITL ≤ 50 ms", "P99 ITL ≤ 100 ms", "P99 ITL ≤ 200 ms"])

@@ -55,6 +55,7 @@ def test_every_part_is_on_disk(cli, smallest, folder):
         "batch_and_cache",
         "throughput_latency",
         "latency_rate",
+        "pareto",
         "attainment_rate",
     ]
     assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
