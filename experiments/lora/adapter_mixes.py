@@ -20,6 +20,7 @@ from experiments.lora.tables import (
     mix_tables,
     reference_notes,
 )
+from experiments.papers.comparison import Paper, Values, read_paper, with_comparison
 from framework.build import MakeScheduler
 from framework.config import suggest, with_keywords
 from framework.measure.fairness import DEFINITIONS
@@ -31,6 +32,7 @@ from framework.study.arms import check_named, parts_of, resolve_arms
 from framework.study.sweep import Study, Sweep, run_study
 from framework.trace.popularity import Law
 
+OVER_RATES = "over_rates_"  # before the names of quantities over the rate
 Mixed = dict[str, tuple[str, str]]  # name of an arm under a mix → arm, mix
 
 
@@ -41,22 +43,18 @@ def run(
     mix_over_rates: str | int,
     scheduler: MakeScheduler,
     clock: Clock,
-    source: str,
-    reported_over_mixes: Reported,
-    reported_over_rates: Reported,
+    paper: str,
     **sweep: Unpack[Sweep],
 ) -> None:
     """Replay the arms in `only` (None: all) under every law of `mixes` (framework.trace.popularity) at every rate.
 
     The first figure is over the mixes at the highest rate; the second, if there are several, over the rates with
-    `mix_over_rates`. Their metrics are those that `source` reports, whose values stand beside the measured ones.
+    `mix_over_rates`. Their metrics are those that the paper `paper` reports, whose values stand beside the measured
+    ones (experiments/papers/reported).
     """
     mix_over_rates = str(mix_over_rates)  # a number on the command line
     if mix_over_rates not in mixes:
         raise ValueError(f"mix_over_rates is {mix_over_rates!r}{suggest(mix_over_rates, mixes)}")
-    for metric in [*reported_over_mixes, *reported_over_rates]:
-        if metric not in LABELS:
-            raise ValueError(f"a reported metric is {metric!r}{suggest(metric, LABELS)}")
     arms = sweep["arms"]
     check_named("only", only or [], arms)
     chosen = {arm: arms[arm] for arm in arms if only is None or arm in only}
@@ -67,18 +65,17 @@ def run(
         for name, (arm, mix) in names.items()
     }
     study = run_study(mixed, sweep)
-    reported = (reported_over_mixes, reported_over_rates)
-    finish_sweep(study, "adapter_mixes", partial(find, study, names, mix_over_rates, reported, source))
+    finish_sweep(study, "adapter_mixes", partial(find, study, names, mix_over_rates, paper))
     study.raise_failures()
 
 
-def find(
-    study: Study, names: Mixed, mix: str, reported: tuple[Reported, Reported], source: str, points: pd.DataFrame
-) -> Findings:
+def find(study: Study, names: Mixed, mix: str, paper: str, points: pd.DataFrame) -> Findings:
+    source = read_paper(paper)
+    reported = (reported_by_arm(source), reported_by_arm(source, OVER_RATES))
     over_mixes, over_rates = measured_beside_reported(points, names, mix, reported)
     adapters = adapter_rows(study, points)
-    return Findings(
-        figures=mix_figures(over_mixes, over_rates, points["rate"].max(), mix, source, study.device_name),
+    findings = Findings(
+        figures=mix_figures(over_mixes, over_rates, points["rate"].max(), mix, source["source"], study.device_name),
         tables=mix_tables(over_mixes, over_rates, points["rate"].max(), mix) | {FAIRNESS: fairness_table(adapters)},
         notes=reference_notes(
             {names[name][0]: arm.lora for name, arm in study.arms.items() if not arm.is_modelled}, study.device
@@ -86,6 +83,29 @@ def find(
         definitions=DEFINITIONS,
         files={"adapters.csv": adapters},
     )
+    measured = {**measured_by_case(over_mixes), **measured_by_case(over_rates, OVER_RATES)}
+    return with_comparison(paper, measured, findings)
+
+
+def reported_by_arm(paper: Paper, prefix: str = "") -> Reported:
+    """What the paper reports of each metric, by arm and mix (or rate), of quantities named `prefix` and the metric."""
+    reported: Reported = {}
+    for metric in LABELS:
+        quantity = paper["quantities"].get(f"{prefix}{metric}")
+        for case, value in quantity["values"].items() if quantity is not None else ():
+            assert not isinstance(value, list)
+            arm, _, at = case.partition(", ")
+            reported.setdefault(metric, {}).setdefault(arm, {})[at] = value
+    return reported
+
+
+def measured_by_case(values: pd.DataFrame, prefix: str = "") -> Values:
+    """The measured ones of what `beside_reported` makes, named as the papers' files name them."""
+    measured: dict[str, dict[str, float]] = {}
+    for row in values[~values["is_reported"].astype(bool)].to_dict("records"):
+        at = f"{row['x']:g}" if isinstance(row["x"], float) else str(row["x"])
+        measured.setdefault(f"{prefix}{row['metric']}", {})[f"{row['arm']}, {at}"] = row["value"]
+    return measured
 
 
 def measured_beside_reported(

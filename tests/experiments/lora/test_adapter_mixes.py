@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from experiments.papers.comparison import read_paper
 from framework.catalog import about
 from tests.report.html_page import Page, check_page
 
@@ -25,17 +26,20 @@ def test_every_mix_is_replayed_and_stands_beside_what_is_reported(cli, smallest,
     check_page(page, folder)
     assert page.count("svg") == 2
     table, ttft = (rows[1:] for rows in page.tables if "200 ÷ 1" in rows[0])
-    assert ttft[2][1:] == ["25.7", "957", "958", "972", "976", "38"]
-    assert [row[0] for row in table] == ["gathered", "S-LoRA (reported)", "S-LoRA-bmm (reported)"]
-    assert table[1][1:] == ["1.74", "1.68", "1.61", "1.59", "1.58", "0.904"]
+    assert ttft[3][1:] == ["25.7", "957", "958", "972", "976", "38"]
+    assert [row[0] for row in table] == [
+        "gathered",
+        *(f"{arm} (reported)" for arm in ("unified", "segmented", "gathered")),
+    ]
+    assert table[1][1:] == ["1.68", "1.65", "1.58", "1.56", "1.55", "0.923"]
     measured = [float(table[0][column].replace(",", "")) for column in (1, 5)]
     expected = points["request_throughput"].xs(500.0, level="rate").tolist()  # the highest rate
     assert measured == pytest.approx(expected, rel=0.01)
     over_rates = page.table("share of requests within the SLO")
     assert [row[:2] for row in over_rates] == [
-        ["gathered", "50"], ["gathered", "500"], *(["S-LoRA (reported)", rate] for rate in ("1", "1.5", "2", "2.5"))
+        ["gathered", "50"], ["gathered", "500"], *(["unified (reported)", rate] for rate in ("1", "1.5", "2", "2.5"))
     ]  # fmt: skip
-    assert over_rates[-1][4] == "0.0547"
+    assert over_rates[-1][4] == "0.05"
 
 
 def test_a_queue_under_every_popularity(cli, smallest, tmp_path):
@@ -54,7 +58,7 @@ def test_a_queue_under_every_popularity(cli, smallest, tmp_path):
     check_page(page, folder)
     assert page.count("svg") == 1
     table = page.table("identical ÷ distinct")
-    assert [row[0] for row in table] == ["loop", "gathered", "segmented", "Punica (reported)"]
+    assert [row[0] for row in table] == ["loop", "gathered", "segmented", "segmented (reported)"]
     assert table[-1][1:] == ["1,044"] * 4 + ["1"]
     code, output = cli("experiment=report")
     assert code == 0, output
@@ -70,7 +74,6 @@ def test_a_queue_under_every_popularity(cli, smallest, tmp_path):
         ("only=[lop]", "only has 'lop', which is no arm; did you mean 'loop'"),
         ("mix_over_rates='20O'", "mix_over_rates is '20O'; did you mean '20'?"),
         ("mix_over_rates=21", "mix_over_rates is '21'"),
-        ("+reported_over_mixes.ttft_men={x: {y: 2.0}}", "a reported metric is 'ttft_men'; did you mean"),
         (
             "+mixes.x={_target_: framework.trace.popularity.zipf, _partial_: true, alfa: 1}",
             "unknown key 'alfa' in mixes.x",
@@ -100,9 +103,8 @@ def test_a_gpu_serves_every_number_of_adapters_that_the_source_reports_and_long_
     code, output = cli("experiment=papers/slora", "preset=llama_8b", "--cfg", "job")
     assert code == 0, output
     config = yaml.safe_load(output)
-    reported = {
-        number for values in config["reported_over_mixes"].values() for each in values.values() for number in each
-    }
+    cases = read_paper("slora")["quantities"]["request_throughput"]["values"]
+    reported = {case.partition(", ")[2] for case in cases}
     assert reported <= set(config["mixes"])
     assert config["trace"]["num_requests"] >= 3000
     assert set(config["only"]) <= set(config["arms"])
