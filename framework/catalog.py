@@ -13,7 +13,8 @@ from framework.paths import ROOT
 
 CONF = ROOT / "conf"
 EXPERIMENT = "experiment"
-MOVED = {  # a preset that is a study of its own now → how to call it
+MOVED = {  # a study or a preset that another study has taken the place of → how to call that
+    "clock_fidelity": "experiment=fidelity",
     "multi_lora/slora": "experiment=papers/slora",
     "multi_lora/slora_8b": "experiment=papers/slora preset=llama_8b",
     "multi_lora/punica": "experiment=papers/punica",

@@ -21,6 +21,7 @@ SPECIAL_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 MOVED = {  # what a config may have named by its path → where it is now
     "experiments.adapter_mixes.run": "experiments.lora.adapter_mixes.run",
     "experiments.batching.run": "experiments.course.batching.run",
+    "experiments.clock_fidelity.run": "experiments.fidelity.study.run",
     "experiments.engine_ablation.run": "experiments.speed.engine_ablation.run",
     "experiments.engine_speed.run": "experiments.speed.engine_speed.run",
     "experiments.generate.run": "experiments.generate.study.run",

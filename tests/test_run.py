@@ -280,7 +280,7 @@ def test_a_job_that_fails_does_not_stop_the_sweep(cli, smallest, tmp_path):
 def test_help_lists_studies_and_overrides(cli):
     code, output = cli("--help")
     assert code == 0
-    for text in ("Studies", "clock_fidelity", "model=gpt2", "--cfg job", "preset=course"):
+    for text in ("Studies", "fidelity", "model=gpt2", "--cfg job", "preset=course"):
         assert text in output
 
 
