@@ -6,20 +6,17 @@ maps to the cache's own blocks exactly. Blocks are kept in runs, so that most wo
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any, Literal, get_args
 
-from framework.core import Batch, Request, Sequence
+from framework.core import Batch, Sequence
+from framework.prefixes import BlockKeys
 from framework.scheduler.block_manager import BlockManager
 from framework.scheduler.free_blocks import FreeBlocks
 
 Eviction = Literal["lru", "lfu", "fifo"]
 
-Names = tuple[Any, ...]  # what tokens are known by
-
-KEY_SIZE = 16  # bytes: two different chains are taken for one with a probability of 2^-128
 MIN_PLACES = 64  # outdated places that are not worth a clean-up
 
 
@@ -63,13 +60,13 @@ class PrefixCache(BlockManager):
         if eviction not in get_args(Eviction):
             allowed = ", ".join(get_args(Eviction))
             raise ValueError(f"scheduler.prefix_cache={eviction!r} is not one of {allowed}; null: no cache")
-        self.eviction, self.has_adapters = eviction, has_adapters
+        self.eviction = eviction
         self.runs: dict[int, Run] = {}  # by the key of each block
         self.run_of: dict[int, Run] = {}  # by block
         self.places: list[tuple[Any, ...]] = []  # a heap of those of the runs, and of outdated ones
         self.max_places = MIN_PLACES  # beyond it outdated ones are dropped
         self.num_unused = 0  # known blocks without users
-        self.keys: dict[Sequence, list[int]] = {}  # of the leading full blocks of unfinished sequences
+        self.keys = BlockKeys(block_size, has_adapters=has_adapters)
         self.clock = count()
 
     @property
@@ -138,7 +135,7 @@ class PrefixCache(BlockManager):
             self.max_places = 2 * len(self.places) + MIN_PLACES
 
     def forget(self, sequence: Sequence) -> None:
-        self.keys.pop(sequence, None)
+        self.keys.forget(sequence)
 
     def vacate(self, first: int, end: int) -> bool:
         assert isinstance(self.free, FreeBlocks)
@@ -161,7 +158,7 @@ class PrefixCache(BlockManager):
         """
         found, depth = [], 0
         num_blocks = (sequence.num_tokens - 1) // self.block_size
-        keys = self._keys(sequence, num_blocks)
+        keys = self.keys.of(sequence, num_blocks)
         while depth < num_blocks and (run := self.runs.get(keys[depth])) is not None:
             assert run.start == depth
             num_equal = min(len(run.blocks), num_blocks - depth)
@@ -174,7 +171,7 @@ class PrefixCache(BlockManager):
     def _learn(self, sequence: Sequence, first: int, end: int) -> None:
         """What is in blocks `first` to `end` of the sequence, which are full now; another one may be known for it."""
         now, runs, table = next(self.clock), self.runs, sequence.block_table
-        keys = self._keys(sequence, end)
+        keys = self.keys.of(sequence, end)
         while first < end:
             if keys[first] in runs:
                 first += 1
@@ -231,66 +228,3 @@ class PrefixCache(BlockManager):
         del run.keys[-num_blocks:], run.blocks[-num_blocks:]
         self.num_unused -= num_blocks
         return blocks
-
-    def _keys(self, sequence: Sequence, num_blocks: int) -> list[int]:
-        """Those of its first `num_blocks` blocks, or more; each is made once."""
-        keys = self.keys.get(sequence)
-        if keys is None:
-            keys = self.keys[sequence] = self._named_keys(sequence)
-        while len(keys) < num_blocks:
-            start = len(keys) * self.block_size
-            parent = keys[-1] if keys else self._root(sequence.request)
-            keys.append(key_of(parent, named_tokens(sequence, start, start + self.block_size)))
-        return keys
-
-    def _named_keys(self, sequence: Sequence) -> list[int]:
-        """Of the leading blocks that the trace's prefix ids name whole: the chain of these ids, plus the block's end.
-
-        Those of a conversation are named in its first turn.
-        """
-        keys: list[int] = []
-        if sequence.request.prompt_token_ids is not None:
-            return keys
-        chain = self._root(sequence.request)
-        while sequence.previous is not None:
-            sequence = sequence.previous
-        request, size = sequence.request, sequence.request.prefix_block_size
-        num_named = min(len(request.prefix_ids) * size, request.num_prompt_tokens)
-        for index, prefix_id in enumerate(request.prefix_ids):
-            chain = key_of(chain, prefix_id)
-            first_end = (index * size // self.block_size + 1) * self.block_size
-            keys += map(chain.__add__, range(first_end, min((index + 1) * size, num_named) + 1, self.block_size))
-        return keys
-
-    def _root(self, request: Request) -> int:
-        """What a chain begins with: the adapter, and how many tokens a name stands for (0: the trace has the text)."""
-        adapter_id = request.adapter_id if self.has_adapters else None
-        return key_of(0, (adapter_id, request.prefix_block_size if request.prompt_token_ids is None else 0))
-
-
-def key_of(parent: int, names: object) -> int:
-    return int.from_bytes(blake2b(b"%x %r" % (parent, names), digest_size=KEY_SIZE).digest())
-
-
-def named_tokens(sequence: Sequence, start: int, end: int) -> Names:
-    """Names of the tokens at [start, end), equal for equal tokens behind equal ones: (prefix ids, request id, tokens).
-
-    A prompt's tokens are known by their ids where the trace has text; elsewhere by the prefix ids that cover them, and
-    those that none covers by the request, as nobody else has them. Output tokens are known by their ids. A conversation
-    so far has the names that it had in the turns before.
-    """
-    if sequence.request.prompt_token_ids is None:
-        while sequence.previous is not None and end <= sequence.num_history_tokens:
-            sequence = sequence.previous
-        if sequence.previous is not None and start < (turn_start := sequence.num_history_tokens):
-            return named_tokens(sequence.previous, start, turn_start), named_tokens(sequence, turn_start, end)
-    request, size = sequence.request, sequence.request.prefix_block_size
-    num_prompt_tokens = request.num_prompt_tokens
-    num_named = min(len(request.prefix_ids) * size, num_prompt_tokens)
-    first_output, end_output = max(start - num_prompt_tokens, 0), max(end - num_prompt_tokens, 0)
-    output = tuple(sequence.output_token_ids[first_output:end_output])
-    if request.prompt_token_ids is not None:
-        return (), None, request.prompt_token_ids[start:end] + output
-    prefix_ids = request.prefix_ids[start // size : -(-min(end, num_named) // size)] if start < num_named else ()
-    has_own = max(start, num_named) < min(end, num_prompt_tokens)
-    return prefix_ids, request.request_id if has_own else None, output

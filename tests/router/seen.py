@@ -27,5 +27,5 @@ def see(*states: State) -> list[SeenServer]:
     return [SeenServer(index, state) for index, state in enumerate(states)]
 
 
-def sequence(**fields) -> Sequence:
-    return Sequence(Request(0, 0.0, 1, 1, **fields))
+def sequence(num_prompt_tokens: int = 1, **fields) -> Sequence:
+    return Sequence(Request(0, 0.0, num_prompt_tokens, 1, **fields))

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from framework.build import replay_trace
 from framework.core import Batch, Request, Sequence
 from framework.paths import ROOT
+from framework.prefixes import named_tokens
 from framework.scheduler.continuous import ContinuousScheduler
-from framework.scheduler.prefix_cache import PrefixCache, named_tokens
+from framework.scheduler.prefix_cache import PrefixCache
 from framework.trace.files import read_mooncake
 from framework.trace.transforms import clip
 from tests.fake_engine import FakeEngine
@@ -123,7 +124,7 @@ def serve(cache, *requests):
     for sequence in sequences:
         cache.release(sequence)
         cache.forget(sequence)
-    assert not cache.keys.keys() & set(sequences)
+    assert not cache.keys.made.keys() & set(sequences)
 
 
 @pytest.mark.parametrize("eviction", EVICTIONS)
