@@ -263,10 +263,10 @@ def check(requests, cache, num_adapter_slots=0, num_steps_ahead=0, **options):
         request = sequence.request
         (stop,) = request.stop_token_ids or {1 << 40}
         assert sequence.output_token_ids == list(range(min(request.num_output_tokens, stop + 1)))
-    assert scheduler.num_unfinished == cache.num_used == len(cache.keys) == 0
-    assert cache.num_found == OfflineCache(cache.num_blocks, cache.block_size, cache.eviction, cache.has_adapters).run(
-        cache.log
-    )
+    assert scheduler.num_unfinished == cache.num_used == len(cache.keys.made) == 0
+    assert cache.num_found == OfflineCache(
+        cache.num_blocks, cache.block_size, cache.eviction, cache.keys.has_adapters
+    ).run(cache.log)
     assert max((step.num_cached_blocks + step.num_used_blocks for step in steps), default=0) <= cache.num_blocks
     return sequences
 
