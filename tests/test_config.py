@@ -13,6 +13,7 @@ from typing_extensions import TypedDict, Unpack
 from framework.catalog import CONF, groups
 from framework.config import MOVED, check, describe, import_target, parameters_of
 from framework.scheduler.continuous import ContinuousScheduler
+from tests.thinning import every_nth
 
 
 def options() -> list[str]:
@@ -58,7 +59,7 @@ def test_every_yaml_fits_what_it_calls(option):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", [one for one in options() if one.startswith("experiment=")])
+@pytest.mark.parametrize("option", every_nth(6, [one for one in options() if one.startswith("experiment=")]))
 def test_every_study_takes_tracking_none(option):
     config = composed(option, "tracking=none")
     assert "tracking" not in config

@@ -16,6 +16,7 @@ from framework.catalog import groups
 from framework.command_line import expand_preset
 from framework.paths import ROOT
 from tests.report.html_page import Page, check_page
+from tests.thinning import every_nth
 
 COLUMNS = (
     "arm,rate,seed,num_requests,num_completed,num_refused,duration_s,request_throughput,output_throughput,total_throughput,"
@@ -284,7 +285,7 @@ def test_help_lists_studies_and_overrides(cli):
         assert text in output
 
 
-@pytest.mark.parametrize("study", groups()["experiment"])
+@pytest.mark.parametrize("study", every_nth(6, groups()["experiment"]))
 def test_every_study_shows_its_config(cli, study):
     code, output = cli(f"experiment={study}", "--cfg", "job")
     assert code == 0

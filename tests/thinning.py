@@ -16,3 +16,8 @@ def mostly_nightly(*values):
         )
         for indices in product(*(range(len(each)) for each in values))
     ]
+
+
+def every_nth(num: int, values):
+    """Every `num`-th of the values from the first on; those between them are marked `nightly`."""
+    return [pytest.param(value, marks=[pytest.mark.nightly] if i % num else []) for i, value in enumerate(values)]

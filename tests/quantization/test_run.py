@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tests.thinning import every_nth
+
 ALL = ["none", "zero_point", "int8_weight_only", "int8_dynamic", "fp8"]
 
 
@@ -22,7 +24,7 @@ def test_arms_of_every_scheme_in_one_study(cli, smallest, tmp_path):
     assert targets == {f"framework.quantization.{name}.quantize" for name in ALL}
 
 
-@pytest.mark.parametrize("name", [*ALL, "int8"])
+@pytest.mark.parametrize("name", every_nth(3, ["int8", *ALL]))
 def test_generate(cli, name):
     code, output = cli("experiment=generate", f"quantization={name}", "num_output_tokens=3", "device=cpu")
     assert code == 0, output

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.report.html_page import Page
+from tests.thinning import every_nth
 
 OWN = "arrival_time,num_prompt_tokens,num_output_tokens"
 AZURE = """\
@@ -140,7 +141,7 @@ def test_what_makes_no_difference_yet_is_told(replay, tmp_path, is_shared, ignor
         assert (f"continuous: ignores {ignored} of the trace" in text) == is_shared
 
 
-@pytest.mark.parametrize("trace", SYNTHETIC)
+@pytest.mark.parametrize("trace", every_nth(3, SYNTHETIC))
 @pytest.mark.filterwarnings("ignore:on_off")
 def test_lengths_come_from_a_file_for_every_synthetic_trace(replay, tmp_path, trace):
     (tmp_path / "lengths.csv").write_text(VIDUR)
