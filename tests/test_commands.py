@@ -38,7 +38,9 @@ def commands(page: str) -> list[str]:
 
 
 def documented() -> list[tuple[str, str]]:
-    return [(page.relative_to(ROOT).as_posix(), line) for page in PAGES for line in commands(page.read_text())]
+    """Each line once, with the first page that has it."""
+    lines = [(line, page.relative_to(ROOT).as_posix()) for page in PAGES for line in commands(page.read_text())]
+    return [(page, line) for line, page in dict(reversed(lines)).items()]
 
 
 def test_commands_are_found_in_blocks_over_lines_and_in_text():
