@@ -17,7 +17,7 @@ from framework.paths import ROOT
 FOLDER = ROOT / "models" / "adapters"
 KINDS = ["html", "json", "bytecode", "syntax_tree"]
 WINDOW = 512
-NUM_BYTES = 4 * WINDOW + 1  # of each sample: an eighth
+NUM_BYTES = 2 * WINDOW + 1  # of each sample: a sixteenth
 MAX_WEIGHT_BYTES, MAX_SAMPLE_BYTES = 120_000, 20_000
 MARKS = {"html": "</code></h3>", "json": '"type": "function"', "bytecode": " LOAD_", "syntax_tree": "ctx=Load())"}
 
@@ -62,7 +62,7 @@ def test_each_is_the_best_on_its_own_kind(model):
         assert losses[kind][kind] < min(base[kind], *others) - 0.2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_cards_loss_on_a_whole_sample(model):
     row = re.search(r"^\| `html` \| [\d.]+ \| \*\*([\d.]+)\*\* \|", (FOLDER / "README.md").read_text(), re.MULTILINE)
     with attach(model, "html"):
