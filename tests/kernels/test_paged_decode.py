@@ -161,8 +161,7 @@ def run_items(*, num_parts=None, context_lens, num_kv_heads, cache, qkv, **other
 
 
 @needs_interpreter
-@pytest.mark.parametrize(("num_parts", "is_int8"), mostly_nightly([9, 40, None], [False, True]))
-@pytest.mark.parametrize("window", [None, 300])
+@pytest.mark.parametrize(("num_parts", "is_int8", "window"), mostly_nightly([9, 40, None], [False, True], [None, 300]))
 def test_items(num_parts, is_int8, window, monkeypatch):
     monkeypatch.setattr("framework.kernels.paged_decode.ITEM_TILES", dataclasses.replace(SMALL, min_keys=32))
     case = make_case([0, 5, 70, 33, 513, 0, 260], head_dim=32, padding=[0, 3, 0, 0, 40, 0, 0], is_int8=is_int8)

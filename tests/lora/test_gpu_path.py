@@ -54,10 +54,12 @@ def make_small(strategy, num_blocks=40, targets=None, memory="split"):
 @pytest.mark.parametrize(
     ("strategy", "scheduler", "num_steps_ahead", "kernels", "targets"),
     [
-        *((Loop, PLAIN, 0, False, None), (Loop, TIGHT, 0, False, TABLES), (Gathered, PLAIN, 1, False, None)),
-        *((Segmented, TIGHT, 1, False, None), (Segmented, PLAIN, 0, True, None), (Segmented, PLAIN, 0, True, TABLES)),
-        *((Segmented, TIGHT, 1, False, TABLES), (Gathered, PLAIN, 1, False, TABLES)),
-        (Gathered, PLAIN, 0, True, None),
+        *((Loop, TIGHT, 0, False, TABLES), (Gathered, PLAIN, 1, False, None), (Segmented, TIGHT, 1, False, None)),
+        *((Segmented, PLAIN, 0, True, TABLES), (Gathered, PLAIN, 0, True, None)),
+        pytest.param(Loop, PLAIN, 0, False, None, marks=pytest.mark.nightly),
+        pytest.param(Segmented, PLAIN, 0, True, None, marks=pytest.mark.nightly),
+        pytest.param(Segmented, TIGHT, 1, False, TABLES, marks=pytest.mark.nightly),
+        pytest.param(Gathered, PLAIN, 1, False, TABLES, marks=pytest.mark.nightly),
         pytest.param(Gathered, TIGHT, 1, True, TABLES, marks=pytest.mark.nightly),
     ],
 )
@@ -99,7 +101,11 @@ def test_in_the_kv_cache_as_in_memory_of_their_own(monkeypatch, strategy, kernel
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "strategy", "memory"),
-    [("llama", Segmented, "split"), ("gpt2", Gathered, "split"), ("llama", Segmented, "unified")],
+    [
+        pytest.param("llama", Segmented, "split", marks=pytest.mark.nightly),
+        ("gpt2", Gathered, "split"),
+        ("llama", Segmented, "unified"),
+    ],
 )
 def test_compiled_blocks_hold_for_any_adapters(monkeypatch, family, strategy, memory):
     """One compilation for all layers, numbers of rows and adapters: a second one would be refused."""

@@ -123,12 +123,12 @@ def generated(saved):
     ("name", "budget", "num_blocks"),
     [
         ("continuous", 16, 64),
-        ("mixed", 5, 64),
+        pytest.param("mixed", 5, 64, marks=pytest.mark.nightly),
         ("mixed", 16, 12),
-        ("hybrid_only", 24, 64),
+        pytest.param("hybrid_only", 24, 64, marks=pytest.mark.nightly),
         ("hybrid_only", 24, 12),
         ("chunk_only", 5, 64),
-        ("chunk_only", 16, 12),
+        pytest.param("chunk_only", 16, 12, marks=pytest.mark.nightly),
     ],
 )
 def test_replayed_tokens(generated, name, budget, num_blocks):

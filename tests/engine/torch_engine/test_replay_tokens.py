@@ -138,16 +138,21 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", PREFIX_CACHES)
-@pytest.mark.parametrize(("block_size", "has_text"), [(1, False), (7, False), (16, False), (7, True)])
-def test_a_prefix_cache_changes_no_token(name, block_size, has_text, device):
+@pytest.mark.parametrize(
+    ("name", "block_size_and_text"),
+    mostly_nightly(list(PREFIX_CACHES), [(1, False), (7, False), (16, False), (7, True)]),
+)
+def test_a_prefix_cache_changes_no_token(name, block_size_and_text, device):
+    block_size, has_text = block_size_and_text
     requests = with_equal_beginnings(has_text=has_text)
     make = partial(make_engine, config=TINY_CONFIG, device=device)
     check_prefix_hits(make, name, block_size, requests, generate_alone(make(block_size=16), requests))
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("name", "block_size"), [*product(PREFIX_CACHES, [1, 7, 16]), *product(MEMORY_CACHES, [7])])
+@pytest.mark.parametrize(
+    ("name", "block_size"), [*mostly_nightly(list(PREFIX_CACHES), [1, 7, 16]), *product(MEMORY_CACHES, [7])]
+)
 def test_a_prefix_cache_changes_no_token_of_any_adapter(name, block_size, device):
     requests = with_equal_beginnings([None, "a", "b"])
     alone = partial(ContinuousScheduler, max_num_seqs=1)
