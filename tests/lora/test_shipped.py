@@ -17,7 +17,7 @@ from framework.paths import ROOT
 FOLDER = ROOT / "models" / "adapters"
 KINDS = ["html", "json", "bytecode", "syntax_tree"]
 WINDOW = 512
-NUM_BYTES = 2 * WINDOW + 1  # of each sample: a sixteenth
+NUM_BYTES = 4 * WINDOW + 1  # of each sample: an eighth
 MAX_WEIGHT_BYTES, MAX_SAMPLE_BYTES = 120_000, 20_000
 MARKS = {"html": "</code></h3>", "json": '"type": "function"', "bytecode": " LOAD_", "syntax_tree": "ctx=Load())"}
 
