@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from framework import prefixes
 from framework.build import replay_trace
 from framework.core import Batch, Request, Sequence, StepResult
 from framework.engine.modelled import ModelledEngine
@@ -16,7 +17,6 @@ from framework.measure.metrics import summarize
 from framework.measure.replay_tables import request_table, step_table
 from framework.models.loading import load_model
 from framework.paths import ROOT
-from framework.scheduler import prefix_cache
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.trace.files import read_azure, read_mooncake, read_table
 from tests.cost_models import MODEL, kind_cost, target, write_model
@@ -144,8 +144,8 @@ def test_step_behind_a_prompt_that_a_prefix_cache_knows_and_that_has_no_room(ben
         num_keys += 1
         return real_key_of(*names)
 
-    real_key_of = prefix_cache.key_of
-    monkeypatch.setattr(prefix_cache, "key_of", key_of)
+    real_key_of = prefixes.key_of
+    monkeypatch.setattr(prefixes, "key_of", key_of)
     options = {"max_num_batched_tokens": 1 << 20, "prefix_cache": "lru", "watermark": 0.0}
     scheduler = ContinuousScheduler(61_000, 16, **options)
     names = {"prefix_ids": tuple(range(1875))}
