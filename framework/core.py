@@ -136,6 +136,11 @@ class Sequence:
         self.is_finished = len(output) >= request.num_output_tokens or token_id in request.stop_token_ids
         return self.is_finished
 
+    def extend(self, token_id: int, times: list[float]) -> None:
+        """Add the same output token at each of these times (s); the last one of the output comes later."""
+        self.output_token_ids += [token_id] * len(times)
+        self.token_times += times
+
     def __repr__(self) -> str:
         return f"Sequence({self.request.request_id})"
 
@@ -173,7 +178,7 @@ class Batch:
     def num_context_tokens(self) -> int:
         """KV tokens that the sequences' new slots attend to, these slots included, summed over the sequences."""
         num_padding = sum([sequence.num_padding for sequence in self.sequences])
-        return sum(self.starts) + sum(self.num_tokens) - num_padding
+        return sum(self.starts) + self.num_prefill_tokens + self.num_decode_tokens - num_padding
 
     @property
     def num_adapters(self) -> int:
@@ -309,6 +314,41 @@ class Scheduler(Protocol):
         """Append the tokens, stamped `now`, retire what is finished, and return how many tokens were delivered."""
 
 
+class Growth(NamedTuple):
+    """What KV memory does in a run of steps: each time that `schedule` is called, from 0 on, sequences may take blocks.
+
+    `taken_at` has the call of each block, in order, and `lost_at` those in which slots got lost, with their number.
+    Blocks of `block_size` tokens that hold nothing, `num_empty` of them before, are taken first.
+    """
+
+    taken_at: list[int]
+    lost_at: list[tuple[int, int]]
+    block_size: int
+    num_empty: int
+
+
+class QuietScheduler(Scheduler, Protocol):
+    """A Scheduler that knows for how many steps nothing will happen but decoding: they are taken at once.
+
+    It is an option: `quiet_steps` says something of a scheduler only if its own class has it. A subclass, which may
+    decide otherwise, does not inherit it.
+    """
+
+    def quiet_steps(self, newest: Batch) -> int:
+        """How often the next calls of `schedule` would give this batch, the one before, again, one token further each.
+
+        That is as long as nothing is added, no token ends an output, and whatever the time is. In none of these steps
+        but the last does a sequence sample its last token, and in none does one wait for a block or lose one. 0 where
+        that is not known.
+        """
+
+    def skip(self, oldest: Batch, num_steps: int) -> Growth:
+        """Do what this many times `postprocess` of the oldest batch in flight and then `schedule` would do.
+
+        The tokens are appended already.
+        """
+
+
 class Engine(Protocol):
     """Executes batches; owns the model and the KV cache of `num_blocks` blocks of `block_size` tokens.
 
@@ -350,6 +390,27 @@ class Engine(Protocol):
 
     def collect(self) -> StepResult:
         """Wait for the oldest step in flight."""
+
+
+class Foreseen(NamedTuple):
+    """Decode steps to come, from the oldest in flight on; seconds as in StepResult, one entry per step."""
+
+    elapsed: list[float]
+    device: list[float]
+    token_id: int  # what every sequence samples in every one
+
+
+class QuietEngine(Engine, Protocol):
+    """An Engine that knows what steps will take: an option, as QuietScheduler is. Its tokens stop no output."""
+
+    def foresee(self, newest: Batch, num_steps: int, duration: float) -> Foreseen:
+        """The steps in flight, then `num_steps` repetitions of the newest one, each one token further.
+
+        They may be fewer, as those beyond `duration` (s) are not needed. Nothing is launched.
+        """
+
+    def skip(self, newest: Batch, foreseen: Foreseen, num_steps: int) -> None:
+        """Launch and collect so many: as many as were in flight are so again."""
 
 
 class Server(Protocol):

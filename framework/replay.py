@@ -14,6 +14,8 @@ import simpy
 from simpy.rt import RealtimeEnvironment
 
 from framework.core import Batch, Engine, Request, Router, Scheduler, Sequence, Source, Step, StepResult
+from framework.quiet import knows_beforehand, take_quiet_steps
+from framework.step_log import StepLog, StepRun
 from framework.stopwatch import garbage_collector_paused, make_watch
 
 MAX_STEPS_WITHOUT_TOKEN = 100_000  # far above any prompt's number of chunks; beyond it a scheduler is going in circles
@@ -32,18 +34,20 @@ class Server:
         scheduler: Scheduler,
         engine: Engine,
         index: int = 0,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: Callable[[Step | StepRun], None] | None = None,
     ) -> None:
         self.scheduler, self.engine, self.index, self.on_step = scheduler, engine, index, on_step
         self.watch = make_watch(engine)
         self.in_flight: deque[tuple[Batch, float]] = deque()  # with the seconds each took to schedule
-        self.steps: list[Step] = []
+        self.steps = StepLog()
         self.num_steps_without_token = self.num_alarms = 0
         self.is_asleep = False  # and no alarm is set
 
     def open(self, world: "World", charge: Charge) -> None:
         """Begin to serve in a world, at its time 0."""
         self.world, self.charge = world, charge
+        is_virtual = isinstance(world.env, VirtualEnvironment)
+        self.knows_beforehand = is_virtual and knows_beforehand(self.scheduler, self.engine)
         self.bell = world.env.event()
         world.env.process(self.serve(world.env))
 
@@ -58,6 +62,8 @@ class Server:
         """Launch steps, at most so many ahead as the engine may be; sleep while there is nothing to do."""
         while True:
             batch = self.launch(env.now)
+            if self.knows_beforehand and batch is not None and not self.world.at_router:
+                env.jump(take_quiet_steps(self, env.now, env.peek()))
             if len(self.in_flight) > (self.engine.num_steps_ahead if batch else 0):
                 yield from self.finish(env)
             elif batch is None:
@@ -92,7 +98,9 @@ class Server:
     def describe(
         self, start_time: float, elapsed: float, batch: Batch, schedule_elapsed: float, result: StepResult
     ) -> Step:
-        slots = self.scheduler.slot_use
+        scheduler = self.scheduler
+        num_tokens, num_reserved, num_lost, num_free = scheduler.slot_use
+        waits = result.adapter_waits
         return Step(
             start_time=start_time,
             elapsed=elapsed,
@@ -101,21 +109,21 @@ class Server:
             num_prefill_tokens=batch.num_prefill_tokens,
             num_decode_tokens=batch.num_decode_tokens,
             num_context_tokens=batch.num_context_tokens,
-            num_prefill_pairs=batch.num_prefill_pairs,
-            num_used_blocks=self.scheduler.num_used_blocks,
-            num_waiting=len(self.scheduler.waiting),
+            num_prefill_pairs=batch.num_prefill_pairs if batch.num_prefill_tokens else 0,
+            num_used_blocks=scheduler.num_used_blocks,
+            num_waiting=len(scheduler.waiting),
             schedule=schedule_elapsed,
             prepare=result.prepare,
             device=result.device,
             num_adapter_loads=len(batch.adapter_loads),
-            adapter_wait=max(result.adapter_waits.values(), default=0.0),
+            adapter_wait=max(waits.values()) if waits else 0.0,
             server=self.index,
-            num_cached_blocks=self.scheduler.num_cached_blocks,
-            num_token_slots=slots.num_tokens,
-            num_reserved_slots=slots.num_reserved,
-            num_lost_slots=slots.num_lost,
-            num_free_slots=slots.num_free,
-            num_adapter_blocks=self.scheduler.num_adapter_blocks,
+            num_cached_blocks=scheduler.num_cached_blocks,
+            num_token_slots=num_tokens,
+            num_reserved_slots=num_reserved,
+            num_lost_slots=num_lost,
+            num_free_slots=num_free,
+            num_adapter_blocks=scheduler.num_adapter_blocks,
             num_swapped_out_blocks=len(batch.swap_out),
             num_swapped_in_blocks=len(batch.swap_in),
             swap_wait=result.swap_wait,
@@ -136,6 +144,13 @@ class Server:
             )
         if self.on_step is not None:
             self.on_step(step)
+
+    def record_run(self, run: StepRun) -> None:
+        """Keep steps that each had a token for every sequence."""
+        self.steps.append_run(run)
+        self.num_alarms = self.num_steps_without_token = 0
+        if self.on_step is not None:
+            self.on_step(run)
 
     def sleep(self, env: simpy.Environment) -> simpy.Event:
         """Until a sequence arrives or the scheduler's alarm goes off; without an alarm, the world may be over now."""
@@ -295,6 +310,13 @@ def note_adapter_waits(batch: Batch, result: StepResult) -> None:
             sequence.adapter_load_wait += result.adapter_waits.get(sequence.adapter_slot, 0.0)
 
 
+class VirtualEnvironment(simpy.Environment):
+    """Its time may move on to one before which no event is due."""
+
+    def jump(self, time: float) -> None:
+        self._now: float = time
+
+
 class PollingEnvironment(RealtimeEnvironment):
     """Waits for the next event awake, as a server does: a process that slept finds a cold processor."""
 
@@ -311,7 +333,7 @@ def make_clock(clock: Clock) -> tuple[simpy.Environment, Charge]:
     On the wall clock the simulation has to catch up with real time, whatever was measured.
     """
     if clock == "virtual":
-        return simpy.Environment(), lambda measured: measured
+        return VirtualEnvironment(), lambda measured: measured
     if clock != "wall":
         raise ValueError(f"clock={clock!r} is not one of 'virtual', 'wall'")
     env = PollingEnvironment(strict=False)

@@ -17,6 +17,8 @@ from operator import gt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
 from framework.cost.features import Features
@@ -27,6 +29,7 @@ MAX_BYTES = 200_000  # of a file
 WITHIN = 1.0  # the distance of a step that is no further out than those fitted
 
 Terms = dict[str, float]
+Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +70,19 @@ class KindCost:
     def _host_rates(self) -> list[tuple[int, float]]:
         return rates_by_place(self.host)
 
+    @cached_property
+    def _seconds_of_rows(self) -> dict[int, float]:
+        """Those that were asked for."""
+        return {}
+
     def seconds_of_rows(self, num_rows: int) -> float:
         """From the table; beyond its last entry it goes on as between the last two."""
+        seconds = self._seconds_of_rows.get(num_rows)
+        if seconds is None:
+            seconds = self._seconds_of_rows[num_rows] = self._interpolated(num_rows)
+        return seconds
+
+    def _interpolated(self, num_rows: int) -> float:
         table, index = self.rows, bisect_left(self._knots, num_rows)
         if index < len(table) and (index == 0 or table[index][0] == num_rows):
             return table[index][1]
@@ -92,6 +106,13 @@ class KindCost:
         index = min(int(place), len(self.ratios) - 2)
         low = self.ratios[index]
         return low + (self.ratios[index + 1] - low) * (place - index)
+
+    def ratios_at(self, quantiles: Values) -> Values:
+        """`ratio_at` of each, to the last bit."""
+        ratios, places = np.array(self.ratios), quantiles * (len(self.ratios) - 1)
+        indices = np.minimum(places.astype(np.int64), len(self.ratios) - 2)
+        low = ratios[indices]
+        return low + (ratios[indices + 1] - low) * (places - indices)
 
     def distance(self, features: Features) -> tuple[float, str]:
         """How far a step is from those fitted, as a factor (1: not at all), and by which feature.
@@ -164,7 +185,7 @@ class CostModel:
         if not sizes:
             return features
         index = bisect_left(sizes, features.num_rows)
-        return features._replace(num_rows=sizes[index]) if index < len(sizes) else features
+        return Features(sizes[index], *features[1:]) if index < len(sizes) else features
 
 
 @dataclass

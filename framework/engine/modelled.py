@@ -5,15 +5,19 @@ Every token is the same, one that ends no output: so an output is as long as its
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from math import inf
+from typing import Any
+
+import numpy as np
 
 from framework.checks import whole
-from framework.core import Batch, Engine, Request, Sequence, StepResult
-from framework.cost.features import features_of, kind_of
-from framework.cost.model import CostModel, Outside, read_cost_model
+from framework.core import Batch, Engine, Foreseen, Request, Sequence, StepResult
+from framework.cost.features import Features, features_of, kind_of
+from framework.cost.model import WITHIN, CostModel, Outside, read_cost_model
+from framework.cost.noise import Noise
 from framework.cost.shipped import check_cost_model
 from framework.cost.subject import Target
 from framework.paths import locate
@@ -62,7 +66,7 @@ class ModelledEngine:
         self.on_progress: Callable[[str], None] = lambda message: None
         self.outside = Outside()
         self._in_flight: deque[StepResult] = deque()
-        self._token, self._draw = 0, random.Random(seed).random
+        self._token, self._noise = 0, Noise(cost.kinds, seed if noise else None)
 
     def refused_adapters(self, requests: list[Request]) -> dict[str, str]:
         """None: whether an adapter is there is not looked at."""
@@ -72,7 +76,7 @@ class ModelledEngine:
         """Draw anew, count anew, and choose a token that stops none of these requests."""
         self._in_flight.clear()
         self.outside = Outside()
-        self._draw = random.Random(self.seed).random
+        self._noise = Noise(self.cost.kinds, self.seed if self.noise else None)
         stops = {token for request in requests for token in request.stop_token_ids}
         self._token = next(token for token in range(len(stops) + 1) if token not in stops)
 
@@ -87,7 +91,7 @@ class ModelledEngine:
         outside.num_steps += 1
         outside.note(kind, *cost.distance(features))
         device, host = cost.seconds(features)
-        ratio = cost.ratio_at(self._draw()) if self.noise else cost.mean_ratio
+        ratio = self._noise.take(kind)
         self._in_flight.append(StepResult(self._tokens(batch), ratio * (device + host), device=ratio * device))
 
     def _tokens(self, batch: Batch) -> list[int | None]:
@@ -100,6 +104,36 @@ class ModelledEngine:
 
     def collect(self) -> StepResult:
         return self._in_flight.popleft()
+
+    def foresee(self, newest: Batch, num_steps: int, duration: float) -> Foreseen:
+        in_flight = self._in_flight
+        num_needed = 2 + 1.1 * duration / in_flight[-1].elapsed if in_flight[-1].elapsed else inf
+        ratios = self._noise.ahead("decode", int(min(num_needed, num_steps)))
+        features = self._after(newest, np.arange(1, len(ratios) + 1))
+        device, host = self.cost.kinds["decode"].seconds(features)
+        return Foreseen(
+            [result.elapsed for result in in_flight] + (ratios * (device + host)).tolist(),
+            [result.device for result in in_flight] + (ratios * device).tolist(),
+            self._token,
+        )
+
+    def skip(self, newest: Batch, foreseen: Foreseen, num_steps: int) -> None:
+        cost, outside, num_in_flight = self.cost.kinds["decode"], self.outside, len(self._in_flight)
+        self._noise.skip(num_steps)
+        outside.num_steps += num_steps
+        if cost.distance(self._after(newest, num_steps))[0] > WITHIN:
+            for index in range(1, num_steps + 1):
+                outside.note("decode", *cost.distance(self._after(newest, index)))
+        token_ids = self._in_flight[-1].token_ids
+        self._in_flight = deque(
+            StepResult(token_ids, foreseen.elapsed[index], device=foreseen.device[index])
+            for index in range(num_steps, num_steps + num_in_flight)
+        )
+
+    def _after(self, newest: Batch, num_steps: Any) -> Features:
+        """Of the decode step that comes so many after this one, which differs in its context alone."""
+        features = self.cost.computed("decode", features_of(newest, False, self.num_adapter_slots > 0))
+        return features._replace(num_context_tokens=features.num_context_tokens + num_steps * features.num_seqs)
 
 
 def check_executes(make: partial[Engine]) -> None:

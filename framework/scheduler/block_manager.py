@@ -35,7 +35,9 @@ class BlockManager:
     @property
     def num_used(self) -> int:
         """Those of sequences."""
-        return self.num_blocks - self.num_empty - self.num_cached - self.num_adapter_blocks
+        if isinstance(self.free, FreeBlocks):
+            return self.num_blocks - self.num_empty - self.num_cached - self.num_adapter_blocks
+        return self.num_blocks - len(self.free) - self.num_cached
 
     @property
     def num_cached(self) -> int:
@@ -65,7 +67,12 @@ class BlockManager:
 
     def grow(self, sequence: Sequence, num_tokens: int) -> None:
         """Extend the block table to hold `num_tokens`; the caller has made sure that enough blocks are free."""
-        for _ in range(self.num_blocks_for(num_tokens) - len(sequence.block_table)):
+        num_blocks, free = self.num_blocks_for(num_tokens) - len(sequence.block_table), self.free
+        if num_blocks > 0 and isinstance(free, list):
+            sequence.block_table += free[: -num_blocks - 1 : -1]
+            del free[-num_blocks:]
+            return
+        for _ in range(num_blocks):
             sequence.block_table.append(self.take())
 
     def release(self, sequence: Sequence) -> None:

@@ -20,6 +20,7 @@ from framework.core import Engine, Request, Step
 from framework.cost.subject import Target
 from framework.measure.serving import max_num_seqs_of
 from framework.replay import Server, check_several
+from framework.step_log import StepRun
 from framework.study.arms import Arm, EngineParts
 
 ROOM_BYTES = 4 * 2**30  # that stay free of a GPU's memory, for steps and graphs
@@ -91,7 +92,7 @@ class EngineCache:
         self.models = {key: model for key, model in self.models.items() if key == model_key}
         free(self.device)
 
-    def get_servers(self, arm: Arm, on_step: Callable[[Step], None] | None) -> list[Server]:
+    def get_servers(self, arm: Arm, on_step: Callable[[Step | StepRun], None] | None) -> list[Server]:
         """The arm's servers, each with an engine and a scheduler of its own.
 
         Raises ValueError for several servers whose engine measures its steps.

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
-from operator import attrgetter
 
 import pandas as pd
 
@@ -63,11 +62,11 @@ def replay_point(
     with nullcontext() if gpu is None else gpu.watching():
         source = TraceSource(requests, trace.max_concurrency)
         served = replay(source, servers, arm.router(servers), arm.clock)
-    steps = sorted((step for server in servers for step in server.steps), key=attrgetter("start_time"))
+    steps = step_table(entry for server in servers for entry in server.steps.entries)
     offered = with_refused(served, trace.requests, refused)
     return ReplayedPoint(
         request_table(offered, refused),
-        step_table(steps),
+        steps.sort_values("start_time", kind="stable", ignore_index=True),
         engine_record(engine),
         trace_record(trace, offered, refused, point.load.rate, uses_prefixes=has_prefix_cache(arm)),
         None if gpu is None else gpu.record(),
