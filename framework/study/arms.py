@@ -15,11 +15,13 @@ import torch
 from framework.build import ChangeModel, Decoder, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
 from framework.checks import not_negative, shown, whole
 from framework.config import check_keywords, check_type, describe, suggest, with_keywords
+from framework.core import ServerState
 from framework.cost.record import Record
 from framework.cost.subject import Target, read_target
 from framework.engine.modelled import is_modelled, is_recorded
 from framework.replay import Clock
 from framework.router.round_robin import round_robin
+from framework.server_load import ServerLoad
 from framework.study.files import digest_of
 from framework.study.load import Load
 from framework.study.modelled import with_cost_models
@@ -117,7 +119,27 @@ def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
         not_negative(f"arms.{arm}.view_delay", parts.get("view_delay", 0.0))
         resolved[arm] = Arm(**parts)
         check_scheduler(arm, resolved[arm])
+        check_router(arm, resolved[arm])
     return with_cost_models(resolved)
+
+
+def check_router(arm: str, parts: Arm) -> None:
+    """ValueError for one that refuses its keywords or the age of what it sees, and for one that nobody would ask."""
+    if parts.clock == "wall" and (parts.view_delay or parts.router is not ROUND_ROBIN):
+        raise ValueError(f"arms.{arm}: clock=wall has one server and asks no router: leave out router and view_delay")
+    try:
+        parts.router([SeenServer(0, parts.view_delay, ServerLoad(1))])
+    except ValueError as error:
+        raise ValueError(f"arms.{arm}: {error}") from error
+
+
+@dataclass(frozen=True)
+class SeenServer:
+    """A server of nothing, to try a router on."""
+
+    index: int
+    view_delay: float
+    state: ServerState
 
 
 def check_scheduler(arm: str, parts: Arm) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from framework.engine.torch_engine import TorchEngine
+from framework.router.shared_queue import shared_queue
 from framework.study.arms import Arm, point_order, resolve_arms
 from framework.study.load import Load
 from tests.study.fake_study import DEFAULTS, load_fake_model
@@ -92,3 +93,12 @@ def test_a_model_is_loaded_then_quantized_then_given_room_for_adapters():
     changes = {"quantization": lambda model: f"quantized {model}", "lora": lambda model: f"{model} with adapters"}
     arm = resolve_arms({"a": changes}, DEFAULTS)["a"]
     assert arm.load_model(torch.device("cpu")) == "quantized a with adapters"
+
+
+def test_a_router_that_cannot_be_or_is_never_asked_is_refused_before_anything_is_measured():
+    changes = {"router": partial(shared_queue), "view_delay": 0.5}
+    with pytest.raises(ValueError, match=r"arms.a: router=shared_queue .* view_delay=0.5 must be 0"):
+        resolve_arms({"a": changes}, DEFAULTS)
+    with pytest.raises(ValueError, match=r"arms.a: clock=wall has one server and asks no router"):
+        resolve_arms({"a": {"router": partial(shared_queue), "clock": "wall"}}, DEFAULTS)
+    resolve_arms({"a": {"router": partial(shared_queue)}}, DEFAULTS)
