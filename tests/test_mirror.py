@@ -39,6 +39,7 @@ OF_SEVERAL_MODULES = {  # test file → what it tests
     "scheduler/test_conf.py": "the schedulers in conf/scheduler",
     "test_commands.py": "the commands in README and docs",
     "test_docs.py": "README and docs",
+    "test_launchers.py": "sweeps on Ray and on Slurm",
     "test_mirror.py": "this file",
     "test_modelled_cases.py": "event logs of random replays",
     "test_run.py": "run.py",

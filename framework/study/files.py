@@ -22,6 +22,7 @@ from framework.paths import is_writable
 Json = dict[str, Any]  # what a JSON file holds
 UNFINISHED = ".unfinished-"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def digest_of(data: object) -> str:
@@ -89,12 +90,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
     """One job at a time reads and writes in `folder`. Not to be taken twice. What is read only needs no lock.
 
-    A lock of another name is for something else.
+    A lock of another name is for something else. Raises ValueError where the file system has no locks: jobs on several
+    machines would write one file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not is_writable(folder):
         yield
         return
     with (folder / name).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise ValueError(f"{folder}: its file system has no locks, which jobs that share a folder need") from error
         yield

@@ -1,5 +1,6 @@
 """Files appear whole or not at all, JSON is strict, digests do not depend on order, and a lock holds others back."""
 
+import errno
 import json
 from math import inf, nan
 from threading import Event, Thread
@@ -83,3 +84,15 @@ def test_one_job_at_a_time(tmp_path):
         order.append("first")
     other.join()
     assert order == ["first", "second"]
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("framework.study.files.fcntl.flock", refuse)
+    with (
+        pytest.raises(ValueError, match=r"its file system has no locks, which jobs that share a folder need"),
+        locked(tmp_path),
+    ):
+        pass
