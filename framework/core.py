@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,6 +81,10 @@ class Sequence:
     `num_cached_tokens` of its prompt were in a prefix cache when it was first admitted. It lost its blocks
     `num_preemptions` times, `num_swaps` of them to the host. A turn of a conversation has the one before as `previous`:
     its prompt begins with the tokens of that one.
+
+    It moved from one server to another `num_moves` times, the first time from `prefill_server`. It stood still for
+    `transfer_wait` s, until there was room for it and the link was free, and for `transfer_time` s more while it was
+    copied.
     """
 
     __slots__ = (
@@ -91,17 +95,21 @@ class Sequence:
         "is_finished",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_moves",
         "num_padding",
         "num_preemptions",
         "num_swaps",
         "num_unscheduled_tokens",
         "output_token_ids",
+        "prefill_server",
         "previous",
         "prompt_token_ids",
         "request",
         "scheduled_time",
         "server",
         "token_times",
+        "transfer_time",
+        "transfer_wait",
     )
 
     def __init__(self, request: Request, arrival_time: float | None = None, previous: Sequence | None = None) -> None:
@@ -123,6 +131,10 @@ class Sequence:
         self.is_finished = False
         self.scheduled_time: float | None = None  # first time in a batch (s)
         self.server: int | None = None  # which of the replay's servers has it
+        self.prefill_server: int | None = None
+        self.num_moves = 0
+        self.transfer_wait = 0.0
+        self.transfer_time = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -323,6 +335,33 @@ class Scheduler(Protocol):
         """Append the tokens, stamped `now`, retire what is finished, and return how many tokens were delivered."""
 
 
+@runtime_checkable
+class MovingScheduler(Scheduler, Protocol):
+    """A scheduler that hands running sequences over to another one, with what is computed of them.
+
+    A sequence is released at one and accepted at the other; once it is in no step in flight and its blocks are copied
+    it is dropped there and joins here.
+    """
+
+    def release(self, sequence: Sequence) -> None:
+        """No later batch has this running sequence, and its seat is free. Its blocks stay until it is dropped."""
+
+    def drop(self, sequence: Sequence) -> None:
+        """It has been copied."""
+
+    def can_accept(self, sequence: Sequence) -> bool:
+        """Whether a seat, blocks and its adapter's slot are free now, and nobody waits who comes first."""
+
+    def accept(self, sequence: Sequence) -> list[int]:
+        """Keep them for the sequence, whose `num_computed_tokens` tokens are to be copied to these blocks."""
+
+    def cancel(self, sequence: Sequence) -> None:
+        """An accepted sequence ended where it was: it does not come."""
+
+    def join(self, sequence: Sequence) -> None:
+        """It has been copied, and runs here from now on."""
+
+
 class Order(Protocol):
     """The waiting sequences of a scheduler, the next one first, and who of the running gives way.
 
@@ -358,6 +397,10 @@ class Order(Protocol):
     def has_turn(self, first: Sequence) -> bool:
         """Whether the first may be admitted now, if there is room for it."""
         return True
+
+    def join(self, sequence: Sequence) -> None:
+        """It comes running from another scheduler, and never waited here."""
+        return
 
     def served(self, sequences: list[Sequence], num_tokens: int = 1) -> None:
         """Each of these has got so many output tokens since the last call."""

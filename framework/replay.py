@@ -7,7 +7,7 @@ A timeout of what a step took is the only bridge between the host's clock and si
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from math import inf
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import simpy
 
@@ -58,6 +58,10 @@ class Server:
         self.load.add(sequence, self.world.env.now)
         self.watch.leave_out(lambda: self.engine.add(sequence))
         self.scheduler.add(sequence)
+        self.ring()
+
+    def ring(self) -> None:
+        """There may be something to do."""
         self.is_asleep = False
         self.bell.succeed()
         self.bell = self.world.env.event()
@@ -79,6 +83,7 @@ class Server:
             check_batch(batch, now, self.index)
             self.engine.launch(batch)
             self.in_flight.append((batch, schedule_elapsed))
+            self.world.launched(self, batch)
         return batch
 
     def finish(self, env: simpy.Environment) -> Process:
@@ -95,7 +100,7 @@ class Server:
         step.update = self.watch.lap() + result.update
         self.record(step, batch)
         self.load.step_ended(step.num_output_tokens, batch.adapter_loads, env.now)
-        self.world.step_ended(batch)
+        self.world.step_ended(self, step, batch)
         if step.update and not self.in_flight:
             yield env.timeout(step.update)
 
@@ -123,14 +128,38 @@ class Server:
         return env.any_of([self.bell, env.timeout(wake_time - env.now)])
 
 
+class Mover(Protocol):
+    """Moves sequences from server to server (framework.handover)."""
+
+    @property
+    def num_copying(self) -> int:
+        """Sequences that it will bring to a server, whatever else happens."""
+
+    def open(self, world: "World") -> None:
+        """Begin, in a world at its time 0."""
+
+    def launched(self, server: Server, batch: Batch) -> None:
+        """The server computes this batch from now on."""
+
+    def step_ended(self, server: Server, step: Step) -> None:
+        """Its tokens have been handed out, and who has finished is gone."""
+
+
 class World:
     """The sequences of a replay, from their source to a router, to a server, to their last token.
 
-    It is over when all sequences are finished and no step is in flight.
+    Movers take them from one server to another. It is over when all are finished and no step is in flight.
     """
 
-    def __init__(self, env: simpy.Environment, source: Source, servers: list[Server], route: Router) -> None:
-        self.env, self.source, self.servers, self.route = env, source, servers, route
+    def __init__(
+        self,
+        env: simpy.Environment,
+        source: Source,
+        servers: list[Server],
+        route: Router,
+        movers: Iterable[Mover] = (),
+    ) -> None:
+        self.env, self.source, self.servers, self.route, self.movers = env, source, servers, route, list(movers)
         self.sequences: list[Sequence] = []
         self.at_router: deque[Sequence] = deque()  # the router named no server for the first of them
         self.unfinished: dict[Sequence, Server | None] = {}  # in the order of arrival, with the server of each
@@ -170,8 +199,32 @@ class World:
             sequence.server = server.index
             server.add(sequence)
 
-    def step_ended(self, batch: Batch) -> None:
+    def move(self, sequence: Sequence, target: Server) -> None:
+        """It is another server's from now on, as routers see it."""
+        server = self.unfinished[sequence]
+        assert server is not None
+        server.load.finish(sequence, self.env.now)
+        target.load.add(sequence, self.env.now)
+        self.unfinished[sequence] = target
+        if sequence.prefill_server is None:
+            sequence.prefill_server = server.index
+        sequence.server = target.index
+
+    def launched(self, server: Server, batch: Batch) -> None:
+        for mover in self.movers:
+            mover.launched(server, batch)
+
+    def step_ended(self, server: Server, step: Step, batch: Batch) -> None:
         """Tell the source which sequences of `batch` have finished, and ask the router again for those that wait."""
+        self.finish(batch)
+        for mover in self.movers:
+            mover.step_ended(server, step)
+        self.offer_waiting()
+        if not self.num_arriving:
+            self.end_or_refuse_stall()
+
+    def finish(self, batch: Batch) -> None:
+        """Take out who has finished in the batch; what follows them arrives."""
         for sequence in [sequence for sequence in batch.sequences if sequence.is_finished]:
             server = self.unfinished.pop(sequence, None)
             if server is not None:  # a static batch computes the seats of finished sequences on
@@ -181,13 +234,12 @@ class World:
                         self.arrive(following)  # in time for the next step
                     else:
                         self.expect([following])
-        self.offer_waiting()
-        if not self.num_arriving:
-            self.end_or_refuse_stall()
 
     def end_or_refuse_stall(self) -> None:
         """End the world, or raise RuntimeError naming a request that nothing will ever serve."""
         if self.num_arriving or any(server.in_flight for server in self.servers):
+            return
+        if any(mover.num_copying for mover in self.movers):
             return
         if not self.unfinished and not self.over.triggered:
             self.over.succeed()
@@ -212,12 +264,14 @@ class World:
         return f"unfinished requests: {len(self.unfinished)}; request {request.request_id}{session} {place}"
 
 
-def replay(source: Source, servers: list[Server], route: Router, clock: Clock = "virtual") -> list[Sequence]:
+def replay(
+    source: Source, servers: list[Server], route: Router, clock: Clock = "virtual", movers: Iterable[Mover] = ()
+) -> list[Sequence]:
     """Serve what comes from `source` to the end; its sequences, in the order of arrival. The steps are the servers'.
 
-    Raises ValueError for a request that could never be scheduled, for an engine that would be more than one step ahead,
-    and for several servers that are measured or on the wall clock; RuntimeError, naming the request and the server, if
-    nothing goes on.
+    `route` names the server that takes a sequence first, `movers` may take it to others. Raises ValueError for a
+    request that could never be scheduled, for an engine that would be more than one step ahead, and for several servers
+    that are measured or on the wall clock; RuntimeError, naming the request and the server, if nothing goes on.
     """
     if clock not in get_args(Clock):
         raise ValueError(f"clock={clock!r} is not one of 'virtual', 'wall'")
@@ -228,8 +282,10 @@ def replay(source: Source, servers: list[Server], route: Router, clock: Clock = 
         return in_real_time(source, servers[0])
     with garbage_collector_paused():
         env = simpy.Environment()
-        world = World(env, source, servers, route)
+        world = World(env, source, servers, route, movers)
         world.expect(source.begin())
+        for mover in world.movers:
+            mover.open(world)
         for server in servers:
             server.open(world)
         env.run(until=world.over)

@@ -38,7 +38,7 @@ class ServerLoad:
 
     def add(self, sequence: Sequence, now: float) -> None:
         self.num_unfinished += 1
-        self.num_tokens += sequence.request.num_prompt_tokens
+        self.num_tokens += sequence.request.num_prompt_tokens + len(sequence.output_token_ids)
         if sequence.request.adapter_id is not None:
             self.num_users[sequence.request.adapter_id] += 1
         self.note(now)

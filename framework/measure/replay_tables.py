@@ -30,6 +30,10 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
             "num_predicted_tokens": sequence.request.num_predicted_tokens,
             "refused": reasons.get(sequence.request.request_id),
             "server": sequence.server,
+            "prefill_server": sequence.prefill_server,
+            "num_moves": sequence.num_moves,
+            "transfer_wait": sequence.transfer_wait if sequence.num_moves else np.nan,
+            "transfer_time": sequence.transfer_time if sequence.num_moves else np.nan,
             "arrival_time": sequence.arrival_time,
             "num_prompt_tokens": sequence.request.num_prompt_tokens,
             "num_output_tokens": len(sequence.output_token_ids),
@@ -45,7 +49,8 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
         }
         for sequence in sequences
     ]
-    columns = {"scheduled_time": float, "think_time": float, "num_predicted_tokens": "Int64", "server": "Int64"}
+    columns = {"scheduled_time": float, "think_time": float, "num_predicted_tokens": "Int64"}
+    columns |= {"server": "Int64", "prefill_server": "Int64"}
     table = pd.DataFrame(rows).astype(columns)
     table["ttft"] = table["first_token_time"] - table["arrival_time"]
     table["e2e"] = table["finish_time"] - table["arrival_time"]

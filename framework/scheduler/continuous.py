@@ -14,6 +14,7 @@ from framework.scheduler.batches import make_batch
 from framework.scheduler.block_manager import BlockManager
 from framework.scheduler.giving_way import giving_way
 from framework.scheduler.memory_use import MemoryUse
+from framework.scheduler.moving import Moving
 from framework.scheduler.orders.fcfs import FirstCome
 from framework.scheduler.prefix_cache import Eviction, PrefixCache
 from framework.scheduler.reservation import Promises, Reservation
@@ -109,6 +110,7 @@ class ContinuousScheduler:
         self.num_blocks_left = int(watermark * num_blocks)  # free, by an admission
         self.running: list[Sequence] = []  # in the order of their admission
         self.ending: list[Sequence] = []  # their last token is in a step in flight
+        self.moving = Moving(self.blocks, self.use, self.adapters)
         self.split: Sequence | None = None  # of the running, if its prompt goes on in the next step
         self.was_of_prompts = False  # the step before
         self.has_preempted = False  # in this step, for memory
@@ -116,7 +118,11 @@ class ContinuousScheduler:
 
     @property
     def num_unfinished(self) -> int:
-        return len(self.waiting) + len(self.running) + len(self.ending)
+        return len(self.waiting) + len(self.running) + len(self.ending) + len(self.moving)
+
+    @property
+    def num_seated(self) -> int:
+        return len(self.running) + len(self.moving.arriving)
 
     @property
     def num_used_blocks(self) -> int:
@@ -144,7 +150,7 @@ class ContinuousScheduler:
         self.waiting.append(sequence)
 
     def schedule(self, now: float) -> Batch | None:
-        if self.turns is not None and len(self.running) < self.max_num_seqs:
+        if self.turns is not None and self.num_seated < self.max_num_seqs:
             if self.waiting is not self.turns:  # a subclass has put them into an order of its own
                 self.turns.refill(self.waiting)
                 self.waiting = self.turns
@@ -181,8 +187,38 @@ class ContinuousScheduler:
         if any_finished:
             self.running = [sequence for sequence in self.running if not sequence.is_finished]
             self.ending = [sequence for sequence in self.ending if not sequence.is_finished]
+            if self.moving.leaving:
+                self.moving.leaving = [sequence for sequence in self.moving.leaving if not sequence.is_finished]
         self.order.served(delivered)
         return len(delivered)
+
+    def release(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.moving.leaving.append(sequence)
+
+    def drop(self, sequence: Sequence) -> None:
+        self.moving.drop(sequence)
+
+    def can_accept(self, sequence: Sequence) -> bool:
+        if self.waiting or self.num_seated >= self.max_num_seqs or not self.adapters.can_admit(sequence):
+            return False
+        return self._has_room(sequence, self._num_to_accept(sequence))
+
+    def accept(self, sequence: Sequence) -> list[int]:
+        return self.moving.accept(sequence, self._num_to_accept(sequence))
+
+    def _num_to_accept(self, sequence: Sequence) -> int:
+        """Blocks for what is computed of a sequence that comes from another scheduler, and for its promise."""
+        num_slots = max(sequence.num_computed_tokens, self.promises.num_slots(sequence.request))
+        return self.blocks.num_blocks_for(num_slots)
+
+    def cancel(self, sequence: Sequence) -> None:
+        self.moving.cancel(sequence)
+
+    def join(self, sequence: Sequence) -> None:
+        self.moving.join(sequence)
+        self.running.append(sequence)
+        self.order.join(sequence)
 
     def _next_batch(self, now: float) -> Batch | None:
         budget = self.max_num_batched_tokens
@@ -246,7 +282,7 @@ class ContinuousScheduler:
         num_tokens, num_blocks = self._missing(self.waiting[0])
         if self.whole_prompts and num_tokens > budget and not alone:
             return False
-        return self._has_room(num_blocks)
+        return self._has_room(self.waiting[0], num_blocks)
 
     def _missing(self, sequence: Sequence) -> tuple[int, int]:
         """How many tokens a waiting sequence has to compute, and how many free blocks it takes with its promise."""
@@ -255,17 +291,17 @@ class ContinuousScheduler:
 
     def _may_run(self) -> bool:
         """Whether there is a first of the waiting whose turn it is, and a seat and an adapter's slot for it."""
-        if not self.waiting or self.has_preempted or len(self.running) >= self.max_num_seqs:
+        if not self.waiting or self.has_preempted or self.num_seated >= self.max_num_seqs:
             return False
         first = self.waiting[0]
         if first in self.displaced or not self.order.has_turn(first):
             return False
         return self.adapters.can_admit(first) and (self.turns is None or self.turns.has_turn(first))
 
-    def _has_room(self, num_blocks: int) -> bool:
-        """For so many blocks of the first of the waiting, and for its adapter."""
-        num_left = self.num_blocks_left if self.running else 0
-        return num_blocks + self.adapters.num_missing_blocks(self.waiting[0]) + num_left <= self.blocks.num_free
+    def _has_room(self, sequence: Sequence, num_blocks: int) -> bool:
+        """For so many blocks of a sequence that does not run yet, and for its adapter."""
+        num_left = self.num_blocks_left if self.num_seated else 0
+        return num_blocks + self.adapters.num_missing_blocks(sequence) + num_left <= self.blocks.num_free
 
     def _admit(self, now: float) -> Sequence:
         """Take the first of the waiting into the running, with blocks for all its tokens and what it is promised."""
@@ -289,7 +325,7 @@ class ContinuousScheduler:
         while self._may_run() and self.waiting[0] in self.swap:
             sequence = self.waiting[0]
             is_split = not sequence.output_token_ids or sequence.num_tokens - sequence.num_computed_tokens > 1
-            if (is_split and self.split is not None) or not self._has_room(self._missing(sequence)[1]):
+            if (is_split and self.split is not None) or not self._has_room(sequence, self._missing(sequence)[1]):
                 break
             self.running.append(self.waiting.popleft())
             self.adapters.admit(sequence)
@@ -319,7 +355,7 @@ class ContinuousScheduler:
                 self.order,
                 self.running,
                 self._needs,
-                num_seats=self.max_num_seqs - num_running,
+                num_seats=self.max_num_seqs - self.num_seated,
                 num_blocks=self.blocks.num_free - self.num_blocks_left,
                 num_tokens=self.max_num_batched_tokens - (num_running if self.steps == "mixed" else 0),
             )

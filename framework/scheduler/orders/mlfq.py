@@ -44,10 +44,13 @@ class SkipJoin(Ranked):
         return self.levels[sequence]
 
     def append(self, sequence: Sequence) -> None:
+        self.join(sequence)
+        super().append(sequence)
+
+    def join(self, sequence: Sequence) -> None:
         num_steps = 1 + sequence.request.num_prompt_tokens / self.prompt_tokens_per_step
         level = next(level for level, quantum in enumerate(self.quanta) if num_steps <= quantum)
         self._join(sequence, level, 1 - num_steps)
-        super().append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         super().remove(sequence)

@@ -61,11 +61,15 @@ class TokenCounters(Order):
         return self.queues[self._next_client()][0]
 
     def append(self, sequence: Sequence) -> None:
+        self.join(sequence)
+        client = sequence.request.client_id
+        self._queue(client).append(sequence)
+        self.num_waiting += 1
+
+    def join(self, sequence: Sequence) -> None:
         client = sequence.request.client_id
         if client not in self.queues:
             self.lift(client)
-        self._queue(client).append(sequence)
-        self.num_waiting += 1
 
     def appendleft(self, sequence: Sequence) -> None:
         self._queue(sequence.request.client_id).appendleft(sequence)
