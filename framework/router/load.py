@@ -17,13 +17,14 @@ def least_loaded(servers: ListOf[Server], load: Load = num_unfinished) -> Choose
     """The one with the least load of those asked about; of equal ones the next behind the one named last."""
     num_servers, first = len(servers), 0
 
-    def order(server: Server) -> tuple[float, int]:
-        return load(server.state), (server.index - first) % num_servers
-
     def choose(among: Iterable[Server]) -> Server:
         nonlocal first
-        server = min(among, key=order)
-        first = server.index + 1
-        return server
+        asked = list(among)
+        loads = [load(server.state) for server in asked]
+        least = min(loads)
+        equal = [server for server, its_load in zip(asked, loads, strict=True) if its_load == least]
+        named = equal[0] if len(equal) == 1 else min(equal, key=lambda server: (server.index - first) % num_servers)
+        first = named.index + 1
+        return named
 
     return choose

@@ -63,6 +63,8 @@ def prefix_aware(
 
 def num_known(record: Record, keys: list[int]) -> int:
     """How many of the leading keys are in the record: none is behind one that is not."""
+    if not keys or keys[0] not in record:
+        return 0
     return bisect_left(range(len(keys)), x=True, key=lambda index: keys[index] not in record)
 
 
