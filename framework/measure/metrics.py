@@ -13,6 +13,7 @@ import pandas as pd
 
 from framework.measure.clients import jain_over_time, service_over_time
 from framework.measure.intervals import STATISTICS, Bounds, Values, bootstrap_pooled, bootstrap_statistics, statistics
+from framework.measure.servers import imbalance, imbalance_of_load, server_table
 from framework.measure.slo import check_slo, meets_slo, values_of
 
 
@@ -38,7 +39,8 @@ MLPERF_SECONDS, MLPERF_REQUESTS = (
 class Window:
     """A part [start, end] (s) of a replay, or all of it. `requests` and `steps` are the whole replay's.
 
-    What happens in the window is in the properties: latencies are of `offered`, batches of `started_steps`.
+    Each of the `num_servers` has a device of its own. What happens in the window is in the properties: latencies are of
+    `offered`, batches of `started_steps`.
     """
 
     requests: pd.DataFrame
@@ -46,6 +48,7 @@ class Window:
     slo: dict[str, float]
     start: float
     end: float
+    num_servers: int = 1
 
     @property
     def duration(self) -> float:
@@ -80,10 +83,10 @@ class Window:
         """Output tokens of the offered requests that meet the SLOs."""
         return int(self.offered.loc[self.is_met, "num_output_tokens"].sum())
 
-    @property
-    def num_gpus(self) -> int:
-        """Every server has a device of its own."""
-        return int(self.steps["server"].max()) + 1
+    @cached_property
+    def servers(self) -> pd.DataFrame:
+        """What each server had to do, of the offered requests and the started steps."""
+        return server_table(self.offered, self.started_steps, self.num_servers)
 
     @property
     def num_completed(self) -> int:
@@ -181,7 +184,7 @@ def user_speeds(window: Window) -> Values:
 
 def gpu_hours(window: Window) -> float:
     num_tokens = window.num_output_tokens
-    return window.num_gpus * window.duration / 3600 / num_tokens * 1e6 if num_tokens else float("nan")
+    return window.num_servers * window.duration / 3600 / num_tokens * 1e6 if num_tokens else float("nan")
 
 
 def client_fairness(window: Window) -> float:
@@ -256,7 +259,7 @@ METRICS = (
     Metric(
         "output_throughput_per_gpu", "output throughput per GPU", TOKENS_PER_SECOND,
         "output throughput / servers, each of which has a device of its own",
-        lambda window: window.num_output_tokens / window.duration / window.num_gpus,
+        lambda window: window.num_output_tokens / window.duration / window.num_servers,
     ),
     Metric(
         "user_speed", "speed per user", TOKENS_PER_SECOND,
@@ -339,6 +342,30 @@ METRICS = (
         "MLPerf's server scenario asks of a valid one; else 0",
         is_long_enough, is_of_run=True,
     ),
+    Metric(
+        "num_servers", "servers", COUNT, "servers, each of which has a device of its own",
+        lambda window: window.num_servers, is_of_run=True,
+    ),
+    Metric(
+        "imbalance_requests", "imbalance of requests", COUNT,
+        "requests that the server with the most took / their mean over the servers; none of one server",
+        lambda window: imbalance(window.servers["num_requests"]),
+    ),
+    Metric(
+        "imbalance_tokens", "imbalance of tokens", COUNT,
+        "the same of their tokens: those of prompts that were not in a prefix cache, and of outputs",
+        lambda window: imbalance(window.servers["num_computed_tokens"]),
+    ),
+    Metric(
+        "imbalance_busy", "imbalance of busy time", COUNT, "the same of the time of each server's steps",
+        lambda window: imbalance(window.servers["busy"]),
+    ),
+    Metric(
+        "imbalance_load", "imbalance of load", COUNT,
+        "the most unfinished requests (arrival → last token) of a server at a time, mean over time, / their mean over "
+        "time and servers",
+        lambda window: imbalance_of_load(window.served, window.num_servers, window.start, window.end),
+    ),
 )  # fmt: skip
 METRIC_OF = {column: metric for metric in METRICS for column in metric.columns}
 
@@ -349,15 +376,19 @@ def metric_names() -> list[str]:
 
 
 def summarize(
-    requests: pd.DataFrame, steps: pd.DataFrame, slo: dict[str, float], warmup_fraction: float = 0.1
+    requests: pd.DataFrame,
+    steps: pd.DataFrame,
+    slo: dict[str, float],
+    warmup_fraction: float = 0.1,
+    num_servers: int = 1,
 ) -> dict[str, float]:
-    """All numbers of one point, by column: the whole run, its intervals, and the steady window."""
+    """All numbers of one point of so many servers, by column: the whole run, its intervals, and the steady window."""
     check_slo(slo)
     first_arrival, last_arrival = requests["arrival_time"].min(), requests["arrival_time"].max()
     end_time = requests["finish_time"].fillna(requests["arrival_time"].where(requests["refused"].notna()))
-    run = Window(requests, steps, slo, first_arrival, end_time.max())
+    run = Window(requests, steps, slo, first_arrival, end_time.max(), num_servers)
     steady_start = first_arrival + warmup_fraction * (last_arrival - first_arrival)
-    steady = Window(requests, steps, slo, steady_start, last_arrival)
+    steady = Window(requests, steps, slo, steady_start, last_arrival, num_servers)
     numbers: dict[str, float] = {}
     for metric in METRICS:
         numbers |= metric.values(run)

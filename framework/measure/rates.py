@@ -66,6 +66,12 @@ def aggregate(points: pd.DataFrame) -> pd.DataFrame:
     return summary.assign(is_saturated=is_saturated(over_rates(points))) if rows else summary
 
 
+def first_too_much(summary: pd.DataFrame) -> float:
+    """Of what `aggregate` made: the lowest rate at which some arm is saturated, or else the highest there is."""
+    too_much = summary["rate"][summary["is_saturated"]]
+    return float(too_much.min() if len(too_much) else summary["rate"].max())
+
+
 def with_interval(group: pd.DataFrame, name: str, is_share: bool) -> dict[str, float]:
     """A metric's mean over the seeds of one arm and rate, and its interval."""
     defined = group[group[name].notna()]

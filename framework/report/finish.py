@@ -15,6 +15,7 @@ from framework.report.modelled import label
 from framework.report.notes import limits, service_notes
 from framework.report.pages import write_record
 from framework.report.plots import Drawn, save
+from framework.report.servers import server_findings
 from framework.report.tables import overview, print_frame, print_overview
 from framework.study.arms import configs_of
 from framework.study.files import locked, write_atomically, write_json
@@ -59,6 +60,7 @@ def finish_sweep(study: Study, name: str, find: Callable[[pd.DataFrame], Finding
         findings = replace(own, notes=[*own.notes, *service_notes(study, points), *limits(study, points)])
         if study.capacities:
             findings = with_capacities(study, findings)
+        findings = with_servers(study, points, findings)
         caption = f"Every arm at every rate{label(study.arms)}"
         page = replace(
             findings,
@@ -85,6 +87,12 @@ def with_capacities(study: Study, findings: Findings) -> Findings:
         definitions={**DEFINITIONS, **findings.definitions},
         files={"probes.csv": probe_rows(study), **findings.files},
     )
+
+
+def with_servers(study: Study, points: pd.DataFrame, findings: Findings) -> Findings:
+    """Behind the rest, what each server of an arm had to do, where there are several."""
+    figures, tables = server_findings(study, points)
+    return replace(findings, figures={**findings.figures, **figures}, tables={**findings.tables, **tables})
 
 
 def track(study: Study, tracking: Tracker, name: str, points: pd.DataFrame, figures: list[Path]) -> None:

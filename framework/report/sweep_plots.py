@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from framework.measure.clients import jain_over_time, service_over_time
-from framework.measure.rates import aggregate, highest_within, offered_at, saturation
+from framework.measure.rates import aggregate, first_too_much, highest_within, offered_at, saturation
 from framework.measure.slo import request_limits, target_of
 from framework.report.plots import (
     COLUMN_WIDTH,
@@ -55,9 +55,7 @@ PHASE_COLOURS = {"waiting": "#dddddd", "prefill": "#E69F00", "decode": "#0072B2"
 
 def sweep_figures(study: Study, points: pd.DataFrame) -> dict[str, Drawn]:
     """The curves over all rates, and timelines at the first rate that is too much for some arm."""
-    summary = aggregate(points)
-    too_much = summary["rate"][summary["is_saturated"]]
-    rate = too_much.min() if len(too_much) else points["rate"].max()
+    rate = first_too_much(aggregate(points))
     requests = read_tables(representative_points(study, points, rate), "requests.parquet")
     timelines = captioned({"timeline": timeline(requests, rate_title(offered_at(points, rate)))})
     return rate_figures(study, points) | timelines | cache_figure(study, points, rate) | clients_figure(requests)

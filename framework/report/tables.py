@@ -24,8 +24,11 @@ SHOWN = (  # of METRICS, on the page and the console
     "normalized_latency_mean",
     "slo_attainment",
     "mean_batch_size",
-    "prefix_hits",  # where there are any
+    "prefix_hits",
+    "imbalance_busy",
 )
+WHERE_ANY = ("prefix_hits", "imbalance_busy")  # shown where there are prefix hits, and several servers
+NOT_NARROW = ("imbalance_busy",)  # a terminal has no room for it; the table of the servers has it
 COST = "cost per million output tokens"  # in the currency of the price
 INTERVALS = "[low, high]: 95% interval, over seeds if there are several, else bootstrap within the one run"
 
@@ -118,7 +121,8 @@ def print_overview(console: Console, summary: pd.DataFrame, title: str) -> None:
 
 
 def shown_metrics(summary: pd.DataFrame, is_narrow: bool) -> pd.DataFrame:
-    shown_columns = [column for column in SHOWN if column != "prefix_hits" or summary[column].any()]
+    hidden = {column for column in WHERE_ANY if not summary[column].fillna(0).any()}
+    shown_columns = [column for column in SHOWN if column not in hidden.union(NOT_NARROW if is_narrow else ())]
     metrics = {column: METRIC_OF[column] for column in shown_columns}
     columns = {column: (metric.header(column, is_narrow), metric.unit.scale) for column, metric in metrics.items()}
     bare = [column for column in shown_columns if is_narrow and metrics[column].unit is not MILLISECONDS]

@@ -141,7 +141,7 @@ def measure_arms(
 
 
 def measure_arm(name: str, arm: Arm, seed: int, engines: EngineCache, progress: SweepProgress) -> float:
-    num_requests = NUM_ROUNDS * max_num_seqs_of(arm.scheduler)
+    num_requests = NUM_ROUNDS * max_num_seqs_of(arm.scheduler) * arm.servers
     trace = partial(all_at_once, trace=arm.trace, num_requests=num_requests)
     overloaded = replace(arm, trace=trace, clock="virtual")
     replayed = replay_point(Point(name, Load(math.inf), seed, ""), overloaded, engines, progress)

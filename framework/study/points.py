@@ -162,7 +162,7 @@ def current_metrics(folder: Path, record: PointRecord, slo: dict[str, float]) ->
     if record["slo"] == slo and has_current_metrics(record):
         return {name: math.nan if value is None else value for name, value in record["metrics"].items()}
     requests, steps = (pd.read_parquet(folder / file) for file in TABLES)
-    metrics = summarize(requests, steps, slo)
+    metrics = summarize(requests, steps, slo, num_servers=record["engine"].get("num_servers", 1))
     changed = {"slo": slo, "metrics_version": metrics_version(), "metrics": metrics}
     if is_writable(folder):
         write_json(folder / "point.json", {**record, **changed})

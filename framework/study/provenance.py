@@ -29,7 +29,13 @@ MEASURING = (
     "study/replay_point.py",
 )
 COMPUTING = ("engine/torch_engine", "kernels", "models", "lora", "quantization")
-METRICS_SOURCES = ("measure/clients.py", "measure/intervals.py", "measure/metrics.py", "measure/slo.py")
+METRICS_SOURCES = (
+    "measure/clients.py",
+    "measure/intervals.py",
+    "measure/metrics.py",
+    "measure/servers.py",
+    "measure/slo.py",
+)
 
 
 class Environment(TypedDict):

@@ -63,7 +63,7 @@ class RecordedRecord(TypedDict):
 
 
 class EngineRecord(TypedDict):
-    """What an engine made of its options."""
+    """What an engine made of its options; several servers have each such a one."""
 
     num_blocks: int
     block_size: int
@@ -73,6 +73,7 @@ class EngineRecord(TypedDict):
     num_adapter_bytes: int
     num_cache_bytes: int
     num_swap_blocks: NotRequired[int]  # earlier points lack it
+    num_servers: NotRequired[int]  # earlier points lack it, and have one
     num_steps_ahead: NotRequired[int]  # as decided for this replay; earlier points lack it
     refused_adapters: NotRequired[dict[str, str]]  # id → reason; earlier points lack it
     modelled: NotRequired[ModelledRecord]  # where no step was executed

@@ -147,6 +147,7 @@ def engine_record(engines: list[Engine], requests: list[Request]) -> EngineRecor
         "num_adapter_bytes": engine.num_adapter_bytes,
         "num_cache_bytes": engine.num_cache_bytes,
         "num_swap_blocks": engine.num_swap_blocks,
+        "num_servers": len(engines),
         "num_steps_ahead": engine.num_steps_ahead,
         "refused_adapters": engine.refused_adapters(requests),
         "switches": engine.switches if isinstance(engine, MeasuredEngine) else {},

@@ -315,7 +315,8 @@ def compute_point(
     """Replay the point and write it; its metrics."""
     arm = study.arms[point.arm]
     replayed = replay_point(point, arm, engines, progress, None if arm.is_modelled else gpu)
-    metrics = summarize(replayed.requests, replayed.steps, study.slo)
+    num_servers = replayed.engine["num_servers"]
+    metrics = summarize(replayed.requests, replayed.steps, study.slo, num_servers=num_servers)
     config = config_of(point, arm)
     record = {
         "config": config,

@@ -44,6 +44,7 @@ def replayed_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
         "adapter_load_wait": 0.0,
         "num_cached_tokens": 0,
         "num_swaps": 0,
+        "server": 0,
     }
     requests = requests.assign(request_id=range(60), **absent)
     requests["ttft"] = requests["first_token_time"] - requests["arrival_time"]

@@ -62,7 +62,8 @@ def test_which_sources_redo_the_replays_which_the_metrics_and_which_nothing(stud
 
     goodputs, summarize = [], points.summarize
     assert num_reused() == 0
-    monkeypatch.setattr(points, "summarize", lambda *tables: summarize(*tables) | {"goodput": 123.0})
+    changed = {"goodput": 123.0}
+    monkeypatch.setattr(points, "summarize", lambda *args, **keywords: summarize(*args, **keywords) | changed)
     append("report/sweep_plots.py")
     append("catalog.py")
     assert num_reused() == 2
