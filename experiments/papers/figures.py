@@ -49,6 +49,51 @@ def bars_by_case(values: pd.DataFrame, x_label: str, y_label: str) -> Figure:
 
 
 @styled
+def differences_over_time(lines: pd.DataFrame, beside: pd.DataFrame) -> Figure:
+    """Difference of two clients' services in bounds, over the arrivals' time, a line per arm; hollow: `beside`.
+
+    `lines` has the columns `arm`, `seed`, `time` (0 to 1), `difference` and `bound`, `beside` has `arm`, `time` and
+    `value`. Lines are means over the seeds.
+    """
+    figure = Figure(figsize=(COLUMN_WIDTH, 2.6))
+    axes = figure.subplots()
+    shares = lines.assign(value=lines["difference"] / lines["bound"])
+    for index, (arm, own) in enumerate(shares.groupby("arm", sort=False)):
+        means = own.groupby("time")["value"].mean()
+        axes.plot(means.index, means, color=arm_colour(index), label=arm)
+        marks = beside[beside["arm"] == arm]
+        axes.plot(marks["time"], marks["value"], "o", color=arm_colour(index), markerfacecolor="none")
+    axes.axhline(1.0, color=GREY, linestyle=LINES[1], linewidth=0.9)
+    axes.set(xlabel="time (share of the time in which requests come)", ylabel="difference of service ÷ bound")
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside upper center", ncols=4)
+    return figure
+
+
+@styled
+def answers_over_time(lines: pd.DataFrame, share: float) -> Figure:
+    """Share of the answers that have ended, over time (s, logarithmic), a panel per workload and a line per arm.
+
+    `lines` has the columns `workload`, `arm` and `time`, a row per answer in the order of their ends. Dotted: `share`.
+    """
+    names = list(lines["workload"].unique())
+    arms = list(lines["arm"].unique())
+    figure = Figure(figsize=(COLUMN_WIDTH, 2.4))
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
+        for arm, own in lines[lines["workload"] == name].groupby("arm", sort=False):
+            shares = [(number + 1) / len(own) for number in range(len(own))]
+            axes.step(own["time"], shares, where="post", color=arm_colour(arms.index(arm)), label=arm)
+        axes.axhline(share, color=GREY, linestyle=":", linewidth=0.9)
+        axes.set(title=name, xlabel="time (s)", xscale="log")
+        label_log_axis(axes.xaxis)
+    panels[0].set(ylabel="share of answers")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure
+
+
+@styled
 def ratios_of_all(every: pd.DataFrame) -> Figure:
     """Measured ratios over reported ones, on logarithmic axes, a colour per paper; hollow: not the same quantity.
 

@@ -1,6 +1,6 @@
-"""Whose requests they are: a law that gives a trace clients, and a trace of several clients with a process each."""
+"""Whose requests they are: a law that gives a trace clients, several clients in one trace, and a limit to each."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypedDict
@@ -10,7 +10,9 @@ import numpy as np
 from framework.checks import positive, whole
 from framework.core import Request, Trace
 from framework.trace.popularity import Law
-from framework.trace.transforms import clip, per_request, restart, starts
+from framework.trace.transforms import clip, keep, per_request, restart, starts
+
+OVER_LIMIT = "requests over the limit of their client"
 
 
 class Client(TypedDict):
@@ -72,3 +74,26 @@ def owned(request: Request, client: str) -> Request:
     """The request as one of the client's, whose sessions are nobody else's."""
     session_id = None if request.session_id is None else f"{client}/{request.session_id}"
     return replace(request, client_id=client, session_id=session_id)
+
+
+def refusing(
+    *, trace: Callable[..., Trace], limit: int, window: float, rate: float | None = None, seed: int = 0
+) -> Trace:
+    """What a server that limits every client takes of `trace`: a request over the limit is refused as it comes.
+
+    Of a client it takes at most `limit` requests in any `window`, which is a share of the trace's time: so it takes the
+    same ones at every rate. The others are counted in `dropped`. ValueError for requests that wait for an answer.
+    """
+    whole("trace.limit", limit)
+    given = trace(rate=rate, seed=seed)
+    if given.max_concurrency is not None or any(request.think_time is not None for request in given.requests):
+        raise ValueError("trace.limit needs to know when requests come: closed turns and closed loops wait for answers")
+    span = positive("trace.window", window) * given.requests[-1].arrival_time
+    taken: dict[str | None, deque[float]] = {}
+    kept = []
+    for request in given.requests:
+        times = taken.setdefault(request.client_id, deque(maxlen=limit))
+        if len(times) < limit or request.arrival_time - times[0] > span:
+            times.append(request.arrival_time)
+            kept.append(request)
+    return keep(given, kept, OVER_LIMIT)

@@ -8,7 +8,7 @@ import pytest
 
 from framework.core import Trace
 from framework.trace.arrivals import constant, on_off
-from framework.trace.clients import assign_clients, of_clients
+from framework.trace.clients import OVER_LIMIT, assign_clients, of_clients, refusing
 from framework.trace.files import read_table
 from framework.trace.lengths import fixed, independent
 from framework.trace.multi_turn import multi_turn
@@ -120,3 +120,22 @@ def test_a_law_gives_any_trace_clients_and_changes_nothing_else():
 
 def test_an_empty_law_is_none():
     assert assign_clients(Trace([]), None, np.random.default_rng(0)) == Trace([])
+
+
+def test_a_limit_takes_the_first_of_each_client_in_any_window():
+    """Of 0 … 9 s a third is 3 s: the heavy client's requests are 0.5 s apart, the light one's 1 s."""
+    trace = partial(of_clients, clients=TWO, num_requests=30)
+    taken = refusing(trace=trace, limit=2, window=1 / 3, rate=3.0)
+    span = trace(rate=3.0).requests[-1].arrival_time / 3
+    for client, gap in (("light", 1.0), ("heavy", 0.5)):
+        times = times_of(taken, client)
+        assert times[:2] == pytest.approx([0.0, gap])
+        assert min(np.subtract(times[2:], times[:-2])) > span
+    assert taken.dropped == {OVER_LIMIT: 30 - len(taken.requests)}
+    faster = refusing(trace=trace, limit=2, window=1 / 3, rate=300.0)
+    assert [one.request_id for one in faster.requests] == [one.request_id for one in taken.requests]
+
+
+def test_a_limit_needs_to_know_when_requests_come():
+    with pytest.raises(ValueError, match=r"trace\.limit needs to know when requests come"):
+        refusing(trace=sends(num_requests=4, max_concurrency=1), limit=2, window=0.5)
