@@ -6,8 +6,8 @@ import yaml
 
 from tests.report.html_page import Page, check_page
 
-FEW = ["engine=modelled", "tracking=none", "workloads.latency.trace.num_requests=48", "~workloads.lmsys"]
-FEWER = ["workloads.sharegpt.trace.num_requests=60", "workloads.guard.trace.num_requests=48"]
+FEW = ["engine=modelled", "tracking=none", "workloads.latency.trace.num_requests=40", "~workloads.lmsys"]
+FEWER = ["workloads.sharegpt.trace.num_requests=40", "workloads.guard.trace.num_requests=30"]
 
 
 def test_orders_stand_beside_what_is_reported(cli, tmp_path):
