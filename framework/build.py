@@ -16,6 +16,7 @@ from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 from framework.replay import Clock, Server, replay
 from framework.scheduler.adapter_slots import AdapterSlots
+from framework.step_runs import StepRun
 from framework.trace.source import TraceSource
 
 Decoder = Llama | GPT2
@@ -109,7 +110,7 @@ def replay_trace(
     scheduler: Scheduler,
     engine: Engine,
     clock: Clock = "virtual",
-    on_step: Callable[[Step], None] | None = None,
+    on_step: Callable[[Step | StepRun], None] | None = None,
 ) -> tuple[list[Sequence], list[Step]]:
     """Serve `requests`, sorted by arrival time, on one server; one Sequence per request and one Step per batch."""
     server = Server(scheduler, engine, on_step=on_step)

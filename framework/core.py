@@ -156,6 +156,11 @@ class Sequence:
         self.is_finished = len(output) >= request.num_output_tokens or token_id in request.stop_token_ids
         return self.is_finished
 
+    def extend(self, token_id: int, times: list[float]) -> None:
+        """Add the same output token at each of these times (s); the last one of the output comes later."""
+        self.output_token_ids += [token_id] * len(times)
+        self.token_times += times
+
     def __repr__(self) -> str:
         return f"Sequence({self.request.request_id})"
 
@@ -403,7 +408,10 @@ class Order(Protocol):
         return
 
     def served(self, sequences: list[Sequence], num_tokens: int = 1) -> None:
-        """Each of these has got so many output tokens since the last call."""
+        """Each of these has got so many output tokens since the last call, all of them one in each step.
+
+        It leaves what a call after each step would leave.
+        """
 
     def behind(self, first: Sequence, running: list[Sequence]) -> list[Sequence]:
         """Those of the running that give way to the first of the waiting, the last one first."""

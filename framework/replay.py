@@ -13,8 +13,10 @@ import simpy
 
 from framework.core import Batch, Engine, Router, Scheduler, Sequence, ServerState, Source, Step
 from framework.loops import Progress, check_batch, describe_step, get_ready, note_adapter_waits
+from framework.quiet import knows_beforehand, take_quiet_steps
 from framework.real_time import RealTime
 from framework.server_load import ServerLoad
+from framework.step_runs import StepRun, steps_of
 from framework.stopwatch import garbage_collector_paused, make_watch
 
 MAX_ALARMS_WITHOUT_STEP = 100_000  # beyond it a scheduler that sets one alarm after the other is going in circles
@@ -23,15 +25,22 @@ Clock = Literal["virtual", "wall"]
 Process = Generator[simpy.Event, Any, None]
 
 
+class Environment(simpy.Environment):
+    """Its time may move on to one before which no event is due."""
+
+    def jump(self, time: float) -> None:
+        self._now: float = time
+
+
 class Server:
-    """A scheduler, an engine, the batches in flight, and a stopwatch of its own; `steps` are what it did."""
+    """A scheduler, an engine, the batches in flight, and a stopwatch of its own; `log` has what it did."""
 
     def __init__(
         self,
         scheduler: Scheduler,
         engine: Engine,
         index: int = 0,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: Callable[[Step | StepRun], None] | None = None,
         view_delay: float = 0.0,
     ) -> None:
         self.scheduler, self.engine, self.index, self.on_step = scheduler, engine, index, on_step
@@ -39,15 +48,21 @@ class Server:
         self.load = ServerLoad(scheduler.max_num_seqs, view_delay)
         self.watch = make_watch(engine)
         self.in_flight: deque[tuple[Batch, float]] = deque()  # with the seconds each took to schedule
-        self.steps: list[Step] = []
+        self.log: list[Step | StepRun] = []
         self.progress, self.num_alarms = Progress(index), 0
         self.is_asleep = False  # and no alarm is set
+        self.knows_beforehand = knows_beforehand(scheduler, engine)
 
     def open(self, world: "World") -> None:
         """Begin to serve in a world, at its time 0."""
         self.world = world
         self.bell = world.env.event()
         world.env.process(self.serve(world.env))
+
+    @property
+    def steps(self) -> list[Step]:
+        """What it did."""
+        return steps_of(self.log)
 
     @property
     def state(self) -> ServerState:
@@ -66,10 +81,12 @@ class Server:
         self.bell.succeed()
         self.bell = self.world.env.event()
 
-    def serve(self, env: simpy.Environment) -> Process:
+    def serve(self, env: Environment) -> Process:
         """Launch steps, at most so many ahead as the engine may be; sleep while there is nothing to do."""
         while True:
             batch = self.launch(env.now)
+            if self.knows_beforehand and batch is not None and not self.world.heeds_steps:
+                env.jump(take_quiet_steps(self, env.now, env.peek()))
             if len(self.in_flight) > (self.engine.num_steps_ahead if batch else 0):
                 yield from self.finish(env)
             elif batch is None:
@@ -106,11 +123,23 @@ class Server:
 
     def record(self, step: Step, batch: Batch) -> None:
         """Keep the step."""
-        self.steps.append(step)
+        self.log.append(step)
         self.num_alarms = 0
         self.progress.note(step, batch)
         if self.on_step is not None:
             self.on_step(step)
+
+    def record_run(self, run: StepRun, ends: list[float]) -> None:
+        """Keep steps that ended at these times (s), each with a token for every sequence."""
+        self.log.append(run)
+        self.num_alarms = self.progress.num_steps_without_token = 0
+        if self.view_delay:
+            for end in ends:
+                self.load.step_ended(run.first.num_output_tokens, {}, end)
+        else:
+            self.load.step_ended(run.num_output_tokens, {}, ends[-1])
+        if self.on_step is not None:
+            self.on_step(run)
 
     def sleep(self, env: simpy.Environment) -> simpy.Event:
         """Until a sequence arrives or the scheduler's alarm goes off; without an alarm, the world may be over now."""
@@ -153,7 +182,7 @@ class World:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Environment,
         source: Source,
         servers: list[Server],
         route: Router,
@@ -165,6 +194,11 @@ class World:
         self.unfinished: dict[Sequence, Server | None] = {}  # in the order of arrival, with the server of each
         self.num_arriving = 0  # processes that will bring more
         self.over = env.event()
+
+    @property
+    def heeds_steps(self) -> bool:
+        """Whether the end of a step may change something though no sequence finishes in it."""
+        return bool(self.at_router or self.movers)
 
     def expect(self, sequences: Iterable[Sequence]) -> None:
         """Let `sequences` arrive at their times; they are in the order of these."""
@@ -281,7 +315,7 @@ def replay(
     if clock == "wall":
         return in_real_time(source, servers[0])
     with garbage_collector_paused():
-        env = simpy.Environment()
+        env = Environment()
         world = World(env, source, servers, route, movers)
         world.expect(source.begin())
         for mover in world.movers:
@@ -296,7 +330,7 @@ def in_real_time(source: Source, server: Server) -> list[Sequence]:
     """What `replay` does, without a simulation; all sequences go to the one server."""
     served = RealTime(source, server.scheduler, server.engine)
     served.serve()
-    server.steps = served.steps
+    server.log = [*served.steps]
     return served.sequences
 
 

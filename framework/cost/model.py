@@ -18,6 +18,8 @@ from operator import gt
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
 from framework.cost.features import Features
@@ -29,6 +31,7 @@ WITHIN = 1.0  # the distance of a step that is no further out than those fitted
 
 Terms = dict[str, float]
 Table = list[tuple[int, float]]  # by rows, in order
+Values = npt.NDArray[np.float64]
 
 
 class Seconds(NamedTuple):
@@ -105,6 +108,13 @@ class KindCost:
         index = min(int(place), len(self.ratios) - 2)
         low = self.ratios[index]
         return low + (self.ratios[index + 1] - low) * (place - index)
+
+    def ratios_at(self, quantiles: Values) -> Values:
+        """`ratio_at` of each, to the last bit."""
+        ratios, places = np.array(self.ratios), quantiles * (len(self.ratios) - 1)
+        indices = np.minimum(places.astype(np.int64), len(self.ratios) - 2)
+        low = ratios[indices]
+        return low + (ratios[indices + 1] - low) * (places - indices)
 
     def distance(self, features: Features) -> tuple[float, str]:
         """How far a step is from those fitted, as a factor (1: not at all), and by which feature.
@@ -197,7 +207,7 @@ class CostModel:
         if not sizes:
             return features
         index = bisect_left(sizes, features.num_rows)
-        return features._replace(num_rows=sizes[index]) if index < len(sizes) else features
+        return Features(sizes[index], *features[1:]) if index < len(sizes) else features
 
 
 @dataclass

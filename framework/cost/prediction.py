@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Set
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from framework.core import Batch, StepResult
-from framework.cost.features import awaited_slots, features_of, kind_of
-from framework.cost.model import CostModel, Outside
+from framework.cost.features import Features, awaited_slots, features_of, kind_of
+from framework.cost.model import WITHIN, CostModel, Outside, Values
+from framework.cost.noise import Noise
 
 Seen = Set[tuple[Any, ...]]  # kind and features of steps
+
+
+class Ahead(NamedTuple):
+    """Decode steps to come, in seconds, (num_steps,) each: as in StepResult, `alone` whatever the next one takes."""
+
+    alone: Values
+    prepare: Values
+    device: Values
 
 
 class Prediction:
@@ -22,9 +32,9 @@ class Prediction:
     def __init__(
         self, cost: CostModel, *, has_adapters: bool, noise: bool, seed: int, seen: Seen = frozenset()
     ) -> None:
-        self.cost, self.has_adapters, self.noise, self.seen = cost, has_adapters, noise, seen
+        self.cost, self.has_adapters, self.seen = cost, has_adapters, seen
         self.outside, self.num_seen = Outside(), 0
-        self._draw = random.Random(seed).random
+        self.noise = Noise(cost.kinds, seed if noise else None)
 
     def step(self, batch: Batch, num_steps_ahead: int, before: StepResult | None) -> StepResult:
         """Without tokens; `before` is the last step in flight."""
@@ -41,7 +51,7 @@ class Prediction:
         else:
             outside.note(kind, *cost.distance(features))
         seconds = cost.seconds(features)
-        ratio = cost.ratio_at(self._draw()) if self.noise else cost.mean_ratio
+        ratio = self.noise.take(kind)
         device, host = ratio * seconds.device, ratio * seconds.host
         if before is not None:
             before.elapsed = max(before.elapsed, host)  # its tokens are waited for once this one is launched
@@ -52,3 +62,32 @@ class Prediction:
         if features.num_copied_blocks:
             result.swap_wait = ratio * cost.seconds_for("num_copied_blocks", features, covered)
         return result
+
+    def ahead(self, newest: Batch, num_steps: int) -> Ahead:
+        """The decode steps that repeat the newest in flight, each one token further; none of them is taken.
+
+        They may be fewer than `num_steps`, but one at least.
+        """
+        ratios = self.noise.ahead("decode", num_steps)
+        cost, features = self.cost.kinds["decode"], self._repeated(newest)
+        num_context_tokens: Any = features.num_context_tokens + features.num_seqs * np.arange(1, len(ratios) + 1)
+        seconds = cost.seconds(features._replace(num_context_tokens=num_context_tokens))
+        device = ratios * seconds.device
+        return Ahead(device + ratios * seconds.beside, ratios * seconds.host, device)
+
+    def skip(self, newest: Batch, num_steps: int) -> None:
+        """Take so many of them."""
+        assert not self.seen
+        cost, outside = self.cost.kinds["decode"], self.outside
+        self.noise.skip(num_steps)
+        outside.num_steps += num_steps
+        features = self._repeated(newest)
+        before, num_seqs = features.num_context_tokens, features.num_seqs
+        if cost.distance(features._replace(num_context_tokens=before + num_steps * num_seqs))[0] > WITHIN:
+            for index in range(1, num_steps + 1):
+                further = features._replace(num_context_tokens=before + index * num_seqs)
+                outside.note("decode", *cost.distance(further))
+
+    def _repeated(self, newest: Batch) -> Features:
+        """What a decode step has that comes behind this one, as the device computes it."""
+        return self.cost.computed("decode", features_of(newest, False, self.has_adapters, 0))

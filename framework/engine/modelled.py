@@ -18,6 +18,7 @@ from framework.cost.shipped import Options, check_cost_model
 from framework.cost.subject import Target
 from framework.engine.recorded import RecordedEngine
 from framework.paths import locate
+from framework.quiet import Foreseen
 
 
 class ModelledEngine:
@@ -107,6 +108,28 @@ class ModelledEngine:
 
     def collect(self) -> StepResult:
         return self._in_flight.popleft()
+
+    def foresee(self, newest: Batch, num_steps: int, duration: float) -> Foreseen:
+        in_flight = self._in_flight
+        last = in_flight[-1].elapsed
+        num_needed = int(min(2 + 1.1 * duration / last, num_steps)) if last else num_steps
+        ahead = self.prediction.ahead(newest, num_needed)
+        alone = [result.elapsed for result in in_flight] + ahead.alone.tolist()
+        prepare = [result.prepare for result in in_flight] + ahead.prepare.tolist()
+        device = [result.device for result in in_flight] + ahead.device.tolist()
+        # With steps ahead, the tokens of each are waited for once the next one is launched
+        elapsed = list(map(max, alone, prepare[1:])) if self.num_steps_ahead else alone
+        return Foreseen(elapsed, prepare, device, self._token, alone)
+
+    def skip(self, newest: Batch, foreseen: Foreseen, num_steps: int) -> None:
+        self.prediction.skip(newest, num_steps)
+        token_ids, newest_index = self._in_flight[-1].token_ids, num_steps + len(self._in_flight) - 1
+        elapsed = [*foreseen.elapsed[num_steps:newest_index], foreseen.alone[newest_index]]
+        indices = range(num_steps, newest_index + 1)
+        self._in_flight = deque(
+            StepResult(token_ids, taken, foreseen.prepare[index], foreseen.device[index])
+            for taken, index in zip(elapsed, indices, strict=True)
+        )
 
 
 def check_executes(make: partial[Engine]) -> None:

@@ -4,12 +4,12 @@ A point depends on this file: what it writes is not computed again when a metric
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
 from framework.core import Sequence, Step
+from framework.step_runs import StepRun, columns_of
 
 
 def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | None = None) -> pd.DataFrame:
@@ -60,6 +60,6 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
     return table
 
 
-def step_table(steps: Iterable[Step]) -> pd.DataFrame:
+def step_table(steps: Iterable[Step | StepRun]) -> pd.DataFrame:
     """One row per step, with the fields of `Step`."""
-    return pd.DataFrame([asdict(step) for step in steps])
+    return pd.DataFrame(columns_of(list(steps)))

@@ -16,10 +16,13 @@ from framework.scheduler.giving_way import giving_way
 from framework.scheduler.memory_use import MemoryUse
 from framework.scheduler.moving import Moving
 from framework.scheduler.orders.fcfs import FirstCome
+from framework.scheduler.orders.ranked import Ranked
 from framework.scheduler.prefix_cache import Eviction, PrefixCache
+from framework.scheduler.quiet_memory import num_steps_with_room, skip_steps
 from framework.scheduler.reservation import Promises, Reservation
 from framework.scheduler.swap_space import Preemption, SwapSpace
 from framework.scheduler.token_budget import Steps, token_budget
+from framework.step_runs import Growth
 
 
 class ContinuousScheduler:
@@ -164,7 +167,7 @@ class ContinuousScheduler:
         batch = self._next_batch(now)
         if self._bring_back() and batch is None:
             batch = self._next_batch(now)
-        if batch is not None:
+        if batch is not None and self.swap.num_blocks:
             batch.swap_out, batch.swap_in = self.swap.take_copies()
         self.was_of_prompts = batch is not None and batch.num_prefill_tokens > 0
         if batch is not None and self.adapters.num_slots:
@@ -191,6 +194,35 @@ class ContinuousScheduler:
                 self.moving.leaving = [sequence for sequence in self.moving.leaving if not sequence.is_finished]
         self.order.served(delivered)
         return len(delivered)
+
+    def quiet_steps(self, newest: Batch) -> int:
+        if self.running != newest.sequences or self.adapters.blocks_per_adapter or not self._is_closed():
+            return 0
+        num_steps = min([sequence.num_unscheduled_tokens for sequence in self.running])
+        return num_steps_with_room(self.running, self.blocks, num_steps)
+
+    def skip(self, oldest: Batch, num_steps: int) -> Growth:
+        growth = skip_steps(oldest, num_steps, self.blocks, self.use)
+        self.order.served(oldest.sequences, num_steps)
+        self._end(self.running)
+        return growth
+
+    def _is_closed(self) -> bool:
+        """Whether none of the waiting can join before a running sequence ends, as none could in the step before.
+
+        Free blocks only get fewer, but a prefix cache learns more of what the first of the waiting begins with. An
+        order may count its updates, or go by their time.
+        """
+        order = self.order
+        if type(order).update not in (Order.update, Ranked.update):
+            return False
+        if not self.waiting:
+            return True
+        if self.has_preempted or self.adapters.num_slots or order.preempts or getattr(order, "max_wait", None):
+            return False
+        if self.num_seated >= self.max_num_seqs:
+            return True
+        return isinstance(order, FirstCome) and not (self.steps == "alternate" or isinstance(self.blocks, PrefixCache))
 
     def release(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -241,6 +273,8 @@ class ContinuousScheduler:
         return self._without_split() if self.has_preempted else decoding
 
     def _without_split(self) -> list[Sequence]:
+        if self.split is None:
+            return self.running.copy()
         return [sequence for sequence in self.running if sequence is not self.split]
 
     def _prompts(self, now: float, budget: int) -> list[tuple[Sequence, int]]:
@@ -265,16 +299,20 @@ class ContinuousScheduler:
         return min(num_missing, budget)
 
     def _batch(self, decoding: list[Sequence], prompts: list[tuple[Sequence, int]]) -> Batch | None:
-        """The step of these, if there are any; who samples its last token in it is running no longer."""
+        """The step of these, if there are any."""
         if not decoding and not prompts:
             return None
         batch = make_batch(decoding, prompts)
         self.use.num_computed += batch.num_prefill_tokens + batch.num_decode_tokens
-        ending = [sequence for sequence in batch.sequences if not sequence.num_unscheduled_tokens]
+        self._end(batch.sequences)
+        return batch
+
+    def _end(self, scheduled: list[Sequence]) -> None:
+        """Whoever of these sequences samples its last token in the step that was chosen is running no longer."""
+        ending = [sequence for sequence in scheduled if not sequence.num_unscheduled_tokens]
         if ending:
             self.ending += ending
             self.running = [sequence for sequence in self.running if sequence.num_unscheduled_tokens]
-        return batch
 
     def _can_admit(self, budget: int, alone: bool) -> bool:
         if not budget or not self._may_run() or self.waiting[0] in self.swap:

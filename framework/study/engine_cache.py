@@ -21,6 +21,7 @@ from framework.cost.record import Record
 from framework.cost.subject import Target
 from framework.measure.serving import max_num_seqs_of
 from framework.replay import Server, check_several
+from framework.step_runs import StepRun
 from framework.study.arms import Arm, EngineParts
 
 MAX_SERVERS = 2**16  # whose noise does not meet that of another point's seed
@@ -93,7 +94,7 @@ class EngineCache:
         self.models = {key: model for key, model in self.models.items() if key == model_key}
         free(self.device)
 
-    def get_servers(self, arm: Arm, on_step: Callable[[Step], None] | None, seed: int = 0) -> list[Server]:
+    def get_servers(self, arm: Arm, on_step: Callable[[Step | StepRun], None] | None, seed: int = 0) -> list[Server]:
         """The arm's servers for a point with this seed, each with an engine and a scheduler of its own.
 
         Raises ValueError for several servers whose engine measures its steps.

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from framework.checks import printable
 from framework.core import Step
+from framework.step_runs import StepRun
 
 NUM_TOLD = 5  # reasons for which a point's requests are dropped or refused
 QUIET = 5.0  # seconds after which a file gets a line on what goes on
@@ -113,7 +114,7 @@ class SweepProgress:
             num_others = sum(count for _, count in reasons[NUM_TOLD:])
             say(self.console, f"  {num_others} requests {what} for {len(reasons) - NUM_TOLD} other reasons")
 
-    def advance(self, step: Step) -> None:
+    def advance(self, step: Step | StepRun) -> None:
         self.bar.advance(self.task, step.num_output_tokens)
         if time.monotonic() - self.refreshed > REFRESH_INTERVAL:
             self.bar.refresh()

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import pandas as pd
@@ -71,11 +70,11 @@ def replay_point(
     with nullcontext() if gpu is None else gpu.watching():
         source = TraceSource(requests, trace.max_concurrency)
         served = replay(source, servers, arm.router(servers), arm.clock)
-    steps = sorted((step for server in servers for step in server.steps), key=attrgetter("start_time"))
+    steps = step_table(entry for server in servers for entry in server.log)
     offered = with_refused(served, trace.requests, refused)
     return ReplayedPoint(
         request_table(offered, refused),
-        step_table(steps),
+        steps.sort_values("start_time", kind="stable", ignore_index=True),
         engine_record([server.engine for server in servers], trace.requests),
         trace_record(trace, offered, refused, point.load.rate, uses=fields_in_use(arm)),
         None if gpu is None else gpu.record(),

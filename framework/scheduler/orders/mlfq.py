@@ -58,14 +58,15 @@ class SkipJoin(Ranked):
 
     def served(self, sequences: list[Sequence], num_tokens: int = 1) -> None:
         limits = self.limits
-        for sequence in sequences:
-            if sequence.is_finished:
-                self._forget(sequence)
-                continue
-            while len(sequence.output_token_ids) >= limits[sequence]:
-                self._join(sequence, self.levels[sequence][0] + 1, limits[sequence])
-                if sequence in self.entries:  # it was preempted while the step was in flight
-                    self.place(sequence)
+        for num_later in range(num_tokens - 1, -1, -1):  # who sinks in an earlier step comes to the level first
+            for sequence in sequences:
+                if sequence.is_finished:
+                    self._forget(sequence)
+                    continue
+                while len(sequence.output_token_ids) - num_later >= limits[sequence]:
+                    self._join(sequence, self.levels[sequence][0] + 1, limits[sequence])
+                    if sequence in self.entries:  # it was preempted while the step was in flight
+                        self.place(sequence)
 
     def promote(self, sequence: Sequence) -> None:
         self._join(sequence, 0, len(sequence.output_token_ids))

@@ -92,9 +92,10 @@ class TokenCounters(Order):
         self.num_waiting -= 1
 
     def served(self, sequences: list[Sequence], num_tokens: int = 1) -> None:
-        counters, cost = self.counters, self.output_weight * num_tokens
-        for sequence in sequences:
-            counters[sequence.request.client_id] += cost
+        counters, cost = self.counters, self.output_weight
+        for _ in range(num_tokens):  # a sum's last bits depend on its order
+            for sequence in sequences:
+                counters[sequence.request.client_id] += cost
 
     def charge(self, client: Client, cost: float) -> None:
         self.counters[client] += cost
