@@ -6,13 +6,15 @@ import yaml
 
 from tests.report.html_page import Page, check_page
 
-FEW = ["engine=modelled", "tracking=none", "workloads.latency.trace.num_requests=40", "~workloads.lmsys"]
-FEWER = ["workloads.sharegpt.trace.num_requests=40", "workloads.guard.trace.num_requests=30"]
+FEW = ["engine=modelled", "tracking=none", "~workloads.lmsys"]
+REQUESTS = [f"workloads.{name}.trace.num_requests=30" for name in ("latency", "sharegpt", "guard")]
+ARMS = ["workloads.latency.only=[fcfs,oracle,ranking]", "workloads.sharegpt.only=[fcfs,ranking]"]
+GUARD = ["workloads.guard.only=[ranking,ranking_guard]", "workloads.guard.rates.of=ranking"]
 
 
 def test_orders_stand_beside_what_is_reported(cli, tmp_path):
-    seats = [f"arms.{arm}.scheduler.max_num_seqs=4" for arm in ("fcfs", "oracle", "ranking", "ten_classes")]
-    code, output = cli("experiment=papers/ltr", *FEW, *FEWER, *seats, "arms.ranking_guard.scheduler.max_num_seqs=4")
+    seats = [f"arms.{arm}.scheduler.max_num_seqs=4" for arm in ("fcfs", "oracle", "ranking", "ranking_guard")]
+    code, output = cli("experiment=papers/ltr", *FEW, *REQUESTS, *ARMS, *GUARD, *seats)
     assert code == 0, output
     folder = tmp_path / "outputs/papers/ltr"
     means = pd.read_csv(folder / "waits.csv").set_index(["workload", "arm"])
