@@ -17,7 +17,7 @@ from framework.quiet import knows_beforehand, take_quiet_steps
 from framework.real_time import RealTime
 from framework.server_load import ServerLoad
 from framework.step_runs import StepRun, steps_of
-from framework.stopwatch import garbage_collector_paused, make_watch
+from framework.stopwatch import ServerClock, garbage_collector_paused, make_watch
 
 MAX_ALARMS_WITHOUT_STEP = 100_000  # beyond it a scheduler that sets one alarm after the other is going in circles
 
@@ -304,13 +304,15 @@ def replay(
     """Serve what comes from `source` to the end; its sequences, in the order of arrival. The steps are the servers'.
 
     `route` names the server that takes a sequence first, `movers` may take it to others. Raises ValueError for a
-    request that could never be scheduled, for an engine that would be more than one step ahead, and for several servers
-    that are measured or on the wall clock; RuntimeError, naming the request and the server, if nothing goes on.
+    request that could never be scheduled, for an engine that would be more than one step ahead, for several servers on
+    the wall clock, and for measured ones that are no replicas; RuntimeError, naming the request and the server, if
+    nothing goes on.
     """
     if clock not in get_args(Clock):
         raise ValueError(f"clock={clock!r} is not one of 'virtual', 'wall'")
+    check_clock(len(servers), clock)
+    check_turns(servers)
     for server in servers:
-        check_several(len(servers), server.engine, clock)
         get_ready(source, server.scheduler, server.engine)
     if clock == "wall":
         return in_real_time(source, servers[0])
@@ -334,12 +336,18 @@ def in_real_time(source: Source, server: Server) -> list[Sequence]:
     return served.sequences
 
 
-def check_several(num_servers: int, engine: Engine, clock: Clock) -> None:
-    """Raise ValueError for what several servers on one device cannot do yet."""
+def check_clock(num_servers: int, clock: Clock) -> None:
+    """Raise ValueError for several servers on the wall clock."""
     if num_servers > 1 and clock == "wall":
         raise ValueError(f"clock=wall serves one server, not {num_servers}: on one device they would share real time")
-    if num_servers > 1 and engine.timer is not None:
-        raise ValueError(
-            f"{num_servers} servers need engines that measure nothing; {type(engine).__name__} measures its steps, and "
-            "several measured servers on one device are not supported yet"
-        )
+
+
+def check_turns(servers: list[Server]) -> None:
+    """Raise ValueError for one of several measured servers that does not know when it is another's turn."""
+    for server in servers:
+        timer = server.engine.timer
+        if len(servers) > 1 and timer is not None and not isinstance(timer, ServerClock):
+            raise ValueError(
+                f"{len(servers)} measured servers take turns on one device, and the timer of "
+                f"{type(server.engine).__name__} does not stand still meanwhile: make_replicas makes engines whose does"
+            )

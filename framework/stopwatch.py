@@ -4,6 +4,7 @@ import gc
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any, Protocol
 
 from framework.core import Engine, StepResult
@@ -80,6 +81,60 @@ class NoStopwatch:
 
     def elapsed(self, result: StepResult) -> float:
         return result.elapsed
+
+
+class Turns:
+    """Whose turn it is among servers on one device, all of which read the same clock of the host."""
+
+    def __init__(self, timer: Callable[[], float]) -> None:
+        self.timer = timer
+        self.clock: ServerClock | None = None  # of the server that works
+
+    def end(self) -> None:
+        """Nobody works: all their clocks stand still until they are read again."""
+        if self.clock is not None:
+            self.clock()
+        self.clock = None
+
+
+class ServerClock:
+    """The host's clock of one of several servers on a device: seconds, which pass only while that server works.
+
+    It is a `timer` of an engine whose steps run to their end one by one, though in the system that is emulated a step
+    runs beside the host's work for the next. So it stands still while a step runs, and goes on to the step's end where
+    the host would wait for it: the end of the step before and what the device takes, or, if the device would have been
+    idle, as long after the launch as was measured.
+    """
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+        self.last = turns.timer()  # when it was read last, by the host's clock
+        self.behind = 0.0  # seconds, of the host's clock
+        self.device_end = -inf  # when the device would be done with all that was launched
+
+    def __call__(self) -> float:
+        now = self.turns.timer()
+        if self.turns.clock is not self:
+            self.turns.clock = self
+            self.behind += now - self.last
+        self.last = now
+        return now - self.behind
+
+    def run_alone(self, finish: Callable[[], float]) -> float:
+        """Wait for a step that has just been launched; when it would be over.
+
+        `finish` waits, and says for how many seconds the device was busy.
+        """
+        started = self()
+        device = finish()
+        ended = self()
+        self.behind += ended - started
+        self.device_end = max(ended, self.device_end + device)
+        return self.device_end
+
+    def go_on_to(self, end: float) -> None:
+        """The host waits until then, if it is not later already."""
+        self.behind -= max(0.0, end - self())
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 import gc
 from collections import deque
 
+import pytest
+
 from framework.core import StepResult
-from framework.stopwatch import NoStopwatch, Stopwatch, garbage_collector_paused, make_watch
+from framework.stopwatch import NoStopwatch, ServerClock, Stopwatch, Turns, garbage_collector_paused, make_watch
 from tests.fake_engine import FakeEngine
 
 IN_FLIGHT = deque(["a step"])
@@ -59,6 +61,71 @@ def test_an_engine_that_measures_nothing_says_itself_what_a_step_takes():
     watch = make_watch(engine)
     watch.start(deque())
     assert watch.elapsed(RESULT) == 1.0
+
+
+class Host:
+    """A clock that a test sets forward."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def work(self, seconds):
+        self.now += seconds
+
+
+def test_a_clock_stands_still_while_another_server_works():
+    host = Host()
+    turns = Turns(lambda: host.now)
+    one, other = ServerClock(turns), ServerClock(turns)
+    start = one()
+    for first, second in ((1.0, 5.0), (2.0, 7.0)):
+        one()
+        host.work(first)
+        one()
+        other_start = other()
+        host.work(second)
+        assert other() - other_start == second
+    turns.end()
+    host.work(30.0)  # nobody's
+    assert one() - start == 3.0
+    host.work(0.5)
+    assert one() - start == 3.5
+
+
+def tokens_at(device, prepare, update, num_steps=4, other=None):
+    """When each step's tokens are there, of a server that launches a step before it takes the tokens of the one before.
+
+    Each step runs alone for `device` seconds; an `other` server works between.
+    """
+    host = Host()
+    turns = Turns(lambda: host.now)
+    clock = ServerClock(turns)
+    start, ends, tokens = clock(), [], []
+
+    def finish():
+        host.work(device)
+        return device
+
+    for step in range(num_steps):
+        host.work(prepare)
+        ends.append(clock.run_alone(finish))
+        if step:
+            clock.go_on_to(ends[step - 1])
+            tokens.append(clock() - start)
+            if other is not None:
+                ServerClock(turns)()
+                host.work(other)
+                clock()
+            host.work(update)
+    return tokens
+
+
+@pytest.mark.parametrize("other", [None, 50.0])
+def test_a_step_that_ran_alone_counts_as_beside_the_hosts_work(other):
+    """As by hand: the device goes from step to step, or waits for the host where that is slower."""
+    assert tokens_at(device=10.0, prepare=3.0, update=1.0, other=other) == [13.0, 23.0, 33.0]
+    assert tokens_at(device=10.0, prepare=12.0, update=1.0, other=other) == [24.0, 37.0, 50.0]
+    assert tokens_at(device=10.0, prepare=9.0, update=1.0, other=other) == [19.0, 29.0, 39.0]
 
 
 def test_no_garbage_is_collected_meanwhile_and_afterwards_as_before():

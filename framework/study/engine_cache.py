@@ -19,8 +19,9 @@ from framework.config import describe, with_keywords
 from framework.core import Engine, Request, Step
 from framework.cost.record import Record
 from framework.cost.subject import Target
+from framework.engine.torch_engine.replica import make_replicas
 from framework.measure.serving import max_num_seqs_of
-from framework.replay import Server, check_several
+from framework.replay import Server, check_clock
 from framework.step_runs import StepRun
 from framework.study.arms import Arm, EngineParts
 
@@ -80,7 +81,9 @@ class EngineCache:
 
     def limited(self, parts: EngineParts) -> MakeEngine:
         """The engine with room for two full contexts per seat: static batches may reserve as much."""
-        seats = [max_num_seqs_of(arm.scheduler) for arm in self.arms if arm.engine_key == parts.engine_key]
+        seats = [
+            arm.servers * max_num_seqs_of(arm.scheduler) for arm in self.arms if arm.engine_key == parts.engine_key
+        ]
         if not seats or not takes_what_is_free(parts.engine):
             return parts.engine
         num_tokens = 2 * self.models[parts.model_key].config.max_model_len
@@ -94,18 +97,28 @@ class EngineCache:
         self.models = {key: model for key, model in self.models.items() if key == model_key}
         free(self.device)
 
+    def get_of_server(self, arm: Arm) -> Engine:
+        """What each of the arm's servers has, or its equal: the engine that is kept, or a share of it.
+
+        Raises ValueError for several servers on the wall clock, and where a server's share would be nothing.
+        """
+        engine = self.get(arm)
+        return make_replicas(engine, arm.servers)[0] if takes_turns(arm, engine) else engine
+
     def get_servers(self, arm: Arm, on_step: Callable[[Step | StepRun], None] | None, seed: int = 0) -> list[Server]:
         """The arm's servers for a point with this seed, each with an engine and a scheduler of its own.
 
-        Raises ValueError for several servers whose engine measures its steps.
+        Measured ones share one engine. Raises ValueError as get_of_server.
         """
-        first = self.get(arm)
-        check_several(arm.servers, first, arm.clock)
-        model = self.models[arm.model_key]
-        engines = [
-            of_server(arm, index, seed)(model=model) if index or arm.is_modelled else first
-            for index in range(arm.servers)
-        ]
+        first, engines = self.get(arm), list[Engine]()
+        if takes_turns(arm, first):
+            engines += make_replicas(first, arm.servers)
+        else:
+            model = self.models[arm.model_key]
+            engines += [
+                of_server(arm, index, seed)(model=model) if index or arm.is_modelled else first
+                for index in range(arm.servers)
+            ]
         return [
             Server(make_scheduler(arm.scheduler, engine), engine, index, on_step, arm.view_delay)
             for index, engine in enumerate(engines)
@@ -119,6 +132,12 @@ class EngineCache:
         scheduler = make_scheduler(arm.scheduler, engine)
         replay_trace(warm_up_requests(requests, scheduler.max_num_seqs), scheduler, engine)
         self.warmed.add(key)
+
+
+def takes_turns(arm: Arm, engine: Engine) -> bool:
+    """Whether several servers run their steps on this engine; ValueError for the wall clock, which they would share."""
+    check_clock(arm.servers, arm.clock)
+    return arm.servers > 1 and engine.timer is not None
 
 
 def of_server(arm: Arm, index: int, seed: int) -> MakeEngine:

@@ -20,6 +20,7 @@ from framework.core import Engine, Request, Scheduler, Sequence, Trace
 from framework.engine.measured import MeasuredEngine
 from framework.engine.modelled import ModelledEngine
 from framework.engine.recorded import RecordedEngine
+from framework.engine.torch_engine.replica import Replica
 from framework.measure.gpu_state import GpuRecord, GpuWatch
 from framework.measure.replay_tables import request_table, step_table
 from framework.replay import replay
@@ -53,8 +54,10 @@ def replay_point(
 ) -> ReplayedPoint:
     trace = arm.trace(seed=point.seed, **point.load.trace_keywords)  # a bad one fails before a model loads
     progress.say(f"{point}: preparing")
-    engine = engines.get(arm)
+    engine = engines.get_of_server(arm)
     refused = refusals(trace.requests, engine, make_scheduler(arm.scheduler, engine))
+    if isinstance(engine, Replica):
+        check_share(trace.requests, refused, arm, engine)
     requests = [request for request in trace.requests if request.request_id not in refused]
     progress.tell("dropped", trace.dropped)
     progress.tell("refused", counts(refused))
@@ -79,6 +82,18 @@ def replay_point(
         trace_record(trace, offered, refused, point.load.rate, uses=fields_in_use(arm)),
         None if gpu is None else gpu.record(),
     )
+
+
+def check_share(requests: list[Request], refused: dict[int, str], arm: Arm, replica: Replica) -> None:
+    """ValueError naming the first request that one server could serve, but none with its share of the engine."""
+    whole = replica.engine
+    refused_by_one = refusals(requests, whole, make_scheduler(arm.scheduler, whole))
+    for request in requests:
+        if request.request_id in refused and request.request_id not in refused_by_one:
+            raise ValueError(
+                f"servers={arm.servers}: each has {replica.num_blocks} of the engine's {whole.num_blocks} KV blocks of "
+                f"{whole.block_size} tokens, and request {request.request_id} is refused: {refused[request.request_id]}"
+            )
 
 
 def refusals(requests: list[Request], engine: Engine, scheduler: Scheduler) -> dict[int, str]:

@@ -11,6 +11,8 @@ from framework.build import replay_trace
 from framework.core import Request
 from framework.engine.modelled import ModelledEngine
 from framework.engine.recorded import RecordedEngine
+from framework.engine.torch_engine import TorchEngine
+from framework.engine.torch_engine.replica import Replica, make_replicas
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.contracts.implementations import implementations
@@ -57,6 +59,9 @@ def make(engine_type: type, num_blocks: int = ROOMY):
             assert record.seen
         record.runs.clear()
         engine = engine_type(record, points="runs", num_blocks=num_blocks, block_size=BLOCK_SIZE)
+    elif engine_type is Replica:
+        whole = TorchEngine(**model, num_blocks=3 * num_blocks, block_size=BLOCK_SIZE)
+        engine = make_replicas(whole, 3)[1]
     else:
         engine = engine_type(**model, num_blocks=num_blocks, block_size=BLOCK_SIZE)
     assert (engine.num_blocks, engine.block_size) == (num_blocks, BLOCK_SIZE)

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from framework.core import Request, Trace
+from framework.engine.torch_engine import TorchEngine
 from framework.measure.metrics import summarize
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.orders.fcfs import FirstCome
@@ -24,6 +25,7 @@ from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.replay_point import may_share, replay_point
 from tests.fake_engine import FakeEngine
+from tests.quantization.small_models import make_model
 from tests.study.fake_study import DEFAULTS, LOADED
 from tests.thinning import mostly_nightly
 
@@ -83,6 +85,42 @@ def test_clients_and_priorities_are_ignored_where_no_order_asks_for_them(order, 
     assert result.trace["ignored"] == ignored
     assert result.requests["client_id"].tolist() == ["a", "b"]
     assert result.requests["num_predicted_tokens"].isna().all()
+
+
+def load_small(*, device):
+    return make_model("llama", device=device)
+
+
+def measured(trace, num_servers, **options):
+    """As `replayed`, by a real engine with two KV blocks of 4 tokens for each of two servers."""
+    engine = partial(TorchEngine, **{"num_blocks": 4, "block_size": 4} | options)
+    return replayed(trace, model=partial(load_small), engine=engine, servers=num_servers)
+
+
+def test_measured_servers_share_an_engine_and_the_tables_say_whose_a_step_was():
+    result, _ = measured(three_requests, 2)
+    assert result.requests["server"].tolist() == [0, 1, 0]
+    assert result.steps.groupby("server")["num_output_tokens"].sum().to_dict() == {0: 4, 1: 2}
+    assert (result.steps["elapsed"] > 0).all()
+    assert (result.engine["num_blocks"], result.engine["num_steps_ahead"]) == (2, 0)
+    assert result.engine["switches"]["overlap"] is False
+
+
+def test_what_one_server_could_serve_and_a_share_of_it_cannot_is_refused_before_anything_is_measured():
+    result, _ = measured(equal_beginnings, 1)
+    assert result.requests["server"].tolist() == [0, 0, 0]
+    message = r"servers=2: each has 2 of the engine's 4 KV blocks of 4 tokens, and request 0 is refused: .*"
+    with pytest.raises(ValueError, match=message):
+        measured(equal_beginnings, 2)
+    with pytest.raises(ValueError, match="servers=5 share 4 KV blocks"):
+        measured(three_requests, 5)
+    with pytest.raises(ValueError, match=r"arms\.only\.servers"):
+        measured(three_requests, 0)
+
+
+def test_the_wall_clock_serves_one_server():
+    with pytest.raises(ValueError, match="clock=wall serves one server, not 2"):
+        replayed(three_requests, model=partial(load_small), engine=partial(TorchEngine), servers=2, clock="wall")
 
 
 def test_the_blocks_of_an_adapter_are_in_the_record():

@@ -81,9 +81,12 @@ class Placement:
         self._on_host.clear()
         self._on_the_way.clear()
 
-    def bring(self, batch: Batch) -> Waited | None:
-        """Start the loads that the batch needs, and let the device wait for them; None if it needs none."""
-        loads = batch.adapter_loads
+    def bring(self, batch: Batch, first_slot: int = 0) -> Waited | None:
+        """Start the loads that the batch needs, and let the device wait for them; None if it needs none.
+
+        `first_slot` is added to the batch's slots.
+        """
+        loads = {slot + first_slot: adapter_id for slot, adapter_id in batch.adapter_loads.items()}
         if not loads and not self._on_the_way:
             return None
         started = time.perf_counter()
@@ -92,7 +95,7 @@ class Placement:
             return Waited(set(loads), time.perf_counter() - started)
         for slot in self._overwritten(batch):
             torch.cuda.current_stream().wait_event(self._on_the_way.pop(slot))
-        used = {sequence.adapter_slot for sequence in batch.sequences}
+        used = {sequence.adapter_slot + first_slot for sequence in batch.sequences if sequence.adapter_slot}
         waited = used & (loads.keys() | self._on_the_way.keys())
         self._ahead = {slot: adapter_id for slot, adapter_id in loads.items() if slot not in used}
         self._steps_before = record_event()
@@ -129,6 +132,13 @@ class Placement:
             with torch.cuda.stream(self._stream):
                 self._put(loads)
                 self._on_the_way |= dict.fromkeys(loads, record_event())
+
+    def finish(self) -> None:
+        """Wait for all copies beside the step."""
+        if self._on_the_way:
+            assert self._stream is not None
+            self._stream.synchronize()
+            self._on_the_way.clear()
 
     def tables(self, slots: IntArray, sampled_slots: IntArray) -> dict[str, IntArray]:
         """What goes to the device for rows whose adapters are in `slots` (0: none), by name.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Literal
@@ -36,9 +35,9 @@ from framework.engine.torch_engine.mixed import check_captured
 from framework.engine.torch_engine.options import EngineOptions, check_swap
 from framework.engine.torch_engine.prompt_tokens import check_requests, prompt_of
 from framework.engine.torch_engine.sampling import Sampler, Sampling
-from framework.engine.torch_engine.swap import Swap
+from framework.engine.torch_engine.share import ServerSteps, Share
+from framework.engine.torch_engine.swap import Pairs, Swap, copy_blocks
 from framework.engine.torch_engine.warm_up import most_rows, warm_up_sizes, warm_up_steps
-from framework.kernels.decode_step import NO_TOKEN
 from framework.lora.pool import pool_of
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
@@ -142,15 +141,13 @@ class TorchEngine:
         self.adapters = adapters = Placement(pool_of(model), self.blocks_per_adapter, self.block_size)
         self.num_adapter_slots = adapters.num_slots
         self._swap = Swap(self._cache, self.block_size, self.num_swap_blocks) if self.num_swap_blocks else None
-        self._sampler = Sampler(sampling, Grammars(model.config, self.device), self.device)
+        self._own = ServerSteps(Share(0, size.num_blocks, adapters.num_slots, self.num_swap_blocks), model)
+        self._sampler = Sampler(sampling, Grammars(model.config, self.device), self._own.generator)
         self._steps: GpuSteps | CpuSteps
         if options.is_on_gpu:
             self._steps = GpuSteps(model, adapters, self._sampler, options, size.num_blocks)
         else:
             self._steps = CpuSteps(model, adapters, self._sampler, options)
-        self._in_flight: deque[Launched] = deque()
-        self._collected_time = 0.0
-        self._kind_of_step, self._num_collected = "step", 0
         self._warm_for: dict[bool, tuple[int, int]] = {}  # by whether sampling is greedy: sequences, rows
 
     @property
@@ -178,6 +175,16 @@ class TorchEngine:
         model, or whose id is there twice; naming the adapters that cannot be served; as `Grammars.begin` does; and for
         steps of more tokens than are captured, where graphs are asked for by name.
         """
+        self.begin_for([self._own], requests, max_num_seqs, max_num_batched_tokens)
+
+    def begin_for(
+        self,
+        servers: list[ServerSteps],
+        requests: list[Request],
+        max_num_seqs: int,
+        max_num_batched_tokens: int | None = None,
+    ) -> None:
+        """The same for servers that share the engine: each of them may have batches of up to `max_num_seqs`."""
         check_requests(requests, self.max_model_len, self.model.config.vocab_size)
         if self.options.must_replay and max_num_batched_tokens is not None:
             check_captured(f"scheduler.max_num_batched_tokens={max_num_batched_tokens}", max_num_batched_tokens)
@@ -189,16 +196,15 @@ class TorchEngine:
         attach_cache(self.model, self._cache)
         configure_model(self.model, fused=self.options.fused, compiled=self._compiled)
         torch.set_num_threads(self.options.num_threads)
-        self._in_flight.clear()
-        self._kind_of_step, self._num_collected = "warm-up step", 0
         num_rows = most_rows(requests, max_num_seqs, max_num_batched_tokens)
         try:
-            self._warm_up(max_num_seqs, num_rows)
+            self._warm_up([server.share for server in servers], max_num_seqs, num_rows)
         except torch.OutOfMemoryError as error:
             raise self._too_little_memory(num_rows, max_num_seqs) from error
-        self._collected_time = 0.0
-        self._kind_of_step, self._num_collected = "step", 0
-        self._sampler.reseed()
+        if len(servers) > 1 and self._cache:
+            self.copy_blocks([(0, 0)])  # whatever the first copy loads
+        for server in servers:
+            server.begin("step", self._sampler.sampling.seed)
 
     def add(self, sequence: Sequence) -> None:
         """Set the prompt's tokens."""
@@ -223,57 +229,60 @@ class TorchEngine:
 
     def launch(self, batch: Batch) -> None:
         """Start the step; on a CPU it is over when this returns. RuntimeError if it would have to compile something."""
-        start_time = self.timer()
+        self.launch_for(self._own, batch, self.timer)
+
+    def launch_for(self, server: ServerSteps, batch: Batch, timer: Callable[[], float]) -> None:
+        """The same for a server that has a share of the engine; times are those of its `timer`."""
+        start_time = timer()
         options = self.options
         is_replayed = options.cuda_graphs and batch.num_prefill_tokens == 0
         try:
             with compilation_refused() if options.is_on_gpu and not is_replayed else nullcontext():
-                self._launch(batch, start_time)
+                self._launch(server, batch, timer, start_time)
         except torch.OutOfMemoryError as error:
             raise self._too_little_memory(sum(batch.num_tokens), len(batch.sequences)) from error
 
     def collect(self) -> StepResult:
         """Wait for the oldest step in flight; ValueError naming it and a request whose logits are not finite."""
-        launched = self._in_flight.popleft()
-        sampled, device = launched.running.wait()
-        begun, self._collected_time = max(launched.start_time, self._collected_time), self.timer()
-        elapsed = self._collected_time - begun
-        tokens = iter(sampled)
-        token_ids = [next(tokens) if is_sampled else None for is_sampled in launched.samples]
-        self._num_collected += 1
-        if NO_TOKEN in sampled:
-            raise ValueError(self._not_finite(launched.sequences[token_ids.index(NO_TOKEN)]))
-        hidden = begun - launched.start_time
-        waits = {} if launched.loading is None else launched.loading.waits(hidden, elapsed)
-        swap_wait = min(sum([one.wait(hidden, elapsed) for one in launched.swapping]), elapsed)
-        return StepResult(token_ids, elapsed, launched.prepare, device, waits, swap_wait)
+        return self._own.collect(self.timer)
+
+    def finish(self, server: ServerSteps) -> float:
+        """Wait until the server's last step is over, and the copies beside it; seconds that the device took."""
+        _, device = server.in_flight[-1].running.wait()
+        started = time.perf_counter()
+        self.adapters.finish()
+        if self._swap is not None:
+            self._swap.finish()
+        return device + time.perf_counter() - started
+
+    def copy_blocks(self, pairs: Pairs) -> float:
+        """Copy KV blocks by pairs (from, to), alone on the device; seconds that it took."""
+        if not self._cache:
+            raise ValueError("engine.use_cache=false keeps no KV blocks that could be copied")
+        return copy_blocks(self._cache, self.block_size, pairs)
 
     def _too_little_memory(self, num_rows: int, num_seqs: int) -> ValueError:
         sampling, adapter_bytes = self._sampler.sampling, self.num_adapter_bytes
         return too_little_memory(self.model, self.options, sampling, self._size, adapter_bytes, num_rows, num_seqs)
 
-    def _not_finite(self, sequence: Sequence) -> str:
-        step, request_id = f"{self._kind_of_step} {self._num_collected}", sequence.request.request_id
-        dtype = str(self.dtype).removeprefix("torch.")
-        reason = " (beyond 65,504 it overflows: model.dtype=bfloat16 or float32)" if dtype == "float16" else ""
-        return f"{step}: the logits of request {request_id} are NaN or infinite, with the model in {dtype}{reason}"
-
     @torch.inference_mode()
-    def _launch(self, batch: Batch, start_time: float) -> None:
-        sending = None if self._swap is None else self._swap.send(batch)
-        loading = self.adapters.bring(batch)
-        fetching = None if self._swap is None else self._swap.fetch(batch)
-        running, samples, prepared_time = self._steps.launch(batch, self.timer)
+    def _launch(self, server: ServerSteps, batch: Batch, timer: Callable[[], float], start_time: float) -> None:
+        share, self._sampler.generator = server.share, server.generator
+        sending = None if self._swap is None else self._swap.send(share.outgoing(batch))
+        loading = self.adapters.bring(batch, share.first_slot)
+        fetching = None if self._swap is None else self._swap.fetch(*share.incoming(batch))
+        running, samples, prepared_time = self._steps.launch(batch, share, timer)
         self.adapters.prefetch()
         if self._swap is not None:
             self._swap.beside()
         prepare = prepared_time - start_time
         swapping = [one for one in (sending, fetching) if one is not None]
-        self._in_flight.append(Launched(start_time, prepare, batch.sequences, samples, running, loading, swapping))
+        server.in_flight.append(Launched(start_time, prepare, batch.sequences, samples, running, loading, swapping))
 
-    def _warm_up(self, max_num_seqs: int, num_rows: int) -> None:
+    def _warm_up(self, shares: list[Share], max_num_seqs: int, num_rows: int) -> None:
         """Everything that is loaded, compiled or captured once for such steps, before anything is timed."""
-        self._steps.begin(max_num_seqs)
+        self._own.begin("warm-up step", self._sampler.sampling.seed)
+        self._steps.begin(max_num_seqs, shares)
         cache = {"num_blocks": self.num_blocks, "block_size": self.block_size}
         sizes = warm_up_sizes(max_num_seqs, self.max_model_len, num_rows, **cache, on_gpu=self.options.is_on_gpu)
         is_greedy = self._sampler.is_greedy
@@ -284,7 +293,7 @@ class TorchEngine:
             for num_seqs, num_prompt_tokens in sizes:
                 self.on_progress(f"warming up: {num_seqs} prompts of {num_prompt_tokens} tokens")
                 for batch in warm_up_steps(num_seqs, num_prompt_tokens, **cache):
-                    self._launch(batch, self.timer())
+                    self._launch(self._own, batch, self.timer, self.timer())
                     self.collect()
             self._steps.capture(num_rows, self.on_progress)
         self._warm_for[is_greedy] = max(max_num_seqs, warm_seqs), max(num_rows, warm_rows)

@@ -10,12 +10,14 @@ import numpy as np
 from framework.core import Batch
 from framework.engine.torch_engine.adapters import Placement
 from framework.engine.torch_engine.decode import Decoder
+from framework.engine.torch_engine.decode_rows import DecodeRows
 from framework.engine.torch_engine.in_flight import OnDevice, Started, pinned, record_event
 from framework.engine.torch_engine.inputs import StepInputs, block_tables, step_inputs
 from framework.engine.torch_engine.mixed import MixedSteps
 from framework.engine.torch_engine.options import EngineOptions
 from framework.engine.torch_engine.sampling import Sampler
-from framework.engine.torch_engine.seats import Seats
+from framework.engine.torch_engine.seats import Seats, SeatTables
+from framework.engine.torch_engine.share import Share
 from framework.kernels.arrays import IntArray
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
@@ -32,14 +34,15 @@ class GpuSteps:
     ) -> None:
         self.model, self.adapters, self.sampler, self.options = model, adapters, sampler, options
         self.num_blocks = num_blocks
-        self.seats: Seats | None = None
+        self.seats: SeatTables | None = None
+        self.rows: list[DecodeRows] = []  # of each server
         self.decoder: Decoder | None = None
         self.mixed = self._mixed_steps()
 
-    def begin(self, max_num_seqs: int) -> None:
-        """Forget all sequences; graphs of mixed steps are not replayed until `capture`."""
+    def begin(self, max_num_seqs: int, shares: list[Share]) -> None:
+        """Forget all sequences of these servers; graphs of mixed steps are not replayed until `capture`."""
         if self.options.has_decoder:
-            self._seat(max_num_seqs)
+            self._seat(max_num_seqs, shares)
         self.mixed.is_replayed = False
 
     def capture(self, num_rows: int, on_progress: Callable[[str], None]) -> None:
@@ -53,11 +56,11 @@ class GpuSteps:
             self.mixed.capture(min(num_rows, self.num_blocks * self.options.block_size), on_progress)
             self.mixed.is_replayed = True
 
-    def launch(self, batch: Batch, timer: Callable[[], float]) -> Started:
+    def launch(self, batch: Batch, share: Share, timer: Callable[[], float]) -> Started:
         if self.decoder is not None and batch.num_prefill_tokens == 0:
             self.sampler.set_step(batch.sequences)
-            return self.decoder.launch(batch), [True] * len(batch.sequences), timer()
-        inputs, missing = self._inputs(batch)
+            return self.decoder.launch(batch, self.rows[share.index]), [True] * len(batch.sequences), timer()
+        inputs, missing = self._inputs(batch, share)
         self.sampler.set_step(compress(batch.sequences, inputs.samples))
         arrays = missing | {"rows": inputs.sampled_rows, "sampled_seats": inputs.seats[inputs.samples]}
         laid_out = self.mixed.lay_out(inputs, arrays)
@@ -74,38 +77,45 @@ class GpuSteps:
         token_ids.copy_(sampled, non_blocking=True)
         return OnDevice(token_ids, start, record_event()), inputs.samples.tolist(), prepared_time
 
-    def _inputs(self, batch: Batch) -> tuple[StepInputs, dict[str, IntArray]]:
+    def _inputs(self, batch: Batch, share: Share) -> tuple[StepInputs, dict[str, IntArray]]:
         """The step's inputs, and what the device has to be told of its sequences before."""
-        max_model_len, num_seqs = self.model.config.max_model_len, len(batch.sequences)
-        if self.seats is None or self.decoder is None:
-            tables = block_tables(batch, self.options.block_size) if self.options.use_cache else None
-            return step_inputs(batch, tables, np.arange(num_seqs), max_model_len=max_model_len), {}
-        seats, starts, num_decode = self.seats.take(batch.sequences), np.array(batch.starts), batch.num_decode_tokens
-        ends = starts + np.array(batch.num_tokens)
-        self.decoder.forget_rows()
-        missing = self.seats.missing(batch.sequences, seats, starts, ends, num_decode)
+        limits = {"max_model_len": self.model.config.max_model_len, "first_slot": share.first_slot}
+        if self.seats is None:
+            has_cache, block_size = self.options.use_cache, self.options.block_size
+            tables = block_tables(batch, block_size, share.first_block) if has_cache else None
+            return step_inputs(batch, tables, np.arange(len(batch.sequences)), **limits), {}
+        rows, starts, num_decode = self.rows[share.index], np.array(batch.starts), batch.num_decode_tokens
+        seats, ends = rows.seats.take(batch.sequences), starts + np.array(batch.num_tokens)
+        rows.forget()
+        missing = rows.seats.missing(batch.sequences, seats, starts, ends, num_decode)
         tables = self.seats.on_host[:, : -(-int(ends.max()) // self.options.block_size)]
-        return step_inputs(batch, tables, seats, max_model_len=max_model_len, num_decode=num_decode), missing
+        return step_inputs(batch, tables, seats, num_decode=num_decode, **limits), missing
 
-    def _seat(self, max_num_seqs: int) -> None:
+    def _seat(self, max_num_seqs: int, shares: list[Share]) -> None:
         """Empty seats and a decoder: those at hand where they will do, else others.
 
         A decoder's graphs choose the tokens only if that is greedy.
         """
         choose = None if self.sampler.is_greedy else self.sampler.choose
-        if self.seats is None or self.seats.max_num_seqs < max_num_seqs:
+        self.rows = []
+        num_servers = len(shares)
+        if self.seats is None or not self.seats.holds(max_num_seqs, num_servers):
+            if self.seats is not None:  # those who had them may come again
+                max_num_seqs = max(max_num_seqs, self.seats.max_num_seqs)
+                num_servers = max(num_servers, self.seats.num_servers)
             self.decoder = self.seats = None  # their memory is free before others are built
             self.mixed = self._mixed_steps()
             # A static batch may reserve the longest prompt and another request's longest output
-            max_blocks = -(-2 * self.model.config.max_model_len // self.options.block_size)
+            max_blocks = min(-(-2 * self.model.config.max_model_len // self.options.block_size), self.num_blocks)
             device = self.model.norm.weight.device
-            self.seats = Seats(max_num_seqs, min(max_blocks, self.num_blocks), self.options.block_size, device)
+            self.seats = SeatTables(max_num_seqs, max_blocks, self.options.block_size, device, num_servers)
             self.mixed = self._mixed_steps()
         if self.decoder is None or self.decoder.sample != choose:
             self.decoder = None
             self.decoder = Decoder(self.model, choose, self.seats, self.adapters.pool)
-        self.decoder.reset()
-        self.seats.reset()
+        for share in shares:
+            seats = Seats(self.seats, share.index, share.first_block)
+            self.rows.append(self.decoder.rows_of(seats, share.first_slot))
 
     def _mixed_steps(self) -> MixedSteps:
         options = self.options

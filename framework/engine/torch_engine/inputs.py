@@ -55,11 +55,18 @@ class StepInputs:
 
 
 def step_inputs(
-    batch: Batch, tables: IntArray | None, seats: IntArray, *, max_model_len: int, num_decode: int = 0
+    batch: Batch,
+    tables: IntArray | None,
+    seats: IntArray,
+    *,
+    max_model_len: int,
+    num_decode: int = 0,
+    first_slot: int = 0,
 ) -> StepInputs:
     """Inputs for slots [start, start + num_tokens) of each sequence, or [0, end) without `tables`: there is no cache.
 
     Row `seats[i]` of `tables` is the block table of sequence i. The device has the tokens of the first `num_decode`.
+    `first_slot` is added to the slots of adapters.
     """
     sequences = batch.sequences
     starts = np.array(batch.starts)
@@ -80,10 +87,16 @@ def step_inputs(
     seq_index, slot_index = flatten_slots(query_lens, context_lens)
     # Only finished sequences, which stay in a static batch, can run past the model's positions
     positions = np.minimum(np.maximum(slot_index - padding[seq_index], 0), max_model_len - 1)
-    adapter_slots = np.repeat([sequence.adapter_slot for sequence in sequences], query_lens)
+    adapter_slots = np.repeat(slots_of(sequences, first_slot), query_lens)
     return StepInputs(
         token_ids, positions, query_lens, context_lens, padding, tables, seats, samples, adapter_slots, num_decode
     )
+
+
+def slots_of(sequences: list[Sequence], first_slot: int) -> IntArray:
+    """(num_seqs,) the device's slots of their adapters; 0: none."""
+    slots = np.array([sequence.adapter_slot for sequence in sequences])
+    return np.where(slots > 0, slots + first_slot, 0) if first_slot else slots
 
 
 def write_tokens(target: IntArray, sequence: Sequence, start: int) -> None:
@@ -108,8 +121,11 @@ def write_tokens(target: IntArray, sequence: Sequence, start: int) -> None:
         target[num_filled + len(output_part) :] = output[-1]  # the seat of a finished sequence repeats its last token
 
 
-def block_tables(batch: Batch, block_size: int) -> IntArray:
-    """(num_seqs, blocks of the longest context), as far as each sequence has slots that are computed."""
+def block_tables(batch: Batch, block_size: int, first_block: int = 0) -> IntArray:
+    """(num_seqs, blocks of the longest context), as far as each sequence has slots that are computed.
+
+    `first_block` is added to the sequences' blocks.
+    """
     context_lens = np.array(batch.starts) + np.array(batch.num_tokens)
     num_blocks = (-(-context_lens // block_size)).tolist()
     tables = np.zeros((len(num_blocks), max(num_blocks)), dtype=np.int64)
@@ -117,4 +133,5 @@ def block_tables(batch: Batch, block_size: int) -> IntArray:
         table = sequence.block_table
         assert len(table) >= num, f"{sequence} needs {num} blocks and has {len(table)}"
         tables[row, :num] = table[:num]
+    tables += first_block
     return tables

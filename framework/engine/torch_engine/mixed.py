@@ -20,7 +20,7 @@ from framework.engine.torch_engine.adapters import Placement
 from framework.engine.torch_engine.graphs import capture, capturing
 from framework.engine.torch_engine.inputs import ON_DEVICE, StepInputs
 from framework.engine.torch_engine.packed import Packed
-from framework.engine.torch_engine.seats import Seats
+from framework.engine.torch_engine.seats import SeatTables
 from framework.engine.torch_engine.upload import upload
 from framework.kernels.arrays import IntArray
 from framework.kernels.attention import Attention, plain_attention
@@ -69,7 +69,13 @@ class MixedSteps:
     """
 
     def __init__(
-        self, model: Llama | GPT2, adapters: Placement, seats: Seats | None, *, block_size: int, kv_dtype: torch.dtype
+        self,
+        model: Llama | GPT2,
+        adapters: Placement,
+        seats: SeatTables | None,
+        *,
+        block_size: int,
+        kv_dtype: torch.dtype,
     ) -> None:
         config, dtype = model.config, model.norm.weight.dtype
         self.model, self.adapters, self.seats, self.block_size = model, adapters, seats, block_size

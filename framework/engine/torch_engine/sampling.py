@@ -29,19 +29,15 @@ class Sampling:
 
 
 class Sampler:
-    """Chooses a step's tokens: what its grammars allow, then as `sampling` says."""
+    """Chooses a step's tokens: what its grammars allow, then as `sampling` says, with the `generator` of its server."""
 
-    def __init__(self, sampling: Sampling, grammars: Grammars, device: torch.device) -> None:
-        self.sampling, self.grammars = sampling, grammars
-        self._generator = torch.Generator(device)
+    def __init__(self, sampling: Sampling, grammars: Grammars, generator: torch.Generator) -> None:
+        self.sampling, self.grammars, self.generator = sampling, grammars, generator
 
     @property
     def is_greedy(self) -> bool:
         """Whether the largest logit is taken whatever the host knows, so that a graph may take it."""
         return self.sampling.temperature == 0.0 and not self.grammars.is_needed
-
-    def reseed(self) -> None:
-        self._generator.manual_seed(self.sampling.seed)
 
     def set_step(self, sequences: Iterable[Sequence]) -> None:
         """The sequences that sample in the step that comes, one per row of its logits."""
@@ -51,7 +47,7 @@ class Sampler:
         """(rows, vocab_size) → (rows,), int64; NO_TOKEN where a row of logits is not finite."""
         chosen = self.sampling
         masked = self.grammars.mask(logits)
-        tokens = sample(masked, chosen.temperature, chosen.top_k, chosen.top_p, self._generator)
+        tokens = sample(masked, chosen.temperature, chosen.top_k, chosen.top_p, self.generator)
         return tokens_or_none(logits, tokens)
 
 

@@ -14,27 +14,48 @@ from framework.engine.torch_engine.inputs import write_tokens
 from framework.kernels.arrays import IntArray
 
 
-class Seats:
-    """Seats for the sequences of a step of up to `max_num_seqs` and those of the one in flight.
+class SeatTables:
+    """What the device has of all seats: those of each server for a step of up to `max_num_seqs` and the one in flight.
 
     One more, `empty`, is for rows that are nobody's.
     """
 
-    def __init__(self, max_num_seqs: int, max_blocks: int, block_size: int, device: torch.device) -> None:
-        self.max_num_seqs, self.block_size = max_num_seqs, block_size
-        self.empty = 2 * max_num_seqs
+    def __init__(
+        self, max_num_seqs: int, max_blocks: int, block_size: int, device: torch.device, num_servers: int = 1
+    ) -> None:
+        self.max_num_seqs, self.block_size, self.num_servers = max_num_seqs, block_size, num_servers
+        self.empty = num_servers * 2 * max_num_seqs
         self.tables = torch.zeros(self.empty + 1, max_blocks, dtype=torch.int32, device=device)
         self.last_tokens = torch.zeros(self.empty + 1, dtype=torch.int64, device=device)
         self.on_host = np.zeros((self.empty + 1, max_blocks), dtype=np.int64)  # as `tables` will be
-        self.reset()
 
-    def reset(self) -> None:
-        """Forget all sequences."""
+    def holds(self, max_num_seqs: int, num_servers: int) -> bool:
+        """Whether there are enough for so many servers with batches of up to `max_num_seqs`."""
+        return self.max_num_seqs >= max_num_seqs and self.num_servers >= num_servers
+
+    def write(self, sent: dict[str, Tensor]) -> None:
+        """What was `missing`, on the device."""
+        if len(sent["entries"]):
+            self.tables.view(-1).index_put_((sent["entries"],), sent["blocks"])
+        if len(sent["tokens"]):
+            self.last_tokens.index_put_((sent["stale_seats"],), sent["tokens"].long())
+
+    def store(self, seats: Tensor, sampled: Tensor) -> None:
+        """The tokens just sampled; all on the device."""
+        self.last_tokens.index_put_((seats,), sampled.clamp(min=0))  # NO_TOKEN is none of the vocabulary
+
+
+class Seats:
+    """Which sequence of the server `index` has which of the seats in `device`; its blocks begin at `first_block`."""
+
+    def __init__(self, device: SeatTables, index: int = 0, first_block: int = 0) -> None:
+        self.device, self.first_block = device, first_block
+        num_seats = 2 * device.max_num_seqs
+        self._free = list(range(index * num_seats, (index + 1) * num_seats))
         self._seat_of: dict[Sequence, int] = {}
-        self._free = list(range(self.empty))
-        self._num_blocks = np.zeros(self.empty + 1, dtype=np.int64)  # entries of `tables` that the device has
-        self.next_slots = np.full(self.empty + 1, -1)  # the slot of each seat's last token, or of its next chunk
-        self._num_preemptions = [0] * self.empty  # of each seat's sequence, which has other blocks since the last one
+        self._num_blocks = np.zeros(device.empty + 1, dtype=np.int64)  # entries of its tables that the device has
+        self.next_slots = np.full(device.empty + 1, -1)  # the slot of each seat's last token, or of its next chunk
+        self._num_preemptions = [0] * device.empty  # of each seat's sequence, which has other blocks since the last one
         self._recent: list[Sequence] = []  # of the last step, which may be in flight
 
     def take(self, sequences: list[Sequence]) -> IntArray:
@@ -49,20 +70,21 @@ class Seats:
         """What of the blocks up to `ends` the device does not have: all of them if a sequence left off elsewhere.
 
         Of such a sequence its token at `starts` is missing too, if it is among the first `num_decode`. From here on
-        nothing of it is: `write` brings it there.
+        nothing of it is: `SeatTables.write` brings it there.
         """
         is_stale = self.next_slots[seats] != starts
         known = np.where(is_stale, 0, self._num_blocks[seats])
-        needed = -(-ends // self.block_size)
+        on_host, needed = self.device.on_host, -(-ends // self.device.block_size)
         entries: list[int] = []
         blocks: list[int] = []
         for row in np.flatnonzero(needed > known).tolist():
             seat, first, end = int(seats[row]), int(known[row]), int(needed[row])
             table = sequences[row].block_table
             assert len(table) >= end, f"{sequences[row]} needs {end} blocks and has {len(table)}"
-            self.on_host[seat, first:end] = table[first:end]
-            entries += range(seat * self.on_host.shape[1] + first, seat * self.on_host.shape[1] + end)
-            blocks += table[first:end]
+            new = [block + self.first_block for block in table[first:end]]
+            on_host[seat, first:end] = new
+            entries += range(seat * on_host.shape[1] + first, seat * on_host.shape[1] + end)
+            blocks += new
         self._num_blocks[seats] = np.maximum(known, needed)
         self.next_slots[seats] = ends
         rows = np.flatnonzero(is_stale[:num_decode])
@@ -76,23 +98,12 @@ class Seats:
             "tokens": tokens,
         }
 
-    def write(self, sent: dict[str, Tensor]) -> None:
-        """What was `missing`, on the device."""
-        if len(sent["entries"]):
-            self.tables.view(-1).index_put_((sent["entries"],), sent["blocks"])
-        if len(sent["tokens"]):
-            self.last_tokens.index_put_((sent["stale_seats"],), sent["tokens"].long())
-
     def note_decoded(self, seats: IntArray, starts: IntArray, rows: list[int], blocks: IntArray) -> None:
         """A decode step puts these blocks of its new slots, at `starts`, in the tables itself; of these rows only."""
-        columns = starts[rows] // self.block_size
-        self.on_host[seats[rows], columns] = blocks[rows]
+        columns = starts[rows] // self.device.block_size
+        self.device.on_host[seats[rows], columns] = blocks[rows]
         self._num_blocks[seats[rows]] = columns + 1
         self.next_slots[seats] = starts + 1
-
-    def store(self, seats: Tensor, sampled: Tensor) -> None:
-        """The tokens just sampled; all on the device."""
-        self.last_tokens.index_put_((seats,), sampled.clamp(min=0))  # NO_TOKEN is none of the vocabulary
 
     def _seat(self, sequence: Sequence, batch: list[Sequence]) -> int:
         seat = self._seat_of.get(sequence)

@@ -60,19 +60,19 @@ class Swap:
         self._back([(0, 0)])
         self._wait_for_arrival()
 
-    def send(self, batch: Batch) -> Waited | None:
+    def send(self, swap_out: Pairs) -> Waited | None:
         """Let the step wait for what came back beside the one before, and for what it will overwrite; None: nothing."""
-        if self.arrived is None and not batch.swap_out:
+        if self.arrived is None and not swap_out:
             return None
         started, start = time.perf_counter(), self._now()
         self._wait_for_arrival()
-        self._out(batch.swap_out)
+        self._out(swap_out)
         return self._waited(started, start)
 
-    def fetch(self, batch: Batch) -> Waited | None:
-        """Let the step wait for what it reads itself of what comes back; None: all of it comes beside the step."""
-        self.later, self.steps_before = batch.swap_in, self._now() if batch.swap_in else None
-        if not batch.swap_in or (self.stream is not None and not reads(batch, batch.swap_in)):
+    def fetch(self, swap_in: Pairs, is_read: bool) -> Waited | None:
+        """Let the step wait for what comes back, if it reads some of it itself; None: it comes beside the step."""
+        self.later, self.steps_before = swap_in, self._now() if swap_in else None
+        if not swap_in or (self.stream is not None and not is_read):
             return None
         started, start = time.perf_counter(), self._now()
         self.beside()
@@ -84,6 +84,12 @@ class Swap:
         pairs, self.later = self.later, []
         if pairs:
             self._back(pairs)
+
+    def finish(self) -> None:
+        """Wait for all copies beside the step."""
+        if self.stream is not None and (self.sent is not None or self.arrived is not None):
+            self.stream.synchronize()
+            self.sent = self.arrived = None
 
     def _waited(self, started: float, start: torch.cuda.Event | None) -> Waited:
         end = self._now()
@@ -147,6 +153,21 @@ class Swap:
             return nullcontext()
         self.stream.wait_event(event)
         return torch.cuda.stream(self.stream)
+
+
+def copy_blocks(caches: list[LayerCache], block_size: int, pairs: Pairs) -> float:
+    """Copy blocks by pairs (from, to) in every layer; no block is both. Seconds that it took."""
+    parts = [part for cache in caches for part in parts_of(cache, block_size)]
+    device = parts[0].device
+    sources, targets = torch.tensor(pairs, dtype=torch.int64).to(device).unbind(1)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    for part in parts:
+        part.index_copy_(0, targets, part.index_select(0, sources))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
 
 
 def parts_of(cache: LayerCache, block_size: int) -> list[Tensor]:

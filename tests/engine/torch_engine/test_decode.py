@@ -134,7 +134,7 @@ def test_prompts_from_graphs_are_close_to_eager_ones(name):
                 for sequence, length in zip(sequences, lens, strict=True):
                     sequence.prompt_token_ids = np.arange(length, dtype=np.int32) % 503
                 batch = Batch(sequences, [0] * len(lens), num_tokens, sum(num_tokens), 0)
-                inputs, missing = engine._steps._inputs(batch)
+                inputs, missing = engine._steps._inputs(batch, engine._own.share)
                 with torch.inference_mode():
                     laid_out = steps.lay_out(inputs, missing | {"rows": inputs.sampled_rows})
                     sent = laid_out.send()

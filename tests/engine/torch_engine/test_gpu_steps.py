@@ -10,7 +10,7 @@ import torch
 
 from framework.build import replay_trace
 from framework.core import Batch, Request
-from framework.engine.torch_engine import TorchEngine, decode, gpu_steps, in_flight, warm_up
+from framework.engine.torch_engine import TorchEngine, decode, decode_rows, gpu_steps, in_flight, warm_up
 from framework.engine.torch_engine.compilation import compile_blocks, configure_model
 from framework.engine.torch_engine.decode import batch_sizes
 from framework.engine.torch_engine.gpu_steps import GpuSteps
@@ -50,7 +50,7 @@ class Event:
 @pytest.fixture
 def pretend(monkeypatch):
     """An engine that takes the GPU's way with the interpreter's kernels."""
-    for module in (in_flight, decode, gpu_steps):
+    for module in (in_flight, decode_rows, gpu_steps):
         monkeypatch.setattr(module, "record_event", Event)
     monkeypatch.setattr(warm_up, "LENGTHS", (3,))
     monkeypatch.setattr(warm_up, "BATCHES", ())

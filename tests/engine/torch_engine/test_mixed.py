@@ -9,7 +9,7 @@ import torch
 from framework.engine.torch_engine.adapters import Placement
 from framework.engine.torch_engine.inputs import StepInputs
 from framework.engine.torch_engine.mixed import MixedSteps
-from framework.engine.torch_engine.seats import Seats
+from framework.engine.torch_engine.seats import SeatTables
 from framework.kernels.attention import PlainAttention
 from framework.kernels.gpu_attention import FlashAttention, MixedAttention
 
@@ -21,7 +21,7 @@ def steps_of(dtype=torch.bfloat16, head_dim=64, has_window=False, has_cache=True
         head_dim=head_dim, num_heads=4, num_kv_heads=2, has_window=has_window, layer_windows=[8 if has_window else None]
     )
     model = SimpleNamespace(config=config, norm=SimpleNamespace(weight=torch.ones(2, dtype=dtype)))
-    seats = Seats(4, 9, 16, CPU) if has_cache else None
+    seats = SeatTables(4, 9, 16, CPU) if has_cache else None
     return MixedSteps(model, Placement(None), seats, block_size=16, kv_dtype=dtype)
 
 

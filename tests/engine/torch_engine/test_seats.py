@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from framework.core import Request, Sequence
-from framework.engine.torch_engine.seats import Seats
+from framework.engine.torch_engine.seats import Seats, SeatTables
 
 BLOCK_SIZE = 4
 
 
 @pytest.fixture
 def seats():
-    return Seats(2, 8, BLOCK_SIZE, torch.device("cpu"))
+    return Seats(SeatTables(2, 8, BLOCK_SIZE, torch.device("cpu")))
 
 
 def sequence(block_table, prompt=(5, 6, 7), output=()):
@@ -25,9 +25,9 @@ def sequence(block_table, prompt=(5, 6, 7), output=()):
 def bring(seats, sequences, starts, ends, num_decode=0):
     taken = seats.take(sequences)
     missing = seats.missing(sequences, taken, np.array(starts), np.array(ends), num_decode)
-    seats.write({name: torch.from_numpy(array).int() for name, array in missing.items()})
-    assert (seats.on_host == seats.tables.numpy()).all()
-    return [seats.tables[seat].tolist() for seat in taken.tolist()], taken, len(missing["blocks"])
+    seats.device.write({name: torch.from_numpy(array).int() for name, array in missing.items()})
+    assert (seats.device.on_host == seats.device.tables.numpy()).all()
+    return [seats.device.tables[seat].tolist() for seat in taken.tolist()], taken, len(missing["blocks"])
 
 
 def test_chunks_send_only_the_blocks_that_are_new(seats):
@@ -65,11 +65,11 @@ def test_a_preempted_sequence_that_goes_on_where_it_left_off_brings_all_its_bloc
 def test_only_a_row_that_decodes_and_left_off_elsewhere_brings_its_token(seats):
     one, other = sequence([3, 9], output=[11]), sequence([4, 8], output=[12])
     _, taken, _ = bring(seats, [one, other], [3, 3], [4, 4], num_decode=1)
-    assert seats.last_tokens[taken].tolist() == [11, 0]
-    seats.store(torch.from_numpy(taken), torch.tensor([21, -1]))
+    assert seats.device.last_tokens[taken].tolist() == [11, 0]
+    seats.device.store(torch.from_numpy(taken), torch.tensor([21, -1]))
     one.output_token_ids = []  # its token is in flight: the host is not asked
     bring(seats, [one, other], [4, 4], [5, 5], num_decode=2)
-    assert seats.last_tokens[taken].tolist() == [21, 0]
+    assert seats.device.last_tokens[taken].tolist() == [21, 0]
 
 
 def test_decode_steps_that_write_the_tables_themselves_are_noted(seats):
@@ -77,8 +77,8 @@ def test_decode_steps_that_write_the_tables_themselves_are_noted(seats):
     _, taken, _ = bring(seats, [one], [0], [3])
     for start in range(3, 8):
         seats.note_decoded(taken, np.array([start]), [0], np.array([one.block_table[start // BLOCK_SIZE]]))
-        seats.tables[taken[0], start // BLOCK_SIZE] = one.block_table[start // BLOCK_SIZE]
-    assert seats.on_host[taken[0], :2].tolist() == [3, 9]
+        seats.device.tables[taken[0], start // BLOCK_SIZE] = one.block_table[start // BLOCK_SIZE]
+    assert seats.device.on_host[taken[0], :2].tolist() == [3, 9]
     assert bring(seats, [one], [8], [9], num_decode=1)[0][0][:3] == [3, 9, 4]
 
 
@@ -86,7 +86,7 @@ def test_seats_of_this_step_and_the_one_before_are_kept(seats):
     sequences, before = [sequence([index]) for index in range(9)], []
     for first in range(0, 8, 2):
         _, taken, _ = bring(seats, sequences[first : first + 2], [0, 0], [1, 1])
-        assert len({*taken.tolist()} - {seats.empty}) == 2
+        assert len({*taken.tolist()} - {seats.device.empty}) == 2
         assert not {*taken.tolist()} & {*before}
         before = taken.tolist()
 

@@ -47,12 +47,12 @@ def is_equal(some, others):
     return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
 
 
-def batch_of(*block_tables, swap_out=(), swap_in=()):
+def batch_of(*block_tables):
     sequences = [Sequence(Request(index, 0.0, 4, 4)) for index in range(len(block_tables))]
     for sequence, table in zip(sequences, block_tables, strict=True):
         sequence.block_table = list(table)
     num = len(sequences)
-    return Batch(sequences, [4] * num, [1] * num, 0, num, swap_out=list(swap_out), swap_in=list(swap_in))
+    return Batch(sequences, [4] * num, [1] * num, 0, num)
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
@@ -66,19 +66,19 @@ def test_blocks_come_back_as_they_went(device, dtype, num_buffered, monkeypatch)
     assert (swap.num_buffered, row_bytes % ALIGNMENT) == (min(num_buffered, 8), 0)
     before = [contents(caches, block) for block in range(NUM_BLOCKS)]
     out = [(3, 5), (0, 6), (11, 7), (7, 1), (2, 0)]
-    assert swap.send(batch_of([1], swap_out=out)) is not None
+    assert swap.send(out) is not None
     for cache in caches:
         cache.fill_randomly()  # the step writes to the blocks at once
-    assert swap.fetch(batch_of([1], swap_out=out)) is None
+    assert swap.fetch([], is_read=False) is None
     swap.beside()
-    assert swap.send(batch_of([1])) is None
+    assert swap.send([]) is None
     filled = [contents(caches, block) for block in range(NUM_BLOCKS)]
     back = [(5, 8), (6, 9), (7, 10), (1, 3), (0, 11)]
-    assert swap.send(batch_of([1], swap_in=back)) is None
-    assert (swap.fetch(batch_of([1], swap_in=back)) is None) == (device == "cuda")
+    assert swap.send([]) is None
+    assert (swap.fetch(back, is_read=False) is None) == (device == "cuda")
     swap.beside()
     if device == "cuda":
-        assert swap.send(batch_of([1])) is not None  # waits for what has come back beside the step before
+        assert swap.send([]) is not None  # waits for what has come back beside the step before
         torch.cuda.synchronize()
     targets = {block: source for (source, host), (other, block) in zip(out, back, strict=True) if host == other}
     for block in range(NUM_BLOCKS):
@@ -91,9 +91,8 @@ def test_what_goes_out_comes_back_in_the_same_step_to_whom_reads_it(device):
     caches = make_caches(torch.float32, device)
     swap = Swap(caches, BLOCK_SIZE, 4)
     expected = contents(caches, 2)
-    batch = batch_of([9, 8], swap_out=[(2, 3)], swap_in=[(3, 8)])
-    assert swap.send(batch) is not None
-    assert swap.fetch(batch) is not None
+    assert swap.send([(2, 3)]) is not None
+    assert swap.fetch([(3, 8)], is_read=True) is not None
     assert (swap.later, swap.arrived) == ([], None)
     assert is_equal(contents(caches, 8), expected)
 
