@@ -46,10 +46,10 @@ class Search:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive("capacity.tolerance", self.tolerance)
-        whole("capacity.max_probes", self.max_probes, at_least=2)
-        whole("capacity.num_seeds", self.num_seeds, at_least=MIN_REPLICATIONS)
-        whole("capacity.seed", self.seed, at_least=0)
+        positive("tolerance", self.tolerance)
+        whole("max_probes", self.max_probes, at_least=2)
+        whole("num_seeds", self.num_seeds, at_least=MIN_REPLICATIONS)
+        whole("seed", self.seed, at_least=0)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a page shows of a search for capacity: the arms' capacities, every probe, and shares over the rate."""
 
+from collections.abc import Collection
 from math import isfinite, nan
 from textwrap import fill
 
@@ -8,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from framework.measure.capacity import Probe
+from framework.measure.capacity import Capacity, Probe
 from framework.measure.crossing import mean_interval
 from framework.measure.slo import goals_of
 from framework.report.plots import COLUMN_WIDTH, GREY, LINES, Drawn, arm_colour, arm_style, styled
@@ -16,10 +17,12 @@ from framework.report.tables import short
 from framework.study.capacity import ArmCapacity
 from framework.study.sweep import Study
 
+MARGIN = 0.15  # of the rates' range, on both sides of the axis
 CAPTION, PROBES = "Capacity: the highest offered rate at which every goal holds", "Every probe of the search"
 FIGURE = (
     "Share of what is within the limits of each goal over the offered rate, one marker per probe with its 95% interval "
-    "over replications; hollow: saturated. Horizontal: the target; vertical: the capacity with its interval."
+    "over replications; hollow: saturated. Horizontal: the target; vertical: the capacity with its interval, an arrow "
+    "where that goes on beyond the axis."
 )
 DEFINITIONS = {
     "Effective": "independent requests that would tell the share as well: requests that queue together depend on each "
@@ -130,19 +133,35 @@ def shares_over_rates(study: Study) -> Figure:
     goals = goals_of(study.slo)
     figure = Figure(figsize=(COLUMN_WIDTH, 2.2 * len(goals) + 0.4))
     panels = figure.subplots(len(goals), 1, sharex=True, squeeze=False)[:, 0]
+    ends = axis_ends(study.capacities.values())
     for index, (axes, goal) in enumerate(zip(panels, goals, strict=True)):
         for position, (arm, found) in enumerate(study.capacities.items()):
             draw_probes(axes, found.probes, index, position, arm)
-            capacity = found.capacity
-            if not capacity.problem:
-                axes.axvline(capacity.rate, color=arm_colour(position), linestyle=LINES[1], linewidth=1)
-                low, high = max(capacity.low, 0.0), min(capacity.high, 10 * capacity.rate)
-                axes.axvspan(low, high, color=arm_colour(position), alpha=0.12, linewidth=0)
+            if not found.capacity.problem:
+                draw_interval(axes, found.capacity, ends, position)
         axes.axhline(100 * goal.share, color=GREY, linestyle=LINES[2], linewidth=0.8)
-        axes.set(title=fill(goal.label, 50), ylabel="within the limits (%)", ylim=(0, 105))
+        axes.set(title=fill(goal.label, 50), ylabel="within the limits (%)", xlim=ends, ylim=(0, 105))
     panels[-1].set_xlabel("arrival rate (requests/s)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
+
+
+def axis_ends(searches: Collection[ArmCapacity]) -> tuple[float, float]:
+    """Of an axis (requests/s) that all probes and capacities are on; intervals may be wider."""
+    rates = [probe.rate for found in searches for probe in found.probes]
+    rates += [found.capacity.rate for found in searches if not found.capacity.problem]
+    margin = MARGIN * (max(rates) - min(rates)) if len(set(rates)) > 1 else MARGIN * rates[0]
+    return max(min(rates) - margin, 0.0), max(rates) + margin
+
+
+def draw_interval(axes: Axes, capacity: Capacity, ends: tuple[float, float], position: int) -> None:
+    """The capacity and its interval, as far as the axis goes; an arm's arrows are above those of the arm before."""
+    colour, left, right = arm_colour(position), *ends
+    axes.axvline(capacity.rate, color=colour, linestyle=LINES[1], linewidth=1)
+    axes.axvspan(max(capacity.low, left), min(capacity.high, right), color=colour, alpha=0.12, linewidth=0)
+    for is_beyond, end, arrow in ((capacity.low < left, left, "<"), (capacity.high > right, right, ">")):
+        if is_beyond:
+            axes.plot(end, 6 * (position + 1), arrow, color=colour, markersize=6, clip_on=False, zorder=3)
 
 
 def draw_probes(axes: Axes, probes: list[Probe], goal: int, position: int, arm: str) -> None:

@@ -5,7 +5,7 @@ from math import inf
 
 from framework.report.tables import short
 from framework.study.arms import Arm
-from framework.study.records import Number, PointRecord
+from framework.study.records import ModelledRecord, Number, PointRecord, RecordedRecord
 
 MAX_NAMED = 4  # features that are outside of what was fitted
 COUNTS = ("num_steps", "num_replayed", "num_seen", "num_outside")
@@ -29,8 +29,7 @@ def modelled_notes(records: Iterable[PointRecord]) -> Iterator[str]:
     if not found:
         return
     first = found[0]
-    commit = "" if first["git_commit"] is None else f" at commit {first['git_commit'][:7]}"
-    yield f"no step was executed: they take what the cost model {first['name']} says, of {first['device']}{commit}"
+    yield f"no step was executed: they take what the cost model {first['name']} says, of {origin(first)}"
     yield from (f"cost model {first['name']}: {note}" for note in first["notes"])
     if any(record["is_older"] for record in found):
         yield f"the source that computes steps has changed since the cost model {first['name']} was measured"
@@ -46,8 +45,7 @@ def recorded_notes(records: Iterable[PointRecord]) -> Iterator[str]:
     if not found:
         return
     first = found[0]
-    commit = "" if first["git_commit"] is None else f" at commit {first['git_commit'][:7]}"
-    yield f"no step was executed: they take what was recorded in {first['name']}, on {first['device']}{commit}"
+    yield f"no step was executed: they take what was recorded in {first['name']}, on {origin(first)}"
     if any(record["is_older"] for record in found):
         yield f"the source that a replay runs through has changed since {first['name']} was recorded"
     num_steps, num_replayed, num_seen, num_outside = (sum(record[name] for record in found) for name in COUNTS)  # type: ignore[literal-required]
@@ -66,6 +64,12 @@ def recorded_notes(records: Iterable[PointRecord]) -> Iterator[str]:
             f"{num_unknown} of {len(found)} points have requests that were not recorded: their tokens are all equal, "
             "and no output ends before the length that the trace gives it"
         )
+
+
+def origin(record: ModelledRecord | RecordedRecord) -> str:
+    """Of its steps: the device and, where it is known, the commit."""
+    commit = record["git_commit"]
+    return record["device"] if commit is None else f"{record['device']} at commit {commit[:7]}"
 
 
 def furthest_of(distances: Iterable[dict[str, Number]]) -> str:

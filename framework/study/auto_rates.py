@@ -5,10 +5,8 @@ whose requests arrive all at once has no rate to choose: it is replayed as it is
 `rates: {of: ARM, multiples: [0.5, 2]}` are multiples of what one arm serves so.
 """
 
-import json
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -30,7 +28,7 @@ from framework.study.load import Load
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.recorded import recorded_rates
-from framework.study.records import check_record
+from framework.study.records import read_known
 from framework.study.replay_point import replay_point
 
 
@@ -89,7 +87,7 @@ def find_rates(
         arms, digests = {name: arms[name]}, {name: digests[name]}
     key = digest_of(digests)
     with locked(folder, LOCK):
-        known = read_rates(folder / FILE)
+        known = read_known(folder / FILE, RECORDS, "the rates are measured again")
         if key not in known:
             served = dict(measure_arms(arms, seed, engines, progress))
             if not served:
@@ -104,19 +102,6 @@ def find_rates(
     each = ", ".join(f"{arm} {rate:.3g}" for arm, rate in served.items())
     progress.tell_line(f"rates: {', '.join(f'{rate:g}' for rate in rates)} per second (served at most: {each})")
     return rates
-
-
-def read_rates(path: Path) -> dict[str, RatesRecord]:
-    """What is there; nothing, with a warning, where the file is damaged."""
-    if not path.exists():
-        return {}
-    try:
-        known: dict[str, RatesRecord] = json.loads(path.read_text())
-        check_record(RECORDS, known)
-    except ValueError as error:
-        warnings.warn(f"{path} is damaged: {error}; the rates are measured again", stacklevel=2)
-        return {}
-    return known
 
 
 def measure_arms(
@@ -137,7 +122,7 @@ def measure_arms(
                 raise
             failures[name] = describe_error(error)
     if len(failures) == len(arms):
-        raise StudyError("rates=auto needs an arm that serves: " + "; ".join(dict.fromkeys(failures.values())))
+        raise StudyError("no rate can be chosen, since no arm serves: " + "; ".join(dict.fromkeys(failures.values())))
 
 
 def measure_arm(name: str, arm: Arm, seed: int, engines: EngineCache, progress: SweepProgress) -> float:

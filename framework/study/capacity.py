@@ -4,9 +4,7 @@ The first rates come of a cost model where one is of the arm, else of what the a
 are kept in the folder; all later ones follow from the points, so that an interrupted search goes on where it was.
 """
 
-import json
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,7 +32,7 @@ from framework.study.load import Load
 from framework.study.modelled import with_cost_model
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
-from framework.study.records import check_record
+from framework.study.records import read_known
 from framework.study.replay_point import mean_rate, replay_point
 
 WARM_UP = 0.2  # of the arrivals' span, whose requests do not count
@@ -56,6 +54,19 @@ BRACKETS = TypeAdapter(dict[str, Bracket])
 
 
 @dataclass(frozen=True)
+class ArmSearch:
+    """An arm whose capacity is searched for, and the folder that keeps what is found on the way."""
+
+    name: str
+    arm: Arm
+    digest: str
+    device_name: str
+    goals: tuple[Goal, ...]
+    search: Search
+    folder: Path
+
+
+@dataclass(frozen=True)
 class ArmCapacity:
     """What a search found, all that was probed, and where its first rates come from."""
 
@@ -73,25 +84,17 @@ def search_of(option: bool | Search, seed: int) -> Search | None:
 
 
 def search_arm(
-    name: str,
-    arm: Arm,
-    digest: str,
-    goals: tuple[Goal, ...],
-    search: Search,
-    folder: Path,
-    compute: Callable[[Point], Path],
-    engines: EngineCache,
-    progress: SweepProgress,
-    device_name: str,
+    wanted: ArmSearch, compute: Callable[[Point], Path], engines: EngineCache, progress: SweepProgress
 ) -> ArmCapacity:
-    """Probe one rate after the other; `compute` replays a point, unless it is in `folder`, and says where it is."""
-    bracket = find_bracket(name, arm, digest, goals, search, folder, engines, progress, device_name)
-    is_seeded = depends_on_seed(arm, bracket["low"], search.seed)
+    """Probe one rate after the other; `compute` replays a point, unless it is on disk, and says where it is."""
+    name, search, goals = wanted.name, wanted.search, wanted.goals
+    bracket = find_bracket(wanted, engines, progress)
+    is_seeded = depends_on_seed(wanted.arm, bracket["low"], search.seed)
 
     def measure(rate: float, num_before: int) -> Iterator[Replication]:
         progress.say(f"{name}: probe {num_before + 1} of at most {search.max_probes}, {rate:g} req/s")
         for seed in seeds_of(search, num_before if is_seeded else None):
-            folder = compute(Point(name, Load(rate), seed, digest))
+            folder = compute(Point(name, Load(rate), seed, wanted.digest))
             found = replications(read_requests(folder, goals), goals, seed, 1 if is_seeded else search.num_seeds, rate)
             check_length(found)
             yield from found
@@ -153,54 +156,25 @@ def check_length(found: list[Replication]) -> None:
         )
 
 
-def find_bracket(
-    name: str,
-    arm: Arm,
-    digest: str,
-    goals: tuple[Goal, ...],
-    search: Search,
-    folder: Path,
-    engines: EngineCache,
-    progress: SweepProgress,
-    device_name: str,
-) -> Bracket:
+def find_bracket(wanted: ArmSearch, engines: EngineCache, progress: SweepProgress) -> Bracket:
     """The folder's for this arm and these goals; found if it has none. Jobs that share it wait for the first one."""
-    key = digest_of([name, digest, [[*goal.limits, goal.share] for goal in goals], search.seed])
+    folder, limits = wanted.folder, [[*goal.limits, goal.share] for goal in wanted.goals]
+    key = digest_of([wanted.name, wanted.digest, limits, wanted.search.seed])
     with locked(folder, LOCK):
-        known = read_brackets(folder / FILE)
+        known = read_known(folder / FILE, BRACKETS, "the first rates are found again")
         if key not in known:
-            known[key] = propose(name, arm, goals, search, engines, progress, device_name)
+            known[key] = propose(wanted, engines, progress)
             with locked(folder):
                 write_json(folder / FILE, known)
     return known[key]
 
 
-def read_brackets(path: Path) -> dict[str, Bracket]:
-    """What is there; nothing, with a warning, where the file is damaged."""
-    if not path.exists():
-        return {}
-    try:
-        known: dict[str, Bracket] = json.loads(path.read_text())
-        check_record(BRACKETS, known)
-    except ValueError as error:
-        warnings.warn(f"{path} is damaged: {error}; the first rates are found again", stacklevel=2)
-        return {}
-    return known
-
-
-def propose(
-    name: str,
-    arm: Arm,
-    goals: tuple[Goal, ...],
-    search: Search,
-    engines: EngineCache,
-    progress: SweepProgress,
-    device_name: str,
-) -> Bracket:
+def propose(wanted: ArmSearch, engines: EngineCache, progress: SweepProgress) -> Bracket:
     """From a rough search on the arm's cost model where there is one, else from what it serves when overloaded."""
-    twin = modelled_twin(name, arm, device_name)
+    name, search, goals = wanted.name, wanted.search, wanted.goals
+    twin = modelled_twin(name, wanted.arm, wanted.device_name)
     try:
-        served = measure_arm(name, twin or arm, search.seed, engines, progress)
+        served = measure_arm(name, twin or wanted.arm, search.seed, engines, progress)
     except NoRateError as error:
         raise ValueError(f"arms.{name}: a capacity is a rate, and its trace has none to choose: {error}") from error
     low, high = (factor * served for factor in OF_SERVED)

@@ -1,12 +1,16 @@
 """What the JSON files of a study hold where they are read again: others are damaged, or something else's."""
 
-from typing import Annotated, Any, NotRequired
+import json
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from framework.measure.gpu_state import GpuRecord
 
+T = TypeVar("T")
 Number = float | None
 Interval = Annotated[list[Number], Field(min_length=3, max_length=3)]  # value, low, high
 
@@ -109,6 +113,22 @@ class PointRecord(TypedDict):
 
 
 POINT_RECORD = TypeAdapter(PointRecord)
+
+
+def read_known(path: Path, shape: TypeAdapter[dict[str, T]], instead: str) -> dict[str, T]:
+    """What the file at `path` holds by its keys; nothing where there is none, or a damaged one.
+
+    Then a warning says what happens `instead`.
+    """
+    if not path.exists():
+        return {}
+    try:
+        known: dict[str, T] = json.loads(path.read_text())
+        check_record(shape, known)
+    except ValueError as error:
+        warnings.warn(f"{path} is damaged: {error}; {instead}", stacklevel=2)
+        return {}
+    return known
 
 
 def check_record(shape: TypeAdapter[Any], record: object) -> None:

@@ -23,7 +23,7 @@ from framework.measure.slo import check_slo, goals_of
 from framework.paths import check_writable
 from framework.study.arms import Arm, Arms, point_order
 from framework.study.auto_rates import NUM_RATES, Rates, find_rates
-from framework.study.capacity import ArmCapacity, search_arm, search_of
+from framework.study.capacity import ArmCapacity, ArmSearch, search_arm, search_of
 from framework.study.engine_cache import EngineCache
 from framework.study.files import DISK_FULL
 from framework.study.load import Load
@@ -210,9 +210,9 @@ def search_capacities(
 
     for name, arm in study.arms.items():
         device = study.environments[name]["device"]
-        digest, folder = study.arm_digests[name], study.output_dir
+        wanted = ArmSearch(name, arm, study.arm_digests[name], device, goals, search, study.output_dir)
         try:
-            found = search_arm(name, arm, digest, goals, search, folder, compute, engines, progress, device)
+            found = search_arm(wanted, compute, engines, progress)
         except ProbeError:
             continue  # the page has why
         study.capacities[name] = found

@@ -151,5 +151,5 @@ def test_where_the_first_probes_are():
 
 
 def test_fewer_than_five_replications_are_refused():
-    with pytest.raises(ValueError, match="num_seeds"):
+    with pytest.raises(ValueError, match=r"^num_seeds=4 is not"):
         Search(num_seeds=4)

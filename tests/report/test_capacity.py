@@ -1,5 +1,7 @@
 """What a page shows of a search for capacity."""
 
+from dataclasses import replace
+from math import inf
 from types import SimpleNamespace
 
 import pytest
@@ -54,3 +56,19 @@ def test_the_figure_has_a_panel_per_goal_with_target_and_capacity(searched):
     across = [line for axes in figure.axes for line in axes.lines if list(line.get_xdata()) == [2.5, 2.5]]
     assert len(across) == 2
     assert figure.axes[1].get_title() == "ITL P99 ≤ 100 ms"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "arrows"),
+    [(2.25, 2.75, []), (-3.0, 2.75, ["<"]), (2.25, inf, [">"]), (-inf, inf, ["<", ">"])],
+)
+def test_an_interval_beyond_the_axis_ends_in_an_arrow_there(searched, low, high, arrows):
+    found = replace(searched.capacities["a"].capacity, low=low, high=high)
+    searched.capacities["a"] = replace(searched.capacities["a"], capacity=found)
+    [axes, _] = shares_over_rates(searched).axes
+    left, right = axes.get_xlim()
+    assert 1.5 < left < 2.0 < 3.0 < right < 3.5  # what was probed, whatever the interval
+    assert [line.get_marker() for line in axes.lines if line.get_marker() in ("<", ">")] == arrows
+    [band] = axes.patches
+    assert band.get_x() == pytest.approx(max(low, left))
+    assert band.get_x() + band.get_width() == pytest.approx(min(high, right))

@@ -1,8 +1,9 @@
 """A record of another shape is refused, with what is missing or wrong in it."""
 
 import pytest
+from pydantic import TypeAdapter
 
-from framework.study.records import POINT_RECORD, check_record
+from framework.study.records import POINT_RECORD, check_record, read_known
 
 RECORD = {
     "arm": "a",
@@ -47,3 +48,14 @@ def test_what_is_wrong_is_named(changes, message):
 def test_no_object_at_all():
     with pytest.raises(ValueError, match="the whole: "):
         check_record(POINT_RECORD, [])
+
+
+def test_a_damaged_file_holds_nothing_and_a_warning_says_what_happens_instead(tmp_path):
+    path, shape = tmp_path / "rates.json", TypeAdapter(dict[str, float])
+    assert read_known(path, shape, "") == {}
+    path.write_text('{"a": 2.5}')
+    assert read_known(path, shape, "") == {"a": 2.5}
+    for content in ('{"a": "x"}', '{"a"', "[]"):
+        path.write_text(content)
+        with pytest.warns(UserWarning, match=r"rates\.json is damaged: .*; all is measured again"):
+            assert read_known(path, shape, "all is measured again") == {}
