@@ -32,6 +32,9 @@ class CpuSteps:
     def capture(self, num_rows: int, on_progress: Callable[[str], None]) -> None:
         """Nothing is captured."""
 
+    def forget(self, share: Share) -> None:
+        """Nothing is kept from step to step."""
+
     def launch(self, batch: Batch, share: Share, timer: Callable[[], float]) -> Started:
         options, max_model_len = self.options, self.model.config.max_model_len
         tables = block_tables(batch, options.block_size, share.first_block) if options.use_cache else None

@@ -202,7 +202,7 @@ class TorchEngine:
         except torch.OutOfMemoryError as error:
             raise self._too_little_memory(num_rows, max_num_seqs) from error
         if len(servers) > 1 and self._cache:
-            self.copy_blocks([(0, 0)])  # whatever the first copy loads
+            self.receive(self._own, [(0, 0)])  # whatever the first copy loads
         for server in servers:
             server.begin("step", self._sampler.sampling.seed)
 
@@ -255,8 +255,9 @@ class TorchEngine:
             self._swap.finish()
         return device + time.perf_counter() - started
 
-    def copy_blocks(self, pairs: Pairs) -> float:
-        """Copy KV blocks by pairs (from, to), alone on the device; seconds that it took."""
+    def receive(self, server: ServerSteps, pairs: Pairs) -> float:
+        """Copy KV blocks by pairs (from, to), which are the server's, alone on the device; seconds that it took."""
+        self._steps.forget(server.share)
         if not self._cache:
             raise ValueError("engine.use_cache=false keeps no KV blocks that could be copied")
         return copy_blocks(self._cache, self.block_size, pairs)

@@ -56,6 +56,11 @@ class GpuSteps:
             self.mixed.capture(min(num_rows, self.num_blocks * self.options.block_size), on_progress)
             self.mixed.is_replayed = True
 
+    def forget(self, share: Share) -> None:
+        """A sequence of the server may have other blocks in the next step, at the length of the last one."""
+        if self.decoder is not None:
+            self.rows[share.index].forget()
+
     def launch(self, batch: Batch, share: Share, timer: Callable[[], float]) -> Started:
         if self.decoder is not None and batch.num_prefill_tokens == 0:
             self.sampler.set_step(batch.sequences)

@@ -91,7 +91,7 @@ class Replica:
             raise ValueError("a replica receives KV blocks from replicas of its own engine only")
         self._clock.turns.end()
         there, here = source.steps.share.first_block, self.steps.share.first_block
-        return self.engine.copy_blocks([(block + there, own + here) for block, own in pairs])
+        return self.engine.receive(self.steps, [(block + there, own + here) for block, own in pairs])
 
 
 class Servers:

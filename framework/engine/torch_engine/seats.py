@@ -55,7 +55,7 @@ class Seats:
         self._seat_of: dict[Sequence, int] = {}
         self._num_blocks = np.zeros(device.empty + 1, dtype=np.int64)  # entries of its tables that the device has
         self.next_slots = np.full(device.empty + 1, -1)  # the slot of each seat's last token, or of its next chunk
-        self._num_preemptions = [0] * device.empty  # of each seat's sequence, which has other blocks since the last one
+        self._num_tables = [0] * device.empty  # that each seat's sequence has had: its blocks change with this
         self._recent: list[Sequence] = []  # of the last step, which may be in flight
 
     def take(self, sequences: list[Sequence]) -> IntArray:
@@ -112,8 +112,9 @@ class Seats:
                 self._reclaim({*batch, *self._recent})
             seat = self._seat_of[sequence] = self._free.pop()
             self.next_slots[seat] = -1
-        if self._num_preemptions[seat] != sequence.num_preemptions:
-            self._num_preemptions[seat] = sequence.num_preemptions
+        num_tables = sequence.num_preemptions + sequence.num_moves
+        if self._num_tables[seat] != num_tables:
+            self._num_tables[seat] = num_tables
             self.next_slots[seat] = -1
         return seat
 

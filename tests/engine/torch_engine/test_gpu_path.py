@@ -1,5 +1,6 @@
 """Whole replays on the GPU's way, on a CPU: windows and random schedules give the plain way's tokens."""
 
+from collections import Counter
 from functools import cache
 
 import pytest
@@ -8,7 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from framework.build import replay_trace
+from framework.engine.torch_engine.replica import make_replicas
+from framework.engine.torch_engine.seats import Seats
+from framework.replay import Server, replay
+from framework.router.round_robin import round_robin
 from framework.scheduler.continuous import ContinuousScheduler
+from framework.trace.source import TraceSource
 from tests.engine.torch_engine.hand_schedules import generate_alone, make_requests
 from tests.engine.torch_engine.test_engine import GPT2_CONFIG
 from tests.engine.torch_engine.test_engine import make_engine as make_any_engine
@@ -88,3 +94,39 @@ def plain_engine(name):
 def plain_tokens(name, prompt_lens, output_lens):
     """Of each request alone, in the CPU's steps."""
     return generate_alone(plain_engine(name), make_requests(prompt_lens, output_lens))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps_ahead", [1, pytest.param(0, marks=pytest.mark.nightly)])
+def test_servers_by_turns_do_what_each_would_alone(pretend, monkeypatch, num_steps_ahead):  # noqa: F811
+    """No server takes another's seats away: no more is sent to the device, and every token is the same."""
+    work = Counter()
+    for name in ("missing", "take"):
+        monkeypatch.setattr(Seats, name, counted(name, work))
+    requests, sizes = make_requests([7, 3, 1, 6], [3, 5, 6, 3]), {"num_blocks": 16, "block_size": 4}
+    engine = pretend(num_steps_ahead, config=SMALL, **sizes | {"num_blocks": 32})
+    engines = [[engine], [engine], make_replicas(engine, 2)]
+    outputs, steps, done = [], [], []
+    for offered, one in zip([requests[::2], requests[1::2], requests], engines, strict=True):
+        work.clear()
+        servers = [Server(ContinuousScheduler(**sizes, max_num_seqs=2), own, i) for i, own in enumerate(one)]
+        sequences = replay(TraceSource(offered), servers, round_robin(servers))
+        outputs += [sequence.output_token_ids for sequence in sequences]
+        steps += [[(step.phase, step.num_seqs) for step in server.steps] for server in servers]
+        done += [{name: work[name, server.index] for name in ("missing", "take")} for server in servers]
+        assert all(step.elapsed > 0 and step.device > 0 for server in servers for step in server.steps)
+    assert outputs[4::2] + outputs[5::2] == outputs[:4]
+    assert steps[:2] == steps[2:]
+    assert done[:2] == done[2:]
+    assert all(min(counts.values()) > 0 for counts in done)
+
+
+def counted(name, work):
+    """The method of Seats, which also counts sequences by server; those of a warm-up have none."""
+    method = getattr(Seats, name)
+
+    def count(seats, sequences, *others):
+        work[name, sequences[0].server] += len(sequences)
+        return method(seats, sequences, *others)
+
+    return count

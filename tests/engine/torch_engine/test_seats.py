@@ -62,6 +62,13 @@ def test_a_preempted_sequence_that_goes_on_where_it_left_off_brings_all_its_bloc
         assert num_sent == 3 + (start == 8)  # of the other one only what is new
 
 
+def test_a_sequence_that_comes_back_from_another_server_brings_all_its_blocks(seats):
+    one = sequence([3, 9])
+    bring(seats, [one], [0], [8])
+    one.block_table, one.num_moves = [6, 1, 2], 2  # no step has had it meanwhile
+    assert bring(seats, [one], [8], [9])[0][0][:3] == [6, 1, 2]
+
+
 def test_only_a_row_that_decodes_and_left_off_elsewhere_brings_its_token(seats):
     one, other = sequence([3, 9], output=[11]), sequence([4, 8], output=[12])
     _, taken, _ = bring(seats, [one, other], [3, 3], [4, 4], num_decode=1)
