@@ -136,13 +136,18 @@ class KindCost:
 
 
 def look_up(table: Table, num_rows: int) -> float:
-    """The entry, linear between two; beyond the last it goes on as between the last two, but not below 0."""
+    """The entry, linear between two; beyond the last it goes on as from half as many rows to these, but not below 0."""
     index = bisect_left(table, (num_rows,))
     if index < len(table) and (index == 0 or table[index][0] == num_rows):
         return table[index][1]
     if len(table) == 1:
         return table[0][1]
-    (low, before), (high, after) = table[index - 1 : index + 1] if index < len(table) else table[-2:]
+    if index < len(table):
+        (low, before), (high, after) = table[index - 1 : index + 1]
+    else:
+        high, after = table[-1]
+        low = max(high // 2, table[0][0])
+        before = look_up(table, low)
     return max(0.0, before + (after - before) * (num_rows - low) / (high - low))
 
 

@@ -31,12 +31,24 @@ def modelled_notes(records: Iterable[PointRecord]) -> Iterator[str]:
     first = found[0]
     yield f"no step was executed: they take what the cost model {first['name']} says, of {origin(first)}"
     yield from (f"cost model {first['name']}: {note}" for note in first["notes"])
+    if first.get("error"):
+        yield f"cost model {first['name']}: {describe_error(first['error'])}"
     if any(record["is_older"] for record in found):
         yield f"the source that computes steps has changed since the cost model {first['name']} was measured"
     num_outside, num_steps = (sum(record[name] for record in found) for name in ("num_outside", "num_steps"))
     if num_outside:
         furthest = furthest_of(record["furthest"] for record in found)
         yield f"{num_outside:,} of {num_steps:,} steps are outside of what was fitted: {furthest}"
+
+
+def describe_error(error: dict[str, Number]) -> str:
+    """How far a cost model is from steps that it was not fitted on (framework.cost.error), beside its goals."""
+    bias, median, p99, coverage = (float(error[name] or 0.0) for name in ("bias", "median", "p99", "coverage"))
+    return (
+        f"on {error['num_steps']:,.0f} steps that were not fitted it is off by {bias:+.1%} of all seconds (goal 0.3%), "
+        f"{median:.1%} of a step's at the median (goal 1%), {p99:,.0%} at the 99th percentile (goal 5%); "
+        f"{coverage:.0%} are within its 90% interval"
+    )
 
 
 def recorded_notes(records: Iterable[PointRecord]) -> Iterator[str]:

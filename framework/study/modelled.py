@@ -81,4 +81,5 @@ def modelled_record(engines: list[ModelledEngine]) -> ModelledRecord:
         "num_outside": sum(outside.num_outside for outside in outsides),
         "furthest": {name: max(outside.furthest.get(name, WITHIN) for outside in outsides) for name in names},
         "notes": list(cost.notes),
+        "error": dict(cost.error["all"]) if "all" in cost.error else {},
     }

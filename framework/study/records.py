@@ -34,7 +34,8 @@ class TraceRecord(TypedDict):
 class ModelledRecord(TypedDict):
     """The cost model of a replay that executed no step; how many steps are further than any that it was fitted on.
 
-    `furthest`: feature → how many times as far; `is_older`: the source that computes steps has changed since.
+    `furthest`: feature → how many times as far; `is_older`: the source that computes steps has changed since; `error`
+    is of steps that were not fitted, as in framework.cost.error.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ModelledRecord(TypedDict):
     num_outside: int
     furthest: dict[str, Number]
     notes: list[str]
+    error: NotRequired[dict[str, Number]]  # earlier points lack it
 
 
 class RecordedRecord(TypedDict):

@@ -44,6 +44,11 @@ def test_the_table_is_linear_between_its_entries_and_beyond_the_last():
     assert [cost.seconds_of_rows(num) for num in (1, 6, 11, 21)] == pytest.approx([1.0, 1.5, 2.0, 3.0])
 
 
+def test_beyond_the_last_entry_it_goes_on_as_over_the_last_half_of_the_rows():
+    table = [(1, 1.0), (8, 2.0), (15, 1.0), (16, 4.0)]  # whose last entry is told by few steps
+    assert look_up(table, 24) == pytest.approx(4.0 + (4.0 - 2.0))
+
+
 def test_what_falls_does_not_fall_below_zero():
     assert [look_up([(1, 3.0), (2, 1.0)], num) for num in (1, 2, 9)] == [3.0, 1.0, 0.0]
 

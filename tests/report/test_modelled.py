@@ -26,6 +26,14 @@ def test_the_cost_model_is_named_with_its_device_and_commit():
     assert list(modelled_notes([{"engine": {}}])) == []
 
 
+def test_how_far_the_cost_model_is_from_steps_that_it_was_not_fitted_on_is_told():
+    error = {"num_steps": 1234.0, "bias": -0.0084, "median": 0.012, "p99": 32.8, "coverage": 0.56}
+    assert notes({"error": error})[1] == (
+        "cost model m: on 1,234 steps that were not fitted it is off by -0.8% of all seconds (goal 0.3%), 1.2% of a "
+        "step's at the median (goal 1%), 3,280% at the 99th percentile (goal 5%); 56% are within its 90% interval"
+    )
+
+
 def test_older_source_and_steps_outside_are_told():
     furthest = {"num_rows of decode steps": 2.5, "num_copied_blocks of decode steps": None}
     _, older, outside = notes({"is_older": True}, {"num_outside": 5, "furthest": furthest}, {"num_outside": 1})

@@ -108,3 +108,27 @@ def test_a_gpu_serves_every_number_of_adapters_that_the_source_reports_and_long_
     assert reported <= set(config["mixes"])
     assert config["trace"]["num_requests"] >= 3000
     assert set(config["only"]) <= set(config["arms"])
+
+
+def test_table_3_offers_a_multiple_of_what_few_adapters_leave(cli, smallest, tmp_path):
+    mixes = ["mixes.100.num_adapters=20", "trace.num_requests=30", "scheduler.max_num_seqs=4"]
+    code, output = cli(*smallest, "experiment=papers/slora_table_3", *mixes, "arms.segmented.lora.num_slots=4")
+    assert code == 0, output
+    folder = tmp_path / "outputs/papers/slora_table_3"
+    points = pd.read_csv(folder / "points.csv")
+    assert points["arm"].tolist() == ["segmented-5", "segmented-100"]
+    assert points["rate"].nunique() == 1
+    compared = pd.read_csv(folder / "comparison.csv")
+    assert compared["reported"].tolist() == [8.05, 7.99, 7.64, 7.61]
+
+
+@pytest.mark.parametrize("paper", ["slora", "slora_table_3", "punica"])
+def test_by_the_cost_model_of_a_gpu_the_arms_are_those_that_were_measured(cli, paper):
+    """Adapters of another rank, or on other layers, have no shipped cost model."""
+    code, output = cli(f"experiment=papers/{paper}", "engine=modelled", "model=llama_8b", "--cfg", "job")
+    assert code == 0, output
+    config = yaml.safe_load(output)
+    arms = {arm: config["arms"][arm]["lora"] for arm in config["only"] or config["arms"]}
+    served = [lora for lora in arms.values() if "max_rank" in lora]
+    assert served
+    assert all((lora["max_rank"], lora["targets"]) == (8, None) for lora in served)
