@@ -117,7 +117,7 @@ def test_table_3_offers_a_multiple_of_what_few_adapters_leave(cli, smallest, tmp
     folder = tmp_path / "outputs/papers/slora_table_3"
     points = pd.read_csv(folder / "points.csv")
     assert points["arm"].tolist() == ["segmented-5", "segmented-100"]
-    assert points["rate"].nunique() == 1
+    assert len(set(points["rate"])) == 1
     compared = pd.read_csv(folder / "comparison.csv")
     assert compared["reported"].tolist() == [8.05, 7.99, 7.64, 7.61]
 
