@@ -103,6 +103,7 @@ def test_finished_points_are_reused_until_something_changes(cli, smallest):
     assert num_reused("fresh=true") == 0
 
 
+@pytest.mark.nightly
 def test_a_changed_trace_file_is_not_reused(cli, smallest, tmp_path):
     trace = tmp_path / "mine.csv"
     for num_output_tokens, expected in ((3, 0), (3, 2), (2, 0)):
@@ -132,6 +133,7 @@ def test_one_failing_arm_does_not_lose_the_other(cli, smallest, tmp_path):
     assert "none of 6 requests can be served" in Page(tmp_path / "outputs/continuous_batching/report.html").text
 
 
+@pytest.mark.nightly
 def test_the_course_preset_prints_the_lessons_ratio(cli, smallest, tmp_path):
     kept = [override for override in smallest if not override.startswith("trace.")]
     code, output = cli("preset=course", *kept, "seeds=[0]")
@@ -354,8 +356,8 @@ def test_a_tilde_in_output_dir_is_the_home_folder(cli, smallest, tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_that_lacks_characters_shows_others_and_files_are_utf_8(smallest, tmp_path, encoding):
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # of files, unless they are told
     process = spawn(*smallest, "rates=[50]", cwd=tmp_path, PYTHONIOENCODING=encoding, **locale)
@@ -431,8 +433,8 @@ def test_a_process_that_is_interrupted_before_the_first_point_promises_none(smal
     assert output.endswith("interrupted\n")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_share_a_folder_and_the_last_draws_the_whole_figure(smallest, tmp_path, launcher):
     options = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.cpus_per_task=1"]
     sweep = ["rates=[50],[60]", f"hydra/launcher={launcher}", *options]

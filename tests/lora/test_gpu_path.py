@@ -54,8 +54,9 @@ def make_small(strategy, num_blocks=40, targets=None, memory="split"):
 @pytest.mark.parametrize(
     ("strategy", "scheduler", "num_steps_ahead", "kernels", "targets"),
     [
-        *((Loop, TIGHT, 0, False, TABLES), (Gathered, PLAIN, 1, False, None), (Segmented, TIGHT, 1, False, None)),
+        *((Loop, TIGHT, 0, False, TABLES), (Segmented, TIGHT, 1, False, None)),
         *((Segmented, PLAIN, 0, True, TABLES), (Gathered, PLAIN, 0, True, None)),
+        pytest.param(Gathered, PLAIN, 1, False, None, marks=pytest.mark.nightly),
         pytest.param(Loop, PLAIN, 0, False, None, marks=pytest.mark.nightly),
         pytest.param(Segmented, PLAIN, 0, True, None, marks=pytest.mark.nightly),
         pytest.param(Segmented, TIGHT, 1, False, TABLES, marks=pytest.mark.nightly),
@@ -103,7 +104,7 @@ def test_in_the_kv_cache_as_in_memory_of_their_own(monkeypatch, strategy, kernel
     ("family", "strategy", "memory"),
     [
         pytest.param("llama", Segmented, "split", marks=pytest.mark.nightly),
-        ("gpt2", Gathered, "split"),
+        pytest.param("gpt2", Gathered, "split", marks=pytest.mark.nightly),
         ("llama", Segmented, "unified"),
     ],
 )

@@ -49,7 +49,7 @@ def test_they_are_small_and_say_under_which_licence():
     assert all(path.stat().st_size <= MAX_SAMPLE_BYTES for path in samples)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_each_is_the_best_on_its_own_kind(model):
     texts = {kind: held_out(kind)[:NUM_BYTES] for kind in KINDS}
     base = {kind: loss(model, text) for kind, text in texts.items()}

@@ -61,6 +61,7 @@ def test_rates_are_measured_once_for_equal_arms(tmp_path, monkeypatch, capsys):
     assert len(json.loads((tmp_path / "rates.json").read_text())) == 2
 
 
+@pytest.mark.nightly
 def test_jobs_in_one_folder_agree(tmp_path, monkeypatch):
     served = iter(range(10, 1000))
     monkeypatch.setattr(auto_rates, "measure_arm", lambda *_: float(next(served)))
@@ -78,6 +79,7 @@ def test_jobs_in_one_folder_agree(tmp_path, monkeypatch):
     assert len(set(run_auto(tmp_path).table()["rate"])) == 6
 
 
+@pytest.mark.nightly
 def test_a_damaged_file_is_measured_again(tmp_path):
     run_auto(tmp_path)
     (tmp_path / "rates.json").write_text('{"a": {"rates": "all"}}')

@@ -27,6 +27,7 @@ def searched(folder, capacity=True, slo=SLO, trace=None, users=None, fresh=False
     )
 
 
+@pytest.mark.nightly
 def test_a_sweep_finds_the_capacity_of_its_arms_from_points_on_disk(tmp_path, capsys):
     search = Search(max_probes=5, tolerance=0.1)
     study = searched(tmp_path, search)

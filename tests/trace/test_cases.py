@@ -51,7 +51,7 @@ def served(tmp_path, points: pd.DataFrame) -> list[tuple[float, int, int]]:
     return list(requests[["arrival_time", "num_prompt_tokens", "num_output_tokens"]].itertuples(index=False, name=None))
 
 
-@pytest.mark.parametrize("trace", [["trace=on_off"], ["trace=gamma", "trace.arrivals.cv=4"]])
+@pytest.mark.parametrize("trace", every_nth(2, [["trace=on_off"], ["trace=gamma", "trace.arrivals.cv=4"]]))
 @pytest.mark.filterwarnings("ignore:on_off")
 def test_a_synthetic_process_offers_the_rate_that_it_is_asked_for(replay, trace):
     small = ["trace.num_requests=48", "trace.max_output_tokens=2", "trace.max_prompt_tokens=8"]
@@ -60,6 +60,7 @@ def test_a_synthetic_process_offers_the_rate_that_it_is_asked_for(replay, trace)
     assert "asked for" not in output
 
 
+@pytest.mark.nightly
 def test_a_thinned_trace_has_the_rate_that_it_offers(replay):
     small = ["trace.max_output_tokens=2", "trace.max_prompt_tokens=8", "trace.num_requests=40"]
     points, output, page = replay("trace=sample", "trace.rescale=thin", "rates=[0.7,2]", *small)
