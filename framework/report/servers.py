@@ -95,7 +95,7 @@ def whole(values: "pd.Series[float]") -> list[int]:
 @styled
 def loads_over_time(loads: dict[str, pd.DataFrame]) -> Figure:
     """Of tables as `load_over_time` makes them, by arm: a small panel each, on one scale."""
-    num_columns = min(len(loads), PANELS_BESIDE)
+    num_columns = 2 if len(loads) == 4 else min(len(loads), PANELS_BESIDE)
     num_rows = -(-len(loads) // num_columns)
     figure = Figure(figsize=(TEXT_WIDTH * num_columns / PANELS_BESIDE, 1.5 * num_rows + 0.4))
     panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
