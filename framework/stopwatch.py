@@ -120,6 +120,12 @@ class ServerClock:
         self.last = now
         return now - self.behind
 
+    def leave_out(self, work: Callable[[], None]) -> None:
+        """Stand still during work that the system that is emulated would not do."""
+        started = self()
+        work()
+        self.behind += self() - started
+
     def run_alone(self, finish: Callable[[], float]) -> float:
         """Wait for a step that has just been launched; when it would be over.
 

@@ -90,6 +90,8 @@ def test_a_clock_stands_still_while_another_server_works():
     assert one() - start == 3.0
     host.work(0.5)
     assert one() - start == 3.5
+    one.leave_out(lambda: host.work(20.0))
+    assert one() - start == 3.5
 
 
 def tokens_at(device, prepare, update, num_steps=4, other=None):

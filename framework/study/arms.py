@@ -19,7 +19,7 @@ from framework.core import ServerState
 from framework.cost.record import Record
 from framework.cost.subject import Target, read_target
 from framework.engine.modelled import is_modelled, is_recorded
-from framework.replay import Clock
+from framework.replay import Clock, check_clock
 from framework.router.round_robin import round_robin
 from framework.server_load import ServerLoad
 from framework.study.files import digest_of
@@ -124,10 +124,14 @@ def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
 
 
 def check_router(arm: str, parts: Arm) -> None:
-    """ValueError for one that refuses its keywords or the age of what it sees, and for one that nobody would ask."""
+    """ValueError for one that refuses its keywords or the age of what it sees, and for one that nobody would ask.
+
+    Likewise for several servers on the wall clock.
+    """
     if parts.clock == "wall" and (parts.view_delay or parts.router is not ROUND_ROBIN):
         raise ValueError(f"arms.{arm}: clock=wall has one server and asks no router: leave out router and view_delay")
     try:
+        check_clock(parts.servers, parts.clock)
         parts.router([SeenServer(0, parts.view_delay, ServerLoad(1))])
     except ValueError as error:
         raise ValueError(f"arms.{arm}: {error}") from error

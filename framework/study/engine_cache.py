@@ -21,7 +21,7 @@ from framework.cost.record import Record
 from framework.cost.subject import Target
 from framework.engine.torch_engine.replica import make_replicas
 from framework.measure.serving import max_num_seqs_of
-from framework.replay import Server, check_clock
+from framework.replay import Server
 from framework.step_runs import StepRun
 from framework.study.arms import Arm, EngineParts
 
@@ -100,7 +100,7 @@ class EngineCache:
     def get_of_server(self, arm: Arm) -> Engine:
         """What each of the arm's servers has, or its equal: the engine that is kept, or a share of it.
 
-        Raises ValueError for several servers on the wall clock, and where a server's share would be nothing.
+        Raises ValueError where a server's share would be nothing.
         """
         engine = self.get(arm)
         return make_replicas(engine, arm.servers)[0] if takes_turns(arm, engine) else engine
@@ -135,8 +135,7 @@ class EngineCache:
 
 
 def takes_turns(arm: Arm, engine: Engine) -> bool:
-    """Whether several servers run their steps on this engine; ValueError for the wall clock, which they would share."""
-    check_clock(arm.servers, arm.clock)
+    """Whether several servers run their steps on this engine."""
     return arm.servers > 1 and engine.timer is not None
 
 

@@ -255,6 +255,7 @@ class TorchEngine:
             self._swap.finish()
         return device + time.perf_counter() - started
 
+    @torch.inference_mode()
     def receive(self, server: ServerSteps, pairs: Pairs) -> float:
         """Copy KV blocks by pairs (from, to), which are the server's, alone on the device; seconds that it took."""
         self._steps.forget(server.share)

@@ -6,6 +6,7 @@ stands still while another server has its turn.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from math import inf
@@ -13,6 +14,7 @@ from math import inf
 from framework.checks import whole
 from framework.core import Batch, Engine, Request, Sequence, StepResult
 from framework.engine.torch_engine.engine import TorchEngine
+from framework.engine.torch_engine.hold import Hold
 from framework.engine.torch_engine.share import ServerSteps, Share
 from framework.engine.torch_engine.swap import Pairs
 from framework.models.gpt2 import GPT2
@@ -27,7 +29,7 @@ class Replica:
         self.engine, self.servers, self.steps = engine, servers, steps
         self.timer: Callable[[], float] = clock
         self._clock = clock
-        self._ends: list[float] = []  # when the steps in flight would be over, by the clock
+        self._ends: deque[float] = deque()  # when the steps in flight would be over, by the clock
         share = steps.share
         self.num_blocks, self.num_adapter_slots = share.num_blocks, share.num_slots
         self.num_swap_blocks, self.blocks_per_adapter = share.num_host_blocks, 0
@@ -70,12 +72,19 @@ class Replica:
 
     def launch(self, batch: Batch) -> None:
         """Run the step to its end, alone; what of it would run beside the host's next work, the clock leaves out."""
+        hold, started = self.servers.hold, self.timer()
+        if hold is not None and self.num_steps_ahead:
+            busy = self._clock.device_end - started
+            self._clock.leave_out(partial(hold.begin, batch.phase, busy))
+            started = self.timer()
         self.engine.launch_for(self.steps, batch, self.timer)
+        if hold is not None:
+            hold.launch_seconds[batch.phase] = self.timer() - started
         self._ends.append(self._clock.run_alone(partial(self.engine.finish, self.steps)))
 
     def collect(self) -> StepResult:
         """The oldest step in flight, once the clock says that it would be over."""
-        self._clock.go_on_to(self._ends.pop(0))
+        self._clock.go_on_to(self._ends.popleft())
         return self.steps.collect(self.timer)
 
     def step(self, batch: Batch) -> StepResult:
@@ -99,6 +108,7 @@ class Servers:
 
     def __init__(self, engine: TorchEngine, steps: list[ServerSteps]) -> None:
         self.engine, self.steps = engine, steps
+        self.hold = Hold() if engine.device.type == "cuda" else None
         self.begun: list[ServerSteps] = []  # of them, for the replay that comes
         self.requests: list[Request] = []  # of that replay
         self.limits: tuple[int, float] = 0, 0.0  # most sequences and new tokens of a batch, of any of them
@@ -112,6 +122,8 @@ class Servers:
         if most != self.limits:
             num_seqs, num_tokens = most
             self.engine.begin_for(self.steps, requests, num_seqs, None if num_tokens == inf else int(num_tokens))
+            if self.hold is not None:
+                self.hold.measure()
         self.begun, self.limits = [*self.begun, steps], most
 
 

@@ -159,7 +159,7 @@ def copy_blocks(caches: list[LayerCache], block_size: int, pairs: Pairs) -> floa
     """Copy blocks by pairs (from, to) in every layer; no block is both. Seconds that it took."""
     parts = [part for cache in caches for part in parts_of(cache, block_size)]
     device = parts[0].device
-    sources, targets = torch.tensor(pairs, dtype=torch.int64).to(device).unbind(1)
+    sources, targets = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).to(device).unbind(1)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()

@@ -190,10 +190,34 @@ def test_only_what_was_sent_changes_and_only_there(model):
         cache.fill_randomly()
     before = [cache.k.view(2 * NUM_BLOCKS, -1).clone() for cache in caches]
     second.receive(first, [(0, 5), (7, 2)])
+    second.receive(first, [])
     for was, cache in zip(before, caches, strict=True):
         expected = was.clone()
         expected[NUM_BLOCKS + 5], expected[NUM_BLOCKS + 2] = was[0], was[7]
         assert torch.equal(cache.k.view(2 * NUM_BLOCKS, -1), expected)
+
+
+class Noted:
+    """A hold that only notes what was asked of it."""
+
+    def __init__(self):
+        self.launch_seconds, self.asked = {}, []
+
+    def begin(self, phase, busy):
+        self.asked.append((phase, busy))
+
+
+def test_a_device_is_held_before_a_step_that_would_be_launched_beside_another(model):
+    (replica,), requests = make_replicas(make(model, 1), 1), make_requests([6], [4])
+    replica.begin(requests, 1)
+    hold = replica.servers.hold = Noted()
+    for replica.num_steps_ahead in (0, 1):
+        (sequence,) = seat(replica, requests)
+        generate(replica, sequence)
+        assert len(hold.asked) == 4 * replica.num_steps_ahead
+        assert hold.launch_seconds.keys() == {"prefill", "decode"}
+    assert [phase for phase, _ in hold.asked] == ["prefill", "decode", "decode", "decode"]
+    assert all(busy <= 0.0 for _, busy in hold.asked)  # each step was waited for before the next
 
 
 def test_blocks_of_another_engine_and_of_none_are_refused(model):
