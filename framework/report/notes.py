@@ -51,6 +51,7 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
             *(nothing_shared_notes(records) if has_prefix_cache(study.arms[str(arm)]) else ()),
             *unserved_notes(records, merged),
             *memory_notes(records),
+            *placement_notes(records),
             *gpu_notes(study, rows),
         ):
             arms_of.setdefault(note, []).append(str(arm))
@@ -154,6 +155,21 @@ def memory_notes(records: Records) -> Iterator[str]:
                 )
             else:
                 yield f"adapter slots take {slots:,.1f} MB beside {cache:,.1f} MB of KV cache"
+
+
+def placement_notes(records: Records) -> Iterator[str]:
+    """How far the clocks of servers with a device each are known, and what those cost that died."""
+    placed = [placement for record in records.values() if (placement := record.get("placement"))]
+    if placed:
+        unknown = max(round_trip for placement in placed for round_trip in placement["clock_round_trips"]) / 2
+        yield f"each server has a device of its own, in real time; their clocks are known to {1e6 * unknown:.0f} µs"
+    lossy = [placement for placement in placed if placement["died"]]
+    if lossy:
+        num_rerouted = sum(placement["num_rerouted"] for placement in lossy)
+        yield (
+            f"in {len(lossy)} of {len(placed)} points a server died: {num_rerouted} times a request began anew at "
+            "another, and the steps of the dead are not counted"
+        )
 
 
 def limits(study: Study, points: pd.DataFrame) -> list[str]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -29,7 +29,9 @@ from framework.study.recorded import record_of
 
 Arms = dict[str, dict[str, Any]]  # as Hydra makes them: a component is a call, a mapping of keywords, or the clock
 COMPONENTS = ("scheduler", "engine", "model", "quantization", "lora", "trace", "clock")
-OPTIONAL = ("servers", "router", "view_delay")
+OPTIONAL = ("servers", "router", "view_delay", "placement")
+# What the servers run on: all on the study's device, each on a GPU of this machine, or each in a Ray actor with a GPU
+Placement = Literal["device", "gpus", "ray"]
 ROUND_ROBIN: MakeRouter = partial(round_robin)
 
 
@@ -90,6 +92,7 @@ class Arm(EngineParts):
     servers: int = 1
     router: MakeRouter = ROUND_ROBIN
     view_delay: float = 0.0  # s: how old what the router sees of a server is
+    placement: Placement = "device"
 
     @cached_property
     def warm_up_key(self) -> str:
@@ -126,12 +129,18 @@ def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
 def check_router(arm: str, parts: Arm) -> None:
     """ValueError for one that refuses its keywords or the age of what it sees, and for one that nobody would ask.
 
-    Likewise for several servers on the wall clock.
+    Likewise for several servers on the wall clock that share a device.
     """
-    if parts.clock == "wall" and (parts.view_delay or parts.router is not ROUND_ROBIN):
-        raise ValueError(f"arms.{arm}: clock=wall has one server and asks no router: leave out router and view_delay")
+    if parts.placement != "device" and parts.clock != "wall":
+        raise ValueError(f"arms.{arm}: placement={parts.placement} serves in real time: set clock=wall")
+    if parts.clock == "wall" and parts.placement == "device" and (parts.view_delay or parts.router is not ROUND_ROBIN):
+        raise ValueError(
+            f"arms.{arm}: clock=wall has one server and asks no router: leave out router and view_delay, or give each "
+            "server a device of its own with placement=gpus"
+        )
     try:
-        check_clock(parts.servers, parts.clock)
+        if parts.placement == "device":
+            check_clock(parts.servers, parts.clock)
         parts.router([SeenServer(0, parts.view_delay, ServerLoad(1))])
     except ValueError as error:
         raise ValueError(f"arms.{arm}: {error}") from error
@@ -180,6 +189,9 @@ def resolve_component(arm: str, name: str, value: Any, defaults: Mapping[str, An
         raise ValueError(f"unknown component {shown(name)} in arms.{arm}{suggest(name, COMPONENTS + OPTIONAL)}")
     if name == "clock":
         check_type(Clock, value, f"arms.{arm}.clock")
+        return value
+    if name == "placement":
+        check_type(Placement, value, f"arms.{arm}.placement")
         return value
     if name in ("servers", "view_delay"):
         return value

@@ -25,11 +25,11 @@ from framework.study.arms import Arm
 from framework.study.engine_cache import EngineCache
 from framework.study.files import digest_of, locked, write_json
 from framework.study.load import Load
+from framework.study.placed import replay_where_placed
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.recorded import recorded_rates
 from framework.study.records import read_known
-from framework.study.replay_point import replay_point
 
 
 class Multiples(TypedDict):
@@ -128,8 +128,8 @@ def measure_arms(
 def measure_arm(name: str, arm: Arm, seed: int, engines: EngineCache, progress: SweepProgress) -> float:
     num_requests = NUM_ROUNDS * max_num_seqs_of(arm.scheduler) * arm.servers
     trace = partial(all_at_once, trace=arm.trace, num_requests=num_requests)
-    overloaded = replace(arm, trace=trace, clock="virtual")
-    replayed = replay_point(Point(name, Load(math.inf), seed, ""), overloaded, engines, progress)
+    overloaded = replace(arm, trace=trace, clock="virtual" if arm.placement == "device" else arm.clock)
+    replayed = replay_where_placed(Point(name, Load(math.inf), seed, ""), overloaded, engines, progress)
     metrics = summarize(replayed.requests, replayed.steps, {})
     sustained = metrics["sustained_throughput"]
     served = sustained if math.isfinite(sustained) else metrics["request_throughput"]

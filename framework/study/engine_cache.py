@@ -21,6 +21,7 @@ from framework.cost.record import Record
 from framework.cost.subject import Target
 from framework.engine.torch_engine.replica import make_replicas
 from framework.measure.serving import max_num_seqs_of
+from framework.placement.workers import Workers
 from framework.replay import Server
 from framework.step_runs import StepRun
 from framework.study.arms import Arm, EngineParts
@@ -42,6 +43,7 @@ class EngineCache:
         self.engines: dict[str, Engine] = {}
         self.engine: Engine | None = None  # the last one
         self.warmed: set[tuple[str, str]] = set()
+        self.workers: dict[str, Workers] = {}  # of the last arm whose servers had a device each
 
     def get(self, parts: EngineParts) -> Engine:
         if parts.engine_key not in self.engines:

@@ -26,6 +26,7 @@ MEASURING = (
     "study/arms.py",
     "study/engine_cache.py",
     "study/load.py",
+    "study/placed.py",
     "study/replay_point.py",
 )
 COMPUTING = ("engine/torch_engine", "kernels", "models", "lora", "quantization")

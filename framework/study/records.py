@@ -87,6 +87,20 @@ class EngineRecord(TypedDict):
     switches: NotRequired[dict[str, bool]]  # fused, compile, cuda_graphs, overlap as decided; earlier points lack it
 
 
+class PlacementRecord(TypedDict):
+    """Servers that had a device each, in real time; what their processes' clocks said, and who ended too early.
+
+    `clock_offsets`: each server's clock - the driver's (s), known to half of the `clock_round_trips` (s). `died`:
+    servers; their steps are not in the tables. `num_rerouted`: how often a request began anew at another server.
+    """
+
+    placement: str
+    clock_offsets: list[float]
+    clock_round_trips: list[float]
+    died: list[int]
+    num_rerouted: int
+
+
 class TableRecord(TypedDict):
     """What a Parquet file holds; `sha256` is of the file."""
 
@@ -111,6 +125,7 @@ class PointRecord(TypedDict):
     config: NotRequired[dict[str, Any]]  # of the arm, with the point's rate and seed
     environment: NotRequired[dict[str, Any]]  # as provenance.Environment
     engine: EngineRecord
+    placement: NotRequired[PlacementRecord | None]  # null where servers share a device; earlier points lack it
     gpu: NotRequired[GpuRecord | None]  # null where it was not watched; earlier points lack it
 
 

@@ -30,7 +30,7 @@ from framework.study.modelled import modelled_record
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.recorded import follow, recorded_record
-from framework.study.records import EngineRecord, TraceRecord
+from framework.study.records import EngineRecord, PlacementRecord, TraceRecord
 from framework.trace.source import TraceSource
 from framework.trace.transforms import starts
 
@@ -47,6 +47,7 @@ class ReplayedPoint:
     engine: EngineRecord
     trace: TraceRecord
     gpu: GpuRecord | None
+    placement: PlacementRecord | None = None  # of servers that had a device each
 
 
 def replay_point(
@@ -57,12 +58,8 @@ def replay_point(
     engine = engines.get_of_server(arm)
     refused = refusals(trace.requests, engine, make_scheduler(arm.scheduler, engine))
     if isinstance(engine, Replica):
-        check_share(trace.requests, refused, arm, engine)
-    requests = [request for request in trace.requests if request.request_id not in refused]
-    progress.tell("dropped", trace.dropped)
-    progress.tell("refused", counts(refused))
-    if not requests:
-        raise ValueError(f"none of {len(trace.requests)} requests can be served: {describe(counts(refused))}")
+        check_share(trace.requests, refused, arm, engine.engine, engine.num_blocks)
+    requests = servable(trace, refused, progress)
     engines.warm_up(arm, engine, requests)
     progress.begin_point(str(point), sum(request.num_output_tokens for request in requests))
     on_step = progress.advance if arm.clock == "virtual" else None  # drawing takes real time
@@ -84,16 +81,25 @@ def replay_point(
     )
 
 
-def check_share(requests: list[Request], refused: dict[int, str], arm: Arm, replica: Replica) -> None:
-    """ValueError naming the first request that one server could serve, but none with its share of the engine."""
-    whole = replica.engine
+def check_share(requests: list[Request], refused: dict[int, str], arm: Arm, whole: Engine, num_blocks: int) -> None:
+    """ValueError naming the first request that the whole engine could serve, but no server with its share of it."""
     refused_by_one = refusals(requests, whole, make_scheduler(arm.scheduler, whole))
     for request in requests:
         if request.request_id in refused and request.request_id not in refused_by_one:
             raise ValueError(
-                f"servers={arm.servers}: each has {replica.num_blocks} of the engine's {whole.num_blocks} KV blocks of "
+                f"servers={arm.servers}: each has {num_blocks} of the engine's {whole.num_blocks} KV blocks of "
                 f"{whole.block_size} tokens, and request {request.request_id} is refused: {refused[request.request_id]}"
             )
+
+
+def servable(trace: Trace, refused: dict[int, str], progress: SweepProgress) -> list[Request]:
+    """The requests that are left; what is not is told. ValueError if there are none."""
+    progress.tell("dropped", trace.dropped)
+    progress.tell("refused", counts(refused))
+    requests = [request for request in trace.requests if request.request_id not in refused]
+    if not requests:
+        raise ValueError(f"none of {len(trace.requests)} requests can be served: {describe(counts(refused))}")
+    return requests
 
 
 def refusals(requests: list[Request], engine: Engine, scheduler: Scheduler) -> dict[int, str]:

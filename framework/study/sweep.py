@@ -21,7 +21,7 @@ from framework.measure.gpu_state import GpuWatch, open_gpu
 from framework.measure.metrics import summarize
 from framework.measure.slo import check_slo, goals_of
 from framework.paths import check_writable
-from framework.study.arms import Arm, Arms, point_order
+from framework.study.arms import Arm, Arms, Placement, point_order
 from framework.study.auto_rates import NUM_RATES, Rates, find_rates
 from framework.study.capacity import ArmCapacity, ArmSearch, search_arm, search_of
 from framework.study.engine_cache import EngineCache
@@ -29,6 +29,7 @@ from framework.study.files import DISK_FULL
 from framework.study.load import Load
 from framework.study.modelled import environment_of
 from framework.study.place import Place, open_place
+from framework.study.placed import check_placements, replay_where_placed
 from framework.study.points import (
     Point,
     arm_digest,
@@ -41,7 +42,7 @@ from framework.study.points import (
 )
 from framework.study.progress import SweepProgress
 from framework.study.provenance import Environment, metrics_version
-from framework.study.replay_point import config_of, replay_point
+from framework.study.replay_point import config_of
 
 MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
 
@@ -73,6 +74,7 @@ class Traffic(Setup):
     servers: NotRequired[int]  # of each arm; 1 unless given
     router: NotRequired[MakeRouter]  # which of them takes a sequence; round robin unless given
     view_delay: NotRequired[float]  # s: how old what the router sees of them is; 0 unless given
+    placement: NotRequired[Placement]  # what the servers run on; the study's device unless given
     tracking: NotRequired[Tracker | None]
     fresh: bool  # redo the points that are on disk
     price_per_gpu_hour: NotRequired[float | None]  # in any currency; None: there is no cost
@@ -241,6 +243,7 @@ def loads_of(rates: Rates, users: list[int] | None) -> list[Load]:
 def open_study(arms: dict[str, Arm], sweep: Traffic) -> Study:
     is_executed = not all(arm.is_modelled for arm in arms.values())
     place = open_place(sweep["device"] if is_executed else "cpu", sweep["output_dir"])
+    check_placements(arms.values(), place.device, sweep["device"])
     place.output_dir.mkdir(parents=True, exist_ok=True)
     environments = {name: environment_of(arm, place.environment) for name, arm in arms.items()}
     digests = {name: arm_digest(arm.config, environments[name]) for name, arm in arms.items()}
@@ -314,7 +317,7 @@ def compute_point(
 ) -> dict[str, float]:
     """Replay the point and write it; its metrics."""
     arm = study.arms[point.arm]
-    replayed = replay_point(point, arm, engines, progress, None if arm.is_modelled else gpu)
+    replayed = replay_where_placed(point, arm, engines, progress, None if arm.is_modelled else gpu)
     num_servers = replayed.engine["num_servers"]
     metrics = summarize(replayed.requests, replayed.steps, study.slo, num_servers=num_servers)
     config = config_of(point, arm)
@@ -325,6 +328,7 @@ def compute_point(
         "engine": replayed.engine,
         "trace": replayed.trace,
         "gpu": replayed.gpu,
+        "placement": replayed.placement,
         "slo": study.slo,
         "metrics_version": metrics_version(),
         "metrics": metrics,

@@ -78,7 +78,7 @@ def test_an_arm_is_described_once_and_its_keys_tell_models_engines_and_warm_ups_
     same = arms["same"]
     assert isinstance(same, Arm)
     assert same.config is same.config
-    assert set(same.config) == {*DEFAULTS, "servers", "router", "view_delay"}
+    assert set(same.config) == {*DEFAULTS, "servers", "router", "view_delay", "placement"}
     shared = {
         name: (arm.model_key == same.model_key, arm.engine_key == same.engine_key, arm.warm_up_key == same.warm_up_key)
         for name, arm in arms.items()

@@ -144,12 +144,11 @@ def make_replicas(engine: Engine, num_servers: int) -> list[Replica]:
     return [Replica(engine, servers, own, ServerClock(turns)) for own in steps]
 
 
-def shares_of(engine: TorchEngine, num_servers: int) -> list[Share]:
-    """Equal ones; ValueError as make_replicas says."""
+def shares_of(engine: Engine, num_servers: int) -> list[Share]:
+    """Equal ones of an engine; ValueError where a server would have no share of something."""
     if engine.blocks_per_adapter and num_servers > 1:
         raise ValueError(
-            f"servers={num_servers} on one device cannot keep adapters in a KV cache that they share: set "
-            "lora.memory=split"
+            f"servers={num_servers} that share a KV cache cannot keep adapters in it: set lora.memory=split"
         )
     parts = {
         "KV blocks (engine.num_blocks)": engine.num_blocks,

@@ -252,7 +252,7 @@ def test_a_share_of_nothing_is_refused(model, num_servers, options, message):
 
 
 def test_adapters_in_a_cache_that_servers_share_are_refused():
-    with pytest.raises(ValueError, match=r"servers=2 on one device cannot keep adapters .* lora\.memory=split"):
+    with pytest.raises(ValueError, match=r"servers=2 that share a KV cache cannot keep adapters .* lora\.memory=split"):
         make_replicas(make_engine(memory="unified", num_blocks=200), 2)
 
 
