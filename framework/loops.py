@@ -58,7 +58,8 @@ def describe_step(
     server: int = 0,
 ) -> Step:
     """The record of a step whose tokens have just come; times in seconds."""
-    slots = scheduler.slot_use
+    num_tokens, num_reserved, num_lost, num_free = scheduler.slot_use
+    waits = result.adapter_waits
     return Step(
         start_time=start_time,
         elapsed=elapsed,
@@ -67,26 +68,26 @@ def describe_step(
         num_prefill_tokens=batch.num_prefill_tokens,
         num_decode_tokens=batch.num_decode_tokens,
         num_context_tokens=batch.num_context_tokens,
-        num_prefill_pairs=batch.num_prefill_pairs,
+        num_prefill_pairs=batch.num_prefill_pairs if batch.num_prefill_tokens else 0,
         num_used_blocks=scheduler.num_used_blocks,
         num_waiting=len(scheduler.waiting),
         schedule=schedule,
         prepare=result.prepare,
         device=result.device,
         num_adapter_loads=len(batch.adapter_loads),
-        adapter_wait=max(result.adapter_waits.values(), default=0.0),
+        adapter_wait=max(waits.values()) if waits else 0.0,
         server=server,
         num_cached_blocks=scheduler.num_cached_blocks,
-        num_token_slots=slots.num_tokens,
-        num_reserved_slots=slots.num_reserved,
-        num_lost_slots=slots.num_lost,
-        num_free_slots=slots.num_free,
+        num_token_slots=num_tokens,
+        num_reserved_slots=num_reserved,
+        num_lost_slots=num_lost,
+        num_free_slots=num_free,
         num_adapter_blocks=scheduler.num_adapter_blocks,
         num_swapped_out_blocks=len(batch.swap_out),
         num_swapped_in_blocks=len(batch.swap_in),
         swap_wait=result.swap_wait,
         num_adapters=batch.num_adapters if engine.num_adapter_slots else 0,
-        adapter_waits=list(result.adapter_waits.items()) or None,
+        adapter_waits=list(waits.items()) if waits else None,
     )
 
 

@@ -12,7 +12,7 @@ from framework.core import Batch, Engine, Scheduler, StepResult
 from framework.loops import describe_step
 from framework.step_runs import Growth, StepRun
 
-FEW = 4  # steps that are quicker taken one by one
+FEW = 2  # steps that are quicker taken one by one
 
 
 class QuietScheduler(Scheduler, Protocol):
@@ -55,8 +55,8 @@ class QuietEngine(Engine, Protocol):
         They may be fewer, as those beyond `duration` (s) are not needed. Nothing is launched.
         """
 
-    def skip(self, newest: Batch, foreseen: Foreseen, num_steps: int) -> None:
-        """Launch and collect so many: as many as were in flight are so again."""
+    def skip(self, foreseen: Foreseen, num_steps: int) -> None:
+        """Launch and collect so many of what it has just foreseen: as many as were in flight are so again."""
 
 
 class Server(Protocol):
@@ -102,7 +102,7 @@ def take_quiet_steps(server: Server, now: float, horizon: float) -> float:
     for sequence in oldest.sequences:
         sequence.extend(foreseen.token_id, ends)
     growth = scheduler.skip(oldest, num_steps)
-    engine.skip(newest, foreseen, num_steps)
+    engine.skip(foreseen, num_steps)
     for batch in in_flight:
         batch.starts = [start + num_steps for start in batch.starts]
     elapsed, prepare, device = (column[:num_steps] for column in foreseen[:3])

@@ -35,6 +35,7 @@ class Prediction:
         self.cost, self.has_adapters, self.seen = cost, has_adapters, seen
         self.outside, self.num_seen = Outside(), 0
         self.noise = Noise(cost.kinds, seed if noise else None)
+        self._repeated: Features | None = None  # of the step that those are like that were looked at last
 
     def step(self, batch: Batch, num_steps_ahead: int, before: StepResult | None) -> StepResult:
         """Without tokens; `before` is the last step in flight."""
@@ -69,25 +70,23 @@ class Prediction:
         They may be fewer than `num_steps`, but one at least.
         """
         ratios = self.noise.ahead("decode", num_steps)
-        cost, features = self.cost.kinds["decode"], self._repeated(newest)
+        cost = self.cost.kinds["decode"]
+        self._repeated = features = self.cost.computed("decode", features_of(newest, False, self.has_adapters, 0))
         num_context_tokens: Any = features.num_context_tokens + features.num_seqs * np.arange(1, len(ratios) + 1)
         seconds = cost.seconds(features._replace(num_context_tokens=num_context_tokens))
         device = ratios * seconds.device
         return Ahead(device + ratios * seconds.beside, ratios * seconds.host, device)
 
-    def skip(self, newest: Batch, num_steps: int) -> None:
-        """Take so many of them."""
+    def skip(self, num_steps: int) -> None:
+        """Take so many of the steps that were looked at last."""
         assert not self.seen
+        assert self._repeated is not None
         cost, outside = self.cost.kinds["decode"], self.outside
         self.noise.skip(num_steps)
         outside.num_steps += num_steps
-        features = self._repeated(newest)
+        features = self._repeated
         before, num_seqs = features.num_context_tokens, features.num_seqs
         if cost.distance(features._replace(num_context_tokens=before + num_steps * num_seqs))[0] > WITHIN:
             for index in range(1, num_steps + 1):
                 further = features._replace(num_context_tokens=before + index * num_seqs)
                 outside.note("decode", *cost.distance(further))
-
-    def _repeated(self, newest: Batch) -> Features:
-        """What a decode step has that comes behind this one, as the device computes it."""
-        return self.cost.computed("decode", features_of(newest, False, self.has_adapters, 0))

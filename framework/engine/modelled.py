@@ -121,8 +121,8 @@ class ModelledEngine:
         elapsed = list(map(max, alone, prepare[1:])) if self.num_steps_ahead else alone
         return Foreseen(elapsed, prepare, device, self._token, alone)
 
-    def skip(self, newest: Batch, foreseen: Foreseen, num_steps: int) -> None:
-        self.prediction.skip(newest, num_steps)
+    def skip(self, foreseen: Foreseen, num_steps: int) -> None:
+        self.prediction.skip(num_steps)
         token_ids, newest_index = self._in_flight[-1].token_ids, num_steps + len(self._in_flight) - 1
         elapsed = [*foreseen.elapsed[num_steps:newest_index], foreseen.alone[newest_index]]
         indices = range(num_steps, newest_index + 1)

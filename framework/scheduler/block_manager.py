@@ -62,18 +62,23 @@ class BlockManager:
         """One of the free blocks, of which the caller has made sure that there is one."""
         return self.free.pop()
 
+    def take_many(self, num_blocks: int) -> list[int]:
+        """So many of them, at least one, in the order in which `take` would give them."""
+        free = self.free
+        if not isinstance(free, list):
+            return [free.pop() for _ in range(num_blocks)]
+        taken = free[: -num_blocks - 1 : -1]
+        del free[-num_blocks:]
+        return taken
+
     def keep(self, batch: Batch) -> None:
         """The step of this batch is over: its full blocks may be shared from now on."""
 
     def grow(self, sequence: Sequence, num_tokens: int) -> None:
         """Extend the block table to hold `num_tokens`; the caller has made sure that enough blocks are free."""
-        num_blocks, free = self.num_blocks_for(num_tokens) - len(sequence.block_table), self.free
-        if num_blocks > 0 and isinstance(free, list):
-            sequence.block_table += free[: -num_blocks - 1 : -1]
-            del free[-num_blocks:]
-            return
-        for _ in range(num_blocks):
-            sequence.block_table.append(self.take())
+        num_blocks = self.num_blocks_for(num_tokens) - len(sequence.block_table)
+        if num_blocks > 0:
+            sequence.block_table += self.take_many(num_blocks)
 
     def release(self, sequence: Sequence) -> None:
         self.free.extend(reversed(sequence.block_table))

@@ -17,12 +17,13 @@ class MemoryUse:
         """The sequence has these blocks from now on, and as many computed slots as it says."""
         self._count(sequence, 1)
 
-    def extend(self, sequence: Sequence) -> None:
-        """The sequence has one block more."""
-        self.num_held += 1
+    def extend(self, sequence: Sequence, num_blocks: int = 1) -> int:
+        """The sequence has so many blocks more; how many of their slots are lost."""
+        self.num_held += num_blocks
         num_beyond = len(sequence.block_table) * self.block_size - num_filled_slots(sequence)
-        if num_beyond > 0:
-            self.num_lost += min(num_beyond, self.block_size)
+        num_lost = min(max(num_beyond, 0), num_blocks * self.block_size)
+        self.num_lost += num_lost
+        return num_lost
 
     def remove(self, sequence: Sequence) -> None:
         """The sequence is about to give its blocks back."""

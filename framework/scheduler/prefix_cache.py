@@ -96,13 +96,8 @@ class PrefixCache(BlockManager):
         sequence.num_computed_tokens = len(sequence.block_table) * self.block_size
         super().admit(sequence)
 
-    def grow(self, sequence: Sequence, num_tokens: int) -> None:
-        num_blocks = self.num_blocks_for(num_tokens) - len(sequence.block_table)
-        if num_blocks > 0:
-            sequence.block_table += self._take(num_blocks)
-
     def take(self) -> int:
-        return self._take(1)[0]
+        return self.take_many(1)[0]
 
     def keep(self, batch: Batch) -> None:
         """Whoever was preempted while the step was in flight has lost its blocks, and what the step wrote there."""
@@ -208,7 +203,7 @@ class PrefixCache(BlockManager):
         run.place = (*order[self.eviction], -run.start, next(self.clock), run)
         heappush(self.places, run.place)
 
-    def _take(self, num_blocks: int) -> list[int]:
+    def take_many(self, num_blocks: int) -> list[int]:
         """Blocks with unknown contents, then the first of the unused; the caller has made sure that enough are free."""
         blocks = [self.free.pop() for _ in range(min(num_blocks, len(self.free)))]
         while len(blocks) < num_blocks:

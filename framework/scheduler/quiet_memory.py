@@ -22,17 +22,24 @@ def num_steps_with_room(sequences: list[Sequence], blocks: BlockManager, num_ste
 
 def skip_steps(oldest: Batch, num_steps: int, blocks: BlockManager, use: MemoryUse) -> Growth:
     """Do to the sequences' blocks what the steps from `oldest` on do; costs O(sequences + blocks moved)."""
-    growth = Growth([], [], blocks.block_size, blocks.num_empty)
-    for index, what, place in changes(oldest, num_steps, blocks.block_size, isinstance(blocks, PrefixCache)):
-        sequence, num_lost = oldest.sequences[place], use.num_lost
-        if what == KEEP:
-            blocks.keep(Batch([sequence], [oldest.starts[place] + index], [1], 0, 1))
-            continue
-        sequence.block_table.append(blocks.take())
-        use.extend(sequence)
-        growth.taken_at.append(index)
-        if use.num_lost > num_lost:
-            growth.lost_at.append((index, use.num_lost - num_lost))
+    num_empty, tables = blocks.num_empty, [sequence.block_table for sequence in oldest.sequences]
+    lengths = list(map(len, tables))
+    found = changes(oldest, num_steps, blocks.block_size, isinstance(blocks, PrefixCache))
+    grown = [(index, place) for index, what, place in found if what == GROW]
+    if len(grown) < len(found):
+        for index, what, place in found:
+            if what == GROW:
+                tables[place].append(blocks.take())
+            else:
+                blocks.keep(Batch([oldest.sequences[place]], [oldest.starts[place] + index], [1], 0, 1))
+    elif grown:
+        for (_, place), block in zip(grown, blocks.take_many(len(grown)), strict=True):
+            tables[place].append(block)
+    growth = Growth([index for index, _ in grown], [], blocks.block_size, num_empty)
+    for place, index in {place: index for index, place in grown}.items():  # slots are lost in the last block only
+        num_lost = use.extend(oldest.sequences[place], len(tables[place]) - lengths[place])
+        if num_lost:
+            growth.lost_at.append((index, num_lost))
     for sequence in oldest.sequences:
         sequence.num_computed_tokens += num_steps
         sequence.num_unscheduled_tokens -= num_steps

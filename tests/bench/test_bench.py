@@ -17,8 +17,11 @@ from framework.measure.metrics import summarize
 from framework.measure.replay_tables import request_table, step_table
 from framework.models.loading import load_model
 from framework.paths import ROOT
+from framework.replay import Server, replay
 from framework.scheduler.continuous import ContinuousScheduler
+from framework.step_runs import StepRun
 from framework.trace.files import read_azure, read_mooncake, read_table
+from framework.trace.source import TraceSource
 from tests.cost_models import MODEL, kind_cost, target, write_model
 from tests.fake_engine import FakeEngine
 from tests.quantization.small_models import LLAMA
@@ -66,22 +69,30 @@ def test_replay_of_the_azure_conversation_hour(benchmark):
     benchmark.extra_info |= {"num_requests": len(requests), "num_steps": len(steps), "num_output_tokens": tokens}
 
 
+class OneByOne(ContinuousScheduler):
+    """Decides the same, and does not promise for how many steps."""
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("options", [{}, {"steps": "mixed", "whole_prompts": False}], ids=["continuous", "mixed"])
-def test_modelled_replay_of_the_azure_conversation_hour(benchmark, tmp_path, options):
+@pytest.mark.parametrize("make_scheduler", [OneByOne, ContinuousScheduler], ids=["step by step", "steps at once"])
+def test_modelled_replay_of_the_azure_conversation_hour(benchmark, tmp_path, options, make_scheduler):
     """At an 8B model's speed on a large GPU, with noise: what a step costs is found in time that is constant."""
     requests, ratios = azure_hour(), (0.99, 1.0, 1.02)
-    kinds = {kind: kind_cost(kind, 0.0042, 20e-6, ratios, num_context_tokens=1e-8) for kind in ("decode", "prompt")}
+    kinds = {kind: kind_cost(kind, 0.0042, 20e-6, 1e-8, ratios) for kind in ("decode", "prompt")}
     engine = ModelledEngine(target(model=LONG), path=str(write_model(tmp_path, kinds=kinds)), num_blocks=100_000)
 
     def run():
         limits = {"max_num_seqs": 256, "max_num_batched_tokens": 16384}
-        return replay_trace(requests, ContinuousScheduler(engine.num_blocks, 4, **limits, **options), engine)
+        server = Server(make_scheduler(engine.num_blocks, 4, **limits, **options), engine)
+        return replay(TraceSource(requests), [server], lambda sequence: server), server.log
 
-    sequences, steps = benchmark.pedantic(run, rounds=1)
+    sequences, log = benchmark.pedantic(run, rounds=1)
     assert all(sequence.is_finished for sequence in sequences)
-    assert engine.outside.num_steps == len(steps)
-    benchmark.extra_info |= {"num_requests": len(requests), "num_steps": len(steps)}
+    num_steps = engine.outside.num_steps
+    assert sum(len(entry) if isinstance(entry, StepRun) else 1 for entry in log) == num_steps
+    assert len(log) == num_steps if make_scheduler is OneByOne else len(log) < num_steps / 5
+    benchmark.extra_info |= {"num_requests": len(requests), "num_steps": num_steps, "num_taken": len(log)}
 
 
 class CuttingEngine(FakeEngine):
