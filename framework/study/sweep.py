@@ -22,7 +22,7 @@ from framework.measure.metrics import summarize
 from framework.measure.slo import check_slo, goals_of
 from framework.paths import check_writable
 from framework.study.arms import Arm, Arms, Placement, point_order
-from framework.study.auto_rates import NUM_RATES, Rates, find_rates
+from framework.study.auto_rates import NUM_RATES, Rates, find_rates, rates_to_try
 from framework.study.capacity import ArmCapacity, ArmSearch, search_arm, search_of
 from framework.study.engine_cache import EngineCache
 from framework.study.files import DISK_FULL
@@ -147,6 +147,8 @@ def run_study(arms: dict[str, Arm], sweep: Replays, engines: EngineCache | None 
     search = search_of(sweep.get("capacity", False), seeds[0])
     check_search(sweep["slo"], search, users)
     study = open_study(arms, sweep)
+    if study.table().empty:
+        check_traces(arms, rates, users, seeds[0])
     num_loads = len(users) if users is not None else num_rates(rates)
     with SweepProgress(study.console, len(arms) * num_loads * len(seeds)) as progress, table_saved_at_end(study, fresh):
         engines = engines or EngineCache(study.device, progress.say, study.arms.values())
@@ -359,6 +361,22 @@ def check_points(arms: Mapping[str, object], rates: Rates, seeds: list[int]) -> 
     for seed in seeds:
         if seed < 0:
             raise ValueError(f"seeds must be at least 0, not {seed}")
+
+
+def check_traces(arms: Mapping[str, Arm], rates: Rates, users: list[int] | None, seed: int) -> None:
+    """ValueError, before anything is replayed, where not a single arm has requests: why, each cause once."""
+    causes = []
+    for arm in arms.values():
+        try:
+            load = Load(rates_to_try(rates, arm.trace, seed)[0]) if users is None else Load(users=users[0])
+            arm.trace(seed=seed, **load.trace_keywords)
+        except Exception as error:
+            if os.environ.get("HYDRA_FULL_ERROR"):
+                raise
+            causes.append(describe_error(error))
+        else:
+            return
+    raise ValueError("; ".join(dict.fromkeys(causes)))
 
 
 def check_users(arms: Mapping[str, Arm], users: list[int] | None) -> None:

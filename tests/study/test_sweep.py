@@ -59,6 +59,18 @@ def test_failures_are_named_and_the_rest_is_kept(study, capsys):
         study({"tight": {"engine": {"num_blocks": 1}}}, [3.0])
 
 
+def test_requests_that_no_arm_can_have_are_told_once_and_nothing_is_replayed(study, tmp_path, capsys):
+    trace = partial(recorded, reader=partial(read_table), path=str(tmp_path / "none.csv"))
+    for rates in ([1.0, 2.0], "auto"):
+        with pytest.raises(ValueError, match=r"^no trace file at .*none\.csv: check `path`$"):
+            study({"a": {"trace": trace}, "b": {"trace": trace}}, rates)
+    assert "failed" not in capsys.readouterr().out
+    result = study({"lacking": {"trace": trace}, "good": {}}, [1.0])
+    assert result.table()["arm"].tolist() == ["good"]
+    with pytest.raises(StudyError, match=r"none\.csv: check `path` \(lacking, 1 req/s, seed 0\)"):
+        result.raise_failures()
+
+
 def test_a_full_disk_ends_the_study(study, tmp_path, monkeypatch):
     written = []
 
