@@ -83,8 +83,15 @@ def errors(points: pd.DataFrame, reference: str, goals: AllGoals) -> pd.DataFram
 
 def error_of(column: str, repeats: Values, values: Values) -> dict[str, float]:
     """The means of both, the error and the spread."""
+    return relative_error(repeats, values, is_share=METRIC_OF[column].unit is SHARE)
+
+
+def relative_error(repeats: Values, values: Values, is_share: bool = False) -> dict[str, float]:
+    """Of the mean of `values`, in percent of that of the reference's `repeats`, in points where they are shares.
+
+    The spread is half of the 95% interval of the error.
+    """
     mean, value = float(repeats.mean()), float(values.mean())
-    is_share = METRIC_OF[column].unit is SHARE
     scale = 100.0 if is_share else 100.0 / mean if mean else nan
     widths = [half_width(one) for one in (repeats, values)]
     spread = scale * float(np.hypot(widths[0], 0.0 if isnan(widths[1]) else widths[1]))

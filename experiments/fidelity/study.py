@@ -24,36 +24,48 @@ from framework.study.sweep import Replays, Serving, Study, Tracker, open_study, 
 
 
 class Compared(Serving):
-    """What the sides have in common, unless they or a cell change it."""
+    """What the sides have in common, unless they or a cell change it, and at which loads they are compared.
 
+    The capacity is what the side `capacity_of` (None: the `reference`) serves of an overload, by the virtual clock.
+    What is executed is repeated. `only` these cells are replayed and compared (None: all); others stay in the folder.
+    A cell or a side that is None is left out.
+    """
+
+    cells: dict[str, dict[str, Any] | None]
+    sides: dict[str, dict[str, Any] | None]
+    reference: str
+    capacity_of: str | None
+    only: list[str] | None
+    loads: list[float]  # shares of the capacity
+    seconds: float  # of arrivals
+    repeats: int
+    seed: int
+    goals: AllGoals
     trace: MakeTrace
     slo: dict[str, float]  # metric → seconds
     tracking: NotRequired[Tracker | None]
     fresh: bool
 
 
-def run(
-    *,
-    cells: dict[str, dict[str, Any] | None],
-    sides: dict[str, dict[str, Any] | None],
-    reference: str,
-    capacity_of: str | None,
-    only: list[str] | None,
-    loads: list[float],
-    seconds: float,
-    repeats: int,
-    seed: int,
-    goals: AllGoals,
-    **compared: Unpack[Compared],
-) -> None:
-    """Replay every cell with every side, at `loads` of its capacity for `seconds` of arrivals, and compare the sides.
+def run(**compared: Unpack[Compared]) -> None:
+    """Replay every cell with every side at `loads` of its capacity, and compare the sides."""
+    study, plan, capacities = replay_sides(compared)
+    finish_sweep(study, "fidelity", partial(find, study, plan, capacities, compared["goals"]))
+    study.raise_failures()
 
-    The capacity is what the side `capacity_of` (None: the `reference`) serves of an overload, by the virtual clock.
-    What is executed is repeated. `only` these cells are replayed and compared (None: all); others stay in the folder.
-    A cell or a side that is None is left out.
-    """
-    of_cells, of_sides = given(cells), given(sides)
-    plan = Plan(reference=reference, sides=[*of_sides], loads=loads, seconds=seconds, repeats=repeats, seed=seed)
+
+def replay_sides(compared: Compared) -> tuple[Study, Plan, dict[str, float]]:
+    """A study with every point that could be computed, the plan, and each cell's capacity (requests/s)."""
+    of_cells, of_sides = given(compared["cells"]), given(compared["sides"])
+    only, capacity_of = compared["only"], compared["capacity_of"]
+    plan = Plan(
+        reference=compared["reference"],
+        sides=[*of_sides],
+        loads=compared["loads"],
+        seconds=compared["seconds"],
+        repeats=compared["repeats"],
+        seed=compared["seed"],
+    )
     check_plan(plan, of_cells, only, capacity_of)
     chosen = {name: components for name, components in of_cells.items() if only is None or name in only}
     arms = make_arms(plan, chosen, of_sides, {**parts_of(compared), "clock": "virtual"})
@@ -69,9 +81,8 @@ def run(
         tracking=compared.get("tracking"),
         fresh=compared["fresh"],
     )
-    study, capacities = replay_cells(plan, arms, sweep, capacity_of or reference)
-    finish_sweep(study, "fidelity", partial(find, study, plan, capacities, goals))
-    study.raise_failures()
+    study, capacities = replay_cells(plan, arms, sweep, capacity_of or plan.reference)
+    return study, plan, capacities
 
 
 def given(mapping: dict[str, dict[str, Any] | None]) -> Arms:
@@ -89,7 +100,8 @@ def replay_cells(
     study = open_study(every, sweep)
     study.say(f"at most about {seconds_to_run(plan, every.values()):.0f} s of executed steps, if none is on disk yet")
     engines = EngineCache(study.device, study.say, every.values())
-    capacities, problems = {}, []
+    capacities: dict[str, float] = {}
+    problems: dict[str, list[str]] = {}  # message → the cells that failed with it
     for cell, of_cell in arms.items():
         try:
             capacities[cell] = measure_capacity(f"{cell}.{measured_side}", plan.seed, of_cell, sweep, engines)
@@ -100,10 +112,11 @@ def replay_cells(
                     part = Replays({**sweep, "rates": rates, "seeds": [*range(num_repeats)]})
                     study.failures.update(run_study(some, part, engines).failures)
         except StudyError as error:
-            problems.append(f"{cell}: {error}")
-    if len(problems) == len(arms):
-        raise StudyError("\n".join(problems))
-    study.failures.update({problem: [] for problem in problems})
+            problems.setdefault(str(error), []).append(cell)
+    told = [f"{', '.join(cells)}: {problem}" for problem, cells in problems.items()]
+    if sum(map(len, problems.values())) == len(arms):
+        raise StudyError("\n".join(told))
+    study.failures.update({problem: [] for problem in told})
     return study, capacities
 
 

@@ -19,6 +19,7 @@ from framework.report.finish import Findings
 FOLDER = Path(__file__).parent / "reported"
 FILE = "comparison.csv"  # in the folder of a study: what papers/all reads
 CAPTION = "Reported and measured"
+SPREAD = "± of repeats"
 Value = float | list[float]  # [lowest, highest]: the paper gives a range
 Values = Mapping[str, Mapping[str, float]]  # quantity → arm, or another case → value
 
@@ -79,8 +80,11 @@ def reported(paper: Paper, quantity: str) -> dict[str, float]:
     return {case: value for case, value in values.items() if not isinstance(value, list)}
 
 
-def compare(paper: Paper, measured: Values) -> pd.DataFrame:
-    """A row for each reported value; NaN where nothing is measured. ValueError for a quantity that is not reported."""
+def compare(paper: Paper, measured: Values, spreads: Values | None = None) -> pd.DataFrame:
+    """A row for each reported value; NaN where nothing is measured. ValueError for a quantity that is not reported.
+
+    With `spreads`, half of a measured value's 95% interval over repeats stands behind it.
+    """
     for name in measured:
         if name not in paper["quantities"]:
             raise ValueError(f"{name!r} is no quantity that {paper['source']} reports")
@@ -88,6 +92,8 @@ def compare(paper: Paper, measured: Values) -> pd.DataFrame:
     for name, quantity in paper["quantities"].items():
         ours = measured.get(name, {})
         cases = [row(quantity, case, value, ours) for case, value in quantity["values"].items()]
+        if spreads is not None:
+            cases = [with_spread(case, spreads.get(name, {})) for case in cases]
         cases[0] |= {"why they differ": quantity["why"], "read": f"{quantity['place']}, {quantity['read']}"}
         rows += cases
     return pd.DataFrame(rows)
@@ -118,15 +124,23 @@ def row(quantity: Quantity, case: str, value: Value, measured: Mapping[str, floa
     }
 
 
+def with_spread(row: dict[str, object], spreads: Mapping[str, float]) -> dict[str, object]:
+    """The same row with the spread behind what is measured."""
+    columns = list(row)
+    columns.insert(columns.index("measured") + 1, SPREAD)
+    with_it = {**row, SPREAD: spreads.get(str(row["of"]), math.nan)}
+    return {column: with_it[column] for column in columns}
+
+
 def shown(value: Value) -> float | str:
     """A number, or a range as text."""
     return f"{value[0]:g}–{value[1]:g}" if isinstance(value, list) else value
 
 
-def with_comparison(name: str, measured: Values, findings: Findings) -> Findings:
+def with_comparison(name: str, measured: Values, findings: Findings, spreads: Values | None = None) -> Findings:
     """The findings of a study of the paper `name`, with the table first and the settings, the paper's and ours."""
     paper = read_paper(name)
-    table = compare(paper, measured)
+    table = compare(paper, measured, spreads)
     notes = [f"{paper['source']}: {paper['setting']}", f"carried over: {paper['carried_over']}"]
     return replace(
         findings,

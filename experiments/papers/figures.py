@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from framework.report.plots import COLUMN_WIDTH, GREY, LINES, arm_colour, arm_style, label_log_axis, styled
+from framework.report.plots import COLUMN_WIDTH, GREY, LINES, TEXT_WIDTH, arm_colour, arm_style, label_log_axis, styled
 
 BAND = 0.15  # how far from the paper's a ratio may be
 
@@ -90,6 +91,35 @@ def answers_over_time(lines: pd.DataFrame, share: float) -> Figure:
         label_log_axis(axes.xaxis)
     panels[0].set(ylabel="share of answers")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure
+
+
+@styled
+def bars_beside(rows: pd.DataFrame) -> Figure:
+    """Executed and modelled (ms) in pairs per workload, a row of panels per load, a column per quantile.
+
+    `rows` has the columns `workload`, `load`, `quantile`, `reference` and `value` (s), `error` and `spread` (%).
+    """
+    loads, quantiles = rows["load"].drop_duplicates(), rows["quantile"].drop_duplicates()
+    figure = Figure(figsize=(TEXT_WIDTH, 1.9 * max(len(loads), 1) + 0.5))
+    panels = figure.subplots(max(len(loads), 1), max(len(quantiles), 1), squeeze=False)
+    for line, load in zip(panels, loads, strict=False):
+        for axes, quantile in zip(line, quantiles, strict=True):
+            own = rows[(rows["load"] == load) & (rows["quantile"] == quantile)]
+            places = np.arange(len(own))
+            whole = 1e3 * own[["reference", "value"]].to_numpy()
+            ends = own["spread"].fillna(0.0).to_numpy() / 100 * whole[:, 0]
+            axes.bar(places - 0.2, whole[:, 0], 0.36, color=arm_colour(0), label="executed", yerr=ends, capsize=2)
+            axes.bar(places + 0.2, whole[:, 1], 0.36, color=arm_colour(1), label="modelled")
+            for place, pair, end, error in zip(places, whole, ends, own["error"], strict=True):
+                axes.text(place, max(pair[0] + end, pair[1]), f"{error:+.1f}%", ha="center", va="bottom", fontsize=7)
+            axes.set_xticks(places, own["workload"])
+            axes.set_title(f"{quantile} at {load:.0%} of the capacity")
+            axes.margins(y=0.18)
+            axes.set_ylim(bottom=0)
+            axes.grid(axis="x", visible=False)
+        line[0].set_ylabel("normalized latency\n(ms per token)")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
