@@ -10,12 +10,12 @@ FEW = ["engine=modelled", "tracking=none", "trace.num_requests=40", "overload.tr
 
 
 def test_fairness_stands_beside_what_is_reported(cli, tmp_path):
-    arms = ["only=[fcfs,vtc,rpm_5]", "arms.rpm_5.trace.limit=1", "overload.only=[fcfs,vtc]", "engine.num_blocks=160"]
+    arms = ["only=[fcfs,vtc,rpm_5]", "arms.rpm_5.trace.limit=1", "overload.only=[fcfs,vtc]", "engine.num_blocks=80"]
     code, output = cli("experiment=papers/vtc", *FEW, *arms)
     assert code == 0, output
     folder = tmp_path / "outputs/papers/vtc"
     held = pd.read_csv(folder / "apart.csv").set_index("arm")
-    assert held["bound"].tolist() == [2 * 2 * 160] * 2
+    assert held["bound"].tolist() == [2 * 2 * 80] * 2
     assert held.loc["vtc", "apart"] < held.loc["vtc", "bound"]
     assert held.loc["vtc", "apart"] < held.loc["fcfs", "apart"] / 3
     table = pd.read_csv(folder / "comparison.csv").set_index(["quantity", "of"])
