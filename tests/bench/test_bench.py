@@ -95,6 +95,35 @@ def test_modelled_replay_of_the_azure_conversation_hour(benchmark, tmp_path, opt
     benchmark.extra_info |= {"num_requests": len(requests), "num_steps": num_steps, "num_taken": len(log)}
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("num_requests", [20_000, 80_000])
+def test_modelled_replay_of_many_requests(benchmark, tmp_path, num_requests):
+    """At 20 requests/s, the lengths of the Azure conversation hour: what is taken at once grows with their number."""
+    rng, ratios = np.random.default_rng(0), (0.99, 1.0, 1.02)
+    times = np.cumsum(rng.exponential(1 / 20, num_requests)).tolist()
+    prompts = rng.geometric(1 / 1155, num_requests).clip(1, 14000).tolist()
+    outputs = rng.geometric(1 / 211, num_requests).clip(1, 1000).tolist()
+    requests = list(map(Request, range(num_requests), times, prompts, outputs))
+    kinds = {kind: kind_cost(kind, 0.0042, 20e-6, 1e-8, ratios) for kind in ("decode", "prompt")}
+    options = {"num_blocks": 100_000, "block_size": 16}
+    engine = ModelledEngine(target(model=LONG), path=str(write_model(tmp_path, kinds=kinds)), **options)
+
+    def run():
+        scheduler = ContinuousScheduler(**options, max_num_seqs=256, max_num_batched_tokens=16384)
+        server = Server(scheduler, engine)
+        return replay(TraceSource(requests), [server], lambda sequence: server), server.log
+
+    sequences, log = benchmark.pedantic(run, rounds=1)
+    assert sum(len(sequence.token_times) for sequence in sequences) == sum(outputs)
+    assert len(log) < 3 * num_requests
+    benchmark.extra_info |= {
+        "num_requests": num_requests,
+        "num_steps": engine.outside.num_steps,
+        "num_taken": len(log),
+        "num_output_tokens": sum(outputs),
+    }
+
+
 class CuttingEngine(FakeEngine):
     """10 ms a step and 5 µs a prompt token, for prompts that are cut."""
 
