@@ -8,7 +8,7 @@ from tests.report.html_page import Page, check_page
 
 FEW = ["engine=modelled", "tracking=none", "~workloads.lmsys"]
 REQUESTS = [f"workloads.{name}.trace.num_requests=30" for name in ("latency", "sharegpt", "guard")]
-ARMS = ["workloads.latency.only=[fcfs,oracle,ranking]", "workloads.sharegpt.only=[fcfs,ranking]"]
+ARMS = ["workloads.latency.only=[fcfs,oracle,ranking]"]
 GUARD = ["workloads.guard.only=[ranking,ranking_guard]", "workloads.guard.rates.of=ranking"]
 
 
