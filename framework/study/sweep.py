@@ -110,7 +110,7 @@ class Study(Place):
     tracking: Tracker | None
     arm_digests: dict[str, str]
     environments: dict[str, Environment]  # of each arm
-    failures: dict[str, list[Point]]  # message → the points that failed with it
+    failures: dict[str, list[Point]]  # message → the points that failed with it; none where it was no point's
     price_per_gpu_hour: float | None = None
     capacities: dict[str, ArmCapacity] = field(default_factory=dict)  # of the arms that were searched
     is_closed_loop: bool = False  # its points are of users; those of rates in its folder are another study's
@@ -132,7 +132,8 @@ class Study(Place):
     def raise_failures(self) -> None:
         if not self.failures:
             return
-        raise StudyError("\n".join(f"{problem} ({name_points(points)})" for problem, points in self.failures.items()))
+        told = [problem + f" ({name_points(points)})" * bool(points) for problem, points in self.failures.items()]
+        raise StudyError("\n".join(told))
 
 
 def run_study(arms: dict[str, Arm], sweep: Replays, engines: EngineCache | None = None) -> Study:

@@ -59,6 +59,13 @@ def test_failures_are_named_and_the_rest_is_kept(study, capsys):
         study({"tight": {"engine": {"num_blocks": 1}}}, [3.0])
 
 
+def test_a_failure_that_is_no_points_names_none(study):
+    result = study({"only": {}}, [1.0])
+    result.failures["thrash: no arm serves"] = []
+    with pytest.raises(StudyError, match=r"^thrash: no arm serves$"):
+        result.raise_failures()
+
+
 def test_requests_that_no_arm_can_have_are_told_once_and_nothing_is_replayed(study, tmp_path, capsys):
     trace = partial(recorded, reader=partial(read_table), path=str(tmp_path / "none.csv"))
     for rates in ([1.0, 2.0], "auto"):
