@@ -14,8 +14,7 @@ from framework.engine.recorded import RecordedEngine
 from framework.measure.metrics import METRIC_OF
 from framework.report.finish import Findings, finish_sweep
 from framework.report.sweep_plots import rate_figures
-from framework.study.arms import Arm, check_named, parts_of, resolve_arms
-from framework.study.modelled import with_cost_models
+from framework.study.arms import Arm, check_named, parts_of, resolve_arms, with_cost_models
 from framework.study.sweep import Study, Sweep, run_study
 
 SUFFIX = "-predicted"
@@ -46,6 +45,8 @@ def run(*, record: str, **sweep: Unpack[Sweep]) -> None:
 
 
 def predicted_arm(arm: Arm, study: Study, record: str) -> Arm:
+    if isinstance(arm.servers, dict):
+        raise ValueError("engine=recorded repeats servers that are alike, and an arm has servers by name")
     make: Callable[..., Engine] = RecordedEngine
     return replace(arm, engine=partial(make, points=str(study.output_dir), arm=record))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -348,6 +348,9 @@ class MovingScheduler(Scheduler, Protocol):
     it is dropped there and joins here.
     """
 
+    def movable(self) -> Iterable[Sequence]:
+        """The running sequences whose prompts are computed: these may be released."""
+
     def release(self, sequence: Sequence) -> None:
         """No later batch has this running sequence, and its seat is free. Its blocks stay until it is dropped."""
 
@@ -465,6 +468,14 @@ class Engine(Protocol):
         """Wait for the oldest step in flight."""
 
 
+@runtime_checkable
+class ReceivingEngine(Protocol):
+    """What an Engine that keeps keys and values has, too, so that sequences can move to it from another one."""
+
+    def receive(self, source: Any, pairs: list[tuple[int, int]], /) -> float:
+        """Copy blocks of the cache of `source`, an engine of the same kind: pairs (its block, block here); seconds."""
+
+
 class ServerState(Protocol):
     """What a router sees of a server's load; requests count from when they are sent there until their last token."""
 
@@ -479,6 +490,10 @@ class ServerState(Protocol):
     @property
     def num_free_seats(self) -> int:
         """How many more it could run at once; 0 if others wait."""
+
+    @property
+    def num_slots(self) -> int:
+        """Tokens that its KV cache holds."""
 
     def has_adapter(self, adapter_id: str) -> bool:
         """Whether it is on the device, or one of the requests brings it."""
@@ -502,6 +517,15 @@ class Router(Protocol):
     """
 
     def __call__(self, sequence: Sequence) -> Server | None: ...
+
+
+class Rebalance(Protocol):
+    """Names a server that a running sequence should leave at `now` (s), and the one that it should go to; or None.
+
+    It is made for the servers of one replay, as `make(servers)`, and asked after every step of one of them.
+    """
+
+    def __call__(self, now: float, /) -> tuple[Server, Server] | None: ...
 
 
 class Source(Protocol):

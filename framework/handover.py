@@ -5,9 +5,9 @@ A sequence moves while it is in no step in flight. Its blocks at the source stay
 
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from framework.core import Batch, MovingScheduler, Router, Sequence, Step
+from framework.core import Batch, MovingScheduler, Rebalance, ReceivingEngine, Router, Sequence, Step
 from framework.link import Link, Traffic
 from framework.replay import Process, Server, World
 
@@ -20,6 +20,8 @@ class Move:
     source: Server
     target: Server | None = None
     is_accepted: bool = False
+    goes_by_layer: bool = False  # beside the last step of its prompt
+    blocks: list[int] = field(default_factory=list)  # kept for it at the target
     num_output_tokens: int = 0  # when it was given to its target
     ready_time: float = 0.0
 
@@ -54,10 +56,9 @@ class Transfers:
         move.target, move.num_output_tokens = target, len(move.sequence.output_token_ids)
         self.world.move(move.sequence, target)
 
-    def accept_early(self, move: Move) -> None:
+    def accept_early(self, move: Move) -> bool:
         """Keep room at the target before the sequence stands still, if it has any now and nobody waits for it."""
-        if move.target is not None and not self.waiting[move.target.index]:
-            self.accept(move)
+        return move.target is not None and not self.waiting[move.target.index] and self.accept(move)
 
     def accept(self, move: Move) -> bool:
         """Keep room at the target, if it has any now."""
@@ -65,7 +66,7 @@ class Transfers:
         scheduler = self.schedulers[move.target.index]
         move.is_accepted = scheduler.can_accept(move.sequence)
         if move.is_accepted:
-            scheduler.accept(move.sequence)
+            move.blocks = scheduler.accept(move.sequence)
         return move.is_accepted
 
     def step_ended(self, server: Server, step: Step) -> list[Move]:
@@ -112,17 +113,21 @@ class Transfers:
             self.carry(move, num_bytes(move), self.world.env.now)
 
     def copy_at_once(self, moves: list[Move], step: Step) -> None:
-        """Those whose room was kept before the step: layer by layer, all but the last went beside it."""
-        now, share = self.world.env.now, 1.0
-        queued: dict[Move, float] = {}
-        if self.link.copy == "layer_by_layer" and step.num_prefill_tokens:
-            share = 1 / self.num_layers
-            first_layer = step.start_time + step.elapsed * share
-            for move in moves:
-                start, _ = self.begin(move, num_bytes(move) * (1 - share), first_layer)
-                queued[move] = start - first_layer
+        """Those whose room was kept before the step: by layers, all but the last went beside it."""
+        now = self.world.env.now
+        queued: dict[Move, float] = {}  # of those that go by layer
+        for move in (move for move in moves if move.goes_by_layer):
+            first_layer = step.start_time + step.elapsed / self.num_layers
+            start, _ = self.begin(move, num_bytes(move) * (1 - 1 / self.num_layers), first_layer)
+            queued[move] = start - first_layer
         for move in moves:
+            share = 1 / self.num_layers if move in queued else 1.0
             self.carry(move, num_bytes(move) * share, now, queued.get(move))
+
+    def copy_now(self, move: Move) -> None:
+        """Unless a step in flight has the sequence: then once that has ended."""
+        if self.stands_still(move):
+            self.carry(move, num_bytes(move), self.world.env.now)
 
     def begin(self, move: Move, size: float, ready_time: float) -> tuple[float, float]:
         assert move.target is not None
@@ -141,6 +146,9 @@ class Transfers:
         assert target is not None
         yield env.timeout(move.ready_time + total - env.now)
         self.num_copying -= 1
+        if isinstance(target.engine, ReceivingEngine):  # others keep no keys and values
+            pairs = zip(sequence.block_table, move.blocks[: num_blocks(move)], strict=False)
+            target.engine.receive(source.engine, list(pairs))
         self.schedulers[source.index].drop(sequence)
         self.schedulers[target.index].join(sequence)
         sequence.num_moves += 1
@@ -167,6 +175,10 @@ class HandOver:
     def num_copying(self) -> int:
         return self.transfers.num_copying
 
+    @property
+    def heeds_steps(self) -> bool:
+        return bool(self.unnamed)
+
     def open(self, world: World) -> None:
         self.world = world
         self.transfers.open(world)
@@ -177,7 +189,7 @@ class HandOver:
                 if sequence.num_computed_tokens == sequence.num_tokens and sequence.num_unscheduled_tokens:
                     move = self.transfers.release(sequence, server)
                     if not self.unnamed and self.name_target(move) and self.copies_layers:
-                        self.transfers.accept_early(move)
+                        move.goes_by_layer = self.transfers.accept_early(move)
 
     def name_target(self, move: Move) -> bool:
         named = self.route(move.sequence)
@@ -189,6 +201,49 @@ class HandOver:
         self.unnamed.extend(self.transfers.step_ended(server, step))
         while self.unnamed and self.name_target(self.unnamed[0]):
             self.transfers.wait(self.unnamed.popleft())
+
+
+class Migration:
+    """A running sequence moves from one of the `servers` to another when `rebalance` says so (Llumnix, OSDI 2024).
+
+    It is the one with the fewest tokens of those that the other has room for. It stands still while it is copied, and
+    moves once its step in flight has ended.
+    """
+
+    def __init__(self, transfers: Transfers, rebalance: Rebalance) -> None:
+        self.transfers, self.rebalance = transfers, rebalance
+        self.heeds_steps = True
+
+    @property
+    def num_copying(self) -> int:
+        return self.transfers.num_copying
+
+    def open(self, world: World) -> None:
+        self.world = world
+        self.transfers.open(world)
+
+    def launched(self, server: Server, batch: Batch) -> None:
+        """Nobody leaves for what a step is of."""
+
+    def step_ended(self, server: Server, step: Step) -> None:
+        self.transfers.step_ended(server, step)
+        named = self.rebalance(self.world.env.now)
+        if named is not None:
+            source, target = (self.world.servers[one.index] for one in named)
+            self.migrate(source, target)
+
+    def migrate(self, source: Server, target: Server) -> None:
+        transfers = self.transfers
+        leaving, arriving = (transfers.schedulers[server.index] for server in (source, target))
+        if transfers.waiting[target.index]:
+            return
+        for sequence in sorted(leaving.movable(), key=lambda one: one.num_tokens):
+            if arriving.can_accept(sequence):
+                move = transfers.release(sequence, source)
+                transfers.send(move, target)
+                transfers.accept(move)
+                transfers.copy_now(move)
+                return
 
 
 def moving_scheduler(server: Server) -> MovingScheduler:
@@ -215,5 +270,8 @@ def bytes_per_block(server: Server) -> float:
 
 def num_bytes(move: Move) -> float:
     """Of the blocks with what is computed of it."""
-    num_blocks = -(-move.sequence.num_computed_tokens // move.source.engine.block_size)
-    return num_blocks * bytes_per_block(move.source)
+    return num_blocks(move) * bytes_per_block(move.source)
+
+
+def num_blocks(move: Move) -> int:
+    return -(-move.sequence.num_computed_tokens // move.source.engine.block_size)

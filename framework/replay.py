@@ -45,7 +45,7 @@ class Server:
     ) -> None:
         self.scheduler, self.engine, self.index, self.on_step = scheduler, engine, index, on_step
         self.view_delay = view_delay
-        self.load = ServerLoad(scheduler.max_num_seqs, view_delay)
+        self.load = ServerLoad(scheduler.max_num_seqs, view_delay, engine.num_blocks * engine.block_size)
         self.watch = make_watch(engine)
         self.in_flight: deque[tuple[Batch, float]] = deque()  # with the seconds each took to schedule
         self.log: list[Step | StepRun] = []
@@ -105,13 +105,14 @@ class Server:
 
     def finish(self, env: simpy.Environment) -> Process:
         """Wait for the tokens of the oldest step, let its time pass, and hand the tokens out."""
-        batch, schedule_elapsed = self.in_flight.popleft()
+        batch, schedule_elapsed = self.in_flight[0]
         result = self.engine.collect()
         elapsed, schedule_elapsed = self.watch.elapsed(result), schedule_elapsed + result.schedule
         scheduler = self.scheduler
         step = describe_step(env.now, elapsed, schedule_elapsed, batch, result, scheduler, self.engine, self.index)
         note_adapter_waits(batch, result)
         yield env.timeout(step.elapsed)
+        self.in_flight.popleft()
         self.watch.start(self.in_flight)
         step.num_output_tokens = self.scheduler.postprocess(batch, result.token_ids, env.now)
         step.update = self.watch.lap() + result.update
@@ -164,6 +165,10 @@ class Mover(Protocol):
     def num_copying(self) -> int:
         """Sequences that it will bring to a server, whatever else happens."""
 
+    @property
+    def heeds_steps(self) -> bool:
+        """Whether it may move a sequence at the end of a step in which none finishes, and no prompt is computed."""
+
     def open(self, world: "World") -> None:
         """Begin, in a world at its time 0."""
 
@@ -198,7 +203,7 @@ class World:
     @property
     def heeds_steps(self) -> bool:
         """Whether the end of a step may change something though no sequence finishes in it."""
-        return bool(self.at_router or self.movers)
+        return bool(self.at_router or any(mover.heeds_steps for mover in self.movers))
 
     def expect(self, sequences: Iterable[Sequence]) -> None:
         """Let `sequences` arrive at their times; they are in the order of these."""

@@ -13,6 +13,7 @@ class Report:
     num_unfinished: int
     num_tokens: int
     num_free_seats: int
+    num_slots: int
     adapter_ids: frozenset[str]
 
     def has_adapter(self, adapter_id: str) -> bool:
@@ -20,10 +21,10 @@ class Report:
 
 
 class ServerLoad:
-    """A server's state now; `seen_at` is what it was `view_delay` seconds earlier."""
+    """A server's state now, with room for `num_slots` tokens; `seen_at` is what it was `view_delay` seconds earlier."""
 
-    def __init__(self, num_seats: int, view_delay: float = 0.0) -> None:
-        self.num_seats, self.view_delay = num_seats, view_delay
+    def __init__(self, num_seats: int, view_delay: float = 0.0, num_slots: int = 0) -> None:
+        self.num_seats, self.view_delay, self.num_slots = num_seats, view_delay, num_slots
         self.num_unfinished = self.num_tokens = 0
         self.num_users: Counter[str] = Counter()  # unfinished requests by their adapter
         self.adapter_in: dict[int, str] = {}  # by slot
@@ -61,7 +62,7 @@ class ServerLoad:
 
     def report(self) -> Report:
         adapter_ids = frozenset([*self.num_users, *self.adapter_in.values()])
-        return Report(self.num_unfinished, self.num_tokens, self.num_free_seats, adapter_ids)
+        return Report(self.num_unfinished, self.num_tokens, self.num_free_seats, self.num_slots, adapter_ids)
 
     def note(self, now: float) -> None:
         """Keep what a router will see when the delay is over."""

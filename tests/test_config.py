@@ -46,7 +46,7 @@ def test_every_yaml_fits_what_it_calls(option):
         check(composed("experiment=continuous_batching", f"order@arms.continuous.scheduler.order={name}"))
     elif group == "slo":  # what a capacity is of
         check(composed("experiment=capacity", f"slo={name}"))
-    elif group in ("adapters", "popularity", "predictions", "router", "link"):  # parts of other components
+    elif group in ("adapters", "popularity", "predictions", "router", "link", "migrate"):  # parts of other components
         check(OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml")))
     elif group == "arrivals":  # those of a trace
         needed = ["trace.arrivals.trace.path=x"] if name == "file" else []

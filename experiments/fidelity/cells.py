@@ -15,8 +15,9 @@ from framework.checks import positive, shown, whole
 from framework.config import describe, suggest, with_keywords
 from framework.core import Trace
 from framework.measure.serving import max_num_seqs_of
-from framework.study.arms import Arm, Arms, resolve_arms, resolve_component
+from framework.study.arms import COMPONENTS, OPTIONAL, Arm, Arms, resolve_arms
 from framework.study.auto_rates import NUM_ROUNDS
+from framework.study.parts import resolve_component
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,8 @@ def make_arms(plan: Plan, cells: Arms, sides: Arms, defaults: Mapping[str, Any])
             for name in changes.keys() & components.keys():
                 if not isinstance(components[name], dict):
                     raise ValueError(f"cells.{cell} and sides.{side} both replace the {name}")
-            resolved = {name: resolve_component(side, name, value, defaults) for name, value in changes.items()}
+            names, place = COMPONENTS + OPTIONAL, f"arms.{side}"
+            resolved = {name: resolve_component(place, name, value, defaults, names) for name, value in changes.items()}
             of_side[side] = resolve_arms({f"{cell}.{side}": components}, {**defaults, **resolved})[f"{cell}.{side}"]
         check_same_trace(cell, plan.reference, of_side)
         made[cell] = {f"{cell}.{side}": replace(arm, trace=for_repeats(plan, arm)) for side, arm in of_side.items()}

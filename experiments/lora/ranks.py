@@ -24,9 +24,9 @@ from framework.measure.perplexity import window_logits
 from framework.measure.steps import check_sizes, get_ready, measure_decode
 from framework.report.finish import Findings, finish
 from framework.report.tables import in_units
-from framework.study.arms import EngineParts
 from framework.study.engine_cache import EngineCache
 from framework.study.files import GrowingTable
+from framework.study.parts import EngineParts
 from framework.study.place import open_place
 from framework.study.sweep import Setup
 

@@ -71,7 +71,7 @@ def make_arms(parts: dict[str, Any], routers: dict[str, MakeRouter], num_servers
         for number in num_servers
     }
     arms = resolve_arms({ONE: {}, **several}, parts)
-    return {name: replace(arm, trace=longer(arm.trace, arm.servers)) for name, arm in arms.items()}
+    return {name: replace(arm, trace=longer(arm.trace, arm.num_servers)) for name, arm in arms.items()}
 
 
 def longer(trace: Any, factor: int) -> Any:
@@ -79,7 +79,7 @@ def longer(trace: Any, factor: int) -> Any:
 
 
 def find(study: Study, points: pd.DataFrame) -> Findings:
-    rows = scaling_rows(study.capacities, {name: arm.servers for name, arm in study.arms.items()}, ONE)
+    rows = scaling_rows(study.capacities, {name: arm.num_servers for name, arm in study.arms.items()}, ONE)
     if rows.empty:
         return Findings(notes=["one server has no capacity here, so nothing can be said of several"])
     figures = {"scaling": (over_servers(rows), CAPACITY)}

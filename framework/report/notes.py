@@ -20,10 +20,10 @@ from framework.measure.slo import describe_limits, goals_of, request_limits, tar
 from framework.report.gpu import gpu_notes
 from framework.report.modelled import modelled_notes, recorded_notes
 from framework.report.tables import rate_title, short
-from framework.study.arms import Arm
 from framework.study.points import load_record
 from framework.study.records import PointRecord
 from framework.study.replay_point import has_prefix_cache
+from framework.study.roles import Group
 from framework.study.sweep import Study
 
 TOO_SHORT = "above what it served, as in so short a replay waiting does not show (raise trace.num_requests)"
@@ -56,7 +56,11 @@ def service_notes(study: Study, points: pd.DataFrame) -> list[str]:
         ):
             arms_of.setdefault(note, []).append(str(arm))
     notes = [f"{', '.join(arms)}: {note}" for note, arms in arms_of.items()]
-    return [*notes, *idle_swap_notes(study.arms.values()), *short_notes(study, points)]
+    return [
+        *notes,
+        *idle_swap_notes(group for arm in study.arms.values() for group in arm.groups),
+        *short_notes(study, points),
+    ]
 
 
 def offered_notes(points: pd.DataFrame, records: Records) -> Iterator[str]:
@@ -109,12 +113,12 @@ def nothing_shared_notes(records: Records) -> Iterator[str]:
         )
 
 
-def idle_swap_notes(arms: Iterable[Arm]) -> Iterator[str]:
-    """Whether blocks on the host are asked for, and none of the arms swaps."""
+def idle_swap_notes(groups: Iterable[Group]) -> Iterator[str]:
+    """Whether blocks on the host are asked for, and none of these servers swaps."""
     most, swaps = 0, False
-    for arm in arms:
-        most = max(most, describe(arm.engine).get("num_swap_blocks") or 0)  # null: as recorded
-        swaps = swaps or describe(arm.scheduler).get("preemption") == "swap"
+    for group in groups:
+        most = max(most, describe(group.engine).get("num_swap_blocks") or 0)  # null: as recorded
+        swaps = swaps or describe(group.scheduler).get("preemption") == "swap"
     if most and not swaps:
         yield f"engine.num_swap_blocks={most} has no effect: no arm has scheduler.preemption=swap"
 

@@ -224,6 +224,10 @@ class ContinuousScheduler:
             return True
         return isinstance(order, FirstCome) and not (self.steps == "alternate" or isinstance(self.blocks, PrefixCache))
 
+    def movable(self) -> list[Sequence]:
+        running = self._without_split()
+        return [one for one in running if one.output_token_ids and one.num_tokens - one.num_computed_tokens <= 1]
+
     def release(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.moving.leaving.append(sequence)

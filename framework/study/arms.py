@@ -6,93 +6,61 @@ keywords, changes only these.
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
-import torch
-
-from framework.build import ChangeModel, Decoder, MakeEngine, MakeModel, MakeRouter, MakeScheduler, MakeTrace
+from framework.build import MakeRouter, MakeScheduler, MakeTrace
 from framework.checks import not_negative, shown, whole
-from framework.config import check_keywords, check_type, describe, suggest, with_keywords
+from framework.config import suggest
 from framework.core import ServerState
-from framework.cost.record import Record
-from framework.cost.subject import Target, read_target
-from framework.engine.modelled import is_modelled, is_recorded
+from framework.link import Link
 from framework.replay import Clock, check_clock
+from framework.router.least_outstanding import least_outstanding
 from framework.router.round_robin import round_robin
 from framework.server_load import ServerLoad
-from framework.study.files import digest_of
 from framework.study.load import Load
-from framework.study.modelled import with_cost_models
-from framework.study.recorded import record_of
+from framework.study.modelled import with_times
+from framework.study.parts import EngineParts, Placement, check_scheduler, resolve_component
+from framework.study.roles import CHANGED, Group, MakeRebalance, check_moving, resolve_groups
 
 Arms = dict[str, dict[str, Any]]  # as Hydra makes them: a component is a call, a mapping of keywords, or the clock
 COMPONENTS = ("scheduler", "engine", "model", "quantization", "lora", "trace", "clock")
-OPTIONAL = ("servers", "router", "view_delay", "placement")
-# What the servers run on: all on the study's device, each on a GPU of this machine, or each in a Ray actor with a GPU
-Placement = Literal["device", "gpus", "ray"]
+OPTIONAL = ("servers", "router", "view_delay", "placement", "decode_router", "link", "migrate")
 ROUND_ROBIN: MakeRouter = partial(round_robin)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineParts:
-    """What an engine and its model are made of; equal keys stand for equal models and engines."""
-
-    model: MakeModel
-    quantization: ChangeModel
-    lora: ChangeModel
-    engine: MakeEngine
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """Every part as plain data, from which Hydra's instantiate rebuilds it."""
-        return {field.name: describe(getattr(self, field.name)) for field in fields(self)}
-
-    @property
-    def is_modelled(self) -> bool:
-        """Whether the engine executes nothing, and is told a config, or a record, instead of a model."""
-        return is_modelled(self.engine)
-
-    @property
-    def is_recorded(self) -> bool:
-        """Whether it repeats recorded runs."""
-        return is_recorded(self.engine)
-
-    @cached_property
-    def model_key(self) -> str:
-        if self.is_recorded:
-            return f"{self.engine_key} recorded"
-        key = self.key("model", "quantization", "lora")
-        return f"{key} modelled" if self.is_modelled else key
-
-    @cached_property
-    def engine_key(self) -> str:
-        return self.key("model", "quantization", "lora", "engine")
-
-    def key(self, *parts: str) -> str:
-        return digest_of([self.config[part] for part in parts])
-
-    def target(self) -> Target | Record:
-        """What stands for the model where the engine is modelled."""
-        return record_of(self.config) if self.is_recorded else read_target(self.config)
-
-    def load_model(self, device: torch.device) -> Decoder:
-        """The model on `device`, quantized and with room for adapters as the parts say."""
-        return self.lora(self.quantization(self.model(device=device)))
+LEAST_OUTSTANDING: MakeRouter = partial(least_outstanding)
+MakeLink = partial[Link]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm(EngineParts):
-    """One variant: what an engine is made of, and the schedulers, trace, clock and servers that it is used with."""
+    """One variant: what an engine is made of, and the schedulers, trace, clock and servers that it is used with.
+
+    `servers` are so many that are alike, or some by name: then the arm's own parts are those of the first of these.
+    """
 
     scheduler: MakeScheduler
     trace: MakeTrace
     clock: Clock
-    servers: int = 1
-    router: MakeRouter = ROUND_ROBIN
-    view_delay: float = 0.0  # s: how old what the router sees of a server is
+    servers: int | dict[str, Group] = 1
+    router: MakeRouter = ROUND_ROBIN  # of requests that arrive
+    view_delay: float = 0.0  # s: how old what a router sees of a server is
     placement: Placement = "device"
+    decode_router: MakeRouter = LEAST_OUTSTANDING  # of those that prefill servers hand over
+    migrate: MakeRebalance | None = None  # of those that decode, from one server to another
+    link: MakeLink | None = None  # over which sequences move
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Its servers, in the order of their numbers."""
+        if isinstance(self.servers, dict):
+            return list(self.servers.values())
+        parts = {name: getattr(self, name) for name in (*CHANGED, "clock")}
+        return [Group(num=self.servers, role="mixed", **parts)]
+
+    @property
+    def num_servers(self) -> int:
+        return sum(group.num for group in self.groups)
 
     @cached_property
     def warm_up_key(self) -> str:
@@ -113,37 +81,108 @@ def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
             raise ValueError(f"arm name {shown(arm)} names a folder: use letters, digits, '_', '.', '+' and '-' only")
         if not isinstance(components, dict):
             raise ValueError(f"arms.{arm} is {shown(components)}: give a mapping of {', '.join(COMPONENTS)}")
-        changed = {name: resolve_component(arm, name, value, defaults) for name, value in components.items()}
+        names = COMPONENTS + OPTIONAL
+        changed = {
+            key: resolve_component(f"arms.{arm}", key, value, defaults, names) for key, value in components.items()
+        }
         parts = {**defaults, **changed}
         missing = [name for name in COMPONENTS if name not in parts]
         if missing:
             raise ValueError(f"arms.{arm} has no {', '.join(missing)}, and the study gives none")
-        whole(f"arms.{arm}.servers", parts.get("servers", 1))
-        not_negative(f"arms.{arm}.view_delay", parts.get("view_delay", 0.0))
-        resolved[arm] = Arm(**parts)
-        check_scheduler(arm, resolved[arm])
-        check_router(arm, resolved[arm])
+        resolved[arm] = resolve_arm(f"arms.{arm}", parts)
     return with_cost_models(resolved)
 
 
-def check_router(arm: str, parts: Arm) -> None:
+def with_cost_models(arms: Mapping[str, Arm]) -> dict[str, Arm]:
+    """The same arms, where what is modelled names its cost model, and what is recorded its record's content.
+
+    Raises ValueError naming the arm for a cost model or a record that is not of it, and for the wall clock.
+    """
+    return {name: with_cost_model(name, arm) if arm.is_modelled else arm for name, arm in arms.items()}
+
+
+def resolve_arm(place: str, parts: dict[str, Any]) -> Arm:
+    not_negative(f"{place}.view_delay", parts.get("view_delay", 0.0))
+    servers = parts.get("servers", 1)
+    if isinstance(servers, dict):
+        groups = resolve_groups(f"{place}.servers", servers, parts)
+        arm = with_groups(Arm(**parts | {"servers": 1}), groups)
+    else:
+        whole(f"{place}.servers", servers)
+        arm = Arm(**parts)
+        check_scheduler(place, arm.scheduler, arm)
+    check_router(place, arm)
+    check_moves(place, arm)
+    return arm
+
+
+def with_groups(arm: Arm, groups: dict[str, Group]) -> Arm:
+    first = next(iter(groups.values()))
+    return replace(arm, servers=groups, **{name: getattr(first, name) for name in CHANGED})
+
+
+def with_cost_model(name: str, arm: Arm) -> Arm:
+    if not isinstance(arm.servers, dict):
+        return with_times(name, arm)
+    return with_groups(arm, {key: with_times(f"{name}.servers.{key}", group) for key, group in arm.servers.items()})
+
+
+def check_moves(place: str, arm: Arm) -> None:
+    """ValueError for sequences that move without a link, and for what is of no use since none moves."""
+    roles = {group.role for group in arm.groups}
+    if arm.placement != "device" and (isinstance(arm.servers, dict) or arm.migrate is not None):
+        raise ValueError(f"{place}: with placement={arm.placement} all servers are alike, and no sequence moves")
+    if "prefill" not in roles and arm.decode_router is not LEAST_OUTSTANDING:
+        raise ValueError(f"{place} has no prefill servers, so nothing is handed over: leave out decode_router")
+    if "prefill" not in roles and arm.migrate is None:
+        if arm.link is not None:
+            raise ValueError(f"{place} has neither prefill servers nor migrate, so no sequence moves: leave out link")
+        return
+    if arm.link is None:
+        raise ValueError(f"{place}: its sequences move between servers on a link: add +link@{place}.link=nvlink")
+    try:
+        arm.link()
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    try_router(f"{place}.decode_router", arm.decode_router, arm.view_delay)
+    if arm.migrate is not None:
+        check_migrate(place, arm, arm.migrate)
+
+
+def check_migrate(place: str, arm: Arm, migrate: MakeRebalance) -> None:
+    decoding = [group for group in arm.groups if group.role != "prefill"]
+    if sum(group.num for group in decoding) < 2:
+        raise ValueError(f"{place}: migrate needs two servers that decode, so that a sequence can go to the other one")
+    for group in decoding:
+        check_moving(place, check_scheduler(place, group.scheduler, group))
+    try_router(place, migrate, arm.view_delay)
+
+
+def check_router(place: str, arm: Arm) -> None:
     """ValueError for one that refuses its keywords or the age of what it sees, and for one that nobody would ask.
 
     Likewise for several servers on the wall clock that share a device.
     """
-    if parts.placement != "device" and parts.clock != "wall":
-        raise ValueError(f"arms.{arm}: placement={parts.placement} serves in real time: set clock=wall")
-    if parts.clock == "wall" and parts.placement == "device" and (parts.view_delay or parts.router is not ROUND_ROBIN):
+    if arm.placement != "device" and arm.clock != "wall":
+        raise ValueError(f"{place}: placement={arm.placement} serves in real time: set clock=wall")
+    if arm.clock == "wall" and arm.placement == "device" and (arm.view_delay or arm.router is not ROUND_ROBIN):
         raise ValueError(
-            f"arms.{arm}: clock=wall has one server and asks no router: leave out router and view_delay, or give each "
+            f"{place}: clock=wall has one server and asks no router: leave out router and view_delay, or give each "
             "server a device of its own with placement=gpus"
         )
     try:
-        if parts.placement == "device":
-            check_clock(parts.servers, parts.clock)
-        parts.router([SeenServer(0, parts.view_delay, ServerLoad(1))])
+        if arm.placement == "device":
+            check_clock(arm.num_servers, arm.clock)
     except ValueError as error:
-        raise ValueError(f"arms.{arm}: {error}") from error
+        raise ValueError(f"{place}: {error}") from error
+    try_router(place, arm.router, arm.view_delay)
+
+
+def try_router(place: str, make: MakeRouter | MakeRebalance, view_delay: float) -> None:
+    try:
+        make([SeenServer(0, view_delay, ServerLoad(1))])
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -153,23 +192,6 @@ class SeenServer:
     index: int
     view_delay: float
     state: ServerState
-
-
-def check_scheduler(arm: str, parts: Arm) -> None:
-    try:
-        parts.scheduler(num_blocks=1, block_size=1)
-    except ValueError as error:
-        raise ValueError(f"arms.{arm}: {error}") from error
-    scheduler, engine = describe(parts.scheduler), describe(parts.engine)
-    if scheduler.get("preemption") == "swap" and engine.get("num_swap_blocks") == 0:
-        raise ValueError(
-            f"arms.{arm}: scheduler.preemption=swap needs room on the host: set engine.num_swap_blocks, which is 0"
-        )
-    policy = scheduler.get("prefix_cache")
-    if policy is not None and engine.get("use_cache") is False:
-        raise ValueError(
-            f"arms.{arm}: scheduler.prefix_cache={policy} keeps KV blocks, and engine.use_cache=false has none"
-        )
 
 
 def parts_of(keywords: Mapping[str, object]) -> dict[str, Any]:
@@ -182,29 +204,6 @@ def check_named(key: str, names: list[str], arms: Collection[str]) -> None:
     for name in names:
         if name not in arms:
             raise ValueError(f"{key} has {name!r}, which is no arm{suggest(name, arms)}")
-
-
-def resolve_component(arm: str, name: str, value: Any, defaults: Mapping[str, Any]) -> Any:
-    if name not in COMPONENTS + OPTIONAL:
-        raise ValueError(f"unknown component {shown(name)} in arms.{arm}{suggest(name, COMPONENTS + OPTIONAL)}")
-    if name == "clock":
-        check_type(Clock, value, f"arms.{arm}.clock")
-        return value
-    if name == "placement":
-        check_type(Placement, value, f"arms.{arm}.placement")
-        return value
-    if name in ("servers", "view_delay"):
-        return value
-    if callable(value):
-        return value
-    if not isinstance(value, dict):
-        raise ValueError(
-            f"arms.{arm}.{name} is {shown(value)}: give another {name}, or a mapping of keywords to change"
-        )
-    if name not in defaults:
-        raise ValueError(f"arms.{arm}.{name} changes keywords of a {name} that the study does not have")
-    check_keywords(defaults[name].func, value, f"arms.{arm}.{name}")
-    return with_keywords(defaults[name], **value)
 
 
 def configs_of(arms: Mapping[str, Arm]) -> dict[str, dict[str, Any]]:

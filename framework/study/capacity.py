@@ -29,7 +29,7 @@ from framework.study.auto_rates import measure_arm
 from framework.study.engine_cache import EngineCache
 from framework.study.files import digest_of, locked, write_json
 from framework.study.load import Load
-from framework.study.modelled import with_cost_model
+from framework.study.modelled import with_times
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.records import read_known
@@ -199,11 +199,11 @@ def propose(wanted: ArmSearch, engines: EngineCache, progress: SweepProgress) ->
 def modelled_twin(name: str, arm: Arm, device_name: str) -> Arm | None:
     """The arm with a shipped cost model, measured on such a device, in place of its engine; None: there is no such."""
     engine = describe(arm.engine)
-    if arm.is_modelled or arm.clock == "wall" or engine.get("use_cache") is False:
+    if arm.is_modelled or isinstance(arm.servers, dict) or arm.clock == "wall" or engine.get("use_cache") is False:
         return None
     kept = ("num_blocks", "block_size", "num_swap_blocks", "kv_dtype", "overlap")
     keywords = {"device": device_name} | {key: engine[key] for key in kept if engine.get(key) is not None}
     try:
-        return with_cost_model(name, replace(arm, engine=cast(MakeEngine, partial(ModelledEngine, **keywords))))
+        return with_times(name, replace(arm, engine=cast(MakeEngine, partial(ModelledEngine, **keywords))))
     except ValueError:
         return None

@@ -24,7 +24,9 @@ from framework.measure.serving import max_num_seqs_of
 from framework.placement.workers import Workers
 from framework.replay import Server
 from framework.step_runs import StepRun
-from framework.study.arms import Arm, EngineParts
+from framework.study.arms import Arm
+from framework.study.parts import EngineParts
+from framework.study.roles import Group
 
 MAX_SERVERS = 2**16  # whose noise does not meet that of another point's seed
 ROOM_BYTES = 4 * 2**30  # that stay free of a GPU's memory, for steps and graphs
@@ -83,10 +85,8 @@ class EngineCache:
 
     def limited(self, parts: EngineParts) -> MakeEngine:
         """The engine with room for two full contexts per seat: static batches may reserve as much."""
-        seats = [
-            arm.servers * max_num_seqs_of(arm.scheduler) for arm in self.arms if arm.engine_key == parts.engine_key
-        ]
-        if not seats or not takes_what_is_free(parts.engine):
+        seats = [num_seats_on(arm, parts.engine_key) for arm in self.arms]
+        if not any(seats) or not takes_what_is_free(parts.engine):
             return parts.engine
         num_tokens = 2 * self.models[parts.model_key].config.max_model_len
         return at_most(parts.engine, num_blocks_for(parts.engine, max(seats), num_tokens))
@@ -99,32 +99,40 @@ class EngineCache:
         self.models = {key: model for key, model in self.models.items() if key == model_key}
         free(self.device)
 
-    def get_of_server(self, arm: Arm) -> Engine:
-        """What each of the arm's servers has, or its equal: the engine that is kept, or a share of it.
+    def get_of_server(self, arm: Arm, group: Group) -> Engine:
+        """What each server of this group of the arm's has, or its equal: the engine that is kept, or a share of it.
 
         Raises ValueError where a server's share would be nothing.
         """
-        engine = self.get(arm)
-        return make_replicas(engine, arm.servers)[0] if takes_turns(arm, engine) else engine
+        engine = self.get(group)
+        return make_replicas(engine, arm.num_servers)[0] if takes_turns(arm, engine) else engine
 
     def get_servers(self, arm: Arm, on_step: Callable[[Step | StepRun], None] | None, seed: int = 0) -> list[Server]:
         """The arm's servers for a point with this seed, each with an engine and a scheduler of its own.
 
         Measured ones share one engine. Raises ValueError as get_of_server.
         """
-        first, engines = self.get(arm), list[Engine]()
-        if takes_turns(arm, first):
-            engines += make_replicas(first, arm.servers)
-        else:
-            model = self.models[arm.model_key]
-            engines += [
-                of_server(arm, index, seed)(model=model) if index or arm.is_modelled else first
-                for index in range(arm.servers)
-            ]
-        return [
-            Server(make_scheduler(arm.scheduler, engine), engine, index, on_step, arm.view_delay)
-            for index, engine in enumerate(engines)
-        ]
+        servers: list[Server] = []
+        first = self.get(arm)
+        shares = make_replicas(first, arm.num_servers) if takes_turns(arm, first) else None
+        for group in arm.groups:
+            first = self.get(group)
+            model = self.models[group.model_key]
+            for index in range(len(servers), len(servers) + group.num):
+                engine: Engine = first
+                if shares is not None:
+                    engine = shares[index]
+                elif index or group.is_modelled:
+                    engine = of_server(group, index, seed)(model=model)
+                scheduler = make_scheduler(group.scheduler, engine)
+                servers.append(Server(scheduler, engine, index, on_step, arm.view_delay))
+        return servers
+
+    def num_layers(self, parts: EngineParts) -> int:
+        """Of the model that an engine has, or stands for."""
+        self.get(parts)
+        model = self.models[parts.model_key]
+        return (model.target if isinstance(model, Record) else model).config.num_layers
 
     def warm_up(self, arm: Arm, engine: Engine, requests: list[Request]) -> None:
         """Before an arm's first point, replay some of its requests at once: full batches, then ever smaller ones."""
@@ -136,16 +144,22 @@ class EngineCache:
         self.warmed.add(key)
 
 
+def num_seats_on(arm: Arm, engine_key: str) -> int:
+    """Of all servers of the arm that have this engine."""
+    groups = [group for group in arm.groups if group.engine_key == engine_key]
+    return sum(group.num * max_num_seqs_of(group.scheduler) for group in groups)
+
+
 def takes_turns(arm: Arm, engine: Engine) -> bool:
     """Whether several servers run their steps on this engine."""
-    return arm.servers > 1 and engine.timer is not None
+    return arm.num_servers > 1 and engine.timer is not None
 
 
-def of_server(arm: Arm, index: int, seed: int) -> MakeEngine:
+def of_server(parts: EngineParts, index: int, seed: int) -> MakeEngine:
     """The engine of the arm's server `index` at a point with this seed; modelled ones each draw noise of their own."""
-    if not arm.is_modelled:
-        return arm.engine
-    return with_keywords(arm.engine, seed=describe(arm.engine)["seed"] + index + MAX_SERVERS * seed)
+    if not parts.is_modelled:
+        return parts.engine
+    return with_keywords(parts.engine, seed=describe(parts.engine)["seed"] + index + MAX_SERVERS * seed)
 
 
 def has_full_cache(make: MakeEngine, engine: Engine) -> bool:

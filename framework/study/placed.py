@@ -50,14 +50,14 @@ def replay_where_placed(
     trace = arm.trace(seed=point.seed, **point.load.trace_keywords)
     progress.say(f"{point}: preparing")
     workers = workers_for(arm, engines)
-    scheduler_of = partial(make_share_scheduler, make=arm.scheduler, num_servers=arm.servers)
+    scheduler_of = partial(make_share_scheduler, make=arm.scheduler, num_servers=arm.num_servers)
     try:
         refused = workers.ask(0, refused_there, trace.requests, arm)
         requests = servable(trace, refused, progress)
         if arm.warm_up_key not in workers.warmed:
             workers.ask_all(warm_up_there, requests, scheduler_of)
             workers.warmed.add(arm.warm_up_key)
-        record = workers.ask(0, record_there, trace.requests, arm.servers)
+        record = workers.ask(0, record_there, trace.requests, arm.num_servers)
         progress.begin_point(str(point), sum(request.num_output_tokens for request in requests))
         source, seats = TraceSource(requests, trace.max_concurrency), max_num_seqs_of(arm.scheduler)
         with nullcontext() if gpu is None else gpu.watching():
@@ -95,23 +95,23 @@ def check_placements(arms: Iterable[Arm], device: torch.device, asked: str) -> N
     """
     for arm in arms:
         if arm.placement == "gpus" and (device.type == "cuda" or asked != "cpu"):
-            check_gpus(arm.servers, torch.cuda.device_count(), "this machine")
+            check_gpus(arm.num_servers, torch.cuda.device_count(), "this machine")
         elif arm.placement == "ray":
-            start_ray(arm.servers, "cpu" if asked == "cpu" else "cuda")
+            start_ray(arm.num_servers, "cpu" if asked == "cpu" else "cuda")
 
 
 def workers_for(arm: Arm, engines: EngineCache) -> Workers:
     """The arm's, started now unless it had them for its last point; those of other arms end."""
-    key = f"{arm.engine_key} {arm.servers} {arm.placement}"
+    key = f"{arm.engine_key} {arm.num_servers} {arm.placement}"
     if key not in engines.workers:
         drop(engines)
         if takes_what_is_free(arm.engine):
             engines.drop_all_but("")  # on a GPU that a worker has too
-        engines.on_progress(f"starting {arm.servers} workers")
+        engines.on_progress(f"starting {arm.num_servers} workers")
         others = [other for other in engines.arms if other.engine_key == arm.engine_key]
         make_engine = partial(build_there, arm, others, engines.device.type)
         start = start_actors if arm.placement == "ray" else spawn_workers
-        engines.workers[key] = start(make_engine, arm.servers, engines.device.type)
+        engines.workers[key] = start(make_engine, arm.num_servers, engines.device.type)
     return engines.workers[key]
 
 
@@ -128,9 +128,10 @@ def build_there(arm: Arm, arms: list[Arm], device: str) -> Engine:
 
 def refused_there(worker: Worker, requests: list[Request], arm: Arm) -> dict[int, str]:
     """As `refusals`, by a server's share; ValueError for a request that only the whole engine could serve."""
-    scheduler = make_share_scheduler(worker.engine, make=arm.scheduler, num_servers=arm.servers)
+    scheduler = make_share_scheduler(worker.engine, make=arm.scheduler, num_servers=arm.num_servers)
     refused = refusals(requests, worker.engine, scheduler)
-    check_share(requests, refused, arm, worker.engine, share_of(worker.engine, arm.servers).num_blocks)
+    num_blocks = share_of(worker.engine, arm.num_servers).num_blocks
+    check_share(requests, refused, arm.scheduler, arm.num_servers, worker.engine, num_blocks)
     return refused
 
 

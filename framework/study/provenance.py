@@ -26,8 +26,10 @@ MEASURING = (
     "study/arms.py",
     "study/engine_cache.py",
     "study/load.py",
+    "study/parts.py",
     "study/placed.py",
     "study/replay_point.py",
+    "study/roles.py",
 )
 COMPUTING = ("engine/torch_engine", "kernels", "models", "lora", "quantization")
 METRICS_SOURCES = (

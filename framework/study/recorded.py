@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,9 @@ from framework.study.provenance import code_version
 from framework.study.records import PointRecord, RecordedRecord
 
 if TYPE_CHECKING:  # which calls the functions here
+    from framework.build import MakeEngine
     from framework.study.arms import Arm
+    from framework.study.roles import Group
 
 RECORDED = f"{RecordedEngine.__module__}.{RecordedEngine.__qualname__}"
 REPLAYED = ("scheduler", "trace", "lora", "servers", "router")  # the parts that decide which steps there are
@@ -31,8 +32,8 @@ MAX_NUM_SEQS = 1024  # of a scheduler that has no such keyword: graphs of fewer 
 Found = dict[Path, PointRecord]  # points by their folders
 
 
-def with_record(name: str, arm: Arm) -> Arm:
-    """The same arm, which names the content of its record. ValueError naming the arm where it has none."""
+def with_record(name: str, arm: Arm | Group) -> MakeEngine:
+    """Its engine, which names the content of its record. ValueError naming the arm where it has none."""
     try:
         if arm.clock == "wall":
             raise ValueError("clock=wall is real time, and engine=recorded executes nothing: take clock=virtual")
@@ -41,7 +42,7 @@ def with_record(name: str, arm: Arm) -> Arm:
             raise ValueError(f"engine.points={record.name} holds {record.sha256}, not engine.sha256={given}")
     except ValueError as error:
         raise ValueError(f"arms.{name}: {error}") from error
-    return replace(arm, engine=with_keywords(arm.engine, sha256=record.sha256))
+    return with_keywords(arm.engine, sha256=record.sha256)
 
 
 def record_of(config: dict[str, Any]) -> Record:

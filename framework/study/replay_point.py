@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from framework.build import make_scheduler
+from framework.build import MakeScheduler, make_scheduler
 from framework.config import describe as as_data
 from framework.core import Engine, Request, Scheduler, Sequence, Trace
 from framework.engine.measured import MeasuredEngine
@@ -23,7 +23,7 @@ from framework.engine.recorded import RecordedEngine
 from framework.engine.torch_engine.replica import Replica
 from framework.measure.gpu_state import GpuRecord, GpuWatch
 from framework.measure.replay_tables import request_table, step_table
-from framework.replay import replay
+from framework.replay import Mover, Server, replay
 from framework.study.arms import Arm
 from framework.study.engine_cache import EngineCache
 from framework.study.modelled import modelled_record
@@ -31,6 +31,7 @@ from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.recorded import follow, recorded_record
 from framework.study.records import EngineRecord, PlacementRecord, TraceRecord
+from framework.study.roles import make_movers, with_role
 from framework.trace.source import TraceSource
 from framework.trace.transforms import starts
 
@@ -55,21 +56,20 @@ def replay_point(
 ) -> ReplayedPoint:
     trace = arm.trace(seed=point.seed, **point.load.trace_keywords)  # a bad one fails before a model loads
     progress.say(f"{point}: preparing")
-    engine = engines.get_of_server(arm)
-    refused = refusals(trace.requests, engine, make_scheduler(arm.scheduler, engine))
-    if isinstance(engine, Replica):
-        check_share(trace.requests, refused, arm, engine.engine, engine.num_blocks)
+    refused = refusals_of(arm, trace.requests, engines)
     requests = servable(trace, refused, progress)
-    engines.warm_up(arm, engine, requests)
+    engines.warm_up(arm, engines.get(arm), requests)
     progress.begin_point(str(point), sum(request.num_output_tokens for request in requests))
     on_step = progress.advance if arm.clock == "virtual" else None  # drawing takes real time
     servers = engines.get_servers(arm, on_step, point.seed)
     for server in servers:
         if isinstance(server.engine, RecordedEngine):
             follow(server.engine, config_of(point, arm), point.arm, server.index)
+    movers = movers_of(arm, servers, engines)
+    route = arm.router(with_role(arm.groups, servers, "prefill", "mixed"))
     with nullcontext() if gpu is None else gpu.watching():
         source = TraceSource(requests, trace.max_concurrency)
-        served = replay(source, servers, arm.router(servers), arm.clock)
+        served = replay(source, servers, route, arm.clock, movers)
     steps = step_table(entry for server in servers for entry in server.log)
     offered = with_refused(served, trace.requests, refused)
     return ReplayedPoint(
@@ -81,13 +81,44 @@ def replay_point(
     )
 
 
-def check_share(requests: list[Request], refused: dict[int, str], arm: Arm, whole: Engine, num_blocks: int) -> None:
+def movers_of(arm: Arm, servers: list[Server], engines: EngineCache) -> list[Mover]:
+    return make_movers(
+        arm.groups,
+        servers,
+        link=None if arm.link is None else arm.link(),
+        decode_router=arm.decode_router,
+        migrate=arm.migrate,
+        num_layers=1 if arm.link is None else engines.num_layers(arm),
+    )
+
+
+def refusals_of(arm: Arm, requests: list[Request], engines: EngineCache) -> dict[int, str]:
+    """Which of the requests some server of the arm could never serve; where they are not all alike, which one."""
+    refused: dict[int, str] = {}
+    for group in arm.groups:
+        engine = engines.get_of_server(arm, group)
+        reasons = refusals(requests, engine, make_scheduler(group.scheduler, engine))
+        if isinstance(engine, Replica):
+            check_share(requests, reasons, group.scheduler, arm.num_servers, engine.engine, engine.num_blocks)
+        name = "" if isinstance(arm.servers, int) else f"{group.role} servers: "
+        refused = {request_id: f"{name}{reason}" for request_id, reason in reasons.items()} | refused
+    return refused
+
+
+def check_share(
+    requests: list[Request],
+    refused: dict[int, str],
+    make: MakeScheduler,
+    num_servers: int,
+    whole: Engine,
+    num_blocks: int,
+) -> None:
     """ValueError naming the first request that the whole engine could serve, but no server with its share of it."""
-    refused_by_one = refusals(requests, whole, make_scheduler(arm.scheduler, whole))
+    refused_by_one = refusals(requests, whole, make_scheduler(make, whole))
     for request in requests:
         if request.request_id in refused and request.request_id not in refused_by_one:
             raise ValueError(
-                f"servers={arm.servers}: each has {num_blocks} of the engine's {whole.num_blocks} KV blocks of "
+                f"servers={num_servers}: each has {num_blocks} of the engine's {whole.num_blocks} KV blocks of "
                 f"{whole.block_size} tokens, and request {request.request_id} is refused: {refused[request.request_id]}"
             )
 
@@ -182,14 +213,16 @@ def engine_record(engines: list[Engine], requests: list[Request]) -> EngineRecor
 
 
 def has_prefix_cache(arm: Arm) -> bool:
-    return as_data(arm.scheduler).get("prefix_cache") is not None
+    return any(as_data(group.scheduler).get("prefix_cache") is not None for group in arm.groups)
 
 
 def fields_in_use(arm: Arm) -> list[str]:
-    """Fields of requests that the arm's scheduler reads where it has a prefix cache or an order."""
-    keywords = inspect.signature(arm.scheduler).parameters
+    """Fields of requests that the arm's schedulers read where they have a prefix cache or an order."""
     fields = ["prefix_ids"] if has_prefix_cache(arm) else []
-    return [*fields, *keywords["order"].default().uses] if "order" in keywords else fields
+    for group in arm.groups:
+        keywords = inspect.signature(group.scheduler).parameters
+        fields += keywords["order"].default().uses if "order" in keywords else []
+    return list(dict.fromkeys(fields))
 
 
 def trace_record(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NotRequired
+from typing import Any, NotRequired
 
 import pandas as pd
 from typing_extensions import TypedDict
@@ -21,13 +21,14 @@ from framework.measure.gpu_state import GpuWatch, open_gpu
 from framework.measure.metrics import summarize
 from framework.measure.slo import check_slo, goals_of
 from framework.paths import check_writable
-from framework.study.arms import Arm, Arms, Placement, point_order
+from framework.study.arms import Arm, Arms, MakeLink, point_order
 from framework.study.auto_rates import NUM_RATES, Rates, find_rates, rates_to_try
 from framework.study.capacity import ArmCapacity, ArmSearch, search_arm, search_of
 from framework.study.engine_cache import EngineCache
 from framework.study.files import DISK_FULL
 from framework.study.load import Load
 from framework.study.modelled import environment_of
+from framework.study.parts import Placement
 from framework.study.place import Place, open_place
 from framework.study.placed import check_placements, replay_where_placed
 from framework.study.points import (
@@ -43,6 +44,7 @@ from framework.study.points import (
 from framework.study.progress import SweepProgress
 from framework.study.provenance import Environment, metrics_version
 from framework.study.replay_point import config_of
+from framework.study.roles import MakeRebalance
 
 MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
 
@@ -71,8 +73,11 @@ class Traffic(Setup):
 
     trace: MakeTrace
     slo: dict[str, float]  # metric, or a percentile of one → seconds; attainment → share
-    servers: NotRequired[int]  # of each arm; 1 unless given
+    servers: NotRequired[int | dict[str, dict[str, Any]]]  # of each arm, alike or by name; 1 unless given
     router: NotRequired[MakeRouter]  # which of them takes a sequence; round robin unless given
+    decode_router: NotRequired[MakeRouter]  # which decode server a prefill server hands it to; the least busy one
+    migrate: NotRequired[MakeRebalance]  # which running sequences leave for another server; none unless given
+    link: NotRequired[MakeLink]  # over which sequences move
     view_delay: NotRequired[float]  # s: how old what the router sees of them is; 0 unless given
     placement: NotRequired[Placement]  # what the servers run on; the study's device unless given
     tracking: NotRequired[Tracker | None]

@@ -4,7 +4,6 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-import torch
 
 from framework.engine.torch_engine import TorchEngine
 from framework.router.shared_queue import shared_queue
@@ -78,7 +77,8 @@ def test_an_arm_is_described_once_and_its_keys_tell_models_engines_and_warm_ups_
     same = arms["same"]
     assert isinstance(same, Arm)
     assert same.config is same.config
-    assert set(same.config) == {*DEFAULTS, "servers", "router", "view_delay", "placement"}
+    own = {"servers", "router", "view_delay", "placement", "decode_router", "link", "migrate"}
+    assert set(same.config) == {*DEFAULTS, *own}
     shared = {
         name: (arm.model_key == same.model_key, arm.engine_key == same.engine_key, arm.warm_up_key == same.warm_up_key)
         for name, arm in arms.items()
@@ -87,12 +87,6 @@ def test_an_arm_is_described_once_and_its_keys_tell_models_engines_and_warm_ups_
     other = replace(same, model=partial(load_fake_model, name="b"))
     assert other.model_key != same.model_key
     assert other.config["model"]["name"] == "b"
-
-
-def test_a_model_is_loaded_then_quantized_then_given_room_for_adapters():
-    changes = {"quantization": lambda model: f"quantized {model}", "lora": lambda model: f"{model} with adapters"}
-    arm = resolve_arms({"a": changes}, DEFAULTS)["a"]
-    assert arm.load_model(torch.device("cpu")) == "quantized a with adapters"
 
 
 def test_a_router_that_cannot_be_or_is_never_asked_is_refused_before_anything_is_measured():

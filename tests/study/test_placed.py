@@ -87,7 +87,7 @@ def test_the_virtual_clock_is_refused(cli, smallest):
 def test_ray_is_asked_for_what_the_device_says(monkeypatch):
     asked = []
     monkeypatch.setattr(placed, "start_ray", lambda num_servers, device: asked.append((num_servers, device)))
-    arm = SimpleNamespace(placement="ray", servers=3)
+    arm = SimpleNamespace(placement="ray", num_servers=3)
     check_placements([arm], torch.device("cpu"), "cpu")
     check_placements([arm], torch.device("cpu"), "auto")
     assert asked == [(3, "cpu"), (3, "cuda")]

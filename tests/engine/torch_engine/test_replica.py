@@ -11,8 +11,11 @@ from framework.core import Batch, Request
 from framework.engine.torch_engine import TorchEngine, cpu_steps
 from framework.engine.torch_engine.kv_cache import attention_modules
 from framework.engine.torch_engine.replica import make_replicas
+from framework.handover import HandOver, Migration, Transfers
+from framework.link import Link
 from framework.models.loading import load_model
 from framework.replay import Server, replay
+from framework.router.migrate import migrate
 from framework.router.round_robin import round_robin
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.trace.source import TraceSource
@@ -261,6 +264,28 @@ def test_an_engine_that_cannot_be_shared_and_no_server_are_refused(model):
         make_replicas(FakeEngine(), 2)
     with pytest.raises(ValueError, match="servers"):
         make_replicas(make(model, 1), 0)
+
+
+def movers_of(servers, name):
+    """The first server is for prompts, or all serve whole requests and the busiest gives its sequences away."""
+    transfers = Transfers(servers, Link(bandwidth=1e9, copy="layer_by_layer"), 2)
+    if name == "handed over":
+        return [HandOver(transfers, servers[:1], round_robin(servers[1:]))]
+    return [Migration(transfers, migrate(servers, min_ratio=1.0, interval=0.0))]
+
+
+@pytest.mark.parametrize("name", ["handed over", "migrated"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=list(SCHEDULERS))
+def test_sequences_that_move_have_the_tokens_of_one_server(model, expected, name, scheduler):
+    engines = make_replicas(make(model), NUM_SERVERS)
+    servers = [Server(make_scheduler(scheduler, engine), engine, index) for index, engine in enumerate(engines)]
+    route = round_robin(servers[:1] if name == "handed over" else servers[:2])
+    sequences = replay(TraceSource(make_arrivals()), servers, route, movers=movers_of(servers, name))
+    assert [sequence.output_token_ids for sequence in sequences] == expected
+    moved = [sequence.num_moves for sequence in sequences]
+    assert moved == [1] * len(moved) if name == "handed over" else sum(moved) > 2
+    for server in servers:
+        assert server.scheduler.num_used_blocks == server.scheduler.num_unfinished == 0
 
 
 ON_GPU = {
