@@ -150,3 +150,24 @@ def ratios_of_all(every: pd.DataFrame) -> Figure:
         label_log_axis(axis)
     figure.legend(loc="outside upper center", ncols=2)
     return figure
+
+
+@styled
+def attainment_over_load(curves: pd.DataFrame, reported: pd.DataFrame, names: dict[str, str], target: float) -> Figure:
+    """Attainment (%) over the load, a line per arm, and hollow what a paper reports of it; dashed: the target.
+
+    Both tables have the columns `arm`, `load` and `attainment`; `names` has the paper's name of each arm.
+    """
+    figure = Figure(figsize=(COLUMN_WIDTH, 2.6))
+    axes = figure.subplots()
+    for index, (name, arm) in enumerate(names.items()):
+        ours, theirs = curves[curves["arm"] == arm], reported[reported["arm"] == arm]
+        axes.plot(ours["load"], 100 * ours["attainment"], **arm_style(index), label=arm)
+        style = arm_style(index) | {"linestyle": LINES[3], "markerfacecolor": "none"}
+        axes.plot(theirs["load"], 100 * theirs["attainment"], **style, label=name)
+    axes.axhline(100 * target, color=GREY, linestyle=LINES[1], linewidth=0.9)
+    axes.set(xlabel="rate (× the highest that colocated servers keep)", ylabel="requests within the SLOs (%)")
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 105)
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
