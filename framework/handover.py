@@ -89,6 +89,7 @@ class Transfers:
             move.num_output_tokens += num_later
         if sequence.is_finished:
             self.leaving[source.index].remove(move)
+            sequence.server = source.index
             if move.is_accepted and target is not None:
                 self.schedulers[target.index].cancel(sequence)
                 self.offer(target)
@@ -151,6 +152,8 @@ class Transfers:
             target.engine.receive(source.engine, list(pairs))
         self.schedulers[source.index].drop(sequence)
         self.schedulers[target.index].join(sequence)
+        if not sequence.num_moves:
+            sequence.prefill_server = source.index
         sequence.num_moves += 1
         sequence.transfer_wait += wait
         sequence.transfer_time += total - wait

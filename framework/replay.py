@@ -245,8 +245,6 @@ class World:
         server.load.finish(sequence, self.env.now)
         target.load.add(sequence, self.env.now)
         self.unfinished[sequence] = target
-        if sequence.prefill_server is None:
-            sequence.prefill_server = server.index
         sequence.server = target.index
 
     def launched(self, server: Server, batch: Batch) -> None:

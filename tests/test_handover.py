@@ -129,7 +129,7 @@ def test_a_request_of_one_token_or_one_that_stops_with_its_first_is_handed_to_no
     mover = HandOver(transfers, [prefill], round_robin([decode]))
     sequences = replay(TraceSource(requests), servers, round_robin([prefill]), movers=[mover])
     assert [one.token_times for one in sequences] == [[1.0], [1.0]]
-    assert [one.num_moves for one in sequences] == [0, 0]
+    assert [(one.num_moves, one.server, one.prefill_server) for one in sequences] == [(0, 0, None)] * 2
     assert not decode.steps
     assert [server.scheduler.num_used_blocks + server.load.num_unfinished for server in servers] == [0, 0]
 
