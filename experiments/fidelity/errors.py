@@ -22,12 +22,13 @@ SATURATED = 0.95  # from here on waits are a property of the arrivals more than 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goals:
-    """Errors that are to be reached, in %, of the attainment in points."""
+    """Errors that are to be reached, in %, of the attainment in points; NaN: none."""
 
     throughput: float
     p50: float
     p99: float
     attainment: float
+    p90: float = nan
 
     def of(self, column: str) -> float:
         """NaN where there is none."""
@@ -35,7 +36,7 @@ class Goals:
             return self.attainment
         if column == "output_throughput":
             return self.throughput
-        return {"p50": self.p50, "p99": self.p99}.get(column.rpartition("_")[2], nan)
+        return {"p50": self.p50, "p90": self.p90, "p99": self.p99}.get(column.rpartition("_")[2], nan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

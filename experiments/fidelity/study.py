@@ -13,7 +13,7 @@ from experiments.fidelity.cells import Plan, check_plan, make_arms, overloaded, 
 from experiments.fidelity.errors import AllGoals, errors, per_request
 from experiments.fidelity.figures import figures_of
 from experiments.fidelity.tables import DEFINITIONS, error_tables, notes_of, request_table
-from framework.build import MakeTrace
+from framework.build import MakeRouter, MakeTrace
 from framework.errors import StudyError
 from framework.report.finish import Findings, finish_sweep
 from framework.study.arms import Arm, Arms, parts_of
@@ -43,6 +43,9 @@ class Compared(Serving):
     goals: AllGoals
     trace: MakeTrace
     slo: dict[str, float]  # metric → seconds
+    servers: NotRequired[int]  # these three as in Traffic
+    router: NotRequired[MakeRouter]
+    view_delay: NotRequired[float]
     tracking: NotRequired[Tracker | None]
     fresh: bool
 
