@@ -58,7 +58,7 @@ def test_another_imbalance_is_told(tmp_path):
 def test_emulated_and_real_servers_in_one_command(cli, smallest, tmp_path, monkeypatch):
     monkeypatch.setattr(placed, "spawn_workers", lambda make, number, device: when_ready(in_threads(make, number)))
     smaller = [each for each in smallest if not each.startswith("trace.num_requests")]
-    few = ["seconds=0.05", "repeats=1", "cells.least_outstanding=null"]
+    few = ["seconds=0.05", "repeats=1", "cells.least_outstanding=null", "loads=[0.5]"]
     code, output = cli("experiment=cluster_fidelity", *smaller, *few)
     assert code == 0, output
     folder = tmp_path / "outputs/cluster_fidelity"
