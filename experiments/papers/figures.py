@@ -1,11 +1,14 @@
 """Figures of the papers' studies: latency over the rate with a limit, and all papers' ratios beside the reported."""
 
+from collections.abc import Iterable, Mapping
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments.papers.comparison import Value
 from framework.report.plots import COLUMN_WIDTH, GREY, LINES, TEXT_WIDTH, arm_colour, arm_style, label_log_axis, styled
 
 BAND = 0.15  # how far from the paper's a ratio may be
@@ -171,3 +174,35 @@ def attainment_over_load(curves: pd.DataFrame, reported: pd.DataFrame, names: di
     axes.set_ylim(0, 105)
     figure.legend(loc="outside upper center", ncols=2)
     return figure
+
+
+@styled
+def capacity_over_limits(rows: pd.DataFrame, reported: Mapping[str, Value]) -> Figure:
+    """Two panels over the limit: capacities (requests/s) with intervals, a line per arm, and the reported ones.
+
+    `rows` is what `find_capacities` makes; `reported` has cases such as `vllm, 5×`.
+    """
+    figure = Figure(figsize=(TEXT_WIDTH, 2.6))
+    axes, theirs = figure.subplots(1, 2)
+    for index, (arm, line) in enumerate(rows.groupby("arm", sort=False)):
+        style = arm_style(index)
+        axes.plot(line["limit"], line["capacity"], label=arm, **style)
+        bounded = line[line[["low", "high"]].map(isfinite).all(axis=1)]
+        lows = bounded["low"].clip(lower=0)
+        axes.vlines(bounded["limit"], lows, bounded["high"], color=style["color"], linewidth=0.7)
+        values = sorted(values_of(str(arm), reported))
+        places = [limit for limit, _ in values], [value for _, value in values]
+        theirs.plot(*places, **style | {"linestyle": ":", "markerfacecolor": "none"})
+    for panel, title in ((axes, "measured"), (theirs, "reported")):
+        panel.set(xlabel="limit on the P99 gap (× a decode step)", ylabel="capacity (requests/s)", title=title)
+        panel.set_ylim(bottom=0)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure
+
+
+def values_of(arm: str, reported: Mapping[str, Value]) -> Iterable[tuple[float, float]]:
+    """(limit, value) of the arm's cases."""
+    for case, value in reported.items():
+        name, _, limit = case.rpartition(", ")
+        if name == arm and not isinstance(value, list):
+            yield float(limit.removesuffix("×")), value
