@@ -15,6 +15,7 @@ from framework.report.notes import (
     memory_notes,
     nothing_shared_notes,
     offered_notes,
+    placement_notes,
     service_notes,
     unserved_notes,
 )
@@ -123,3 +124,13 @@ def test_arrivals_that_are_off_the_rate_asked_for_are_told():
     assert list(offered_notes(points[points["rate"] != 20][:1], {})) == []
     (note,) = offered_notes(points, {Path("a"): {"trace": {"num_requests": 5, "num_sessions": 2}}})
     assert note.startswith("sessions, whose starts the rates are, make 18 requests/s to 20.1")
+
+
+def test_servers_that_died_are_counted_over_the_points(tmp_path):
+    points = records(tmp_path, {}, {})
+    assert list(placement_notes(points)) == []
+    for record, died in zip(points.values(), ([], [1]), strict=True):
+        record["placement"] = {"clock_round_trips": [40e-6, 60e-6], "died": died, "num_rerouted": 3 * len(died)}
+    clocks, deaths = placement_notes(points)
+    assert clocks.endswith("their clocks are known to 30 µs")
+    assert deaths.startswith("in 1 of 2 points a server died: 3 times a request began anew")
