@@ -25,6 +25,7 @@ from tests.engine.torch_engine.test_engine import make_engine as make_loud_engin
 from tests.fake_engine import FakeEngine
 from tests.lora.serving_models import make_engine
 from tests.quantization.small_models import make_model
+from tests.thinning import mostly_nightly
 
 NUM_SERVERS, NUM_BLOCKS = 3, 12  # of each server: its longest sequence has 9
 LENGTHS = [(9, 14), (17, 12), (5, 25), (30, 4), (12, 16), (7, 18), (9, 21), (14, 14), (21, 9)]
@@ -274,11 +275,12 @@ def movers_of(servers, name):
     return [Migration(transfers, migrate(servers, min_ratio=1.0, interval=0.0))]
 
 
-@pytest.mark.parametrize("name", ["handed over", "migrated"])
-@pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=list(SCHEDULERS))
+@pytest.mark.parametrize(("name", "scheduler"), mostly_nightly(["handed over", "migrated"], list(SCHEDULERS)))
 def test_sequences_that_move_have_the_tokens_of_one_server(model, expected, name, scheduler):
     engines = make_replicas(make(model), NUM_SERVERS)
-    servers = [Server(make_scheduler(scheduler, engine), engine, index) for index, engine in enumerate(engines)]
+    servers = [
+        Server(make_scheduler(SCHEDULERS[scheduler], engine), engine, index) for index, engine in enumerate(engines)
+    ]
     route = round_robin(servers[:1] if name == "handed over" else servers[:2])
     sequences = replay(TraceSource(make_arrivals()), servers, route, movers=movers_of(servers, name))
     assert [sequence.output_token_ids for sequence in sequences] == expected
