@@ -7,18 +7,26 @@ from scipy.stats import t as student_t
 
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 MAX_RESAMPLED = 20_000_000  # values drawn per bootstrap: bounds its time on large traces
+MAX_GAPS = 1_000_000  # of which each is drawn by itself; of more, groups of requests with counts of gaps are
+NUM_GROUPS = 1000
 CONFIDENCE = 0.95
+SHARES = np.array([0.50, 0.90, 0.95, 0.99])  # of these statistics
+BINS = np.clip(np.append(np.linspace(0, 1, 2001), SHARES[:, None] + np.linspace(-0.01, 0.01, 501)), 0, 1)  # their ends
 
 Values = npt.NDArray[np.float64]
 Bounds = tuple[Values, Values]  # lower and upper, one each per statistic
 
 
-def statistics(values: Values, axis: int = -1) -> Values:
-    """Mean, P50, P90, P95 and P99 along `axis`, as the first axis of the result."""
+def statistics(values: Values, axis: int = -1, *, is_owned: bool = False) -> Values:
+    """Mean, P50, P90, P95 and P99 along `axis`, as the first axis of the result.
+
+    What `is_owned` is put into another order, which needs no copy.
+    """
     if values.size == 0:
         return np.full(len(STATISTICS), np.nan)
+    mean = np.mean(values, axis=axis)[None]
     return np.concatenate(
-        [np.mean(values, axis=axis)[None], np.percentile(values, [50, 90, 95, 99], axis=axis)], axis=0
+        [mean, np.percentile(values, [50, 90, 95, 99], axis=axis, overwrite_input=is_owned)], axis=0
     )
 
 
@@ -43,11 +51,16 @@ def bootstrap_statistics(values: Values) -> Bounds:
 
 
 def bootstrap_pooled(token_times: list[Values]) -> Bounds:
-    """The same for the pooled gaps, drawing whole requests: each resample weights every gap by its request's count."""
+    """The same for the pooled gaps, drawing whole requests: each resample weights every gap by its request's count.
+
+    Of more than MAX_GAPS groups of requests are drawn, as `bootstrap_groups` says.
+    """
+    if sum(map(len, token_times)) > MAX_GAPS:
+        return bootstrap_groups(token_times)
     owners = np.repeat(np.arange(len(token_times)), [max(len(times) - 1, 0) for times in token_times])
     if len(token_times) < 2 or owners.size == 0:
         return np.full(len(STATISTICS), np.nan), np.full(len(STATISTICS), np.nan)
-    gaps = np.concatenate([np.diff(times) for times in token_times])
+    gaps = pooled_gaps(token_times)
     order = np.argsort(gaps)
     gaps, owners = gaps[order], owners[order]
     rng = np.random.default_rng(0)
@@ -58,11 +71,43 @@ def bootstrap_pooled(token_times: list[Values]) -> Bounds:
         cumulated = np.cumsum(weights)
         if cumulated[-1] == 0:
             continue
-        ranks = np.array([0.50, 0.90, 0.95, 0.99]) * cumulated[-1]
+        ranks = SHARES * cumulated[-1]
         resampled.append([np.average(gaps, weights=weights), *gaps[np.searchsorted(cumulated, ranks)]])
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.array(resampled), [tail, 1 - tail], axis=0)
     return low, high
+
+
+def bootstrap_groups(token_times: list[Values]) -> Bounds:
+    """The same in memory that does not grow: NUM_GROUPS groups of requests are drawn, not single ones.
+
+    Neighbours are in different groups. Of each its sum is kept, and how many gaps are in each of the bins, in which all
+    count as the largest. The bins' ends are quantiles of the gaps of requests equally far from each other.
+    """
+    step = -(-sum(map(len, token_times)) // MAX_GAPS)
+    edges = np.unique(np.quantile(pooled_gaps(token_times[::step]), BINS))
+    num_groups = min(NUM_GROUPS, len(token_times))
+    counts, sums = np.zeros((num_groups, len(edges))), np.zeros(num_groups)
+    for group in range(num_groups):
+        gaps = np.sort(pooled_gaps(token_times[group::num_groups]))
+        ends = np.searchsorted(gaps, edges, side="right")
+        ends[-1] = len(gaps)  # with those above the last edge
+        counts[group], sums[group] = np.diff(ends, prepend=0), gaps.sum()
+    draws = np.random.default_rng(0).multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=1000)
+    cumulated = np.cumsum(draws.astype(float) @ counts, axis=1)
+    resampled = [
+        [total / ends[-1], *edges[np.searchsorted(ends, SHARES * ends[-1])]]
+        for total, ends in zip(draws @ sums, cumulated, strict=True)
+        if ends[-1]
+    ]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.array(resampled), [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def pooled_gaps(token_times: list[Values]) -> Values:
+    """Those between the consecutive tokens of each request, (gaps,) seconds."""
+    return np.concatenate([np.diff(times) for times in token_times]) if token_times else np.empty(0)
 
 
 def estimate(values: Values, is_share: bool = False) -> tuple[float, float, float]:

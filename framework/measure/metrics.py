@@ -12,7 +12,15 @@ import numpy as np
 import pandas as pd
 
 from framework.measure.clients import jain_over_time, service_over_time
-from framework.measure.intervals import STATISTICS, Bounds, Values, bootstrap_pooled, bootstrap_statistics, statistics
+from framework.measure.intervals import (
+    STATISTICS,
+    Bounds,
+    Values,
+    bootstrap_pooled,
+    bootstrap_statistics,
+    pooled_gaps,
+    statistics,
+)
 from framework.measure.servers import imbalance, imbalance_of_load, server_table
 from framework.measure.slo import check_slo, meets_slo, values_of
 
@@ -29,6 +37,8 @@ COUNT, SECONDS, MILLISECONDS = Unit(""), Unit("s"), Unit("ms", 1e3)
 REQUESTS_PER_SECOND, TOKENS_PER_SECOND = Unit("req/s"), Unit("tok/s")
 SHARE = Unit("%", 100.0)  # between 0 and 1
 HOURS = Unit("h")
+CHUNK = 10_000  # requests whose tokens are looked at together
+STEP_COLUMNS = ("start_time", "elapsed", "num_seqs", "server")  # that metrics read
 MLPERF_SECONDS, MLPERF_REQUESTS = (
     600,
     662,
@@ -94,8 +104,9 @@ class Window:
 
     @property
     def num_output_tokens(self) -> int:
-        token_times = np.concatenate(list(self.requests["token_times"]))
-        return int(((token_times >= self.start) & (token_times <= self.end)).sum())
+        token_times = list(self.requests["token_times"])
+        chunks = (np.concatenate(token_times[first : first + CHUNK]) for first in range(0, len(token_times), CHUNK))
+        return sum(int(((times >= self.start) & (times <= self.end)).sum()) for times in chunks)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -168,8 +179,7 @@ def latency(
 
 
 def gap_statistics(window: Window) -> Values:
-    gaps = [np.diff(times) for times in window.offered["token_times"]]
-    return statistics(np.concatenate(gaps) if gaps else np.empty(0))
+    return statistics(pooled_gaps(list(window.offered["token_times"])), is_owned=True)
 
 
 def gap_bounds(window: Window) -> Bounds:
@@ -384,6 +394,8 @@ def summarize(
 ) -> dict[str, float]:
     """All numbers of one point of so many servers, by column: the whole run, its intervals, and the steady window."""
     check_slo(slo)
+    steps = steps[steps.columns.intersection(STEP_COLUMNS)]  # each window copies its own
+    requests = requests.drop(columns="token_ids", errors="ignore")
     first_arrival, last_arrival = requests["arrival_time"].min(), requests["arrival_time"].max()
     end_time = requests["finish_time"].fillna(requests["arrival_time"].where(requests["refused"].notna()))
     run = Window(requests, steps, slo, first_arrival, end_time.max(), num_servers)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from framework.measure.intervals import bootstrap_pooled, bootstrap_statistics, estimate
+from framework.measure import intervals
+from framework.measure.intervals import bootstrap_groups, bootstrap_pooled, bootstrap_statistics, estimate
 
 
 def test_bootstrap_covers_the_mean_of_a_normal():
@@ -24,6 +25,24 @@ def test_bootstrap_of_gaps_draws_whole_requests():
     low_of_means, high_of_means = bootstrap_statistics(gap_of_request)
     assert high[0] - low[0] == pytest.approx(high_of_means[0] - low_of_means[0], rel=0.15)
     assert low[0] < np.mean(gap_of_request) < high[0]
+
+
+def test_groups_of_requests_give_the_intervals_of_single_ones(monkeypatch):
+    rng = np.random.default_rng(0)
+    token_times = [
+        np.cumsum(rng.lognormal(-4.0, 0.3, size)) * rng.lognormal(0.0, 0.2) for size in rng.geometric(1 / 30, 4000)
+    ]
+    one_by_one = np.array(bootstrap_pooled(token_times))
+    monkeypatch.setattr(intervals, "MAX_GAPS", 50_000)
+    in_groups = np.array(bootstrap_pooled(token_times))
+    widths = one_by_one[1] - one_by_one[0]
+    assert (np.abs(in_groups - one_by_one) < 0.25 * widths).all()
+    assert (in_groups != one_by_one).all()
+
+
+def test_groups_know_gaps_that_are_all_alike_and_requests_without_any():
+    alike = [np.arange(5) * 0.25] * 10 + [np.array([1.0]), np.empty(0)]
+    assert np.array(bootstrap_groups(alike)).ravel() == pytest.approx([0.25] * 10)
 
 
 def test_intervals_are_undefined_for_a_single_value():
