@@ -16,7 +16,7 @@ from framework.loops import Progress, check_batch, describe_step, get_ready, not
 from framework.quiet import knows_beforehand, take_quiet_steps
 from framework.real_time import RealTime
 from framework.server_load import ServerLoad
-from framework.step_runs import StepRun, steps_of
+from framework.step_runs import StepLog, StepRun
 from framework.stopwatch import ServerClock, garbage_collector_paused, make_watch
 
 MAX_ALARMS_WITHOUT_STEP = 100_000  # beyond it a scheduler that sets one alarm after the other is going in circles
@@ -48,7 +48,7 @@ class Server:
         self.load = ServerLoad(scheduler.max_num_seqs, view_delay, engine.num_blocks * engine.block_size)
         self.watch = make_watch(engine)
         self.in_flight: deque[tuple[Batch, float]] = deque()  # with the seconds each took to schedule
-        self.log: list[Step | StepRun] = []
+        self.log = StepLog()
         self.progress, self.num_alarms = Progress(index), 0
         self.is_asleep = False  # and no alarm is set
         self.knows_beforehand = knows_beforehand(scheduler, engine)
@@ -62,7 +62,7 @@ class Server:
     @property
     def steps(self) -> list[Step]:
         """What it did."""
-        return steps_of(self.log)
+        return self.log.steps
 
     @property
     def state(self) -> ServerState:
@@ -335,7 +335,8 @@ def in_real_time(source: Source, server: Server) -> list[Sequence]:
     """What `replay` does, without a simulation; all sequences go to the one server."""
     served = RealTime(source, server.scheduler, server.engine)
     served.serve()
-    server.log = [*served.steps]
+    for step in served.steps:
+        server.log.append(step)
     return served.sequences
 
 

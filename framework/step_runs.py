@@ -1,4 +1,4 @@
-"""Steps as a server keeps them: one by one, or a run of decode steps as the little that differs in it."""
+"""Steps as a server keeps them: one by one, or a run of decode steps as the little that differs in it; then columns."""
 
 from collections.abc import Iterable
 from collections.abc import Sequence as ListOf
@@ -17,6 +17,7 @@ Columns = dict[str, npt.NDArray[Any]]
 
 FIELDS = tuple(field.name for field in fields(Step))
 OBJECTS = ("phase", "adapter_waits")  # of these fields
+KEPT = 4096  # entries of a log that are not made columns yet
 get_fields = attrgetter(*FIELDS)
 
 
@@ -56,12 +57,57 @@ class StepRun:
         return len(self) * self.first.num_output_tokens
 
 
+class StepLog:
+    """The entries of a server, in their order; those before the last KEPT are columns, which take little memory."""
+
+    def __init__(self) -> None:
+        self.num_entries = 0
+        self.entries: list[Step | StepRun] = []  # that are not among the columns yet
+        self.blocks: list[Columns] = []
+
+    def append(self, entry: Step | StepRun) -> None:
+        self.num_entries += 1
+        self.entries.append(entry)
+        if len(self.entries) == KEPT:
+            self.blocks.append({name: narrowed(column) for name, column in columns_of(self.entries).items()})
+            self.entries = []
+
+    def __len__(self) -> int:
+        return self.num_entries
+
+    @property
+    def steps(self) -> list[Step]:
+        """One by one."""
+        return steps_in(self.columns()) if self.blocks else steps_of(self.entries)
+
+    def columns(self) -> Columns:
+        """One per field of Step."""
+        blocks = [*self.blocks, columns_of(self.entries)] if self.entries or not self.blocks else self.blocks
+        return {name: joined([block[name] for block in blocks]) for name in FIELDS}
+
+
+def narrowed(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Whole numbers in as few bytes each as the largest needs, if none is below 0."""
+    return column.astype(np.min_scalar_type(column.max())) if column.dtype == np.int64 and column.min() >= 0 else column
+
+
+def joined(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """One behind the other, whole numbers as they were before they were narrowed."""
+    are_whole = all(column.dtype.kind in "iu" for column in columns)
+    return np.concatenate(columns, dtype=np.int64 if are_whole else None)
+
+
 def steps_of(entries: ListOf[Step | StepRun]) -> list[Step]:
     """One by one, those of runs too."""
     steps = [entry for entry in entries if not isinstance(entry, StepRun)]
     if len(steps) == len(entries):
         return steps
-    return list(map(Step, *(column.tolist() for column in columns_of(entries).values())))
+    return steps_in(columns_of(entries))
+
+
+def steps_in(columns: Columns) -> list[Step]:
+    """One per row."""
+    return list(map(Step, *(column.tolist() for column in columns.values())))
 
 
 def columns_of(entries: ListOf[Step | StepRun]) -> Columns:

@@ -144,7 +144,7 @@ def test_replays_are_the_same_as_step_by_step(part, scheduler_type, tmp_path):
         sequences, servers = serve(scheduler_type, engine, options, *served)
         slowly = serve(one_by_one(scheduler_type), engine, options, *served)
         assert facts(sequences, servers) == facts(*slowly), f"case {seed}"
-        runs = [entry for server in servers for entry in server.log if isinstance(entry, StepRun)]
+        runs = [entry for server in servers for entry in server.log.entries if isinstance(entry, StepRun)]
         num_taken += sum(len(run) for run in runs)
         num_steps += sum(len(server.steps) for server in servers)
     assert num_taken > 0.1 * num_steps
@@ -164,7 +164,7 @@ def test_steps_up_to_an_arrival_are_taken_at_once(tmp_path):
     server = Server(ContinuousScheduler(100, 4), engine, on_step=seen.append)
     requests = [Request(0, 0.0, 4, 20), Request(1, 0.095, 4, 2)]
     replay(TraceSource(requests), [server], lambda sequence: server)
-    lengths = [len(entry) if isinstance(entry, StepRun) else entry.phase for entry in server.log]
-    assert seen == server.log
+    lengths = [len(entry) if isinstance(entry, StepRun) else entry.phase for entry in server.log.entries]
+    assert seen == server.log.entries
     assert lengths == ["prefill", 7, "decode", "prefill", "decode", 9, "decode"]
     assert sum(one.num_output_tokens for one in seen) == 22

@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 import pandas as pd
 
 from framework.core import Step
-from framework.step_runs import Growth, StepRun, columns_of, steps_of
+from framework import step_runs
+from framework.step_runs import Growth, StepLog, StepRun, columns_of, steps_of
 
 FIRST = Step(
     start_time=1.0, elapsed=0.5, phase="decode", num_seqs=2, num_prefill_tokens=0, num_decode_tokens=2,
@@ -46,3 +47,16 @@ def test_the_columns_of_a_log_are_those_of_its_steps():
     assert steps_of([alone]) == [alone]
     waits = columns_of([alone, alone])["adapter_waits"]
     assert waits.tolist() == [[(1, 0.5)], [(1, 0.5)]]
+
+
+def test_a_long_log_has_the_columns_of_its_entries(monkeypatch):
+    monkeypatch.setattr(step_runs, "KEPT", 2)
+    waited = replace(FIRST, start_time=9.0, num_prefill_pairs=1 << 40, adapter_waits=[(1, 0.5)])
+    log, entries = StepLog(), [RUN, FIRST, waited, RUN, replace(FIRST, phase="mixed")]
+    for entry in entries:
+        log.append(entry)
+    assert (len(log), len(log.blocks), len(log.entries)) == (5, 2, 1)
+    pd.testing.assert_frame_equal(pd.DataFrame(log.columns()), pd.DataFrame(columns_of(entries)))
+    assert log.steps == steps_of(entries)
+    assert log.blocks[0]["num_seqs"].itemsize == 1
+    assert list(StepLog().columns()) == list(columns_of(entries))

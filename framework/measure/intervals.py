@@ -25,9 +25,7 @@ def statistics(values: Values, axis: int = -1, *, is_owned: bool = False) -> Val
     if values.size == 0:
         return np.full(len(STATISTICS), np.nan)
     mean = np.mean(values, axis=axis)[None]
-    return np.concatenate(
-        [mean, np.percentile(values, [50, 90, 95, 99], axis=axis, overwrite_input=is_owned)], axis=0
-    )
+    return np.concatenate([mean, np.percentile(values, [50, 90, 95, 99], axis=axis, overwrite_input=is_owned)], axis=0)
 
 
 def num_resamples(num_values: int) -> int:

@@ -9,7 +9,23 @@ import numpy as np
 import pandas as pd
 
 from framework.core import Sequence, Step
-from framework.step_runs import StepRun, columns_of
+from framework.step_runs import StepLog, StepRun, columns_of
+
+OF_REQUEST = (
+    "request_id", "adapter_id", "session_id", "turn", "think_time", "priority", "client_id", "num_predicted_tokens",
+)  # fmt: skip
+OF_SEQUENCE = (
+    "server", "prefill_server", "num_moves", "transfer_wait", "transfer_time", "arrival_time", "num_cached_tokens",
+    "scheduled_time", "num_preemptions", "num_swaps", "adapter_load_wait",
+)  # fmt: skip
+COLUMNS = (
+    *OF_REQUEST, "refused", *OF_SEQUENCE[:6], "num_prompt_tokens", "num_output_tokens", *OF_SEQUENCE[6:8],
+    "first_token_time", "finish_time", *OF_SEQUENCE[8:], "token_times", "token_ids",
+)  # fmt: skip
+TYPES = {
+    "scheduled_time": float, "think_time": float, "num_predicted_tokens": "Int64", "server": "Int64",
+    "prefill_server": "Int64",
+}  # fmt: skip
 
 
 def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | None = None) -> pd.DataFrame:
@@ -17,41 +33,24 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
 
     `refused` maps the ids of requests that could not be served to the reason; these have no times.
     """
-    reasons = refused or {}
-    rows = [
-        {
-            "request_id": sequence.request.request_id,
-            "adapter_id": sequence.request.adapter_id,
-            "session_id": sequence.request.session_id,
-            "turn": sequence.request.turn,
-            "think_time": sequence.request.think_time,
-            "priority": sequence.request.priority,
-            "client_id": sequence.request.client_id,
-            "num_predicted_tokens": sequence.request.num_predicted_tokens,
-            "refused": reasons.get(sequence.request.request_id),
-            "server": sequence.server,
-            "prefill_server": sequence.prefill_server,
-            "num_moves": sequence.num_moves,
-            "transfer_wait": sequence.transfer_wait if sequence.num_moves else np.nan,
-            "transfer_time": sequence.transfer_time if sequence.num_moves else np.nan,
-            "arrival_time": sequence.arrival_time,
-            "num_prompt_tokens": sequence.request.num_prompt_tokens,
-            "num_output_tokens": len(sequence.output_token_ids),
-            "num_cached_tokens": sequence.num_cached_tokens,
-            "scheduled_time": sequence.scheduled_time,
-            "first_token_time": sequence.token_times[0] if sequence.token_times else np.nan,
-            "finish_time": sequence.token_times[-1] if sequence.is_finished else np.nan,
-            "num_preemptions": sequence.num_preemptions,
-            "num_swaps": sequence.num_swaps,
-            "adapter_load_wait": np.nan if sequence.request.request_id in reasons else sequence.adapter_load_wait,
-            "token_times": np.asarray(sequence.token_times),
-            "token_ids": np.asarray(sequence.output_token_ids, dtype=np.int32),
-        }
-        for sequence in sequences
-    ]
-    columns = {"scheduled_time": float, "think_time": float, "num_predicted_tokens": "Int64"}
-    columns |= {"server": "Int64", "prefill_server": "Int64"}
-    table = pd.DataFrame(rows).astype(columns)
+    reasons, served = refused or {}, list(sequences)
+    requests = [sequence.request for sequence in served]
+    times = [np.asarray(sequence.token_times, dtype=float) for sequence in served]
+    is_refused = [request.request_id in reasons for request in requests]
+    lacks_move = [not sequence.num_moves for sequence in served]
+    columns = {name: [getattr(request, name) for request in requests] for name in OF_REQUEST}
+    columns["refused"] = [reasons.get(request.request_id) for request in requests]
+    columns |= {name: [getattr(sequence, name) for sequence in served] for name in OF_SEQUENCE}
+    columns["transfer_wait"] = nan_where(lacks_move, columns["transfer_wait"])
+    columns["transfer_time"] = nan_where(lacks_move, columns["transfer_time"])
+    columns["num_prompt_tokens"] = [request.num_prompt_tokens for request in requests]
+    columns["num_output_tokens"] = [len(sequence.output_token_ids) for sequence in served]
+    columns["first_token_time"] = [own[0] if len(own) else np.nan for own in times]
+    columns["finish_time"] = [own[-1] if one.is_finished else np.nan for own, one in zip(times, served, strict=True)]
+    columns["adapter_load_wait"] = nan_where(is_refused, columns["adapter_load_wait"])
+    columns["token_times"] = times
+    columns["token_ids"] = [np.asarray(sequence.output_token_ids, dtype=np.int32) for sequence in served]
+    table = pd.DataFrame({name: columns[name] for name in COLUMNS}).astype(TYPES)
     table["ttft"] = table["first_token_time"] - table["arrival_time"]
     table["e2e"] = table["finish_time"] - table["arrival_time"]
     later_tokens = (table["num_output_tokens"] - 1).where(table["num_output_tokens"] > 1)
@@ -60,6 +59,19 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
     return table
 
 
+def nan_where(is_missing: list[bool], values: list[float]) -> list[float]:
+    return [np.nan if missing else value for missing, value in zip(is_missing, values, strict=True)]
+
+
 def step_table(steps: Iterable[Step | StepRun]) -> pd.DataFrame:
     """One row per step, with the fields of `Step`."""
     return pd.DataFrame(columns_of(list(steps)))
+
+
+def table_of_logs(logs: Iterable[StepLog]) -> pd.DataFrame:
+    """The same of several servers together, by the start of the steps."""
+    tables = [pd.DataFrame(log.columns(), copy=False) for log in logs]
+    table = tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
+    if table["start_time"].is_monotonic_increasing:
+        return table
+    return table.sort_values("start_time", kind="stable", ignore_index=True)

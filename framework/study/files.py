@@ -71,7 +71,7 @@ def finite(data: object) -> object:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
     """`path` gets the whole content (text: as UTF-8) or stays as it was; a full disk's OSError says what was needed."""
     data = content.encode() if isinstance(content, str) else content
     unfinished = path.with_name(UNFINISHED + path.name)

@@ -17,6 +17,7 @@ from functools import cache
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,6 +31,7 @@ from framework.study.provenance import Environment, metrics_version
 from framework.study.records import POINT_RECORD, PointRecord, TableRecord, check_record
 from framework.trace.recorded import get_published
 
+ROWS = 20_000  # of a table that are written together
 TABLES = ("requests.parquet", "steps.parquet")
 EARLIER = ".earlier-"  # before the name of a point while another takes its place
 
@@ -123,10 +125,23 @@ def write_point(
             settle(points.parent)
 
 
-def to_parquet(table: pd.DataFrame) -> bytes:
+def to_parquet(table: pd.DataFrame) -> memoryview:
+    """The content of a Parquet file, made of ROWS rows after the other: lists of tokens are copied to write them."""
     content = BytesIO()
-    table.to_parquet(content, compression="zstd")
-    return content.getvalue()
+    with pq.ParquetWriter(content, schema_of(table), compression="zstd") as writer:
+        for first in range(0, max(len(table), 1), ROWS):
+            writer.write_table(pa.Table.from_pandas(table[first : first + ROWS], writer.schema, preserve_index=False))
+    return content.getbuffer()
+
+
+def schema_of(table: pd.DataFrame) -> pa.Schema:
+    """Of the whole table, from which pandas makes it again; lists have the type of the first one."""
+    empty = {
+        name: [table[name].iloc[0][:0]] * len(table)
+        for name in table.columns
+        if len(table) and isinstance(table[name].iloc[0], np.ndarray)
+    }
+    return pa.Schema.from_pandas(table.assign(**empty))
 
 
 @contextmanager
@@ -240,9 +255,9 @@ def describe_file(path: Path, mtime_ns: int) -> Mapping[str, object]:
         raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from error
 
 
-def describe_table(data: bytes) -> TableRecord:
+def describe_table(data: bytes | memoryview) -> TableRecord:
     """Of a Parquet file."""
-    file = pq.ParquetFile(BytesIO(data))
+    file = pq.ParquetFile(pa.BufferReader(data))
     sha256 = hashlib.sha256(data).hexdigest()
     return {"num_rows": file.metadata.num_rows, "columns": file.schema_arrow.names, "sha256": sha256}
 

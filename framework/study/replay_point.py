@@ -22,7 +22,7 @@ from framework.engine.modelled import ModelledEngine
 from framework.engine.recorded import RecordedEngine
 from framework.engine.torch_engine.replica import Replica
 from framework.measure.gpu_state import GpuRecord, GpuWatch
-from framework.measure.replay_tables import request_table, step_table
+from framework.measure.replay_tables import request_table, table_of_logs
 from framework.replay import Mover, Server, replay
 from framework.study.arms import Arm
 from framework.study.engine_cache import EngineCache
@@ -68,13 +68,13 @@ def replay_point(
     movers = movers_of(arm, servers, engines)
     route = arm.router(with_role(arm.groups, servers, "prefill", "mixed"))
     with nullcontext() if gpu is None else gpu.watching():
-        source = TraceSource(requests, trace.max_concurrency)
+        source = TraceSource(requests, trace.max_concurrency, compacts=True)
         served = replay(source, servers, route, arm.clock, movers)
-    steps = step_table(entry for server in servers for entry in server.log)
+    steps = table_of_logs(server.log for server in servers)
     offered = with_refused(served, trace.requests, refused)
     return ReplayedPoint(
         request_table(offered, refused),
-        steps.sort_values("start_time", kind="stable", ignore_index=True),
+        steps,
         engine_record([server.engine for server in servers], trace.requests),
         trace_record(trace, offered, refused, point.load.rate, uses=fields_in_use(arm)),
         None if gpu is None else gpu.record(),

@@ -1,7 +1,11 @@
 """A trace as a source of sequences: its requests arrive when it says, or follow the turn of their session before."""
 
+from array import array
 from collections.abc import Iterator
 from itertools import islice
+from typing import cast
+
+import numpy as np
 
 from framework.core import Request, Sequence
 from framework.trace.transforms import continued
@@ -12,11 +16,12 @@ class TraceSource:
 
     A request with a think time follows the turn before it; any other one begins. With `max_concurrency` no more of
     those that began are in progress at once, each with all that follow it. The next one waits, outside the servers,
-    until one of them is over. Raises ValueError for a turn that would follow one that is not there.
+    until one of them is over. With `compacts` what has finished keeps its tokens as arrays of numbers. Raises
+    ValueError for a turn that would follow one that is not there.
     """
 
-    def __init__(self, requests: list[Request], max_concurrency: int | None = None) -> None:
-        self.requests, self.max_concurrency = requests, max_concurrency
+    def __init__(self, requests: list[Request], max_concurrency: int | None = None, *, compacts: bool = False) -> None:
+        self.requests, self.max_concurrency, self.compacts = requests, max_concurrency, compacts
         self.turns = {(request.session_id, request.turn): request for request in requests}
         for request in requests:
             if request.think_time is not None and (request.session_id, request.turn - 1) not in self.turns:
@@ -30,6 +35,8 @@ class TraceSource:
         return map(Sequence, islice(self.starts, self.max_concurrency))
 
     def follow(self, finished: Sequence, now: float) -> Iterator[Sequence]:
+        if self.compacts:
+            compact(finished)
         turn = self.turns.get((finished.request.session_id, finished.request.turn + 1))
         if turn is not None and turn.think_time is not None:
             yield Sequence(self.behind(finished, turn), now + turn.think_time, finished)
@@ -44,3 +51,12 @@ class TraceSource:
         if said is not None:
             said = (*said, *finished.output_token_ids)
         return continued(turn, before, finished.request.num_prompt_tokens + len(finished.output_token_ids), said)
+
+
+def compact(finished: Sequence) -> None:
+    """Keep its tokens and their times, of which no more come, as arrays of numbers: 12 bytes for each.
+
+    A token id is a Python int still when it is read, as the names of blocks are made of these.
+    """
+    finished.output_token_ids = cast(list[int], array("i", finished.output_token_ids))
+    finished.token_times = cast(list[float], np.array(finished.token_times))

@@ -3,9 +3,12 @@
 from dataclasses import fields
 
 import numpy as np
+import pandas as pd
 
 from framework.core import Request, Sequence, Step
-from framework.measure.replay_tables import request_table, step_table
+from framework.measure.replay_tables import request_table, step_table, table_of_logs
+from framework.step_runs import StepLog
+from framework.trace.source import compact
 
 
 def served(request, times, scheduled_time, num_preemptions=0):
@@ -34,6 +37,24 @@ def test_what_is_not_defined_is_nan():
     assert table["e2e"].fillna(-1).tolist() == [1.0, -1, -1]
     assert table["ttft"].fillna(-1).tolist() == [1.0, 1.0, -1]
     assert np.isnan(table["scheduled_time"][2])
+
+
+def test_compact_sequences_make_the_same_table():
+    sequences = [served(Request(0, 1.0, 8, 3), [2.0, 2.5, 4.0], 1.5), served(Request(1, 1.0, 8, 1), [1 / 3], 0.1)]
+    table = request_table([*sequences, Sequence(Request(2, 1.0, 8, 3))], {2: "too long"})
+    for sequence in sequences:
+        compact(sequence)
+    again = request_table([*sequences, Sequence(Request(2, 1.0, 8, 3))], {2: "too long"})
+    pd.testing.assert_frame_equal(again, table, check_exact=True)
+
+
+def test_the_steps_of_servers_are_in_the_order_of_their_start():
+    logs = StepLog(), StepLog()
+    for log, starts in zip(logs, ([0.0, 2.0], [1.0, 2.0]), strict=True):
+        for start in starts:
+            log.append(Step(start, *range(1, len(fields(Step)))))
+    assert table_of_logs(logs)["start_time"].tolist() == [0.0, 1.0, 2.0, 2.0]
+    assert table_of_logs(logs[:1])["start_time"].tolist() == [0.0, 2.0]
 
 
 def test_a_step_has_a_column_per_field():

@@ -5,12 +5,16 @@ import json
 import shutil
 import warnings
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
+from framework.study import points
 from framework.study.load import Load
 from framework.study.points import Point, arm_digest, load_record, write_point
 from framework.trace.files import read_table
@@ -192,3 +196,25 @@ def test_point_json_describes_its_tables(study):
         assert table["columns"] == list(frame.columns)
         assert table["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
     assert sorted(record["tables"]) == ["requests.parquet", "steps.parquet"]
+
+
+def test_a_table_is_the_same_however_many_rows_are_written_together(monkeypatch):
+    table = pd.DataFrame(
+        {
+            "name": [None, None, None, "a", "b"],
+            "server": pd.array([None, 0, 1, 0, 1], dtype="Int64"),
+            "waits": [None, None, None, [(1, 0.5)], None],
+            "token_times": [np.arange(float(length)) for length in (0, 3, 1, 0, 2)],
+            "token_ids": [np.arange(length, dtype=np.int32) for length in (0, 3, 1, 0, 2)],
+        }
+    )
+    whole, parts = BytesIO(), {}
+    table.to_parquet(whole)
+    for rows in (1, 2, 5, 9):
+        monkeypatch.setattr(points, "ROWS", rows)
+        parts[rows] = BytesIO(points.to_parquet(table))
+        pd.testing.assert_frame_equal(pd.read_parquet(parts[rows]), pd.read_parquet(whole))
+    assert pq.ParquetFile(parts[2]).num_row_groups == 3
+    empty = pd.read_parquet(BytesIO(points.to_parquet(table[:0])))
+    assert list(empty.columns) == list(table.columns)
+    assert empty.empty

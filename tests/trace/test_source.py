@@ -1,5 +1,6 @@
 """Requests arrive at their own times or after the answer before, and no more sessions than allowed are in progress."""
 
+from array import array
 from dataclasses import replace
 
 import pytest
@@ -139,3 +140,18 @@ def test_turns_follow_in_order_and_no_more_sessions_than_allowed_are_in_progress
     for begin in [min(times) for times in spans.values()]:
         in_progress = sum(min(times) <= begin < max(times) for times in spans.values())
         assert max_concurrency is None or in_progress <= max_concurrency
+
+
+@pytest.mark.parametrize("has_text", [False, True])
+def test_compact_answers_are_found_in_a_prefix_cache_as_others_are(has_text):
+    turns = session("a", 0.0, (4, 6, None), (14, 6, 0.5), (24, 2, 0.5)) + session("b", 0.0, (5, 3, None), first_id=3)
+    if has_text:
+        turns = [replace(turn, prompt_token_ids=tuple(range(turn.num_prompt_tokens))) for turn in turns]
+    served = []
+    for compacts in (False, True):
+        server = Server(ContinuousScheduler(1000, 4, prefix_cache="lru"), FakeEngine(lambda batch: 0.125))
+        sequences = replay(TraceSource(turns, compacts=compacts), [server], lambda sequence: server)
+        served.append([(one.num_cached_tokens, list(one.output_token_ids), list(one.token_times)) for one in sequences])
+    assert served[0] == served[1]
+    assert max(num_cached for num_cached, *_ in served[1]) == 16  # the second turn and most of its answer
+    assert isinstance(sequences[0].output_token_ids, array)
