@@ -4,8 +4,8 @@ from dataclasses import asdict, replace
 
 import pandas as pd
 
-from framework.core import Step
 from framework import step_runs
+from framework.core import Step
 from framework.step_runs import Growth, StepLog, StepRun, columns_of, steps_of
 
 FIRST = Step(

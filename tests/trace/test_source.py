@@ -147,11 +147,15 @@ def test_compact_answers_are_found_in_a_prefix_cache_as_others_are(has_text):
     turns = session("a", 0.0, (4, 6, None), (14, 6, 0.5), (24, 2, 0.5)) + session("b", 0.0, (5, 3, None), first_id=3)
     if has_text:
         turns = [replace(turn, prompt_token_ids=tuple(range(turn.num_prompt_tokens))) for turn in turns]
-    served = []
-    for compacts in (False, True):
-        server = Server(ContinuousScheduler(1000, 4, prefix_cache="lru"), FakeEngine(lambda batch: 0.125))
-        sequences = replay(TraceSource(turns, compacts=compacts), [server], lambda sequence: server)
-        served.append([(one.num_cached_tokens, list(one.output_token_ids), list(one.token_times)) for one in sequences])
-    assert served[0] == served[1]
-    assert max(num_cached for num_cached, *_ in served[1]) == 16  # the second turn and most of its answer
-    assert isinstance(sequences[0].output_token_ids, array)
+    plain, compact = (with_prefix_cache(TraceSource(turns, compacts=compacts)) for compacts in (False, True))
+    found = [[one.num_cached_tokens for one in sequences] for sequences in (plain, compact)]
+    assert found[0] == found[1]
+    assert max(found[0]) == 16  # the second turn and most of its answer
+    assert [one.output_token_ids for one in plain] == [list(one.output_token_ids) for one in compact]
+    assert [one.token_times for one in plain] == [list(one.token_times) for one in compact]
+    assert isinstance(compact[0].output_token_ids, array)
+
+
+def with_prefix_cache(source):
+    server = Server(ContinuousScheduler(1000, 4, prefix_cache="lru"), FakeEngine(lambda batch: 0.125))
+    return replay(source, [server], lambda sequence: server)
