@@ -13,7 +13,7 @@ RECORDED = json.loads((Path(__file__).parent / "modelled_cases.json").read_text(
 NUM_PARTS = 10
 
 
-@pytest.mark.parametrize("part", every_nth(4, range(NUM_PARTS)))
+@pytest.mark.parametrize("part", every_nth(5, range(NUM_PARTS)))
 def test_random_replays_equal_the_recorded_ones(part):
     for seed in range(part, NUM_CASES, NUM_PARTS):
         case = make_case(seed)

@@ -88,19 +88,20 @@ def test_a_study_writes_points_tables_and_figures(cli, smallest, tmp_path):
         assert (parts <= steps["elapsed"] * 1.000001).all()
 
 
-def test_finished_points_are_reused_until_something_changes(cli, smallest):
-    def num_reused(*overrides: str) -> int:
+CHANGES = [  # overrides, how many of the two points are still of use
+    (["rates=[50,60]"], 2),
+    (["slo={ttft: 9.0}"], 2),  # only the metrics are computed again
+    (["seeds=[1]"], 0),
+    (["fresh=true"], 0),
+]
+
+
+@pytest.mark.parametrize("changes", [[], pytest.param(CHANGES, marks=pytest.mark.nightly)])
+def test_finished_points_are_reused_until_something_changes(cli, smallest, changes):
+    for overrides, expected in [([], 0), ([], 2), (["arms.static.scheduler.max_num_seqs=2"], 1), *changes]:
         code, output = cli(*smallest, "rates=[50]", *overrides)
         assert code == 0, output
-        return output.count("(reused)")
-
-    assert num_reused() == 0
-    assert num_reused() == 2
-    assert num_reused("rates=[50,60]") == 2
-    assert num_reused("slo={ttft: 9.0}") == 2  # only the metrics are computed again
-    assert num_reused("arms.static.scheduler.max_num_seqs=2") == 1
-    assert num_reused("seeds=[1]") == 0
-    assert num_reused("fresh=true") == 0
+        assert output.count("(reused)") == expected
 
 
 @pytest.mark.nightly
@@ -269,6 +270,7 @@ def test_an_error_is_one_line(cli, arguments, message):
     assert len(output.splitlines()) == 1
 
 
+@pytest.mark.nightly
 def test_a_job_that_fails_does_not_stop_the_sweep(cli, smallest, tmp_path):
     code, output = cli(*smallest, "-m", "rates=[50],[0],[60]")
     assert code == 1

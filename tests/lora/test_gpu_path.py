@@ -55,7 +55,8 @@ def make_small(strategy, num_blocks=40, targets=None, memory="split"):
     ("strategy", "scheduler", "num_steps_ahead", "kernels", "targets"),
     [
         *((Loop, TIGHT, 0, False, TABLES), (Segmented, TIGHT, 1, False, None)),
-        *((Segmented, PLAIN, 0, True, TABLES), (Gathered, PLAIN, 0, True, None)),
+        (Gathered, PLAIN, 0, True, None),
+        pytest.param(Segmented, PLAIN, 0, True, TABLES, marks=pytest.mark.nightly),
         pytest.param(Gathered, PLAIN, 1, False, None, marks=pytest.mark.nightly),
         pytest.param(Loop, PLAIN, 0, False, None, marks=pytest.mark.nightly),
         pytest.param(Segmented, PLAIN, 0, True, None, marks=pytest.mark.nightly),

@@ -24,7 +24,7 @@ def make_summary(tpots: dict[str, float]) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(**intervals)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_figures_take_any_number_of_arms(study):
     arms = {f"arm{index}": {"scheduler": {"max_num_seqs": index + 1}} for index in range(12)}
     result = study(arms, [1.0, 100.0])

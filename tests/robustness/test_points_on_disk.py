@@ -62,13 +62,16 @@ def test_a_kill_at_any_change_leaves_the_earlier_point_or_the_new_one(finished, 
     assert set(seen) == {old, NEW}
 
 
-@pytest.mark.parametrize("rates", [[1.0], pytest.param([1.0, 2.0], marks=pytest.mark.nightly)])
-def test_a_study_that_is_killed_at_any_change_goes_on(tmp_path, rates):
+@pytest.mark.parametrize(
+    ("rates", "every"),
+    [([1.0], 3), *(pytest.param(rates, 1, marks=pytest.mark.nightly) for rates in ([1.0], [1.0, 2.0]))],
+)
+def test_a_study_that_is_killed_at_any_change_goes_on(tmp_path, rates, every):
     def run(name):
         return run_fake_study(tmp_path / name, {"only": {}}, rates, defaults=FEW)
 
     whole = run("whole")
-    for change in count():
+    for change in count(0, every):
         was_killed = kill_at(change, tmp_path, lambda: run("killed"))
         with warnings.catch_warnings(action="error"):
             table = run("killed").table()

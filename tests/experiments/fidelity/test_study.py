@@ -17,12 +17,17 @@ GOALS = AllGoals(
 )
 
 
-@pytest.fixture
-def studied(tmp_path):
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
     sides = {"right": {}, "slow": {"engine": {"step_time": 0.011}}}
     seats = {"scheduler": {"max_num_seqs": 8}}
     arms = make_arms(PLAN, {"plenty": seats, "thrash": {"engine": {"num_blocks": 12}, **seats}}, sides, DEFAULTS)
-    sweep = {"device": "cpu", "output_dir": str(tmp_path), "slo": {"ttft": 1.0}, "fresh": False}
+    sweep = {
+        "device": "cpu",
+        "output_dir": str(tmp_path_factory.mktemp("outputs")),
+        "slo": {"ttft": 1.0},
+        "fresh": False,
+    }
     return replay_cells(PLAN, arms, sweep | {"rates": [], "seeds": []}, "right")
 
 

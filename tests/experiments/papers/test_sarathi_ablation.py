@@ -7,6 +7,7 @@ import yaml
 from tests.report.html_page import Page, check_page
 
 
+@pytest.mark.nightly
 def test_latencies_stand_beside_what_is_reported(cli, tmp_path):
     few = ["trace.num_requests=6", "rates.multiples=[0.6,0.9]"]
     code, output = cli("experiment=papers/sarathi_ablation", "engine=modelled", "tracking=none", *few)

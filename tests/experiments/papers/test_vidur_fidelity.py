@@ -47,6 +47,7 @@ def test_a_pair_of_bars_per_workload_and_a_panel_per_load_and_quantile():
     assert [text.get_text() for axes in panels for text in axes.texts] == ["+2.0%", "-5.0%", "+5.0%", "-15.0%"]
 
 
+@pytest.mark.nightly
 def test_a_cost_model_is_fitted_and_its_replays_compared(cli, smallest, tmp_path):
     own = [each for each in smallest if not each.startswith("trace.")]
     few = ["seconds=0.05", "repeats=2", "cells.arxiv=null", "cells.book=null", "calibrate.trace.num_requests=8"]
