@@ -328,7 +328,8 @@ def replay(
         for server in servers:
             server.open(world)
         env.run(until=world.over)
-    return world.sequences
+    sequences, world.sequences = world.sequences, []  # servers keep their world
+    return sequences
 
 
 def in_real_time(source: Source, server: Server) -> list[Sequence]:

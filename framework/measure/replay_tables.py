@@ -49,7 +49,9 @@ def request_table(sequences: Iterable[Sequence], refused: Mapping[int, str] | No
     columns["finish_time"] = [own[-1] if one.is_finished else np.nan for own, one in zip(times, served, strict=True)]
     columns["adapter_load_wait"] = nan_where(is_refused, columns["adapter_load_wait"])
     columns["token_times"] = times
-    columns["token_ids"] = [np.asarray(sequence.output_token_ids, dtype=np.int32) for sequence in served]
+    answers = {id(sequence.output_token_ids): sequence.output_token_ids for sequence in served}
+    arrays = {key: np.asarray(answer, dtype=np.int32) for key, answer in answers.items()}  # one of those that share it
+    columns["token_ids"] = [arrays[id(sequence.output_token_ids)] for sequence in served]
     table = pd.DataFrame({name: columns[name] for name in COLUMNS}).astype(TYPES)
     table["ttft"] = table["first_token_time"] - table["arrival_time"]
     table["e2e"] = table["finish_time"] - table["arrival_time"]

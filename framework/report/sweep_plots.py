@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -45,6 +46,10 @@ CAPTIONS = {
     "and those that its prefix cache keeps.",
     "latency_cdf": "Distribution over requests of TTFT and TPOT, one curve per arm.",
 }
+TIMELINE = ("arrival_time", "scheduled_time", "first_token_time", "finish_time")  # columns of requests
+BATCH_AND_CACHE = (  # columns of steps
+    "start_time", "elapsed", "update", "phase", "num_seqs", "num_used_blocks", "num_cached_blocks",
+)  # fmt: skip
 IDLE = 1e-3  # seconds; a shorter gap is the simulator at work
 MAX_SPAN = 10  # of the times per token on a linear axis; beyond it the slowest arm would hide the others
 MAX_TICKS = 7
@@ -56,9 +61,12 @@ PHASE_COLOURS = {"waiting": "#dddddd", "prefill": "#E69F00", "decode": "#0072B2"
 def sweep_figures(study: Study, points: pd.DataFrame) -> dict[str, Drawn]:
     """The curves over all rates, and timelines at the first rate that is too much for some arm."""
     rate = first_too_much(aggregate(points))
-    requests = read_tables(representative_points(study, points, rate), "requests.parquet")
+    folders = representative_points(study, points, rate)
+    requests = read_tables(folders, "requests.parquet", columns=[*TIMELINE, "refused", "client_id"])
     timelines = captioned({"timeline": timeline(requests, rate_title(offered_at(points, rate)))})
-    return rate_figures(study, points) | timelines | cache_figure(study, points, rate) | clients_figure(requests)
+    figures = rate_figures(study, points) | timelines | cache_figure(study, points, rate)
+    has_clients = all(len(table["client_id"].dropna().unique()) > 1 for table in requests.values())
+    return figures | (clients_figure(folders) if has_clients else {})
 
 
 def rate_figures(study: Study, points: pd.DataFrame) -> dict[str, Drawn]:
@@ -79,20 +87,19 @@ def rate_figures(study: Study, points: pd.DataFrame) -> dict[str, Drawn]:
 
 def cache_figure(study: Study, points: pd.DataFrame, rate: float) -> dict[str, Drawn]:
     """The batch and the KV cache over time, at `rate` (requests/s)."""
-    steps = read_tables(representative_points(study, points, rate), "steps.parquet")
+    steps = read_tables(representative_points(study, points, rate), "steps.parquet", columns=[*BATCH_AND_CACHE])
     return captioned({"batch_and_cache": batch_and_cache(steps, rate_title(offered_at(points, rate)))})
 
 
-def clients_figure(requests: dict[str, pd.DataFrame]) -> dict[str, Drawn]:
-    """Per-client service over time, where the requests are of several clients."""
-    if not all(len(table["client_id"].dropna().unique()) > 1 for table in requests.values()):
-        return {}
-    return captioned({"clients": clients_over_time(requests)})
+def clients_figure(folders: dict[str, Path]) -> dict[str, Drawn]:
+    """Per-client service over time, of points whose requests are of several clients."""
+    columns = ["client_id", "num_prompt_tokens", "token_times", *TIMELINE]
+    return captioned({"clients": clients_over_time(read_tables(folders, "requests.parquet", columns=columns))})
 
 
 def cdf_figure(study: Study, points: pd.DataFrame, rate: float) -> dict[str, Drawn]:
     """The distribution over requests, at `rate` (requests/s)."""
-    requests = read_tables(representative_points(study, points, rate), "requests.parquet")
+    requests = read_tables(representative_points(study, points, rate), "requests.parquet", columns=["ttft", "tpot"])
     return captioned({"latency_cdf": latency_cdf(requests)})
 
 
@@ -210,7 +217,7 @@ def timeline(requests: dict[str, pd.DataFrame], title: str, num_requests: int = 
     panels = figure.subplots(len(requests), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (arm, table) in zip(panels, requests.items(), strict=True):
         shown = table[table["refused"].isna()].head(num_requests)
-        times = [shown[name] for name in ("arrival_time", "scheduled_time", "first_token_time", "finish_time")]
+        times = [shown[name] for name in TIMELINE]
         for (phase, colour), start, end in zip(PHASE_COLOURS.items(), times, times[1:], strict=False):
             axes.barh(np.arange(len(shown)), end - start, left=start, height=0.85, color=colour, label=phase)
         axes.set(title=f"{arm}, {title}", ylabel="request")

@@ -70,13 +70,15 @@ def replay_point(
     with nullcontext() if gpu is None else gpu.watching():
         source = TraceSource(requests, trace.max_concurrency, compacts=True)
         served = replay(source, servers, route, arm.clock, movers)
-    steps = table_of_logs(server.log for server in servers)
     offered = with_refused(served, trace.requests, refused)
+    told = trace_record(trace, offered, refused, point.load.rate, uses=fields_in_use(arm))
+    table = request_table(offered, refused)
+    del served, offered, source  # many sequences are large beside their tables
     return ReplayedPoint(
-        request_table(offered, refused),
-        steps,
+        table,
+        table_of_logs(server.log for server in servers),
         engine_record([server.engine for server in servers], trace.requests),
-        trace_record(trace, offered, refused, point.load.rate, uses=fields_in_use(arm)),
+        told,
         None if gpu is None else gpu.record(),
     )
 

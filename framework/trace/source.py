@@ -10,6 +10,8 @@ import numpy as np
 from framework.core import Request, Sequence
 from framework.trace.transforms import continued
 
+MAX_KNOWN = 4096  # answers that are looked up
+
 
 class TraceSource:
     """The requests of a trace, sorted by arrival time.
@@ -22,6 +24,7 @@ class TraceSource:
 
     def __init__(self, requests: list[Request], max_concurrency: int | None = None, *, compacts: bool = False) -> None:
         self.requests, self.max_concurrency, self.compacts = requests, max_concurrency, compacts
+        self.answers: dict[bytes, array[int]] = {}
         self.turns = {(request.session_id, request.turn): request for request in requests}
         for request in requests:
             if request.think_time is not None and (request.session_id, request.turn - 1) not in self.turns:
@@ -36,7 +39,7 @@ class TraceSource:
 
     def follow(self, finished: Sequence, now: float) -> Iterator[Sequence]:
         if self.compacts:
-            compact(finished)
+            compact(finished, self.answers)
         turn = self.turns.get((finished.request.session_id, finished.request.turn + 1))
         if turn is not None and turn.think_time is not None:
             yield Sequence(self.behind(finished, turn), now + turn.think_time, finished)
@@ -53,10 +56,15 @@ class TraceSource:
         return continued(turn, before, finished.request.num_prompt_tokens + len(finished.output_token_ids), said)
 
 
-def compact(finished: Sequence) -> None:
+def compact(finished: Sequence, known: "dict[bytes, array[int]]") -> None:
     """Keep its tokens and their times, of which no more come, as arrays of numbers: 12 bytes for each.
 
-    A token id is a Python int still when it is read, as the names of blocks are made of these.
+    Equal answers, as those of a cost model are that are equally long, share one array of the first ones `known`. A
+    token id is a Python int still when it is read, as the names of blocks are made of these.
     """
-    finished.output_token_ids = cast(list[int], array("i", finished.output_token_ids))
+    answer = array("i", finished.output_token_ids)
+    content = answer.tobytes()
+    if len(known) < MAX_KNOWN or content in known:
+        answer = known.setdefault(content, answer)
+    finished.output_token_ids = cast(list[int], answer)
     finished.token_times = cast(list[float], np.array(finished.token_times))

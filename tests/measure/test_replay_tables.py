@@ -42,8 +42,9 @@ def test_what_is_not_defined_is_nan():
 def test_compact_sequences_make_the_same_table():
     sequences = [served(Request(0, 1.0, 8, 3), [2.0, 2.5, 4.0], 1.5), served(Request(1, 1.0, 8, 1), [1 / 3], 0.1)]
     table = request_table([*sequences, Sequence(Request(2, 1.0, 8, 3))], {2: "too long"})
+    known = {}
     for sequence in sequences:
-        compact(sequence)
+        compact(sequence, known)
     again = request_table([*sequences, Sequence(Request(2, 1.0, 8, 3))], {2: "too long"})
     pd.testing.assert_frame_equal(again, table, check_exact=True)
 
