@@ -1,14 +1,16 @@
 """Benchmarks: `make bench` measures them, `make test` runs each once. Times are never asserted; work counts are."""
 
 import csv
+import tracemalloc
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from framework import prefixes
+from framework import prefixes, step_runs
 from framework.build import replay_trace
 from framework.core import Batch, Request, Sequence, StepResult
 from framework.engine.modelled import ModelledEngine
@@ -94,25 +96,35 @@ def test_modelled_replay_of_the_azure_conversation_hour(benchmark, tmp_path, opt
     benchmark.extra_info |= {"num_requests": len(requests), "num_steps": num_steps, "num_taken": len(log)}
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("num_requests", [20_000, 80_000])
-def test_modelled_replay_of_many_requests(benchmark, tmp_path, num_requests):
-    """At 20 requests/s, the lengths of the Azure conversation hour: what is taken at once grows with their number."""
-    rng, ratios = np.random.default_rng(0), (0.99, 1.0, 1.02)
+def like_the_azure_hour(num_requests: int) -> list[Request]:
+    """At 20 requests/s, with lengths of that hour's means."""
+    rng = np.random.default_rng(0)
     times = np.cumsum(rng.exponential(1 / 20, num_requests)).tolist()
     prompts = rng.geometric(1 / 1155, num_requests).clip(1, 14000).tolist()
     outputs = rng.geometric(1 / 211, num_requests).clip(1, 1000).tolist()
-    requests = list(map(Request, range(num_requests), times, prompts, outputs))
-    kinds = {kind: kind_cost(kind, 0.0042, 20e-6, 1e-8, ratios) for kind in ("decode", "prompt")}
+    return list(map(Request, range(num_requests), times, prompts, outputs))
+
+
+def modelled_server(folder: Path) -> Server:
+    kinds = {kind: kind_cost(kind, 0.0042, 20e-6, 1e-8, (0.99, 1.0, 1.02)) for kind in ("decode", "prompt")}
     options = {"num_blocks": 100_000, "block_size": 16}
-    engine = ModelledEngine(target(model=LONG), path=str(write_model(tmp_path, kinds=kinds)), **options)
+    engine = ModelledEngine(target(model=LONG), path=str(write_model(folder, kinds=kinds)), **options)
+    return Server(ContinuousScheduler(**options, max_num_seqs=256, max_num_batched_tokens=16384), engine)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("num_requests", [20_000, 80_000])
+def test_modelled_replay_of_many_requests(benchmark, tmp_path, num_requests):
+    """What is taken at once grows with their number."""
+    requests = like_the_azure_hour(num_requests)
+    outputs = [request.num_output_tokens for request in requests]
 
     def run():
-        scheduler = ContinuousScheduler(**options, max_num_seqs=256, max_num_batched_tokens=16384)
-        server = Server(scheduler, engine)
-        return replay(TraceSource(requests), [server], lambda sequence: server), server.log
+        server = modelled_server(tmp_path)
+        return replay(TraceSource(requests), [server], lambda sequence: server), server
 
-    sequences, log = benchmark.pedantic(run, rounds=1)
+    sequences, server = benchmark.pedantic(run, rounds=1)
+    log, engine = server.log, server.engine
     assert sum(len(sequence.token_times) for sequence in sequences) == sum(outputs)
     assert len(log) < 3 * num_requests
     benchmark.extra_info |= {
@@ -121,6 +133,34 @@ def test_modelled_replay_of_many_requests(benchmark, tmp_path, num_requests):
         "num_taken": len(log),
         "num_output_tokens": sum(outputs),
     }
+
+
+@pytest.mark.nightly
+def test_memory_of_a_modelled_replay(benchmark, tmp_path, monkeypatch):
+    """It grows with the requests: by 8 bytes for a token, and by what a sequence and its steps take beside these."""
+    monkeypatch.setattr(step_runs, "KEPT", 256)
+    bytes_held, num_tokens, num_steps = {}, {}, {}
+
+    def run(num_requests: int) -> None:
+        requests, server = like_the_azure_hour(num_requests), modelled_server(tmp_path)
+        tracemalloc.start()
+        try:
+            sequences = replay(TraceSource(requests, compacts=True), [server], lambda sequence: server)
+            bytes_held[num_requests] = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        num_tokens[num_requests] = sum(len(sequence.token_times) for sequence in sequences)
+        num_steps[num_requests] = server.engine.outside.num_steps
+
+    for num_requests in (1000, 2000):
+        run(num_requests)
+    benchmark.pedantic(run, args=(4000,), rounds=1)
+    grown, tokens = (values[4000] - values[2000] for values in (bytes_held, num_tokens))
+    before = bytes_held[2000] - bytes_held[1000]
+    per_request = (grown - 8 * tokens) / 2000
+    assert per_request < 1500
+    assert grown < 2.2 * before
+    benchmark.extra_info |= {"bytes_per_request": grown / 2000, "num_steps": num_steps[4000]}
 
 
 class CuttingEngine(FakeEngine):
