@@ -105,7 +105,13 @@ def bootstrap_groups(token_times: list[Values]) -> Bounds:
 
 def pooled_gaps(token_times: list[Values]) -> Values:
     """Those between the consecutive tokens of each request, (gaps,) seconds."""
-    return np.concatenate([np.diff(times) for times in token_times]) if token_times else np.empty(0)
+    sizes = [max(len(times) - 1, 0) for times in token_times]
+    gaps, end = np.empty(sum(sizes)), 0
+    for times, size in zip(token_times, sizes, strict=True):
+        end += size
+        if size:
+            np.subtract(times[1:], times[:-1], out=gaps[end - size : end])
+    return gaps
 
 
 def estimate(values: Values, is_share: bool = False) -> tuple[float, float, float]:
