@@ -115,6 +115,7 @@ def test_a_changed_trace_file_is_not_reused(cli, smallest, tmp_path):
         assert output.count("(reused)") == expected
 
 
+@pytest.mark.nightly
 def test_an_slo_changes_attainment_without_a_new_replay(cli, smallest, tmp_path):
     for limit, attainment in ((100.0, 1.0), (1e-9, 0.0)):
         cli(*smallest, "rates=[50]", f"slo={{ttft: {limit}}}")
@@ -385,8 +386,8 @@ def spawn(*overrides: str, cwd: Path, **environment: str) -> subprocess.Popen:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interruption_keeps_finished_points(smallest, tmp_path, signal_number):
     process = spawn(*smallest, f"rates={list(range(50, 450))}", cwd=tmp_path)
     deadline = time.monotonic() + 60

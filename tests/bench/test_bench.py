@@ -54,6 +54,7 @@ def azure_hour() -> list[Request]:
     return list(map(Request, range(19366), times, prompts, outputs))
 
 
+@pytest.mark.nightly
 def test_replay_of_the_azure_conversation_hour(benchmark):
     requests = azure_hour()
     engine = ConstantEngine(num_blocks=100_000, block_size=16)

@@ -229,7 +229,7 @@ def test_every_scheduler_is_in_conf():
 
 
 @each_scheduler
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), workload=workloads(), stop=st.integers(0, 15), num_steps_ahead=st.integers(0, 1))
 def test_every_request_ends_once_with_exactly_its_tokens(make, data, workload, stop, num_steps_ahead):
     """The fake engine's tokens count from 0, so an output ends with token `stop` if it gets that far."""

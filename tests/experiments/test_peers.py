@@ -27,7 +27,7 @@ def test_a_peer_runs_in_a_fresh_process():
     assert found["process_id"] != os.getpid()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_it_raises_is_raised_here():
     with pytest.raises(ValueError, match="no prompts"):
         run_peer(process_id, PeerRun(RUN.config, RUN.dtype, RUN.device, []))

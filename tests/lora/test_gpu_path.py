@@ -106,7 +106,7 @@ def test_in_the_kv_cache_as_in_memory_of_their_own(monkeypatch, strategy, kernel
     [
         pytest.param("llama", Segmented, "split", marks=pytest.mark.nightly),
         pytest.param("gpt2", Gathered, "split", marks=pytest.mark.nightly),
-        ("llama", Segmented, "unified"),
+        pytest.param("llama", Segmented, "unified", marks=pytest.mark.nightly),
     ],
 )
 def test_compiled_blocks_hold_for_any_adapters(monkeypatch, family, strategy, memory):

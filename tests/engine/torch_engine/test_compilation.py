@@ -44,7 +44,7 @@ def test_blocks_compile_without_graph_breaks_or_a_graph_per_size(monkeypatch, qu
     assert 0 < len(graphs) <= 6  # of `project` and `finish` one each, one more for a single row, or for few rows
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_models_that_take_turns_keep_what_was_compiled_and_count_against_no_common_limit(monkeypatch):
     graphs = []
 

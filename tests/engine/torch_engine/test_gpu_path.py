@@ -51,7 +51,7 @@ def test_windows_through_the_kernels(pretend, with_kernels, name, num_steps_ahea
 
 
 @pytest.mark.slow
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 14), st.integers(1, 6)), min_size=1, max_size=4),
     max_num_seqs=st.integers(1, 4),

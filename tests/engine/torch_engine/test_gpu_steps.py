@@ -119,7 +119,17 @@ def test_replayed_tokens_equal_the_plain_way(pretend, name, num_steps_ahead):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "num_steps_ahead"), mostly_nightly(["continuous", "mixed", "alternate"], [0, 1]))
+@pytest.mark.parametrize(
+    ("name", "num_steps_ahead"),
+    [
+        ("mixed", 1),
+        pytest.param("mixed", 0, marks=pytest.mark.nightly),
+        pytest.param("continuous", 0, marks=pytest.mark.nightly),
+        pytest.param("continuous", 1, marks=pytest.mark.nightly),
+        pytest.param("alternate", 0, marks=pytest.mark.nightly),
+        pytest.param("alternate", 1, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_prefix_cache_changes_no_token(pretend, name, num_steps_ahead):
     """Six blocks of 4: the prompts of two begin with those of the others, and there are preemptions."""
     names = {"prefix_ids": (1, 2, 3), "prefix_block_size": 3}
@@ -132,7 +142,7 @@ def test_a_prefix_cache_changes_no_token(pretend, name, num_steps_ahead):
     assert any(sequence.num_cached_tokens for sequence in sequences)
 
 
-@pytest.fixture(params=[[16, 32, 64], []], ids=["replayed", "eager"])
+@pytest.fixture(params=[[16, 32, 64], pytest.param([], marks=pytest.mark.nightly)], ids=["replayed", "eager"])
 def with_kernels(request, monkeypatch):
     """Mixed steps through their kernels, of these sizes as from graphs, whose inputs are always at the same places."""
 

@@ -39,6 +39,7 @@ def test_five_schedulers_chunks_and_a_stall(cli, smallest, tmp_path):
     assert "continuous: while a prompt of 64 tokens is computed, the 2 sequences that decode wait up to" in output
 
 
+@pytest.mark.nightly
 def test_nothing_but_replays(cli, smallest, tmp_path):
     code, output = cli(
         *smallest, *QUICK, *FEW_SEATS, "rates=[200]", "chunks=[]", "mixed=[]", "stall=null", "itl_limits=[]"
@@ -49,6 +50,7 @@ def test_nothing_but_replays(cli, smallest, tmp_path):
     assert not (folder / "overhead.csv").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("trace", ["sample", "all_at_once"])
 def test_another_trace_keeps_its_own_lengths_and_all_at_once_has_no_rate_within_a_limit(cli, smallest, tmp_path, trace):
     without = ["chunks=[]", "mixed=[]", "stall=null", "~arms.hybrid_only", "~arms.chunk_only", "~arms.sarathi"]

@@ -98,6 +98,7 @@ def test_an_adapter_changes_what_is_written(cli, tmp_path):
     assert "there is no adapter 'mine'" in output
 
 
+@pytest.mark.nightly
 def test_adapters_of_random_numbers_are_told(cli, tmp_path):
     options = ["experiment=generate", "prompts=[a]", "num_output_tokens=2", "device=cpu"]
     folder = tmp_path / "outputs/generate"
@@ -119,6 +120,7 @@ def test_adapters_of_random_numbers_are_told(cli, tmp_path):
     assert [row[0] for row in Page(folder / "report.html").table("prompt")] == ["html"]
 
 
+@pytest.mark.nightly
 def test_several_adapters_answer_a_prompt_in_one_batch(cli, tmp_path):
     options = ["experiment=generate", "prompt_token_ids=[[1,2,3],[5]]", "num_output_tokens=8", "device=cpu"]
     options += ["model.config.tie_word_embeddings=false", "model.weights=random", "lora=loop"]
@@ -161,6 +163,7 @@ def test_a_json_schema_given_in_any_way_makes_documents_and_its_cost_is_told(cli
     assert all(re.fullmatch(r"[-\d.]+\s*\[[-\d.]+, [-\d.]+\]", cell) for row in costs for cell in row[1:])
 
 
+@pytest.mark.nightly
 def test_a_document_that_is_cut_off_is_counted(cli, tmp_path):
     pytest.importorskip("llguidance")
     code, output = cli(*TINY, f"json_schema={HYDRA_SCHEMA}", "num_output_tokens=1")

@@ -42,6 +42,7 @@ def test_every_mix_is_replayed_and_stands_beside_what_is_reported(cli, smallest,
     assert over_rates[-1][4] == "0.05"
 
 
+@pytest.mark.nightly
 def test_a_queue_under_every_popularity(cli, smallest, tmp_path):
     slots = [f"arms.{arm}.lora.num_slots=2" for arm in ("loop", "gathered", "segmented")]
     code, output = cli("experiment=papers/punica", *smallest, *slots, "~arms.none", "trace.num_requests=5")

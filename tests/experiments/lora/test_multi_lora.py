@@ -71,6 +71,7 @@ def test_steps_and_replays_of_every_strategy(cli, smallest, tmp_path, strategies
     assert [row[0] for row in page.table("tokens served")] == adapters["arm"].tolist()
 
 
+@pytest.mark.nightly
 def test_requests_that_are_served_without_their_adapter_are_told(cli, smallest, tmp_path):
     arms = ["+lora@arms.merged.lora=merged", "~arms.loop", "~arms.segmented"]
     code, output = cli("experiment=multi_lora", *smallest, *SMALL, *arms, "batch_sizes=[]", "rates=[50,60]")
@@ -196,6 +197,7 @@ def test_steps_alone(cli, smallest, tmp_path):
     assert [row[0] for row in page.rows] == ["arm", "none", "segmented"]
 
 
+@pytest.mark.nightly
 def test_steps_that_fit_no_engine_leave_the_replay(cli, smallest, tmp_path):
     options = ["experiment=multi_lora", *smallest, *SMALL, "context=5000", "~arms.loop", "~arms.gathered"]
     code, output = cli(*options)
@@ -209,6 +211,7 @@ def test_steps_that_fit_no_engine_leave_the_replay(cli, smallest, tmp_path):
     assert "error: no step could be measured of batch_sizes=[1, 4] with context=5000 and mixed=[]" in output
 
 
+@pytest.mark.nightly
 def test_an_interrupted_rerun_leaves_the_earlier_steps(cli, smallest, tmp_path, monkeypatch):
     options = ["experiment=multi_lora", *smallest, *SMALL, "rates=[]", "~arms.loop", "~arms.gathered"]
     code, output = cli(*options)

@@ -53,6 +53,7 @@ def test_streams_and_every_combination(cli, smallest, tmp_path, options, precisi
         assert 0 <= low <= mean <= high
 
 
+@pytest.mark.nightly
 def test_an_arm_that_fails_leaves_the_others_and_no_bars(cli, smallest, tmp_path):
     few = ["~axes.lora.gathered", "~axes.lora.none", "~axes.precision.float", "rates=[2000]"]
     corners = ["naive=[static,int8,loop]", "full=[continuous,int8,segmented]", "ceiling=[continuous,int8,segmented]"]

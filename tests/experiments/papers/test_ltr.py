@@ -12,6 +12,7 @@ ARMS = ["workloads.latency.only=[fcfs,oracle,ranking]"]
 GUARD = ["workloads.guard.only=[ranking,ranking_guard]", "workloads.guard.rates.of=ranking"]
 
 
+@pytest.mark.nightly
 def test_orders_stand_beside_what_is_reported(cli, tmp_path):
     seats = [f"arms.{arm}.scheduler.max_num_seqs=4" for arm in ("fcfs", "oracle", "ranking", "ranking_guard")]
     code, output = cli("experiment=papers/ltr", *FEW, *REQUESTS, *ARMS, *GUARD, *seats)

@@ -84,6 +84,7 @@ def check_the_page(folder, figures, output):
     assert agreement[:4] == ["none", "0", "0", "0[0, 0]"]
 
 
+@pytest.mark.nightly
 def test_what_serves_has_equal_memory(cli, smallest, folder):
     """The budget is weights and KV cache, to within a block: of 2 layers, k and v, 16 tokens, 16 channels.
 
@@ -125,6 +126,7 @@ def test_a_gpus_allocator_agrees_with_the_storages(cli, folder):
         assert (measured < stored + 512 * 100).all()
 
 
+@pytest.mark.nightly
 def test_a_failing_arm_is_named_and_the_others_stay(cli, smallest, folder):
     wrong = [
         "arms.int8_group128.quantization.group_size=100",

@@ -15,6 +15,7 @@ def small(smallest):
     return [*smallest, *SMALL]
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("drawn")
 def test_speed_with_peers(cli, small, tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.speed.engine_speed.run_peer", lambda peer, run: peer(run))  # in this process
