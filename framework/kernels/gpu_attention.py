@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Unpack
 
 import numpy as np
@@ -59,6 +60,7 @@ class DecodeAttention:
     context_lens: Tensor  # (rows,) int32, with the new token; 0: an empty row
     padding: Tensor  # (rows,) int32
     block_size: int
+    plan: Tensor | None  # choose_plan's of these context_lens: every layer reads the same
 
     def __call__(
         self,
@@ -71,7 +73,8 @@ class DecodeAttention:
         """See Attention."""
         assert cache is not None, "no KV cache is attached to the model"
         rows = (self.tables, self.seats, self.context_lens, self.padding)
-        return paged_decode(qkv, rope, *rows, cache, block_size=self.block_size, window=window, **heads)
+        kernel = partial(paged_decode, block_size=self.block_size, window=window, plan=self.plan)
+        return kernel(qkv, rope, *rows, cache, **heads)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from framework.kernels.arrays import IntArray
 from framework.kernels.attention import flatten_slots
-from framework.kernels.paged_decode import decode_items
+from framework.kernels.decode_plan import decode_items
 from framework.kernels.paged_prefill import most_tiles, prefill_tiles, queries_per_tile
 
 

@@ -12,19 +12,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from framework.kernels.arrays import IntArray
+from framework.kernels.decode_plan import MAX_SPLITS, MIN_KEYS, decode_plan
 from framework.kernels.layer_cache import LayerCache
 from framework.kernels.paged_decode_triton import paged_decode_items_kernel, paged_decode_kernel
 from framework.kernels.rope_store import check_qkv, plain_rope_store
 from framework.kernels.triton_support import MAX_COUNTERS, check_triton, counters, device_facts
 
-MAX_SPLITS = 32
 PROGRAMS_PER_SM = 4
+# Of decode_plan's parts in a decode step. No more than PROGRAMS_PER_SM: then rows of one length are not split
+PLAN_PROGRAMS_PER_SM = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class DecodeTiles:
 
 
 # By what was fastest inside a mixed step on an H200
-ITEM_TILES = DecodeTiles(min_keys=256)
+ITEM_TILES = DecodeTiles(min_keys=MIN_KEYS)
 ITEM_PROGRAMS_PER_SM = 2
 
 
@@ -92,13 +92,15 @@ def paged_decode(
     qkv: Tensor, rope: Tensor | None, tables: Tensor, seats: Tensor, context_lens: Tensor, padding: Tensor,
     cache: LayerCache, *, num_kv_heads: int, block_size: int,
     q_norm: Tensor | None = None, k_norm: Tensor | None = None, norm_eps: float = 0.0, window: int | None = None,
-    num_splits: int | None = None, tiles: DecodeTiles | None = None,
+    num_splits: int | None = None, tiles: DecodeTiles | None = None, plan: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """plain_paged_decode as one Triton launch: num_splits programs (None: choose_splits) per row and key head.
 
+    With a `plan` (decode_plan's, of these context_lens) there is one per item and key head instead.
+
     Everything must be contiguous, head_dim a power of two of at least 16, or 32 with an int8 cache. With overlapping
-    launches tables, seats and context_lens are read before the kernels ahead are done: an ordinary launch must follow
-    what writes them. Launches share counters, so they must be of one stream.
+    launches tables, seats, context_lens and plan are read before the kernels ahead are done: an ordinary launch must
+    follow what writes them. Launches share counters, so they must be of one stream.
     """
     check_triton("paged_decode")
     check_qkv(qkv, num_kv_heads)
@@ -109,19 +111,22 @@ def paged_decode(
     num_sms, has_pdl = device_facts(qkv.device)
     if tiles is None:
         tiles = choose_tiles(num_rows, num_kv_heads, num_sms, head_dim, cache.scales is not None)
+        if plan is not None:
+            tiles = replace(tiles, min_keys=MIN_KEYS)
         if qkv.element_size() == 4:  # same bytes per tile
             tiles = replace(tiles, block_keys=tiles.block_keys // 2)
     num_splits = choose_splits(num_rows, num_kv_heads, num_sms) if num_splits is None else num_splits
     output = torch.empty((num_rows, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
+    grid = (num_kv_heads, num_rows, num_splits) if plan is None else (num_kv_heads, plan.shape[1], 1)
     parts = logs = None
-    if num_splits > 1:
-        parts = torch.empty((num_rows, num_kv_heads, num_splits, group, head_dim), device=qkv.device)
-        logs = torch.empty((num_rows, num_kv_heads, num_splits, group), device=qkv.device)
+    if plan is not None or num_splits > 1:
+        parts = torch.empty((*grid, group, head_dim), device=qkv.device)
+        logs = torch.empty((*grid, group), device=qkv.device)
     pdl = tiles.pdl and has_pdl
     if num_rows:
-        paged_decode_kernel[(num_kv_heads, num_rows, num_splits)](
+        paged_decode_kernel[grid](
             qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, *cache.written_args,
-            output, parts, logs, counters(qkv.device), tables.stride(0), num_splits,
+            output, parts, logs, counters(qkv.device), tables.stride(0), plan, num_splits,
             max(1, tiles.min_keys // tiles.block_keys), head_dim**-0.5 / math.log(2),
             KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, BLOCK_KEYS=tiles.block_keys,
             WINDOW=window or 0, PREFETCH=tiles.prefetch and has_pdl, PDL=pdl,
@@ -160,24 +165,17 @@ def paged_decode_items(
     )  # fmt: skip
 
 
-def decode_items(context_lens: IntArray, num_parts: int) -> IntArray:
-    """Items (3, num_items) for rows 0, 1, …: the row, its split and its number of splits.
-
-    A row is split where it is longer than one of `num_parts` equal parts of all of them, which leaves at most that many
-    items more than rows. The longest come first, so that no program is left with one.
-    """
-    part = max(ITEM_TILES.min_keys, int(context_lens.sum()) / num_parts)
-    num_splits = np.clip(np.rint(context_lens / part), 1, MAX_SPLITS).astype(np.int64)
-    order = np.argsort(-(context_lens // num_splits), kind="stable")
-    rows = np.repeat(order, num_splits[order])
-    ends = np.cumsum(num_splits[order])
-    splits = np.arange(len(rows)) - np.repeat(ends - num_splits[order], num_splits[order])
-    return np.stack((rows, splits, num_splits[rows]))
+def parts_wanted(num_kv_heads: int, device: torch.device, programs_per_sm: int = ITEM_PROGRAMS_PER_SM) -> int:
+    """Parts that give every program its own: so many per SM, of paged_decode_items unless given."""
+    return -(-programs_per_sm * device_facts(device)[0] // num_kv_heads)
 
 
-def parts_wanted(num_kv_heads: int, device: torch.device) -> int:
-    """Parts that give every program of paged_decode_items one: with fewer some would idle."""
-    return -(-ITEM_PROGRAMS_PER_SM * device_facts(device)[0] // num_kv_heads)
+def choose_plan(context_lens: Tensor, num_kv_heads: int) -> Tensor | None:
+    """What paged_decode takes for rows of these lengths: decode_plan's for so many that choose_splits splits none."""
+    device = context_lens.device
+    if choose_splits(len(context_lens), num_kv_heads, device_facts(device)[0]) > 1:
+        return None
+    return decode_plan(context_lens, parts_wanted(num_kv_heads, device, PLAN_PROGRAMS_PER_SM))
 
 
 def _check_sizes(num_rows: int, num_kv_heads: int, head_dim: int, cache: LayerCache) -> None:
@@ -190,7 +188,7 @@ def _check_sizes(num_rows: int, num_kv_heads: int, head_dim: int, cache: LayerCa
 def choose_splits(num_rows: int, num_kv_heads: int, num_sms: int) -> int:
     """How many parts a long row has at most; splits that a short row has no use for leave at once.
 
-    They are not free: where rows alone fill the device, none is split.
+    They are not free: where rows alone fill the device, none is split, unless a plan says so.
     """
     num_programs = num_rows * num_kv_heads
     if num_programs < num_sms:

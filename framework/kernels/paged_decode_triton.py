@@ -16,16 +16,26 @@ from framework.kernels.triton_support import jit, jit_for_any, tl, triton
 @jit_for_any("table_stride", "num_splits", "min_tiles")
 def paged_decode_kernel(
     qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache, scales, scale_stride,
-    key_offset, output, parts, logs, counters, table_stride, num_splits, min_tiles, scale,
+    key_offset, output, parts, logs, counters, table_stride, plan, num_splits, min_tiles, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     WINDOW: tl.constexpr, BLOCK_KEYS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program (key head, row, split): the query heads of one key head over a range of the row's old slots."""
+    """Program (key head, row, split): the query heads of one key head over a range of the row's old slots.
+
+    With a plan, (3, any) as decode_plan's, it is (key head, item, 0).
+    """
     kv_head, row, split = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    first_part = (row * KV_HEADS + kv_head) * num_splits
+    if plan is not None:
+        item, max_items = row, tl.num_programs(1)
+        row = tl.load(plan + item).to(tl.int64)
+        split = tl.load(plan + max_items + item)
+        num_splits = tl.load(plan + 2 * max_items + item)
+        first_part = kv_head.to(tl.int64) * max_items + item - split
     decode_part(
         qkv, rope, q_norm, k_norm, norm_eps, tables, seats, context_lens, padding, k_cache, v_cache, scales,
         scale_stride, key_offset, output, parts, logs, counters, table_stride, num_splits, min_tiles, scale,
-        kv_head, row, split, (row * KV_HEADS + kv_head) * num_splits,
+        kv_head, row, split, first_part,
         KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE, WINDOW, BLOCK_KEYS, PREFETCH, PDL,
     )  # fmt: skip
 

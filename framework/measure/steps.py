@@ -24,6 +24,7 @@ from framework.engine.measured import MeasuredEngine, measured
 from framework.engine.modelled import check_executes
 from framework.engine.torch_engine.kv_cache import attention_modules
 from framework.kernels.gpu_attention import DecodeAttention
+from framework.kernels.paged_decode import choose_plan
 from framework.measure.ceilings import Ceilings, measure_ceilings, median_time
 from framework.measure.floors import Work, attention_work, model_costs, step_work
 from framework.models.llama import Llama
@@ -282,7 +283,8 @@ def measure_attention(engine: MeasuredEngine, num_seqs: int, context: int, num_s
     tables = torch.tensor([sequence.block_table for sequence in sequences], dtype=torch.int32, device=engine.device)
     seats = torch.arange(num_seqs, dtype=torch.int32, device=engine.device)
     lens = torch.full_like(seats, context)
-    attention = DecodeAttention(tables, seats, lens, torch.zeros_like(seats), engine.block_size)
+    plan = choose_plan(lens, config.num_kv_heads)
+    attention = DecodeAttention(tables, seats, lens, torch.zeros_like(seats), engine.block_size, plan)
     qkv = torch.randn(num_seqs, sum(config.qkv_sizes), device=engine.device).to(engine.dtype)
     rope = model.rope[context - 1].expand(num_seqs, -1, -1).contiguous() if isinstance(model, Llama) else None
     modules = attention_modules(model)

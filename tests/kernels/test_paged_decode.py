@@ -2,19 +2,17 @@
 
 import dataclasses
 
-import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
 
+from framework.kernels.decode_plan import MIN_KEYS, decode_items, decode_plan, plain_decode_plan
 from framework.kernels.layer_cache import LayerCache
 from framework.kernels.paged_decode import (
-    ITEM_TILES,
     DecodeTiles,
+    choose_plan,
     choose_splits,
     choose_tiles,
-    decode_items,
     paged_decode,
     paged_decode_items,
     parts_wanted,
@@ -141,11 +139,11 @@ def test_windows(window, is_int8):
     check(case, num_splits=4, tiles=SMALL)
 
 
-def run_items(*, num_parts=None, context_lens, num_kv_heads, cache, qkv, **others):
+def run_items(*, num_parts=None, min_keys=MIN_KEYS, context_lens, num_kv_heads, cache, qkv, **others):
     """paged_decode over the items that the host would choose; the rows that it names none of stay NaN."""
     if num_parts is None:
         num_parts = parts_wanted(num_kv_heads, qkv.device)
-    items = decode_items(context_lens[context_lens > 0].cpu().numpy().astype(np.int64), num_parts)
+    items = decode_items(context_lens[context_lens > 0].cpu().numpy(), num_parts, min_keys)
     items[0] = np.flatnonzero(context_lens.cpu().numpy())[items[0]]
     padded = torch.full((3, num_parts + len(qkv)), 10**6, dtype=torch.int32)
     padded[:, : items.shape[1]] = torch.from_numpy(items)
@@ -166,32 +164,37 @@ def test_items(num_parts, is_int8, window, monkeypatch):
     monkeypatch.setattr("framework.kernels.paged_decode.ITEM_TILES", dataclasses.replace(SMALL, min_keys=32))
     case = make_case([0, 5, 70, 33, 513, 0, 260], head_dim=32, padding=[0, 3, 0, 0, 40, 0, 0], is_int8=is_int8)
     case.kwargs["window"] = window
-    check(case, function=run_items, num_parts=num_parts)
+    check(case, function=run_items, num_parts=num_parts, min_keys=32)
 
 
-def test_rows_are_split_where_they_are_long_and_programs_would_idle():
-    least = ITEM_TILES.min_keys
-    lens = np.array([least, 4 * least + 1, 1])
-    assert decode_items(lens, 1).T.tolist() == [[1, 0, 1], [0, 0, 1], [2, 0, 1]]
-    assert decode_items(lens, 9).T.tolist() == [[0, 0, 1], *([1, split, 4] for split in range(4)), [2, 0, 1]]
-    assert decode_items(lens[:0], 9).shape == (3, 0)
+UNEVEN = [150, 5, 0, 33, 1, 17]
 
 
-def test_a_row_far_longer_than_the_others_is_split_however_many_these_are():
-    assert decode_items(np.full(64, 1024), 33)[2].tolist() == [1] * 64
-    row, split, num_splits = decode_items(np.array([*[1024] * 64, 8192]), 33)
-    assert num_splits[row == 64].tolist() == [4] * 4
-    assert split[row == 64].tolist() == [0, 1, 2, 3]
-    assert num_splits[row < 64].tolist() == [1] * 64
+@needs_interpreter
+@pytest.mark.parametrize(("lengths", "num_parts", "longest"), [(UNEVEN, 6, 4), ([20] * 4, 4, 1), ([0, 0], 1, 1)])
+def test_a_plan_splits_the_long_rows(lengths, num_parts, longest):
+    case = make_case(lengths, num_kv_heads=2, group=1, padding=[min(3, max(0, length - 1)) for length in lengths])
+    plan = decode_plan(case.args["context_lens"], num_parts, 16)
+    assert max(plan[2]) == longest
+    check(case, plan=plan, tiles=SMALL)
 
 
-@given(st.lists(st.integers(1, 20_000), max_size=70), st.integers(1, 70))
-def test_there_are_at_most_so_many_items_more_than_rows(lens, num_parts):
-    row, split, num_splits = decode_items(np.array(lens, dtype=np.int64), num_parts)
-    assert len(row) <= len(lens) + num_parts
-    assert sorted(zip(row.tolist(), split.tolist(), strict=True)) == [
-        (index, part) for index in range(len(lens)) for part in range(max(num_splits[row == index]))
-    ]
+@needs_interpreter
+@pytest.mark.parametrize(("window", "is_int8"), mostly_nightly([100, 1, None], [True, False]))
+def test_a_plan_with_windows(window, is_int8):
+    case = make_case([150, 5, 0, 40], num_kv_heads=1, head_dim=32, is_int8=is_int8)
+    case.kwargs["window"] = window
+    check(case, plan=decode_plan(case.args["context_lens"], 6, 16), tiles=SMALL)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_a_chosen_plan_and_default_tiles(is_int8):
+    case = make_case([600, 5, 1, 0], num_kv_heads=1, head_dim=32, is_int8=is_int8)
+    plan = choose_plan(case.args["context_lens"], 1)
+    assert plan[:2].T.tolist() == [[0, 0], [0, 1], [1, 0], [2, 0], [3, 0], *[[0, 1]] * 3]
+    check(case, dtype=torch.float16, tolerance=3e-3, plan=plan)
+    assert choose_plan(case.args["context_lens"][:3], 1) is None
 
 
 @needs_interpreter
@@ -266,6 +269,21 @@ def test_equals_reference_on_cuda(num_kv_heads, group, head_dim, block_size, dty
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(("num_kv_heads", "group", "head_dim"), [(8, 4, 128), (8, 4, 64), (12, 1, 64), (8, 2, 256)])
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_a_long_row_among_many_equals_reference_on_cuda(num_kv_heads, group, head_dim, dtype, tolerance, is_int8):
+    lengths = [8000, *[3 + 7 * index % 300 for index in range(126)], 0]
+    case = make_case(lengths, num_kv_heads, group, head_dim, padding=[70, *[0] * 127], is_int8=is_int8)
+    case = case.to("cuda", dtype)
+    plan = choose_plan(case.args["context_lens"], num_kv_heads)
+    assert torch.equal(plan, plain_decode_plan(case.args["context_lens"], plan.shape[1] - 128))
+    assert plan[2].max() > 8
+    for case.kwargs["window"] in (None, 2000):
+        check(case, "cuda", dtype, tolerance, plan=plan)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("is_int8", [False, True])
 def test_repeated_runs_are_bit_equal(is_int8):
     case = make_case([3000, 17, 1200], 8, 4, 128, is_int8=is_int8).to("cuda", torch.bfloat16)
@@ -276,13 +294,32 @@ def test_repeated_runs_are_bit_equal(is_int8):
 @pytest.mark.gpu
 @pytest.mark.parametrize("is_int8", [False, True])
 def test_a_captured_graph_follows_the_lengths(is_int8):
-    case = make_case([600, 600, 600, 600], 8, 4, 128, is_int8=is_int8).to("cuda", torch.bfloat16)
-    case.run(paged_decode)
+    follow_lengths([[600] * 4, [600, 5, 1, 300], [0, 599, 64, 0], [65, 600, 600, 2]], is_int8, is_planned=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_a_captured_graph_plans_anew(is_int8):
+    lengths = [[2000] * 80, [5] * 79 + [2000], [1999, *[0] * 79], [*range(1, 1600, 20)], [0] * 80, [2000] * 80]
+    follow_lengths(lengths, is_int8, is_planned=True)
+
+
+def follow_lengths(lengths, is_int8, *, is_planned):
+    """Replay one graph, captured with the first lengths, with the others."""
+    case = make_case(lengths[0], 8, 4, 128, is_int8=is_int8).to("cuda", torch.bfloat16)
+    context_lens = case.args["context_lens"]
+
+    def run():
+        plan = choose_plan(context_lens, 8)
+        assert (plan is not None) == is_planned
+        return case.run(paged_decode, plan=plan)
+
+    run()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        output = case.run(paged_decode)
-    for lengths in ([600, 5, 1, 300], [0, 599, 64, 0], [65, 600, 600, 2]):
-        case.args["context_lens"].copy_(torch.tensor(lengths))
+        output = run()
+    for some in lengths[1:]:
+        context_lens.copy_(torch.tensor(some))
         expected = case.to("cuda", torch.float64).run(plain_paged_decode)
         graph.replay()
         torch.testing.assert_close(output.double(), expected, atol=3e-2, rtol=3e-2)

@@ -20,6 +20,7 @@ from framework.engine.torch_engine.in_flight import OnDevice
 from framework.engine.torch_engine.seats import Seats, SeatTables
 from framework.kernels.decode_step import begin_rows, finish_rows
 from framework.kernels.gpu_attention import DecodeAttention
+from framework.kernels.paged_decode import choose_plan
 from framework.lora.pool import AdapterPool
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
@@ -111,6 +112,7 @@ class Decoder:
         seats, context_lens, padding, _ = rows
         if self.adapters is not None:
             self.adapters.set_step(self.rows[NUM_ROWS:, :num_seqs], self._on_host[NUM_ROWS:, :num_seqs])
+        plan = choose_plan(context_lens, self.model.config.num_kv_heads)
         token_ids, positions = begin_rows(
             rows,
             self.seats.tables,
@@ -118,7 +120,7 @@ class Decoder:
             block_size=self.seats.block_size,
             max_position=self.max_position,  # finished static seats run past the end
         )
-        attention = DecodeAttention(self.seats.tables, seats, context_lens, padding, self.seats.block_size)
+        attention = DecodeAttention(self.seats.tables, seats, context_lens, padding, self.seats.block_size, plan)
         logits = self.model.logits(self.model(token_ids, positions, attention))
         if self.sample is None:
             finish_rows(logits, seats, self.sampled, self.seats.last_tokens)
