@@ -206,6 +206,25 @@ def test_seats_of_many_requests_are_reused():
     assert outputs[0] == outputs[1]
 
 
+def test_a_long_sequence_among_many_gets_the_tokens_of_small_batches():
+    """With so many rows attention splits the long one by a plan, with few any."""
+    config = LLAMA | {"num_key_value_heads": 8, "max_position_embeddings": 2048}
+    given = {"path": None, "weights": "random", "config": config, "max_model_len": None, "device": "cuda", "seed": 0}
+    model = load_model(**given, dtype="float32")
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.mul_(3.0)
+    requests = make_requests([1500, *range(3, 102)], [20] * 100)
+    outputs = []
+    for max_num_seqs in (8, 100):
+        engine = TorchEngine(model, num_blocks=1000)
+        scheduler = ContinuousScheduler(engine.num_blocks, engine.block_size, max_num_seqs=max_num_seqs)
+        sequences, steps = replay_trace(requests, scheduler, engine)
+        assert max(step.num_decode_tokens for step in steps) == max_num_seqs
+        outputs.append([sequence.output_token_ids for sequence in sequences])
+    assert outputs[0] == outputs[1]
+
+
 def test_a_cache_that_does_not_fit_is_refused_with_the_numbers():
     with pytest.raises(ValueError, match=r"a KV cache of \d+\.\d GiB .* does not fit: cuda:0 has \d+\.\d GiB"):
         TorchEngine(make_model("llama"), kv_cache_bytes=10**13)
