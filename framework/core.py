@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf
+from operator import add
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -201,6 +202,13 @@ class Batch:
         return sum(self.starts) + self.num_prefill_tokens + self.num_decode_tokens - num_padding
 
     @property
+    def max_context_tokens(self) -> int:
+        """KV slots that the longest of the sequences attends to, its new ones and its padding included."""
+        if not self.num_prefill_tokens:
+            return max(self.starts) + 1
+        return max(map(add, self.starts, self.num_tokens))
+
+    @property
     def num_adapters(self) -> int:
         """How many different ones the sequences use."""
         return len({sequence.adapter_slot for sequence in self.sequences} - {0})
@@ -264,6 +272,7 @@ class Step:
     num_prefill_tokens: int
     num_decode_tokens: int
     num_context_tokens: int  # KV tokens that its rows attend to
+    max_context_tokens: int  # of its longest sequence, with padding
     num_prefill_pairs: int  # query-key pairs of its prompt rows
     num_used_blocks: int
     num_waiting: int

@@ -68,6 +68,7 @@ def describe_step(
         num_prefill_tokens=batch.num_prefill_tokens,
         num_decode_tokens=batch.num_decode_tokens,
         num_context_tokens=batch.num_context_tokens,
+        max_context_tokens=batch.max_context_tokens,
         num_prefill_pairs=batch.num_prefill_pairs if batch.num_prefill_tokens else 0,
         num_used_blocks=scheduler.num_used_blocks,
         num_waiting=len(scheduler.waiting),

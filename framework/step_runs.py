@@ -163,6 +163,7 @@ def varying(runs: list[StepRun]) -> Columns:
         "prepare": np.fromiter(chain.from_iterable(run.prepare for run in runs), float, ends[-1]),
         "device": np.fromiter(chain.from_iterable(run.device for run in runs), float, ends[-1]),
         "num_context_tokens": first(run.first.num_context_tokens for run in runs) + num_computed,
+        "max_context_tokens": first(run.first.max_context_tokens for run in runs) + index,
         "num_used_blocks": first(run.first.num_used_blocks for run in runs) + num_taken,
         "num_cached_blocks": first(run.first.num_cached_blocks for run in runs) - num_evicted,
         "num_token_slots": first(run.first.num_token_slots for run in runs) + num_computed,

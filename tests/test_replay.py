@@ -5,6 +5,7 @@ from collections import deque
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -312,18 +313,17 @@ def test_steps_count_what_their_rows_attend_to():
     engine = FakeEngine()
     scheduler = ContinuousScheduler(1000, 4, max_num_batched_tokens=6)
     _, steps = replay_trace(requests_at((0.0, 10, 2), (0.0, 3, 2)), scheduler, engine)
-    assert [(step.phase, step.num_context_tokens, step.num_prefill_pairs) for step in steps] == [
-        ("prefill", 6, 21),  # 1 + 2 + … + 6
-        ("prefill", 10, 34),  # 7 + 8 + 9 + 10
-        ("prefill", 3, 6),
-        ("decode", 11 + 4, 0),
+    columns = attrgetter("phase", "num_context_tokens", "max_context_tokens", "num_prefill_pairs")
+    assert list(map(columns, steps)) == [
+        ("prefill", 6, 6, 21),  # 1 + 2 + … + 6
+        ("prefill", 10, 10, 34),  # 7 + 8 + 9 + 10
+        ("prefill", 3, 3, 6),
+        ("decode", 11 + 4, 11, 0),
     ]
 
 
 def test_padding_is_no_context():
     engine = FakeEngine()
     _, steps = replay_trace(requests_at((0.0, 5, 2), (0.0, 2, 2)), StaticScheduler(1000, 4, max_num_seqs=2), engine)
-    assert [(step.num_prefill_tokens, step.num_context_tokens, step.num_prefill_pairs) for step in steps] == [
-        (10, 5 + 2, 15 + 3),
-        (0, 6 + 3, 0),
-    ]
+    columns = attrgetter("num_prefill_tokens", "num_context_tokens", "max_context_tokens", "num_prefill_pairs")
+    assert list(map(columns, steps)) == [(10, 5 + 2, 5, 15 + 3), (0, 6 + 3, 6, 0)]

@@ -10,9 +10,9 @@ from framework.step_runs import Growth, StepLog, StepRun, columns_of, steps_of
 
 FIRST = Step(
     start_time=1.0, elapsed=0.5, phase="decode", num_seqs=2, num_prefill_tokens=0, num_decode_tokens=2,
-    num_context_tokens=10, num_prefill_pairs=0, num_used_blocks=4, num_waiting=1, schedule=0.0, prepare=0.1, device=0.4,
-    num_output_tokens=2, num_cached_blocks=3, num_token_slots=10, num_reserved_slots=6, num_lost_slots=0,
-    num_free_slots=4,
+    num_context_tokens=10, max_context_tokens=7, num_prefill_pairs=0, num_used_blocks=4, num_waiting=1, schedule=0.0,
+    prepare=0.1, device=0.4, num_output_tokens=2, num_cached_blocks=3, num_token_slots=10, num_reserved_slots=6,
+    num_lost_slots=0, num_free_slots=4,
 )  # fmt: skip
 # A block after the first step, which is empty, and two after the second, of cached ones; one that nobody sees
 RUN = StepRun(
@@ -26,12 +26,13 @@ def test_a_run_is_its_steps():
     first, second, third = steps_of([RUN])
     assert first == FIRST
     assert second == replace(
-        FIRST, start_time=1.5, elapsed=1.0, prepare=0.2, device=0.9, num_context_tokens=12, num_used_blocks=5,
-        num_token_slots=12, num_reserved_slots=8, num_free_slots=0,
+        FIRST, start_time=1.5, elapsed=1.0, prepare=0.2, device=0.9, num_context_tokens=12, max_context_tokens=8,
+        num_used_blocks=5, num_token_slots=12, num_reserved_slots=8, num_free_slots=0,
     )  # fmt: skip
     assert third == replace(
-        FIRST, start_time=2.5, elapsed=0.25, prepare=0.3, device=0.2, num_context_tokens=14, num_used_blocks=7,
-        num_cached_blocks=1, num_token_slots=14, num_reserved_slots=11, num_lost_slots=3, num_free_slots=0,
+        FIRST, start_time=2.5, elapsed=0.25, prepare=0.3, device=0.2, num_context_tokens=14, max_context_tokens=9,
+        num_used_blocks=7, num_cached_blocks=1, num_token_slots=14, num_reserved_slots=11, num_lost_slots=3,
+        num_free_slots=0,
     )  # fmt: skip
 
 

@@ -210,6 +210,7 @@ def log_row(batch: Batch, device: float) -> dict[str, float]:
         "num_prefill_tokens": batch.num_prefill_tokens,
         "num_decode_tokens": batch.num_decode_tokens,
         "num_context_tokens": batch.num_context_tokens,
+        "max_context_tokens": batch.max_context_tokens,
         "num_prefill_pairs": batch.num_prefill_pairs,
         "num_adapters": 0,
         "num_adapter_loads": 0,

@@ -15,6 +15,7 @@ class Features(NamedTuple):
     num_rows: int  # new tokens: each goes through every layer
     num_seqs: int
     num_context_tokens: int  # keys and values that the rows read
+    max_context_tokens: float  # of the longest sequence: few programs read these one after the other
     num_pairs: int  # of a query and a key, of the prompts' rows
     num_keys: float  # that a row of a prompt sees, in the mean: chunks behind many are read one key after the other
     num_adapters: int  # that its sequences use
@@ -24,7 +25,7 @@ class Features(NamedTuple):
 
 
 TERMS = {  # of each kind, what the seconds on the device are linear in, beside tables of the rows
-    "decode": ("num_adapters",),
+    "decode": ("max_context_tokens", "num_adapters"),
     "prompt": ("num_seqs", "num_pairs", "num_keys", "num_adapters", "is_first"),
 }
 # Of the host's work, each with a constant: what the step before hides, and what nothing does
@@ -43,6 +44,7 @@ def features_of(batch: Batch, is_first: bool, has_adapters: bool, num_adapter_lo
         batch.num_prefill_tokens + batch.num_decode_tokens,
         len(batch.sequences),
         batch.num_context_tokens,
+        batch.max_context_tokens,
         num_pairs,
         num_pairs / max(batch.num_prefill_tokens, 1),
         batch.num_adapters if has_adapters else 0,
@@ -67,6 +69,7 @@ def features_in(log: pd.DataFrame) -> pd.DataFrame:
             "num_rows": log["num_prefill_tokens"] + log["num_decode_tokens"],
             "num_seqs": log["num_seqs"],
             "num_context_tokens": log["num_context_tokens"],
+            "max_context_tokens": log["max_context_tokens"],
             "num_pairs": log["num_prefill_pairs"],
             "num_keys": log["num_prefill_pairs"] / log["num_prefill_tokens"].clip(lower=1),
             "num_adapters": log["num_adapters"],

@@ -34,6 +34,7 @@ RANGED = (
     "num_rows",
     "num_seqs",
     "num_context_tokens",
+    "max_context_tokens",
     "num_pairs",
     "num_keys",
     "num_adapters",

@@ -72,8 +72,8 @@ class Prediction:
         ratios = self.noise.ahead("decode", num_steps)
         cost = self.cost.kinds["decode"]
         self._repeated = features = self.cost.computed("decode", features_of(newest, False, self.has_adapters, 0))
-        num_context_tokens: Any = features.num_context_tokens + features.num_seqs * np.arange(1, len(ratios) + 1)
-        seconds = cost.seconds(features._replace(num_context_tokens=num_context_tokens))
+        index: Any = np.arange(1, len(ratios) + 1)
+        seconds = cost.seconds(further_on(features, index))
         device = ratios * seconds.device
         return Ahead(device + ratios * seconds.beside, ratios * seconds.host, device)
 
@@ -85,8 +85,14 @@ class Prediction:
         self.noise.skip(num_steps)
         outside.num_steps += num_steps
         features = self._repeated
-        before, num_seqs = features.num_context_tokens, features.num_seqs
-        if cost.distance(features._replace(num_context_tokens=before + num_steps * num_seqs))[0] > WITHIN:
+        if cost.distance(further_on(features, num_steps))[0] > WITHIN:
             for index in range(1, num_steps + 1):
-                further = features._replace(num_context_tokens=before + index * num_seqs)
-                outside.note("decode", *cost.distance(further))
+                outside.note("decode", *cost.distance(further_on(features, index)))
+
+
+def further_on(features: Features, num_steps: int) -> Features:
+    """Of the same decode step once every sequence is so many tokens longer."""
+    return features._replace(
+        num_context_tokens=features.num_context_tokens + num_steps * features.num_seqs,
+        max_context_tokens=features.max_context_tokens + num_steps,
+    )

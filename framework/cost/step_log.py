@@ -8,6 +8,7 @@ from framework.paths import locate
 
 REQUIRED = ("num_seqs", "num_prefill_tokens", "num_decode_tokens", "num_context_tokens", "elapsed")
 OPTIONAL = {
+    "max_context_tokens": np.nan,
     "num_prefill_pairs": np.nan,
     "num_adapters": 0,
     "num_adapter_loads": 0,
@@ -29,9 +30,11 @@ def from_steps(steps: pd.DataFrame, num_steps_ahead: int) -> pd.DataFrame:
     """
     same = [*REQUIRED, "num_prefill_pairs", "num_adapters", "device"]
     log = steps[same].assign(
+        max_context_tokens=steps.get("max_context_tokens", np.nan),
         num_adapter_loads=steps["num_adapter_loads"].where(steps["adapter_wait"] > 0, 0),
         num_copied_blocks=steps["num_swapped_out_blocks"] + steps["num_swapped_in_blocks"],
     )
+    log["max_context_tokens"] = longest_context(log)
     if num_steps_ahead == 0:
         return log.assign(elapsed=log["elapsed"] + steps["update"], is_first=0, host=np.nan)
     end = steps["start_time"] + steps["elapsed"]
@@ -62,8 +65,9 @@ def host_work(steps: pd.DataFrame, is_first: "pd.Series[bool]") -> "pd.Series[fl
 def read_step_log(path: str) -> pd.DataFrame:
     """The columns of REQUIRED, and OPTIONAL ones filled in.
 
-    Without pairs of prompts, every prompt counts as whole and equally long. Raises ValueError naming the file and the
-    column, or the line, of what is missing or no number.
+    Without the longest context, all of a step's are equally long; without pairs of prompts, every prompt counts as
+    whole and equally long. Raises ValueError naming the file and the column, or the line, of what is missing or no
+    number.
     """
     place = locate(path)
     try:
@@ -76,10 +80,17 @@ def read_step_log(path: str) -> pd.DataFrame:
     log = pd.DataFrame({name: number_column(table, name, path) for name in REQUIRED})
     for name, value in OPTIONAL.items():
         log[name] = number_column(table, name, path) if name in table else value
+    log["max_context_tokens"] = longest_context(log)
     num_prompts = (log["num_seqs"] - log["num_decode_tokens"]).clip(lower=1)
     length = log["num_prefill_tokens"] / num_prompts
     log["num_prefill_pairs"] = log["num_prefill_pairs"].fillna(num_prompts * length * (length + 1) / 2)
     return log
+
+
+def longest_context(log: pd.DataFrame) -> "pd.Series[float]":
+    """Tokens of each step's longest sequence; where they are not known, all its sequences count as equally long."""
+    mean: pd.Series[float] = log["num_context_tokens"] / log["num_seqs"]
+    return log["max_context_tokens"].fillna(mean)
 
 
 def number_column(table: pd.DataFrame, name: str, path: str) -> "pd.Series[float]":

@@ -26,7 +26,7 @@ def test_a_batch_and_its_row_have_the_same_features():
     rows = [(row.kind, Features(*row[2:])) for row in table[["kind", *Features._fields]].itertuples()]
     assert rows == engine.seen
     assert {kind for kind, _ in rows} == {"decode", "prompt"}
-    assert rows[0] == ("prompt", Features(6, 1, 6, 21, 3.5, 0, 0, 0, 0))
+    assert rows[0] == ("prompt", Features(6, 1, 6, 6, 21, 3.5, 0, 0, 0, 0))
 
 
 def test_a_step_waits_for_the_loads_that_its_sequences_use_or_for_all():

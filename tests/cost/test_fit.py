@@ -32,6 +32,7 @@ def made(num=4000, noise=0.0, seed=0, sizes=()):
             "num_prefill_tokens": prompt,
             "num_decode_tokens": decodes,
             "num_context_tokens": context,
+            "max_context_tokens": context / np.maximum(seqs, 1),
             "num_prefill_pairs": pairs,
             "num_adapters": 0,
             "num_adapter_loads": 0,
@@ -164,3 +165,13 @@ def test_without_the_devices_time_all_of_a_step_is_the_devices():
 def test_no_steps_are_refused():
     with pytest.raises(ValueError, match="there are none"):
         fit_kinds(made()[:0], {})
+
+
+def test_what_the_longest_sequence_of_a_step_costs_is_found():
+    log = made(noise=0.0)
+    rng = np.random.default_rng(1)
+    log["max_context_tokens"] *= 1 + 3 * rng.random(len(log))
+    extra = np.where(log["num_prefill_tokens"] > 0, 0.0, 1e-6 * log["max_context_tokens"])
+    log["device"] += extra
+    log["elapsed"] += extra
+    assert fit_kinds(log, {})["decode"].device["max_context_tokens"] == pytest.approx(1e-6, rel=0.02)

@@ -9,7 +9,7 @@ from framework.cost.features import Features
 from framework.cost.model import Outside, Seconds, look_up, read_cost_model, write_cost_model
 from tests.cost_models import cost_model, kind_cost, write_model
 
-STEP = Features(1, 1, 10, 0, 0, 0, 0, 0, 0)
+STEP = Features(1, 1, 10, 10, 0, 0, 0, 0, 0, 0)
 
 
 def test_a_model_comes_back_as_it_was_written(tmp_path):

@@ -36,7 +36,7 @@ def test_noise_is_of_the_seed():
 
 def test_what_was_seen_is_not_outside():
     kinds = {"decode": kind_cost("decode", most=2.0)}
-    seen = {("decode", 1, 1, 9, 0, 0.0, 0, 0, 0, 0)}
+    seen = {("decode", 1, 1, 9, 9, 0, 0.0, 0, 0, 0, 0)}
     for known, counts in ((seen, (1, 1, 0)), (frozenset(), (1, 0, 1))):
         prediction = predict(kinds, seen=known)
         prediction.step(BATCH, 0, None)

@@ -14,6 +14,7 @@ def test_optional_columns_are_filled_in(tmp_path):
     for name in ("log.csv", "log.parquet"):
         log = read_step_log(str(tmp_path / name))
         assert log["num_prefill_pairs"].tolist() == [2 * 4 * 5 / 2]  # two prompts of four tokens
+        assert log["max_context_tokens"].tolist() == [20 / 3]  # of three sequences
         assert log["num_adapters"].tolist() == [0]
         assert log["device"].isna().all()
 

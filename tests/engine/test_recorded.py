@@ -69,7 +69,7 @@ def test_larger_steps_are_outside(tmp_path):
     engine = recorded(tmp_path)[0]
     serve(engine, requests_at((0.0, 400, 2)))
     assert engine.outside.num_outside == engine.outside.num_steps == 2
-    assert engine.outside.furthest["num_context_tokens of decode steps"] > 10
+    assert engine.outside.furthest["max_context_tokens of decode steps"] > 10
 
 
 def test_an_output_stops_where_it_stopped_whoever_is_served_beside_it(tmp_path):
