@@ -113,8 +113,8 @@ def paged_decode(
         tiles = choose_tiles(num_rows, num_kv_heads, num_sms, head_dim, cache.scales is not None)
         if plan is not None:
             tiles = replace(tiles, min_keys=MIN_KEYS)
-        if qkv.element_size() == 4:  # same bytes per tile
-            tiles = replace(tiles, block_keys=tiles.block_keys // 2)
+        if qkv.element_size() == 4:  # same bytes per tile; with a plan, half of them: more need too many registers
+            tiles = replace(tiles, block_keys=tiles.block_keys // (2 if plan is None else 4))
     num_splits = choose_splits(num_rows, num_kv_heads, num_sms) if num_splits is None else num_splits
     output = torch.empty((num_rows, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
     grid = (num_kv_heads, num_rows, num_splits) if plan is None else (num_kv_heads, plan.shape[1], 1)
