@@ -230,7 +230,8 @@ class StepResult:
     """What a step produced: one token per sequence of the batch (None where its prompt is not complete yet).
 
     `elapsed` is the seconds from the launch, or from the tokens of the step before if those came later, until the
-    tokens were on the host; `prepare` is the host's part before the device could begin, `device` what the device took.
+    tokens were on the host; `prepare` is the host's part before the device could begin, `device` what the device took,
+    and `launch` what the host took after `prepare` to launch it all, beside the device.
     `adapter_waits`: slots whose adapters the step had to wait for → seconds, part of `prepare` and `device`.
     `swap_wait` is the part of `elapsed` in which it waited for blocks on their way to the host or back.
 
@@ -246,6 +247,7 @@ class StepResult:
     swap_wait: float = 0.0
     schedule: float = 0.0
     update: float = 0.0
+    launch: float = 0.0
 
 
 class SlotUse(NamedTuple):
@@ -295,6 +297,7 @@ class Step:
     swap_wait: float = 0.0  # for these, or those of the step before
     num_adapters: int = 0  # different ones that its sequences use
     adapter_waits: list[tuple[int, float]] | None = None  # slot, seconds; None: it waited for none
+    launch: float = 0.0  # the host's part after `prepare`, beside the device
 
 
 class Scheduler(Protocol):

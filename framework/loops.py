@@ -89,6 +89,7 @@ def describe_step(
         swap_wait=result.swap_wait,
         num_adapters=batch.num_adapters if engine.num_adapter_slots else 0,
         adapter_waits=list(waits.items()) if waits else None,
+        launch=result.launch,
     )
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from framework.core import Batch, Request, Sequence
+from framework.cost.step_log import WAITED
 from framework.engine.measured import MeasuredEngine
 from framework.measure.mixed_steps import check_comparisons
-from framework.measure.steps import Say, check_sizes, decode_on, get_ready, step_times, why_no_room
+from framework.measure.steps import Say, check_sizes, decode_on, get_ready, take_steps, why_no_room
 from framework.study.files import locked, write_atomically
 
 NUM_WARM_UP_STEPS = 2  # the first brings block tables to the device, and the host is ahead from the second on
@@ -173,13 +174,22 @@ class Bench:
         self.num_sequences = 0
 
     def measure(self, cell: Cell, num_steps: int) -> dict[str, float]:
-        """The row of a step log; `elapsed` is unknown, since no scheduler ran."""
+        """The row of a step log; `elapsed` is unknown, since no scheduler ran.
+
+        `device` is unknown where the host's work, `launch` (s), took as long as a whole step, `period`, which then is
+        `host`.
+        """
         batches = self.batches(cell, NUM_WARM_UP_STEPS + num_steps)
         batches[0].adapter_loads, self.loads = self.loads, {}
-        device, period = (times[NUM_WARM_UP_STEPS:] for times in step_times(self.engine, batches))
-        middle = batches[NUM_WARM_UP_STEPS + num_steps // 2]
-        row = log_row(middle, float(np.median(device)))
-        return row | {"num_adapters": cell.num_adapters, "period": float(np.median(period))}
+        results, periods = take_steps(self.engine, batches)
+        timed = results[NUM_WARM_UP_STEPS:]
+        device = float(np.median([result.device for result in timed]))
+        launch = float(np.median([result.prepare + result.launch for result in timed]))
+        period = float(np.median(periods[NUM_WARM_UP_STEPS:]))
+        is_hidden = self.engine.num_steps_ahead > 0 and period < WAITED * launch
+        row = log_row(batches[NUM_WARM_UP_STEPS + num_steps // 2], np.nan if is_hidden else device)
+        row |= {"num_adapters": cell.num_adapters, "host": period if is_hidden else np.nan}
+        return row | {"launch": launch, "period": period}
 
     def batches(self, cell: Cell, num_steps: int) -> list[Batch]:
         lengths, starts, num_decodes = lengths_of(cell, num_steps), starts_of(cell), cell.num_decodes

@@ -11,6 +11,7 @@ from experiments.calibrate.grid import Grid, cells_of, check_grid, measure_cells
 from framework.checks import positive, whole
 from framework.cost.error import errors, predicted
 from framework.cost.fit import fit_kinds
+from framework.cost.kept_log import kept_model, write_kept_log
 from framework.cost.model import VERSION, Calibrated, CostModel, write_cost_model
 from framework.cost.shipped import UNKNOWN
 from framework.cost.step_log import from_steps, read_step_log
@@ -44,7 +45,10 @@ DEFINITIONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GivenLog:
-    """Steps that were logged elsewhere (None: measure here), and what the engine there was."""
+    """Steps that were logged elsewhere (None: measure here), and what the engine there was.
+
+    A log that a calibration kept says this of itself.
+    """
 
     path: str | None
     device: str | None
@@ -53,19 +57,30 @@ class GivenLog:
     num_steps_ahead: int
 
 
-def run(*, name: str, note: str | None, grid: Grid, time_limit: float, steps: GivenLog, **sweep: Unpack[Sweep]) -> None:
+def run(
+    *,
+    name: str,
+    note: str | None,
+    grid: Grid,
+    time_limit: float,
+    steps: GivenLog,
+    as_served: bool,
+    **sweep: Unpack[Sweep],
+) -> None:
     """Time the steps of `grid`, for at most `time_limit` seconds, and of replays; fit them, and write models/NAME.json.
 
     The arms replay the trace at every rate with every seed. The steps of every second seed are not fitted, and the
     error is theirs: seeds take turns, so that a drift of the machine's speed meets both. There is a cost model for
-    every engine that the arms have: with several, NAME-ARM.json by its first arm. With `steps.path` a log is fitted
-    instead, whose last fifth is held out; `model`, `quantization` and `lora` say of what. `note` is a sentence on the
-    measurement, which every page of a replay with the cost model has.
+    every engine that the arms have: with several, NAME-ARM.json by its first arm. All steps are kept beside it, in
+    NAME.parquet. With `steps.path` a log is fitted instead: such a file, or one whose last fifth is held out; then
+    `model`, `quantization` and `lora` say of what it is. With `as_served` the grid's steps count as much longer as a
+    server's were in each octave of the rows. `note` is a sentence on the measurement, which every page of a replay with
+    the cost model has.
     """
     arms = resolve_arms(sweep["arms"], parts_of(sweep) | {"clock": "virtual"})
     if steps.path is not None:
         place = open_place("cpu", sweep["output_dir"])
-        fit_log(place, name, note, next(iter(arms.values())), steps)
+        fit_given(place, name, note, next(iter(arms.values())), steps, as_served)
         return
     check_grid(grid)
     positive("time_limit", time_limit)
@@ -82,7 +97,7 @@ def run(*, name: str, note: str | None, grid: Grid, time_limit: float, steps: Gi
             grids[label] = time_grid(place, engine, arms, group, grid, time_limit / len(groups))
             builds[label] = Built(engine, arms, group)
     study = run_study(arms, sweep, engines)
-    finish_sweep(study, "calibrate", partial(find, study, name, note, groups, grids, builds, sweep["seeds"]))
+    finish_sweep(study, "calibrate", partial(find, study, name, note, groups, grids, builds, sweep["seeds"], as_served))
     study.raise_failures()
 
 
@@ -134,51 +149,71 @@ def find(
     grids: dict[str, pd.DataFrame],
     builds: dict[str, Built],
     seeds: list[int],
+    as_served: bool,
     points: pd.DataFrame,
 ) -> Findings:
-    """Fit and test the cost model of every engine, write it, and show how far it is."""
+    """Keep the steps of every engine, fit and test its cost model, write it, and show how far it is."""
     findings = Findings(definitions=DEFINITIONS)
     for label, group in groups.items():
-        built, of_group = builds[label], points[points["arm"].isin(group)]
-        is_held_out = of_group["seed"].isin(seeds[1::2])
-        ahead = built.engine.num_steps_ahead
-        fitted = pd.concat([grids[label], *logs_of(study, of_group[~is_held_out], ahead)], ignore_index=True)
-        held_out = logs_of(study, of_group[is_held_out], ahead)
-        if not held_out or len(fitted) == len(grids[label]):
+        log = whole_log(study, grids[label], points[points["arm"].isin(group)], seeds, builds[label])
+        of_replays = log.loc[log["is_replayed"] > 0, "held_out"]
+        if of_replays.nunique() < 2:
             raise ValueError("calibrate needs a finished replay of a seed that is fitted, and one of one that is not")
-        file = f"{name}.json" if len(groups) == 1 else f"{name}-{label}.json"
         model = CostModel(
             version=VERSION,
-            name=file.removesuffix(".json"),
+            name=name if len(groups) == 1 else f"{name}-{label}",
             device=study.device_name,
-            subject=built.subject,
-            engine=built.engine,
-            kinds=fit_kinds(fitted, built.sizes),
-            sizes=built.sizes,
+            subject=builds[label].subject,
+            engine=builds[label].engine,
+            kinds={},
+            sizes=builds[label].sizes,
             error={},
             environment=dict(study.environment),
             compute_version=compute_version(),
             notes=[note] if note else [],
         )
-        findings = add(findings, *judge(study, file, model, pd.concat(held_out, ignore_index=True)))
+        path = study.output_dir / FOLDER / f"{model.name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_kept_log(path, log, model)
+        found = fit_and_judge(study, model, read_step_log(str(path)), as_served)
+        kept = f"kept its {len(log):,} steps in {path} ({path.stat().st_size:,} bytes), for steps.path"
+        findings = add(findings, replace(found, notes=[*found.notes, kept]))
     return findings
 
 
-def logs_of(study: Study, points: pd.DataFrame, num_steps_ahead: int) -> list[pd.DataFrame]:
-    tables = [pd.read_parquet(study.folder(point) / "steps.parquet") for point in points["point"]]
-    return [
-        from_steps(table, num_steps_ahead).assign(is_replayed=1, replay=index) for index, table in enumerate(tables)
-    ]
+def whole_log(study: Study, grid: pd.DataFrame, points: pd.DataFrame, seeds: list[int], built: Built) -> pd.DataFrame:
+    """The grid's steps, then those of replays, numbered from 1 on; the held-out ones last."""
+    parts = [grid.drop(columns="cell").assign(replay=0, held_out=0)]
+    is_held_out = points["seed"].isin(seeds[1::2])
+    ordered = pd.concat([points[~is_held_out], points[is_held_out]])
+    for index, point in enumerate(ordered.to_dict("records")):
+        steps = pd.read_parquet(study.folder(point["point"]) / "steps.parquet")
+        of = {"replay": index + 1, "held_out": int(point["seed"] in seeds[1::2]), "rate": point["rate"]}
+        parts.append(from_steps(steps, built.engine.num_steps_ahead).assign(is_replayed=1, **of))
+    return pd.concat(parts, ignore_index=True)
 
 
-def fit_log(place: Place, name: str, note: str | None, arm: Arm, given: GivenLog) -> None:
-    """As the study, of a log: its last fifth is held out."""
+def fit_given(place: Place, name: str, note: str | None, arm: Arm, given: GivenLog, as_served: bool) -> None:
+    """As the study, of a log; without `held_out` its last fifth is."""
+    path = str(given.path)
+    log, model = read_step_log(path), kept_model(path)
+    if model is None:
+        notes = [f"fitted on a log of another server, {path}"]
+        model = replace(of_another_server(place, arm, given), notes=notes)
+    elif given.device is not None or given.num_blocks is not None:
+        raise ValueError(f"steps.path={path} says itself what it is of: leave out steps.device and steps.num_blocks")
+    if "held_out" not in log:
+        num_fitted = round((1 - HELD_OUT) * len(log))
+        log["held_out"] = [int(index >= num_fitted) for index in range(len(log))]
+    if log["held_out"].nunique() < 2:
+        raise ValueError(f"steps.path={path} has {len(log)} steps, too few to hold some out")
+    model = replace(model, name=name, notes=[*model.notes, *([note] if note else [])])
+    finish(place, f"calibrate on {model.device}", fit_and_judge(place, model, log, as_served))
+
+
+def of_another_server(place: Place, arm: Arm, given: GivenLog) -> CostModel:
     if given.device is None or given.num_blocks is None:
         raise ValueError("steps.path needs steps.device, the name of the device, and steps.num_blocks of its KV cache")
-    log = read_step_log(str(given.path)).assign(is_replayed=1)
-    num_fitted = round((1 - HELD_OUT) * len(log))
-    if num_fitted in (0, len(log)):
-        raise ValueError(f"steps.path={given.path} has {len(log)} steps, too few to hold some out")
     engine = Calibrated(
         num_blocks=whole("steps.num_blocks", given.num_blocks),
         block_size=whole("steps.block_size", given.block_size),
@@ -189,28 +224,29 @@ def fit_log(place: Place, name: str, note: str | None, arm: Arm, given: GivenLog
         are_loads_beside=False,
         switches={},
     )
-    model = CostModel(
+    return CostModel(
         version=VERSION,
-        name=name,
+        name="",
         device=given.device,
         subject=read_target(arm.config).subject,
         engine=engine,
-        kinds=fit_kinds(log[:num_fitted], {}),
+        kinds={},
         sizes={},
         error={},
         environment=dict(place.environment),
         compute_version=compute_version(),
-        notes=[f"fitted on a log of another server, {given.path}", *([note] if note else [])],
     )
-    finish(place, f"calibrate on {given.device}", judge(place, f"{name}.json", model, log[num_fitted:])[1])
 
 
-def judge(place: Place, file: str, model: CostModel, held_out: pd.DataFrame) -> tuple[str, Findings]:
-    """Write the model with its error on steps that were not fitted; its name, and what a page shows of it."""
+def fit_and_judge(place: Place, model: CostModel, log: pd.DataFrame, as_served: bool) -> Findings:
+    """Fit the model and write it with its error on steps that were not fitted; what a page shows of it."""
+    is_held_out = log["held_out"] > 0
+    fitted, held_out = (log[chosen].reset_index(drop=True) for chosen in (~is_held_out, is_held_out))
+    model = replace(model, kinds=fit_kinds(fitted, model.sizes, as_served=as_served))
     steps = predicted(model, held_out)
     found = errors(steps)
     model = replace(model, error=found)
-    path = place.output_dir / FOLDER / file
+    path = place.output_dir / FOLDER / f"{model.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_cost_model(path, model)
     caption = f"Steps that {model.name} was not fitted on"
@@ -222,10 +258,10 @@ def judge(place: Place, file: str, model: CostModel, held_out: pd.DataFrame) -> 
     unknown = sorted({"prompt", "decode"} - set(model.kinds))
     notes = [f"wrote {path} ({path.stat().st_size:,} bytes): python run.py engine=modelled engine.path={path}"]
     notes += [f"{model.name} knows no {kind} steps" for kind in unknown]
-    return model.name, Findings(figures, {caption: error_table(found), **terms_tables(model)}, notes, DEFINITIONS)
+    return Findings(figures, {caption: error_table(found), **terms_tables(model)}, notes, DEFINITIONS)
 
 
-def add(findings: Findings, name: str, more: Findings) -> Findings:
+def add(findings: Findings, more: Findings) -> Findings:
     return Findings(
         {**findings.figures, **more.figures},
         {**findings.tables, **more.tables},

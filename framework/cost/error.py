@@ -4,8 +4,10 @@ import numpy as np
 import pandas as pd
 
 from framework.cost.features import features_in
-from framework.cost.fit import Floats, launching, padded, predict
+from framework.cost.fit import launching, predict
+from framework.cost.least_squares import Floats
 from framework.cost.model import CostModel
+from framework.cost.tables import padded
 
 INTERVAL = (0.05, 0.95)  # quantiles of the 90% interval
 

@@ -1,35 +1,25 @@
-"""Fits what steps cost: least squares of relative errors with no negative cost, robust against single slow steps.
-
-A row of the log counts by its error over its predicted time, and no more than in proportion where that is beyond what
-is usual (Huber, 1964). So the terms are those of a typical step; how much longer others take is in the ratios.
-"""
+"""Fits what steps cost, by least squares: the terms are those of a typical step, and slow ones are in the ratios."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.optimize import nnls
 
 from framework.cost.features import BESIDE_TERMS, HOST_TERMS, KINDS, TERMS, Features, features_in
+from framework.cost.least_squares import PULL, Floats, solve
 from framework.cost.model import KindCost, Table, Terms, mean_of_quantiles
+from framework.cost.step_log import WAITED
+from framework.cost.tables import bends_of, choose_far_knots, choose_knots, differences_of, hats, padded
 
-Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-BIN = 1.5  # rows that no graph holds share an entry of the table within this factor
-FAR = 4  # the factor from an entry to the next in the table of rates per context token
 MAX_STEPS = 50_000  # of a kind that are fitted; of more, evenly spread ones
-NUM_ROUNDS = 12
-HUBER = 1.345  # in standard deviations: 95% efficient for normal errors
-LEAST_SPREAD = 1e-4  # of relative errors, below which none counts as unusual
 NUM_RATIOS = 201
-PULL = 1e-3  # towards 0, of a column's norm: it moves a rate that the log tells by a millionth
-UNPLANNED_PULL = 0.1  # likewise, of a log that hardly tells rows and pairs of whole prompts apart
+UNPLANNED_PULL = 0.1  # as PULL, of a log that hardly tells rows and pairs of whole prompts apart
 RANGED = (
     "num_rows",
     "num_seqs",
@@ -43,14 +33,30 @@ RANGED = (
 )
 
 
-def fit_kinds(log: pd.DataFrame, sizes: dict[str, list[int]], *, is_planned: bool = True) -> dict[str, KindCost]:
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a log is fitted. `sizes` are the rows that graphs hold, of the kind of step.
+
+    Where the steps are not those of a grid, which tells terms apart (`is_planned`), a context token costs the same in
+    all steps of a kind, and what the log hardly tells apart is the rows'. With `as_served` steps that were timed apart
+    count as if a server had taken them.
+    """
+
+    sizes: list[int]
+    is_planned: bool
+    as_served: bool
+
+
+def fit_kinds(
+    log: pd.DataFrame, sizes: dict[str, list[int]], *, is_planned: bool = True, as_served: bool = True
+) -> dict[str, KindCost]:
     """What steps of each kind in a step log cost.
 
-    `log` has the columns of `step_log`, and `is_replayed`, which is 0 for steps timed apart: their ratios are not a
-    server's. `device` may be NaN or 0: then all seconds count as the device's. `elapsed` may be NaN where only the
-    device was timed, `host` where the host's work is not known. `sizes` are the rows that graphs hold, of each kind.
-    Where the steps are not those of a grid, which tells terms apart (`is_planned`), a context token costs the same in
-    all steps of a kind, and what the log hardly tells apart is the rows'. ValueError for a log without steps.
+    `log` has the columns of `step_log`. `is_replayed` is 0 for steps timed apart: their ratios are not a server's.
+    `replay`, if there is one, numbers the replays from 1 on; 0: of none. `device` may be NaN or 0: then all seconds
+    count as the device's. `elapsed` may be NaN where only the device was timed, and `host` where the host's work is not
+    known. `sizes` are the rows that graphs hold, of each kind; the others are as in Plan. ValueError for a log without
+    steps.
     """
     if log.empty:
         raise ValueError("a cost model needs steps to be fitted on, and there are none")
@@ -59,12 +65,22 @@ def fit_kinds(log: pd.DataFrame, sizes: dict[str, list[int]], *, is_planned: boo
     hosts = {
         kind: fit_host(log.iloc[chosen], features.iloc[chosen]) for kind, chosen in of_kinds.items() if len(chosen)
     }
-    log = log.assign(launching=launching(hosts, features) * log["is_replayed"].to_numpy(float))
+    log = log.assign(
+        launching=launching(hosts, features) * log["is_replayed"].to_numpy(float), is_hidden=hidden(log, features)
+    )
     for kind, chosen in of_kinds.items():
         if len(chosen):
             chosen = chosen[:: math.ceil(len(chosen) / MAX_STEPS)]
-            given = log.iloc[chosen], features.iloc[chosen], sizes.get(kind, [])
-            found[kind] = fit_kind(kind, *given, is_planned=is_planned)
+            plan = Plan(sizes=sizes.get(kind, []), is_planned=is_planned, as_served=as_served)
+            found[kind] = fit_kind(kind, log.iloc[chosen], features.iloc[chosen], plan)
+    return found
+
+
+def hidden(log: pd.DataFrame, features: pd.DataFrame) -> Bools:
+    """Which steps took no longer than the host's work for the next one: they say nothing of the device."""
+    is_replayed = log["is_replayed"].to_numpy(float) > 0
+    host = np.nan_to_num(log["host"].to_numpy(float))
+    found: Bools = is_replayed & (log["elapsed"].to_numpy(float) < WAITED * until_next(host, features))
     return found
 
 
@@ -74,45 +90,56 @@ def fit_host(log: pd.DataFrame, features: pd.DataFrame) -> Terms:
 
 
 def launching(hosts: dict[str, Terms], features: pd.DataFrame) -> Floats:
-    """Of each step in turn the host's work until the next one is launched; 0 where that is launched afterwards."""
+    """Of each step the host's work from the tokens before it, or from its own start where it is the first, until the
+    next one is launched; 0 where that is launched afterwards."""
     own = np.zeros(len(features))
     for kind, terms in hosts.items():
         of_kind = (features["kind"] == kind).to_numpy()
         own[of_kind] = terms["constant"] + sum(features.loc[of_kind, name] * terms[name] for name in HOST_TERMS)
+    return until_next(own, features)
+
+
+def until_next(host: Floats, features: pd.DataFrame) -> Floats:
+    """The same where each step's own `host` is known."""
     is_first = features["is_first"].to_numpy() > 0
-    return np.append(np.where(is_first, 0.0, own)[1:], 0.0)
+    has_next = np.append(~is_first[1:], False)
+    return np.where(has_next, np.append(host[1:], 0.0) + np.where(is_first, host, 0.0), 0.0)
 
 
-def fit_kind(
-    kind: str, log: pd.DataFrame, features: pd.DataFrame, sizes: list[int], *, is_planned: bool = True
-) -> KindCost:
-    rows = [padded(int(num), sizes) for num in features["num_rows"]]
+def fit_kind(kind: str, log: pd.DataFrame, features: pd.DataFrame, plan: Plan) -> KindCost:
+    rows = [padded(int(num), plan.sizes) for num in features["num_rows"]]
     features = features.assign(num_rows=rows)
-    cost = fit_terms(kind, log, features, sizes, is_planned)
+    cost = fit_terms(kind, log, features, plan)
     is_whole = log["elapsed"].notna()
     is_served = is_whole & (log["is_replayed"] > 0)
     is_typical = (is_served if is_served.any() else is_whole).to_numpy()
     typical = predict(cost, features[is_typical], log.loc[is_typical, "launching"].to_numpy(float))
-    apart = predict_apart(kind, log, features, sizes, is_planned)[is_typical] if "replay" in log else typical
+    apart = predict_apart(kind, log, features, plan)[is_typical] if "replay" in log else typical
     return with_ratios(cost, log.loc[is_typical, "elapsed"].to_numpy(float), typical, apart)
 
 
-def fit_terms(kind: str, log: pd.DataFrame, features: pd.DataFrame, sizes: list[int], is_planned: bool) -> KindCost:
+def fit_terms(kind: str, log: pd.DataFrame, features: pd.DataFrame, plan: Plan) -> KindCost:
     """All but the ratios; the rows of `features` are those that the device computes."""
     elapsed, device, awaited = (log[name].to_numpy(float) for name in ("elapsed", "device", "launching"))
-    is_served = log["is_replayed"].to_numpy(float) > 0
-    device = as_served(kind, features, np.where(device > 0, device, elapsed), is_served, sizes)
-    knots, far_knots, inputs = design(kind, features, sizes, is_planned)
-    solved = solve(inputs, device, awaited, len(knots), PULL if is_planned else UNPLANNED_PULL)
-    of_rows, of_context, of_terms = np.split(solved, np.cumsum([len(knots), len(far_knots)]))
-    host, is_first = fit_host(log, features), features["is_first"].to_numpy() > 0
+    device = np.where(device > 0, device, elapsed)
+    device[log["is_hidden"].to_numpy()] = np.nan
+    if plan.as_served:
+        device = scaled_as_served(kind, features, device, log["is_replayed"].to_numpy(float) > 0, plan)
+    host = fit_host(log, features)
     own = host["constant"] + sum(features[name].to_numpy(float) * host[name] for name in HOST_TERMS)
-    beside = elapsed - np.maximum(device + own * is_first, awaited)
+    own = np.where(features["is_first"].to_numpy() > 0, own, 0.0)
+    is_known = ~np.isnan(device)
+    knots, far_knots, _ = design(kind, features[is_known] if is_known.any() else features, plan)
+    inputs = columns_of(kind, features, knots, far_knots)
+    solved = solve_device(features, knots, far_knots, inputs, device, np.maximum(awaited, own), plan)
+    of_rows, of_context, of_terms = np.split(solved, np.cumsum([len(knots), len(far_knots)]))
+    device = np.where(is_known, device, inputs @ solved)
+    apart = np.maximum(device + own, awaited)
     return KindCost(
         rows=as_table(knots, of_rows),
         context=as_table(far_knots, of_context),
         device=dict(zip(TERMS[kind], map(float, of_terms), strict=True)),
-        beside=fit_linear(BESIDE_TERMS, features, beside, ~np.isnan(elapsed), device),
+        beside=fit_linear(BESIDE_TERMS, features, elapsed - apart, ~np.isnan(elapsed), apart),
         host=host,
         ranges={name: (float(features[name].min()), float(features[name].max())) for name in RANGED},
         ratios=[1.0, 1.0],
@@ -120,64 +147,96 @@ def fit_terms(kind: str, log: pd.DataFrame, features: pd.DataFrame, sizes: list[
     )
 
 
-def design(
-    kind: str, features: pd.DataFrame, sizes: list[int], is_planned: bool = True
-) -> tuple[list[int], list[int], Floats]:
+def design(kind: str, features: pd.DataFrame, plan: Plan) -> tuple[list[int], list[int], Floats]:
     """The entries of both tables, and (steps, columns) of what their seconds on the device are linear in."""
     rows = features["num_rows"].to_numpy(int)
-    knots, far_knots = choose_knots(rows, sizes), choose_far_knots(rows) if is_planned else [int(rows.min())]
+    knots = choose_knots(rows, plan.sizes)
+    far_knots = choose_far_knots(rows) if plan.is_planned else [int(rows.min())]
+    return knots, far_knots, columns_of(kind, features, knots, far_knots)
+
+
+def columns_of(kind: str, features: pd.DataFrame, knots: list[int], far_knots: list[int]) -> Floats:
+    rows = features["num_rows"].to_numpy(int)
     context = features[["num_context_tokens"]].to_numpy(float)
     terms = features[list(TERMS[kind])].to_numpy(float)
-    return knots, far_knots, np.hstack((hats(rows, knots), hats(rows, far_knots) * context, terms))
+    return np.hstack((hats(rows, knots), hats(rows, far_knots) * context, terms))
 
 
-def as_served(kind: str, features: pd.DataFrame, device: Floats, is_served: Bools, sizes: list[int]) -> Floats:
+def solve_device(
+    features: pd.DataFrame,
+    knots: list[int],
+    far_knots: list[int],
+    inputs: Floats,
+    device: Floats,
+    beside: Floats,
+    plan: Plan,
+) -> Floats:
+    """Costs of each column, from the steps whose seconds on the device are known.
+
+    Neighbours in the table of rows are pulled towards a line, and rates per context token towards each other.
+    """
+    known = ~np.isnan(device)
+    if not known.any():
+        return np.zeros(inputs.shape[1])
+    rows, whole = features["num_rows"].to_numpy(int)[known], (device + beside)[known]
+    context = features["num_context_tokens"].to_numpy(float)[known]
+    of_rows = bends_of(knots, rows, whole)
+    of_context = differences_of(len(far_knots), float(np.median(context / whole)))
+    bends = np.zeros((len(of_rows) + len(of_context), inputs.shape[1]))
+    bends[: len(of_rows), : len(knots)] = of_rows
+    bends[len(of_rows) :, len(knots) : len(knots) + len(far_knots)] = of_context
+    pull = PULL if plan.is_planned else UNPLANNED_PULL
+    return solve(inputs[known], device[known], beside[known], len(knots), pull, bends)
+
+
+def scaled_as_served(kind: str, features: pd.DataFrame, device: Floats, is_served: Bools, plan: Plan) -> Floats:
     """Seconds of steps that were timed apart as a server would take for them; others as they are.
 
     A server's device may be slower, as under a power limit that a few steps do not meet. Where steps timed apart are
     within the range of served ones, these say by which factor, in each octave of the rows; others have the next
     octave's.
     """
-    if is_served.all() or not is_served.any():
+    is_known = ~np.isnan(device)
+    is_apart, is_served = ~is_served & is_known, is_served & is_known
+    if not is_apart.any() or not is_served.any():
         return device
     served = features[is_served]
-    knots, far_knots, inputs = design(kind, served, sizes)
-    solved = solve(inputs, device[is_served], np.zeros(len(served)), len(knots))
+    knots, far_knots, inputs = design(kind, served, plan)
+    solved = solve_device(served, knots, far_knots, inputs, device[is_served], np.zeros(len(served)), plan)
     rows, context = features["num_rows"].to_numpy(int), features["num_context_tokens"].to_numpy(float)
-    columns = (hats(rows, knots), hats(rows, far_knots) * context[:, None], features[list(TERMS[kind])].to_numpy(float))
-    factors = np.hstack(columns) @ solved / device
+    factors = columns_of(kind, features, knots, far_knots) @ solved / device
     octaves = np.ceil(np.log2(np.maximum(rows, 1)))
     found = {}
     for octave in np.unique(octaves[is_served]):
         near = is_served & (octaves == octave)
-        is_inside = ~is_served & (octaves == octave) & (rows >= rows[near].min()) & (rows <= rows[near].max())
+        is_inside = is_apart & (octaves == octave) & (rows >= rows[near].min()) & (rows <= rows[near].max())
         is_inside &= (context >= context[near].min()) & (context <= context[near].max())
         if is_inside.any():
             found[octave] = float(np.median(factors[is_inside]))
     if not found:
         return device
     nearest = [found[min(found, key=lambda known: abs(known - octave))] for octave in octaves]
-    return np.where(is_served, device, device * nearest)
+    return np.where(is_apart, device * nearest, device)
 
 
-def predict_apart(kind: str, log: pd.DataFrame, features: pd.DataFrame, sizes: list[int], is_planned: bool) -> Floats:
+def predict_apart(kind: str, log: pd.DataFrame, features: pd.DataFrame, plan: Plan) -> Floats:
     """Seconds of every step of a replay by terms that were fitted without this replay, as of one that is to come."""
     predicted = np.full(len(log), np.nan)
-    replays = log["replay"].fillna(-1).to_numpy(int)
-    for replay in np.unique(replays[replays >= 0]):
+    replays = log["replay"].fillna(0).to_numpy(int)
+    for replay in np.unique(replays[replays > 0]):
         is_own = replays == replay
-        cost = fit_terms(kind, log[~is_own], features[~is_own], sizes, is_planned) if not is_own.all() else None
+        cost = fit_terms(kind, log[~is_own], features[~is_own], plan) if not is_own.all() else None
         if cost is not None:
             predicted[is_own] = predict(cost, features[is_own], log.loc[is_own, "launching"].to_numpy(float))
     return predicted
 
 
 def fit_linear(
-    names: tuple[str, ...], features: pd.DataFrame, seconds: Floats, is_known: Bools, device: Floats
+    names: tuple[str, ...], features: pd.DataFrame, seconds: Floats, is_known: Bools, beside: Floats
 ) -> Terms:
-    """A constant and seconds per unit of each feature, of the steps of which they are known."""
+    """A constant and seconds per unit of each feature, of the steps of which they are known; `beside` are the rest."""
     inputs = np.hstack((np.ones((len(features), 1)), features[list(names)].to_numpy(float)))
-    solved = solve(inputs[is_known], np.maximum(seconds, 0)[is_known], device[is_known], 1)
+    solved = solve(inputs[is_known], np.maximum(seconds, 0)[is_known], beside[is_known], 1)
     return dict(zip(("constant", *names), map(float, solved), strict=True))
 
 
@@ -206,57 +265,3 @@ def predict(cost: KindCost, features: pd.DataFrame, launching: Floats) -> Floats
     rows = features[list(Features._fields)].itertuples(index=False)
     pairs = zip(rows, launching.tolist(), strict=True)
     return np.array([cost.seconds(Features(*row)).elapsed(seconds) for row, seconds in pairs])
-
-
-def padded(num_rows: int, sizes: list[int]) -> int:
-    """The rows of the next graph; of more than any graph holds, as many as they are."""
-    index = bisect_left(sizes, num_rows)
-    return sizes[index] if index < len(sizes) else num_rows
-
-
-def choose_knots(rows: npt.NDArray[np.int64], sizes: list[int]) -> list[int]:
-    """Where the table of rows has its entries: at graphs' sizes, at both ends, and one in each bin between."""
-    knots = {int(rows.min()), int(rows.max())} | (set(rows.tolist()) & set(sizes))
-    others = np.array([num for num in rows if num not in knots], dtype=float)
-    bins = np.floor(np.log(np.maximum(others, 1)) / math.log(BIN))
-    knots |= {int(np.median(others[bins == one])) for one in np.unique(bins)}
-    return sorted(knots)
-
-
-def choose_far_knots(rows: npt.NDArray[np.int64]) -> list[int]:
-    """Where the table of rates per context token has its entries: they change little from one size to the next."""
-    low, high = int(rows.min()), int(rows.max())
-    return sorted({low, high, *(FAR**power for power in range(1, 10) if low < FAR**power < high)})
-
-
-def hats(rows: npt.NDArray[np.int64], knots: list[int]) -> Floats:
-    """(steps, knots): how much of each entry a step has, by linear interpolation."""
-    identity = np.eye(len(knots))
-    return np.stack([np.interp(rows, knots, column) for column in identity], axis=1)
-
-
-def solve(inputs: Floats, seconds: Floats, beside: Floats, num_free: int, pull: float = PULL) -> Floats:
-    """Costs of at least 0 per unit of each column, for small and usual errors relative to all of a step's seconds.
-
-    `beside` are those of the step that these columns do not explain. Columns that the log cannot tell apart go to the
-    first `num_free`: a rate that only it could tell is 0.
-    """
-    if not len(seconds):
-        return np.zeros(inputs.shape[1])
-    scale = np.maximum(np.abs(inputs).max(axis=0), 1e-300)
-    whole, weights = seconds + beside, np.ones(len(seconds))
-    for _ in range(NUM_ROUNDS):
-        weighted = inputs / scale * (weights / whole)[:, None]
-        pulled = np.diag(pull * np.linalg.norm(weighted, axis=0))[num_free:]
-        scaled, _ = nnls(np.vstack((weighted, pulled)), np.append(seconds * weights / whole, np.zeros(len(pulled))))
-        solved: Floats = scaled / scale
-        predicted = inputs @ solved
-        whole = np.maximum(predicted + beside, 1e-3 * (seconds + beside))
-        weights = huber((seconds - predicted) / whole)
-    return solved
-
-
-def huber(errors: Floats) -> Floats:
-    """Square roots of the weights: 1 for usual errors, less for larger ones."""
-    spread = max(1.4826 * float(np.median(np.abs(errors - np.median(errors)))), LEAST_SPREAD)
-    return np.sqrt(np.minimum(1.0, HUBER * spread / np.maximum(np.abs(errors), 1e-300)))

@@ -35,6 +35,7 @@ class Prediction:
         self.cost, self.has_adapters, self.seen = cost, has_adapters, seen
         self.outside, self.num_seen = Outside(), 0
         self.noise = Noise(cost.kinds, seed if noise else None)
+        self._first: tuple[StepResult, float] | None = None  # of the last step that none was before: its host's work
         self._repeated: Features | None = None  # of the step that those are like that were looked at last
 
     def step(self, batch: Batch, num_steps_ahead: int, before: StepResult | None) -> StepResult:
@@ -55,14 +56,21 @@ class Prediction:
         ratio = self.noise.take(kind)
         device, host = ratio * seconds.device, ratio * seconds.host
         if before is not None:
-            before.elapsed = max(before.elapsed, host)  # its tokens are waited for once this one is launched
+            # Its tokens are waited for once this one is launched
+            before.elapsed = max(before.elapsed, self.host_of_first(before) + host)
         result = StepResult([], device + ratio * seconds.beside, prepare=host, device=device)
+        if is_first:
+            self._first = result, host
         if awaited:
             wait = ratio * cost.seconds_for("num_adapter_loads", features, covered)
             result.adapter_waits = dict.fromkeys(awaited, wait)
         if features.num_copied_blocks:
             result.swap_wait = ratio * cost.seconds_for("num_copied_blocks", features, covered)
         return result
+
+    def host_of_first(self, result: StepResult) -> float:
+        """Seconds of the host's work that are part of this step's, since none was in flight before it; else 0."""
+        return self._first[1] if self._first is not None and self._first[0] is result else 0.0
 
     def ahead(self, newest: Batch, num_steps: int) -> Ahead:
         """The decode steps that repeat the newest in flight, each one token further; none of them is taken.

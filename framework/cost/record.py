@@ -39,6 +39,7 @@ TIMES = (
     "swap_wait",
     "schedule",
     "update",
+    "launch",
 )
 NEEDED = {"requests.parquet": ("token_ids",), "steps.parquet": (*SHAPE, *TIMES, "server")}  # columns
 REQUEST = ("request_id", "refused", "adapter_id", "session_id", "turn", "num_prompt_tokens", "token_ids")
@@ -108,6 +109,7 @@ def result_of(row: dict[str, Any]) -> StepResult:
         row["swap_wait"],
         row["schedule"],
         row["update"],
+        row["launch"],
     )
 
 

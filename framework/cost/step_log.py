@@ -16,17 +16,20 @@ OPTIONAL = {
     "is_first": 0,
     "device": np.nan,
     "host": np.nan,
+    "is_replayed": 1,
 }
-MANY = 0.1  # of the steps of a kind: fewer waited for something else
-WAITED = 1.05  # times as long as on the device: then a step waited for the host
+TIMES = ("elapsed", "device", "host")
+OF_REPLAYS = ("replay", "held_out")  # columns that a log may have, too
+WAITED = 1.05  # times the host's work for the next step: no longer than this, a step waited for it
 GAP = 1e-6  # seconds; a step that begins later after the one before was launched with none in flight
 
 
 def from_steps(steps: pd.DataFrame, num_steps_ahead: int) -> pd.DataFrame:
     """The log of one replay's `steps.parquet`; `elapsed` is until the next step could begin.
 
-    With no step ahead, the host's work is in it, and no step counts as the first. With one, `host` is this work, and
-    `device` no longer than the step itself: the host may still launch it while the device begins.
+    With no step ahead, the host's work is in it, and no step counts as the first. With one, `host` is this work until
+    the step was launched, and `device` what it took beyond that: of a step after a pause the rest of its time, of any
+    other no more than all of it, since the device may begin while the host still launches.
     """
     same = [*REQUIRED, "num_prefill_pairs", "num_adapters", "device"]
     log = steps[same].assign(
@@ -39,31 +42,14 @@ def from_steps(steps: pd.DataFrame, num_steps_ahead: int) -> pd.DataFrame:
         return log.assign(elapsed=log["elapsed"] + steps["update"], is_first=0, host=np.nan)
     end = steps["start_time"] + steps["elapsed"]
     is_first = steps["start_time"] > end.shift(fill_value=-np.inf) + GAP
-    device = steps["device"].where(is_first, steps[["device", "elapsed"]].min(axis=1))
-    return log.assign(is_first=is_first.astype(int), device=device, host=host_work(steps, is_first))
-
-
-def host_work(steps: pd.DataFrame, is_first: "pd.Series[bool]") -> "pd.Series[float]":
-    """Seconds of the host's work until each step was launched.
-
-    They are its schedule and preparation and what came before; the launch itself is not timed. Where the step before
-    waited for it, that one's time is the whole work, and where many did, others are taken to be launched as slowly.
-    """
     updates = steps["update"].shift(2, fill_value=0.0)  # of the step whose tokens had come when it was scheduled
-    host = steps["schedule"] + steps["prepare"] + updates.mask(is_first, 0.0)
-    before, is_busy = steps["elapsed"].shift(), steps["device"].shift()
-    has_waited = ~is_first & (before > WAITED * is_busy)
-    for is_prompt in (False, True):
-        of_kind = ~is_first & ((steps["num_prefill_tokens"] > 0) == is_prompt)
-        if has_waited[of_kind].mean() > MANY:
-            launch = (before - host)[of_kind & has_waited].median()
-            whole = np.minimum(host + max(launch, 0.0), before).where(~has_waited, before)
-            host = host.mask(of_kind, whole)
-    return host
+    host = steps["schedule"] + steps["prepare"] + steps["launch"] + updates.mask(is_first, 0.0)
+    left = log["elapsed"].where(~is_first, (log["elapsed"] - host).clip(lower=GAP))
+    return log.assign(is_first=is_first.astype(int), device=np.minimum(log["device"], left), host=host)
 
 
 def read_step_log(path: str) -> pd.DataFrame:
-    """The columns of REQUIRED, and OPTIONAL ones filled in.
+    """The columns of REQUIRED, OPTIONAL ones filled in, and those of OF_REPLAYS that there are.
 
     Without the longest context, all of a step's are equally long; without pairs of prompts, every prompt counts as
     whole and equally long. Raises ValueError naming the file and the column, or the line, of what is missing or no
@@ -77,9 +63,10 @@ def read_step_log(path: str) -> pd.DataFrame:
     missing = [name for name in REQUIRED if name not in table]
     if missing:
         raise ValueError(f"steps={path} has no column {', '.join(missing)}; a step log has {', '.join(REQUIRED)}")
-    log = pd.DataFrame({name: number_column(table, name, path) for name in REQUIRED})
-    for name, value in OPTIONAL.items():
-        log[name] = number_column(table, name, path) if name in table else value
+    is_apart = table["is_replayed"] == 0 if "is_replayed" in table else pd.Series(False, table.index)
+    known = [name for name in (*REQUIRED, *OPTIONAL, *OF_REPLAYS) if name in table]
+    log = pd.DataFrame({name: number_column(table, name, path, is_apart) for name in known})
+    log = log.assign(**{name: value for name, value in OPTIONAL.items() if name not in log})
     log["max_context_tokens"] = longest_context(log)
     num_prompts = (log["num_seqs"] - log["num_decode_tokens"]).clip(lower=1)
     length = log["num_prefill_tokens"] / num_prompts
@@ -93,12 +80,19 @@ def longest_context(log: pd.DataFrame) -> "pd.Series[float]":
     return log["max_context_tokens"].fillna(mean)
 
 
-def number_column(table: pd.DataFrame, name: str, path: str) -> "pd.Series[float]":
-    """ValueError for a cell that is no number, is below zero or, of the times, is 0."""
+def number_column(
+    table: pd.DataFrame, name: str, path: str, is_apart: "pd.Series[bool] | bool" = False
+) -> "pd.Series[float]":
+    """ValueError for a cell that is no number, is below zero or, of the times, is 0.
+
+    It may be empty in `device` and `host`, and in `elapsed` where the step was timed apart.
+    """
     column = pd.to_numeric(table[name], errors="coerce")
-    is_time = name in ("elapsed", "device", "host")
+    is_time = name in TIMES
     is_bad = ~(column > 0) if is_time else ~(column >= 0)
     is_bad |= np.isinf(column)
+    if is_time:
+        is_bad &= table[name].notna() | ((name == "elapsed") & ~is_apart)
     if is_bad.any():
         row = int(np.argmax(is_bad))
         shown = table[name].astype(object).iloc[row]

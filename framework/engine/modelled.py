@@ -118,7 +118,9 @@ class ModelledEngine:
         prepare = [result.prepare for result in in_flight] + ahead.prepare.tolist()
         device = [result.device for result in in_flight] + ahead.device.tolist()
         # With steps ahead, the tokens of each are waited for once the next one is launched
-        elapsed = list(map(max, alone, prepare[1:])) if self.num_steps_ahead else alone
+        launching = prepare[1:]
+        launching[len(in_flight) - 1] += self.prediction.host_of_first(in_flight[-1])
+        elapsed = list(map(max, alone, launching)) if self.num_steps_ahead else alone
         return Foreseen(elapsed, prepare, device, self._token, alone)
 
     def skip(self, foreseen: Foreseen, num_steps: int) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from framework.build import Decoder, MakeEngine, MakeModel, seat_adapters
 from framework.config import describe
-from framework.core import Batch, Request, Sequence
+from framework.core import Batch, Request, Sequence, StepResult
 from framework.engine.measured import MeasuredEngine, measured
 from framework.engine.modelled import check_executes
 from framework.engine.torch_engine.kv_cache import attention_modules
@@ -265,14 +265,20 @@ def time_steps(engine: MeasuredEngine, batches: list[Batch]) -> tuple[float, flo
 
 def step_times(engine: MeasuredEngine, batches: list[Batch]) -> tuple[Times, Times]:
     """Of every step the seconds on the device, and those from the tokens of the one before; the first one has none."""
-    device, ends = [], [math.nan]
+    results, elapsed = take_steps(engine, batches)
+    return np.array([result.device for result in results]), elapsed
+
+
+def take_steps(engine: MeasuredEngine, batches: list[Batch]) -> tuple[list[StepResult], Times]:
+    """What every step took, and the seconds from the tokens of the one before; the first one has none."""
+    results, ends = [], [math.nan]
     for index in range(len(batches) + engine.num_steps_ahead):
         if index < len(batches):
             engine.launch(batches[index])
         if index >= engine.num_steps_ahead:
-            device.append(engine.collect().device)
+            results.append(engine.collect())
             ends.append(engine.timer())
-    return np.array(device), np.diff(ends)
+    return results, np.diff(ends)
 
 
 @torch.inference_mode()

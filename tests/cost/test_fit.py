@@ -123,9 +123,10 @@ def test_steps_timed_apart_are_as_slow_as_a_servers():
 
 def test_the_ratios_are_those_of_replays_that_were_left_out():
     """Each replay is slower or faster as a whole, which terms fitted on it would hide."""
-    log = made(noise=0.001).assign(replay=np.arange(4000) // 1000)
-    log["num_context_tokens"] += 1000 * log["replay"]  # by which they could be told apart
-    drift = 1 + 0.05 * log["replay"] * np.where(log["replay"] % 2, 1, -1)
+    index = np.arange(4000) // 1000
+    log = made(noise=0.001).assign(replay=1 + index)
+    log["num_context_tokens"] += 1000 * index  # by which they could be told apart
+    drift = 1 + 0.05 * index * np.where(index % 2, 1, -1)
     log["device"], log["elapsed"] = log["device"] * drift, log["elapsed"] * drift
     known, left_out = (fit_kinds(one, {})["decode"] for one in (log.drop(columns="replay"), log))
     assert left_out.ratio_at(0.95) - left_out.ratio_at(0.05) > 1.1 * (known.ratio_at(0.95) - known.ratio_at(0.05))
@@ -175,3 +176,32 @@ def test_what_the_longest_sequence_of_a_step_costs_is_found():
     log["device"] += extra
     log["elapsed"] += extra
     assert fit_kinds(log, {})["decode"].device["max_context_tokens"] == pytest.approx(1e-6, rel=0.02)
+
+
+def host_bound(num=800, seed=0):
+    """Steps of 32 seats that the host launches one adapter after the other, in bursts: the device is ahead of it."""
+    rng = np.random.default_rng(seed)
+    log = made(num=num, seed=seed)
+    log["num_adapters"] = rng.integers(1, 33, num).clip(max=log["num_seqs"])
+    log["host"] = (0.04 + 0.013 * log["num_adapters"]) * np.exp(0.02 * rng.standard_normal(num))
+    log["is_first"] = (np.arange(num) % 8 == 0).astype(int)
+    left = 2e-4 * np.exp(0.5 * rng.standard_normal(num))  # of the device's work once all of it is launched
+    is_last = log["is_first"].shift(-1, fill_value=1) > 0
+    elapsed = np.where(is_last, left, log["host"].shift(-1, fill_value=0.0))
+    log["elapsed"] = elapsed + log["is_first"] * log["host"]  # both are launched before the first one's tokens come
+    log["device"] = np.where(log["is_first"] > 0, left, np.minimum(log["host"], elapsed))
+    return log
+
+
+@pytest.mark.parametrize("has_grid", [False, True])
+def test_what_the_host_hides_leaves_no_entry_at_zero(has_grid):
+    grid = host_bound(200, seed=1).assign(device=np.nan, elapsed=np.nan, is_first=0, is_replayed=0)
+    log = pd.concat([grid, host_bound()], ignore_index=True) if has_grid else host_bound()
+    model = cost_model(kinds=fit_kinds(log, {}))
+    for cost in model.kinds.values():
+        assert all(0 < seconds < 0.01 for _, seconds in cost.rows)
+        assert cost.host["num_adapters"] == pytest.approx(0.013, rel=0.05)
+    steps = predicted(model, host_bound(seed=2))
+    long = steps[steps["measured"] > 0.02]
+    assert abs(errors(long)["all"]["bias"]) < 0.02
+    assert errors(long)["all"]["median"] < 0.03

@@ -36,8 +36,8 @@ def test_a_runs_steps_are_what_they_took(tmp_path):
 
 def test_a_step_has_the_hosts_work_and_the_adapters_that_it_waited_for():
     row = {"elapsed": 1.0, "prepare": 0.1, "device": 0.5, "adapter_waits": [[2.0, 0.25]], "swap_wait": 0.0}
-    row |= {"schedule": 0.01, "update": 0.02}
-    assert result_of(row) == StepResult([], 1.0, 0.1, 0.5, {2: 0.25}, 0.0, 0.01, 0.02)
+    row |= {"schedule": 0.01, "update": 0.02, "launch": 0.03}
+    assert result_of(row) == StepResult([], 1.0, 0.1, 0.5, {2: 0.25}, 0.0, 0.01, 0.02, 0.03)
     assert result_of(row | {"adapter_waits": None}).adapter_waits == {}
 
 

@@ -44,7 +44,7 @@ def test_a_missing_column_and_a_missing_file_are_named(tmp_path):
 def test_a_replays_steps_end_when_the_next_could_begin():
     columns = {"num_prefill_pairs": 36, "num_adapters": 0, "num_adapter_loads": 2, "adapter_wait": 0.0, "device": 0.4}
     copies = {"num_swapped_out_blocks": 2, "num_swapped_in_blocks": 1}
-    row = ROW | columns | copies | {"schedule": 0.01, "prepare": 0.02, "update": 0.1}
+    row = ROW | columns | copies | {"schedule": 0.01, "prepare": 0.02, "launch": 0.03, "update": 0.1}
     steps = pd.DataFrame([row | {"start_time": time} for time in (0.0, 0.6, 1.3)])
     log = from_steps(steps, 0)
     assert log["elapsed"].tolist() == [0.6] * 3
@@ -56,8 +56,8 @@ def test_a_replays_steps_end_when_the_next_could_begin():
     ahead = from_steps(steps.assign(start_time=[0.0, 0.5, 1.3, 1.8, 2.3], adapter_wait=waits), 1)
     assert ahead["elapsed"].tolist() == [0.5] * 5
     assert ahead["is_first"].tolist() == [1, 0, 1, 0, 0]
-    assert ahead["host"].tolist() == pytest.approx([0.03, 0.5, 0.03, 0.5, 0.5])  # the one before waited for it
-    quick = from_steps(steps.assign(start_time=[0.0, 0.5, 1.3, 1.8, 2.3], adapter_wait=waits, device=0.5), 1)
-    assert quick["host"].tolist() == pytest.approx([0.03, 0.03, 0.03, 0.13, 0.13])
+    assert ahead["host"].tolist() == pytest.approx([0.06, 0.06, 0.06, 0.16, 0.16])
     assert ahead["device"].tolist() == [0.4] * 5
+    slow = from_steps(steps.assign(start_time=[0.0, 0.5, 1.3, 1.8, 2.3], adapter_wait=waits, device=0.6), 1)
+    assert slow["device"].tolist() == pytest.approx([0.44, 0.5, 0.44, 0.5, 0.5])  # the host's work hid the rest
     assert ahead["num_adapter_loads"].tolist() == [0, 2, 0, 0, 0]

@@ -278,8 +278,10 @@ class TorchEngine:
         if self._swap is not None:
             self._swap.beside()
         prepare = prepared_time - start_time
+        launch = timer() - prepared_time if self.options.is_on_gpu else 0.0
         swapping = [one for one in (sending, fetching) if one is not None]
-        server.in_flight.append(Launched(start_time, prepare, batch.sequences, samples, running, loading, swapping))
+        parts = start_time, prepare, batch.sequences, samples, running, loading, swapping, launch
+        server.in_flight.append(Launched(*parts))
 
     def _warm_up(self, shares: list[Share], max_num_seqs: int, num_rows: int) -> None:
         """Everything that is loaded, compiled or captured once for such steps, before anything is timed."""

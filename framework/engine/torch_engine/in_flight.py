@@ -69,6 +69,7 @@ class Launched:
     running: OnDevice | Done
     loading: Waited | None = None
     swapping: Iterable[Waited] = ()
+    launch: float = 0.0
 
 
 def pinned(*shape: int, dtype: torch.dtype) -> Tensor:

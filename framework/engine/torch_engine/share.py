@@ -83,7 +83,7 @@ class ServerSteps:
         waits = {} if launched.loading is None else launched.loading.waits(hidden, elapsed)
         waits = {slot - self.share.first_slot: wait for slot, wait in waits.items()}
         swap_wait = min(sum([one.wait(hidden, elapsed) for one in launched.swapping]), elapsed)
-        return StepResult(token_ids, elapsed, launched.prepare, device, waits, swap_wait)
+        return StepResult(token_ids, elapsed, launched.prepare, device, waits, swap_wait, launch=launched.launch)
 
     def _not_finite(self, sequence: Sequence) -> str:
         step, request_id = f"{self.kind} {self.num_collected}", sequence.request.request_id

@@ -43,9 +43,11 @@ def test_whether_a_sequence_reads_what_comes_back_is_asked_by_its_own_numbers():
 def test_a_step_says_what_it_waited_for_by_the_servers_slots():
     steps = ServerSteps(Share(2, 10, 3, 0), MODEL)
     sequence = Sequence(Request(0, 0.0, 4, 4))
-    steps.in_flight.append(Launched(1.0, 0.25, [sequence], [True], Done([7], 0.5), Waited({8}, host=0.125)))
+    waited = Waited({8}, host=0.125)
+    steps.in_flight.append(Launched(1.0, 0.25, [sequence], [True], Done([7], 0.5), waited, launch=0.0625))
     result = steps.collect(lambda: 2.0)
     assert (result.token_ids, result.elapsed, result.prepare, result.device) == ([7], 1.0, 0.25, 0.5)
+    assert result.launch == 0.0625
     assert result.adapter_waits == {2: 0.125}
 
 

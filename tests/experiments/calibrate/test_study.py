@@ -28,6 +28,17 @@ def test_a_cost_model_is_fitted_tested_and_used(cli, smallest, tmp_path):
     code, output = cli(*command)
     assert "4 of 4 points reused" in output
 
+    kept = folder / "models/mine.parquet"
+    assert set(pd.read_parquet(kept)["held_out"]) == {0, 1}
+    again = ["experiment=calibrate", f"steps.path={kept}", "name=mine", "output_dir=again"]
+    code, output = cli(*smallest, *again)
+    assert code == 0, output
+    assert (tmp_path / "again/models/mine.json").read_bytes() == (folder / "models/mine.json").read_bytes()
+    code, output = cli(*smallest, *again, "as_served=false")
+    assert read_cost_model(tmp_path / "again/models/mine.json").kinds != model.kinds
+    code, output = cli(*smallest, *again, "steps.device=Elsewhere")
+    assert "says itself what it is of: leave out steps.device" in output
+
     served = [*smallest[:2], *smallest[3:], "experiment=continuous_batching", "rates=[50]"]
     code, output = cli(*served, "engine=modelled", f"engine.path={folder}/models")
     assert code == 0, output
