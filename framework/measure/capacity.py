@@ -286,6 +286,8 @@ def doubt(probes: list[Probe], found: Capacity, goal: Goal) -> str:
     """Why what was found is no capacity; nothing where it is one."""
     if not isfinite(found.rate):
         return "no share falls over the rates"
+    if found.low == -inf and found.high == inf:
+        return "replications differ so much that the shares may as well not fall (raise trace.num_requests)"
     near = [one for probe in probes for one in probe.replications if abs(one.rate / found.rate - 1) <= NEAR]
     growths = np.array([one.growth for one in near if one.rate <= found.high])
     if found.binds != SATURATION and len(growths) > 1 and mean_interval(growths)[2] > MAX_GROWTH:

@@ -140,6 +140,8 @@ def test_a_cliff_a_bracket_and_what_has_no_single_number():
     assert next_rate(twice, (1.0, 2.0), Search(), 3) is None
     assert "below" in estimate(twice[:1]).problem
     assert "above" in estimate(cliff[:2]).problem
+    level = [probe(1.0, [0.95, 0.9, 0.97, 0.85, 0.93]), probe(1.1, [0.9, 0.7, 0.97, 0.99, 0.8])]
+    assert "may as well not fall" in estimate(level).problem
 
 
 def test_where_the_first_probes_are():
