@@ -525,10 +525,17 @@ class Router(Protocol):
     """Names the server that takes a sequence, or none yet: then it is asked again after every step of a server.
 
     It is made for the servers of one replay, as `make(servers)`. While it names none for a sequence, those that arrive
-    later wait behind it.
+    later wait behind it. One that may do that is a HoldingRouter.
     """
 
     def __call__(self, sequence: Sequence) -> Server | None: ...
+
+
+@runtime_checkable
+class HoldingRouter(Router, Protocol):
+    """A Router that may name none: it says so, since servers then have to keep up with each other step by step."""
+
+    holds: bool
 
 
 class Rebalance(Protocol):
@@ -544,6 +551,10 @@ class Source(Protocol):
     """Where sequences come from. `requests` are all that may come, as long as they may be."""
 
     requests: list[Request]
+
+    @property
+    def follows(self) -> bool:
+        """Whether sequences may follow from those that finish."""
 
     def begin(self) -> Iterable[Sequence]:
         """Those whose arrival time is known from the start, in the order of their arrival."""

@@ -7,13 +7,14 @@ from framework.core import Batch, Engine, Request, Scheduler, Source, Step, Step
 MAX_STEPS_WITHOUT_TOKEN = 100_000  # far above any prompt's number of chunks; beyond it a scheduler is going in circles
 
 
-def get_ready(source: Source, scheduler: Scheduler, engine: Engine) -> None:
-    """Check the requests and warm the engine up for them, outside of the measured time.
+def get_ready(source: Source, scheduler: Scheduler, engine: Engine, *, are_checked: bool = False) -> None:
+    """Check the requests, unless they are, and warm the engine up for them, outside of the measured time.
 
     Raises ValueError for a request that could never be scheduled, and for an engine that would be more than one step
     ahead.
     """
-    check_requests(source.requests, scheduler)
+    if not are_checked:
+        check_requests(source.requests, scheduler)
     engine.begin(source.requests, scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
     check_steps_ahead(engine)
 

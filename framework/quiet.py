@@ -5,14 +5,16 @@ Both are options of a Scheduler and an Engine, which a class has only if it says
 
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Set
 from itertools import accumulate
 from typing import NamedTuple, Protocol, cast
 
-from framework.core import Batch, Engine, Scheduler, StepResult
+from framework.core import Batch, Engine, Scheduler, Step, StepResult
 from framework.loops import describe_step
 from framework.step_runs import Growth, StepRun
 
 FEW = 2  # steps that are quicker taken one by one
+MANY = 128  # more are not looked at where they may come to an end at any time
 
 
 class QuietScheduler(Scheduler, Protocol):
@@ -46,6 +48,30 @@ class Foreseen(NamedTuple):
     alone: list[float]  # what each would take whatever comes next
 
 
+class Ahead(NamedTuple):
+    """Steps of a server that are foreseen and not taken yet: when each begins and the last one ends (s), and the first.
+
+    A server whose clock has passed some of them is behind: routers see their tokens all the same.
+    """
+
+    foreseen: Foreseen
+    times: list[float]
+    first: Step
+    may_be_cut: bool  # by a sequence that arrives
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.times) - 1
+
+    @property
+    def end(self) -> float:
+        return self.times[-1]
+
+    def num_ended(self, now: float) -> int:
+        """How many are over before `now`."""
+        return bisect_left(self.times, now, 1) - 1
+
+
 class QuietEngine(Engine, Protocol):
     """An Engine that measures nothing and knows what steps will take. Its tokens stop no output."""
 
@@ -75,39 +101,54 @@ def knows_beforehand(scheduler: object, engine: object) -> bool:
     return "quiet_steps" in vars(type(scheduler)) and "foresee" in vars(type(engine))
 
 
-def take_quiet_steps(server: Server, now: float, horizon: float) -> float:
-    """Take the steps that end before `horizon` (s) and in which nothing happens but decoding; when the last one ends.
+def look_ahead(server: Server, now: float, horizon: float, arrival_times: Set[float] | None = None) -> Ahead | None:
+    """Steps that end before `horizon` (s) and in which nothing happens but decoding; None where these are few.
 
     It is called with as many steps in flight as there may be: each one taken is finished, and another launched.
+
+    With `arrival_times` (s), those at any server, a sequence may arrive at this one meanwhile. None of the steps ends
+    at one of them, since what happens at one time has an order.
     """
     scheduler, engine = cast(QuietScheduler, server.scheduler), cast(QuietEngine, server.engine)
     in_flight = [batch for batch, _ in server.in_flight]
     oldest, newest = in_flight[0], in_flight[-1]
     if len(in_flight) <= engine.num_steps_ahead or not all(map(only_decodes, in_flight)):
-        return now
+        return None
     if oldest.sequences != newest.sequences:
-        return now
+        return None
     num_steps = scheduler.quiet_steps(newest)
     if num_steps < FEW:
-        return now
+        return None
+    if arrival_times is not None:
+        num_steps = min(num_steps, MANY)
     foreseen = engine.foresee(newest, num_steps, horizon - now)
     times = list(accumulate(foreseen.elapsed, initial=now))  # as one clock would add them
     num_steps = bisect_left(times, horizon, 1, len(foreseen.prepare) - len(in_flight) + 1) - 1
+    if arrival_times is not None and not arrival_times.isdisjoint(times[1:]):
+        num_steps = min(num_steps, next(index for index, end in enumerate(times[1:]) if end in arrival_times))
     if num_steps < FEW:
-        return now
+        return None
     result = StepResult([], foreseen.elapsed[0], foreseen.prepare[0], foreseen.device[0])
     first = describe_step(now, result.elapsed, 0.0, oldest, result, scheduler, engine, server.index)
     first.num_output_tokens = len(oldest.sequences)
-    ends = times[1 : num_steps + 1]
-    for sequence in oldest.sequences:
-        sequence.extend(foreseen.token_id, ends)
-    growth = scheduler.skip(oldest, num_steps)
-    engine.skip(foreseen, num_steps)
-    for batch in in_flight:
-        batch.starts = [start + num_steps for start in batch.starts]
-    elapsed, prepare, device = (column[:num_steps] for column in foreseen[:3])
-    server.record_run(StepRun(first, times[:num_steps], elapsed, prepare, device, growth), ends)
-    return ends[-1]
+    return Ahead(foreseen, times[: num_steps + 1], first, arrival_times is not None)
+
+
+def take(server: Server, ahead: Ahead, num_steps: int) -> float:
+    """Take so many of the steps that the server has looked at last; when the last one ends."""
+    foreseen, times, first, _ = ahead
+    if num_steps:
+        scheduler, engine = cast(QuietScheduler, server.scheduler), cast(QuietEngine, server.engine)
+        oldest, ends = server.in_flight[0][0], times[1 : num_steps + 1]
+        for sequence in oldest.sequences:
+            sequence.extend(foreseen.token_id, ends)
+        growth = scheduler.skip(oldest, num_steps)
+        engine.skip(foreseen, num_steps)
+        for batch, _ in server.in_flight:
+            batch.starts = [start + num_steps for start in batch.starts]
+        elapsed, prepare, device = (column[:num_steps] for column in foreseen[:3])
+        server.record_run(StepRun(first, times[:num_steps], elapsed, prepare, device, growth), ends)
+    return times[num_steps]
 
 
 def only_decodes(batch: Batch) -> bool:

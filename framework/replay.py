@@ -6,14 +6,27 @@ A timeout of what a step took is the only bridge between the host's clock and si
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from heapq import heappush
 from math import inf
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import simpy
+from simpy.events import NORMAL
 
-from framework.core import Batch, Engine, Router, Scheduler, Sequence, ServerState, Source, Step
+from framework.core import (
+    Batch,
+    Engine,
+    HoldingRouter,
+    Router,
+    Scheduler,
+    Sequence,
+    ServerState,
+    Source,
+    Step,
+    StepResult,
+)
 from framework.loops import Progress, check_batch, describe_step, get_ready, note_adapter_waits
-from framework.quiet import knows_beforehand, take_quiet_steps
+from framework.quiet import Ahead, knows_beforehand, look_ahead, take
 from framework.real_time import RealTime
 from framework.server_load import ServerLoad
 from framework.step_runs import StepLog, StepRun
@@ -26,14 +39,25 @@ Process = Generator[simpy.Event, Any, None]
 
 
 class Environment(simpy.Environment):
-    """Its time may move on to one before which no event is due."""
+    """It has events at a given time, to the last bit, and may move on to a time before which no event is due."""
 
     def jump(self, time: float) -> None:
+        """It is `time` now."""
         self._now: float = time
+
+    def until(self, time: float) -> simpy.Event:
+        """It happens at `time`, which is not before now."""
+        event = simpy.Event(self)
+        event._ok, event._value = True, None
+        heappush(self._queue, (time, NORMAL, next(self._eid), event))
+        return event
 
 
 class Server:
-    """A scheduler, an engine, the batches in flight, and a stopwatch of its own; `log` has what it did."""
+    """A scheduler, an engine, the batches in flight, and a stopwatch of its own; `log` has what it did.
+
+    One that is `like` another serves the same requests, which are then checked for that one alone.
+    """
 
     def __init__(
         self,
@@ -42,16 +66,20 @@ class Server:
         index: int = 0,
         on_step: Callable[[Step | StepRun], None] | None = None,
         view_delay: float = 0.0,
+        like: "Server | None" = None,
     ) -> None:
         self.scheduler, self.engine, self.index, self.on_step = scheduler, engine, index, on_step
-        self.view_delay = view_delay
-        self.load = ServerLoad(scheduler.max_num_seqs, view_delay, engine.num_blocks * engine.block_size)
+        self.view_delay, self.like = view_delay, like
+        self.ahead: Ahead | None = None  # steps that are not taken yet, though some of them may be over
+        num_slots = engine.num_blocks * engine.block_size
+        self.load = ServerLoad(scheduler.max_num_seqs, view_delay, num_slots, self.num_tokens_ahead)
         self.watch = make_watch(engine)
         self.in_flight: deque[tuple[Batch, float]] = deque()  # with the seconds each took to schedule
         self.log = StepLog()
         self.progress, self.num_alarms = Progress(index), 0
         self.is_asleep = False  # and no alarm is set
         self.knows_beforehand = knows_beforehand(scheduler, engine)
+        self.under_way: UnderWay | None = None
 
     def open(self, world: "World") -> None:
         """Begin to serve in a world, at its time 0."""
@@ -69,11 +97,25 @@ class Server:
         """What a router sees of it."""
         return self.load.seen_at(self.world.env.now)
 
+    def num_tokens_ahead(self) -> int:
+        """Output tokens of the steps that are over and not taken yet."""
+        if self.ahead is None:
+            return 0
+        num_steps = self.ahead.num_ended(self.world.env.now)
+        return num_steps * self.ahead.first.num_output_tokens
+
     def add(self, sequence: Sequence) -> None:
+        self.catch_up()
         self.load.add(sequence, self.world.env.now)
         self.watch.leave_out(lambda: self.engine.add(sequence))
         self.scheduler.add(sequence)
         self.ring()
+
+    def wake(self) -> None:
+        """The end of every step counts from now on, that of the one under way too."""
+        if self.ahead is not None:
+            self.catch_up()
+            self.ring()
 
     def ring(self) -> None:
         """There may be something to do."""
@@ -86,7 +128,9 @@ class Server:
         while True:
             batch = self.launch(env.now)
             if self.knows_beforehand and batch is not None and not self.world.heeds_steps:
-                env.jump(take_quiet_steps(self, env.now, env.peek()))
+                self.ahead = self.world.look_ahead(self)
+                if self.ahead is not None:
+                    yield from self.pass_over(env)
             if len(self.in_flight) > (self.engine.num_steps_ahead if batch else 0):
                 yield from self.finish(env)
             elif batch is None:
@@ -103,16 +147,43 @@ class Server:
             self.world.launched(self, batch)
         return batch
 
-    def finish(self, env: simpy.Environment) -> Process:
-        """Wait for the tokens of the oldest step, let its time pass, and hand the tokens out."""
+    def pass_over(self, env: Environment) -> Process:
+        """Let the time of the steps ahead pass and take them, unless a sequence that arrives here cuts them short."""
+        assert self.ahead is not None
+        if self.ahead.may_be_cut:
+            yield env.any_of([self.bell, env.until(self.ahead.end)])
+        else:
+            env.jump(self.ahead.end)
+        if self.ahead is not None:
+            self.take(self.ahead.num_steps)
+
+    def catch_up(self) -> None:
+        """Take those of the steps ahead that are over; something that was not foreseen happens now."""
+        if self.ahead is not None:
+            self.take(self.ahead.num_ended(self.world.env.now))
+
+    def take(self, num_steps: int) -> None:
+        """So many of the steps ahead; the next one is under way."""
+        ahead, self.ahead = self.ahead, None
+        assert ahead is not None
+        self.under_way = self.collect(take(self, ahead, num_steps))
+
+    def collect(self, start_time: float) -> "UnderWay":
+        """Wait for the tokens of the oldest step in flight."""
         batch, schedule_elapsed = self.in_flight[0]
         result = self.engine.collect()
         elapsed, schedule_elapsed = self.watch.elapsed(result), schedule_elapsed + result.schedule
         scheduler = self.scheduler
-        step = describe_step(env.now, elapsed, schedule_elapsed, batch, result, scheduler, self.engine, self.index)
+        step = describe_step(start_time, elapsed, schedule_elapsed, batch, result, scheduler, self.engine, self.index)
         note_adapter_waits(batch, result)
-        yield env.timeout(step.elapsed)
-        self.in_flight.popleft()
+        return UnderWay(step, result, self.world.env.until(start_time + elapsed))
+
+    def finish(self, env: Environment) -> Process:
+        """Let the time of the oldest step pass, and hand its tokens out."""
+        step, result, end = self.under_way or self.collect(env.now)
+        self.under_way = None
+        yield end
+        batch, _ = self.in_flight.popleft()
         self.watch.start(self.in_flight)
         step.num_output_tokens = self.scheduler.postprocess(batch, result.token_ids, env.now)
         step.update = self.watch.lap() + result.update
@@ -158,6 +229,14 @@ class Server:
         return env.any_of([self.bell, env.timeout(wake_time - env.now)])
 
 
+class UnderWay(NamedTuple):
+    """A step whose tokens have been collected, and the event of its end."""
+
+    step: Step
+    result: StepResult
+    end: simpy.Event
+
+
 class Mover(Protocol):
     """Moves sequences from server to server (framework.handover)."""
 
@@ -198,7 +277,16 @@ class World:
         self.at_router: deque[Sequence] = deque()  # the router named no server for the first of them
         self.unfinished: dict[Sequence, Server | None] = {}  # in the order of arrival, with the server of each
         self.num_arriving = 0  # processes that will bring more
+        heeds_others = self.movers or source.follows or isinstance(route, HoldingRouter)
+        self.lets_be_behind = len(servers) > 1 and not heeds_others  # with what they have done
+        self.arrival_times = {request.arrival_time for request in source.requests} if self.lets_be_behind else set()
         self.over = env.event()
+
+    def look_ahead(self, server: Server) -> Ahead | None:
+        """Steps of the server that nothing cuts short, or nothing but a sequence that arrives there."""
+        if self.lets_be_behind and not server.view_delay:
+            return look_ahead(server, self.env.now, inf, self.arrival_times)
+        return look_ahead(server, self.env.now, self.env.peek())
 
     @property
     def heeds_steps(self) -> bool:
@@ -212,9 +300,8 @@ class World:
 
     def arrivals(self, sequences: Iterable[Sequence]) -> Process:
         for sequence in sequences:
-            delay = sequence.arrival_time - self.env.now
-            if delay > 0:
-                yield self.env.timeout(delay)
+            if sequence.arrival_time > self.env.now:
+                yield self.env.until(sequence.arrival_time)
             self.arrive(sequence)
         self.num_arriving -= 1
         self.end_or_refuse_stall()
@@ -225,6 +312,9 @@ class World:
         self.at_router.append(sequence)
         if len(self.at_router) == 1:
             self.offer_waiting()
+            if self.at_router:  # it is asked after every step from now on
+                for server in self.servers:
+                    server.wake()
 
     def offer_waiting(self) -> None:
         """Give those at the router to the servers that it names, in order, up to the first that has to wait on."""
@@ -316,7 +406,7 @@ def replay(
     check_clock(len(servers), clock)
     check_turns(servers)
     for server in servers:
-        get_ready(source, server.scheduler, server.engine)
+        get_ready(source, server.scheduler, server.engine, are_checked=server.like is not None)
     if clock == "wall":
         return in_real_time(source, servers[0])
     with garbage_collector_paused():

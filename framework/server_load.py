@@ -1,6 +1,7 @@
 """What a server has to do, as routers see it: at once, or some seconds later, as reports over a network are."""
 
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from framework.core import Sequence, ServerState
@@ -21,14 +22,28 @@ class Report:
 
 
 class ServerLoad:
-    """A server's state now, with room for `num_slots` tokens; `seen_at` is what it was `view_delay` seconds earlier."""
+    """A server's state now, with room for `num_slots` tokens; `seen_at` is what it was `view_delay` seconds earlier.
 
-    def __init__(self, num_seats: int, view_delay: float = 0.0, num_slots: int = 0) -> None:
+    `num_tokens_ahead` says how many tokens there are of which it has not been told yet.
+    """
+
+    def __init__(
+        self,
+        num_seats: int,
+        view_delay: float = 0.0,
+        num_slots: int = 0,
+        num_tokens_ahead: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.num_seats, self.view_delay, self.num_slots = num_seats, view_delay, num_slots
-        self.num_unfinished = self.num_tokens = 0
+        self.num_tokens_ahead = num_tokens_ahead
+        self.num_unfinished = self.num_told_tokens = 0
         self.num_users: Counter[str] = Counter()  # unfinished requests by their adapter
         self.adapter_in: dict[int, str] = {}  # by slot
         self.reports: deque[tuple[float, Report]] = deque([(0.0, self.report())])
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_told_tokens + self.num_tokens_ahead()
 
     @property
     def num_free_seats(self) -> int:
@@ -39,20 +54,20 @@ class ServerLoad:
 
     def add(self, sequence: Sequence, now: float) -> None:
         self.num_unfinished += 1
-        self.num_tokens += sequence.request.num_prompt_tokens + len(sequence.output_token_ids)
+        self.num_told_tokens += sequence.request.num_prompt_tokens + len(sequence.output_token_ids)
         if sequence.request.adapter_id is not None:
             self.num_users[sequence.request.adapter_id] += 1
         self.note(now)
 
     def step_ended(self, num_output_tokens: int, adapter_loads: dict[int, str], now: float) -> None:
         """Of the finished sequences `finish` is told after this."""
-        self.num_tokens += num_output_tokens
+        self.num_told_tokens += num_output_tokens
         self.adapter_in |= adapter_loads
         self.note(now)
 
     def finish(self, sequence: Sequence, now: float) -> None:
         self.num_unfinished -= 1
-        self.num_tokens -= sequence.request.num_prompt_tokens + len(sequence.output_token_ids)
+        self.num_told_tokens -= sequence.request.num_prompt_tokens + len(sequence.output_token_ids)
         adapter_id = sequence.request.adapter_id
         if adapter_id is not None:
             self.num_users[adapter_id] -= 1

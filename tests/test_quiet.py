@@ -2,17 +2,19 @@
 
 import inspect
 import random
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 
 import framework.scheduler
-from framework.core import Request, Step
+from framework.core import HoldingRouter, Request, Step
 from framework.engine.modelled import ModelledEngine
 from framework.quiet import knows_beforehand
 from framework.replay import Server, replay
 from framework.router.least_tokens import least_tokens
+from framework.router.round_robin import round_robin
 from framework.router.shared_queue import shared_queue
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.step_runs import StepRun
@@ -130,7 +132,7 @@ def facts(sequences, servers) -> list[object]:
 
 def states(kept: object) -> dict[str, object]:
     """What it has counted."""
-    return {name: vars(kept).get(name) for name in ("counters", "levels", "limits", "reports", "num_tokens")}
+    return {name: vars(kept).get(name) for name in ("counters", "levels", "limits", "reports", "num_told_tokens")}
 
 
 @pytest.mark.parametrize("scheduler_type", SCHEDULERS)
@@ -148,6 +150,91 @@ def test_replays_are_the_same_as_step_by_step(part, scheduler_type, tmp_path):
         num_taken += sum(len(run) for run in runs)
         num_steps += sum(len(server.steps) for server in servers)
     assert num_taken > 0.1 * num_steps
+
+
+class Holding:
+    """A router that may name none, and says so."""
+
+    holds = True
+
+    def __init__(self, route):
+        self.route = route
+
+    def __call__(self, sequence):
+        return self.route(sequence)
+
+
+def watched(make_router, seen):
+    """What a router sees of all servers as each sequence arrives is appended to `seen`."""
+
+    def make(servers):
+        route = make_router(servers)
+
+        def routes(sequence):
+            states = [server.state for server in servers]
+            loads = [(state.num_unfinished, state.num_tokens, state.num_free_seats) for state in states]
+            seen.append((sequence.request.request_id, loads))
+            return route(sequence)
+
+        return Holding(routes) if isinstance(route, HoldingRouter) else routes
+
+    return make
+
+
+def on_a_grid(requests, rng):
+    """They arrive as steps begin and end, and halfway."""
+    times = sorted(rng.randint(0, 200) * 0.005 for _ in requests)
+    return [replace(request, arrival_time=time) for request, time in zip(requests, times, strict=True)]
+
+
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.nightly) for part in range(1, NUM_PARTS))])
+def test_servers_that_are_behind_are_seen_and_serve_as_if_they_were_not(part, tmp_path):
+    """Requests follow none, so what other servers do cuts no server's steps."""
+    num_behind = num_taken = num_steps = 0
+    for seed in range(part, NUM_CASES, NUM_PARTS):
+        rng = random.Random(seed)
+        engine, options, requests, *_ = random_case(rng, tmp_path)
+        requests = [replace(request, think_time=None, turn=1, session_id=None) for request in requests]
+        num_servers, router = rng.randint(2, 5), rng.choice([least_tokens, round_robin, shared_queue])
+        results = []
+        for scheduler_type in (ContinuousScheduler, one_by_one(ContinuousScheduler)):
+            seen = []
+            served = serve(scheduler_type, engine, options, requests, num_servers, watched(router, seen), 0.0)
+            results.append([*facts(*served), seen])
+            if scheduler_type is ContinuousScheduler:
+                servers = served[1]
+        assert results[0] == results[1], f"case {seed}"
+        runs = [entry for server in servers for entry in server.log.entries if isinstance(entry, StepRun)]
+        num_taken += sum(len(run) for run in runs)
+        num_steps += sum(len(server.steps) for server in servers)
+        num_behind += sum(entry.start_time < run.start_times[-1] for run in runs for entry in starts(servers, run))
+    assert num_taken > 0.2 * num_steps
+    assert num_behind > NUM_CASES / NUM_PARTS
+
+
+def starts(servers, run):
+    """Steps of other servers that begin while the run goes on."""
+    others = [server for server in servers if server.index != run.first.server]
+    return [step for server in others for step in server.steps if run.start_times[0] < step.start_time]
+
+
+@pytest.mark.parametrize("step_time", [0.005, 0.01, 0.02])
+@pytest.mark.parametrize("num_steps_ahead", [0, 1])
+def test_arrivals_as_a_step_ends_are_seen_in_the_order_in_which_both_were_certain(step_time, num_steps_ahead, tmp_path):
+    """Steps take equally long and begin with each other: what happens at a time happens in its order all the same."""
+    kinds = {kind: kind_cost(kind, step_time) for kind in ("decode", "prompt")}
+    path = str(write_model(tmp_path, kinds=kinds, num_steps_ahead=num_steps_ahead))
+    make_engine = partial(ModelledEngine, target(), path=path, num_blocks=1000, block_size=4, noise=False)
+    for seed in range(10):
+        rng = random.Random(seed)
+        requests = [Request(index, 0.0, 4, rng.randint(1, 40)) for index in range(20)]
+        requests, results = on_a_grid(requests, rng), []
+        make_router, options = rng.choice([least_tokens, shared_queue]), {"max_num_seqs": rng.choice([2, 8])}
+        for scheduler_type in (ContinuousScheduler, one_by_one(ContinuousScheduler)):
+            seen = []
+            served = serve(scheduler_type, make_engine, options, requests, 3, watched(make_router, seen), 0.0)
+            results.append([*facts(*served), seen])
+        assert results[0] == results[1], f"case {seed}"
 
 
 def test_only_a_class_that_says_it_itself_knows_beforehand(tmp_path):

@@ -275,6 +275,8 @@ def test_a_scheduler_that_only_sets_alarms_is_a_stall(monkeypatch):
 class Echo(TraceSource):
     """Every finished sequence is followed by another, half a second later, up to a number of turns."""
 
+    follows = True
+
     def __init__(self, requests, num_turns):
         super().__init__(requests)
         self.num_turns = num_turns
@@ -296,6 +298,23 @@ def test_a_source_is_told_of_finished_sequences_and_may_let_others_follow():
         (10, pytest.approx(0.7), pytest.approx(0.9)),
         (11, pytest.approx(0.85), pytest.approx(1.0)),
     ]
+
+
+class Counting(ContinuousScheduler):
+    """Counts what it is asked."""
+
+    num_checks = 0
+
+    def check(self, request):
+        type(self).num_checks += 1
+
+
+def test_requests_are_checked_once_for_servers_that_are_alike():
+    first, *others = (Counting(1000, 4) for _ in range(4))
+    servers = [Server(first, FakeEngine())]
+    servers += [Server(one, FakeEngine(), index, like=servers[0]) for index, one in enumerate(others, 1)]
+    serve(requests_at((0.0, 4, 2), (0.25, 4, 1)), servers, round_robin(servers))
+    assert Counting.num_checks == 2
 
 
 def test_measured_servers_that_share_no_engine_and_a_wall_clock_of_several_are_refused():

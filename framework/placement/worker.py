@@ -73,6 +73,8 @@ def get_ready_for(worker: Worker, requests: list[Request], scheduler: Scheduler)
 class Listed:
     """A source that is asked for nothing but its requests."""
 
+    follows = False
+
     def __init__(self, requests: list[Request]) -> None:
         self.requests = requests
 

@@ -6,6 +6,19 @@ from framework.core import Router, Sequence, Server
 from framework.router.load import least_loaded
 
 
+class SharedQueue:
+    """What `shared_queue` makes."""
+
+    holds = True
+
+    def __init__(self, servers: ListOf[Server]) -> None:
+        self.servers, self.choose = servers, least_loaded(servers)
+
+    def __call__(self, sequence: Sequence) -> Server | None:
+        seated = [server for server in self.servers if server.state.num_free_seats]
+        return self.choose(seated) if seated else None
+
+
 def shared_queue(servers: ListOf[Server]) -> Router:
     for server in servers:
         if server.view_delay:
@@ -13,10 +26,4 @@ def shared_queue(servers: ListOf[Server]) -> Router:
                 "router=shared_queue has servers take requests when they have a seat, so "
                 f"view_delay={server.view_delay} must be 0"
             )
-    choose = least_loaded(servers)
-
-    def route(sequence: Sequence) -> Server | None:
-        seated = [server for server in servers if server.state.num_free_seats]
-        return choose(seated) if seated else None
-
-    return route
+    return SharedQueue(servers)

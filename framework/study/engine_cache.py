@@ -116,7 +116,7 @@ class EngineCache:
         first = self.get(arm)
         shares = make_replicas(first, arm.num_servers) if takes_turns(arm, first) else None
         for group in arm.groups:
-            first = self.get(group)
+            first, like = self.get(group), None
             model = self.models[group.model_key]
             for index in range(len(servers), len(servers) + group.num):
                 engine: Engine = first
@@ -125,7 +125,8 @@ class EngineCache:
                 elif index or group.is_modelled:
                     engine = of_server(group, index, seed)(model=model)
                 scheduler = make_scheduler(group.scheduler, engine)
-                servers.append(Server(scheduler, engine, index, on_step, arm.view_delay))
+                servers.append(Server(scheduler, engine, index, on_step, arm.view_delay, like))
+                like = like or servers[-1]
         return servers
 
     def num_layers(self, parts: EngineParts) -> int:

@@ -32,7 +32,12 @@ class TraceSource:
                     f"request {request.request_id}, turn {request.turn} of session {request.session_id!r}, has a think "
                     "time, and there is no turn before it"
                 )
+        self.has_turns = any(request.think_time is not None for request in requests)
         self.starts = (request for request in requests if request.think_time is None)
+
+    @property
+    def follows(self) -> bool:
+        return self.max_concurrency is not None or self.has_turns
 
     def begin(self) -> Iterator[Sequence]:
         return map(Sequence, islice(self.starts, self.max_concurrency))

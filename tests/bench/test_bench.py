@@ -2,6 +2,7 @@
 
 import csv
 import tracemalloc
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from framework.measure.replay_tables import request_table, step_table
 from framework.models.loading import load_model
 from framework.paths import ROOT
 from framework.replay import Server, replay
+from framework.router.least_outstanding import least_outstanding
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.trace.files import read_azure, read_mooncake, read_table
 from framework.trace.source import TraceSource
@@ -106,11 +108,11 @@ def like_the_azure_hour(num_requests: int) -> list[Request]:
     return list(map(Request, range(num_requests), times, prompts, outputs))
 
 
-def modelled_server(folder: Path) -> Server:
+def modelled_server(folder: Path, index: int = 0) -> Server:
     kinds = {kind: kind_cost(kind, 0.0042, 20e-6, 1e-8, (0.99, 1.0, 1.02)) for kind in ("decode", "prompt")}
     options = {"num_blocks": 100_000, "block_size": 16}
-    engine = ModelledEngine(target(model=LONG), path=str(write_model(folder, kinds=kinds)), **options)
-    return Server(ContinuousScheduler(**options, max_num_seqs=256, max_num_batched_tokens=16384), engine)
+    engine = ModelledEngine(target(model=LONG), path=str(write_model(folder, kinds=kinds)), seed=index, **options)
+    return Server(ContinuousScheduler(**options, max_num_seqs=256, max_num_batched_tokens=16384), engine, index)
 
 
 @pytest.mark.nightly
@@ -134,6 +136,25 @@ def test_modelled_replay_of_many_requests(benchmark, tmp_path, num_requests):
         "num_taken": len(log),
         "num_output_tokens": sum(outputs),
     }
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("num_servers", [1, 64])
+def test_modelled_replay_of_many_servers(benchmark, tmp_path, num_servers):
+    """What one server does cuts no other one's steps: about as much is taken at once, however many there are."""
+    requests = like_the_azure_hour(6000)
+    requests = [replace(one, arrival_time=2 * one.arrival_time / num_servers) for one in requests]
+
+    def run():
+        servers = [modelled_server(tmp_path, index) for index in range(num_servers)]
+        return replay(TraceSource(requests), servers, least_outstanding(servers)), servers
+
+    sequences, servers = benchmark.pedantic(run, rounds=1)
+    num_taken = sum(len(server.log) for server in servers)
+    assert all(sequence.is_finished for sequence in sequences)
+    assert num_taken < 7 * len(requests)
+    num_steps = sum(server.engine.outside.num_steps for server in servers)
+    benchmark.extra_info |= {"num_requests": len(requests), "num_steps": num_steps, "num_taken": num_taken}
 
 
 @pytest.mark.nightly

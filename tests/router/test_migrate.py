@@ -22,7 +22,7 @@ def seen(*loads, num_slots=100):
     servers = []
     for index, (num_unfinished, num_tokens) in enumerate(loads):
         load = ServerLoad(8, num_slots=num_slots)
-        load.num_unfinished, load.num_tokens = num_unfinished, num_tokens
+        load.num_unfinished, load.num_told_tokens = num_unfinished, num_tokens
         servers.append(SeenServer(index, 0.0, load))
     return servers
 
