@@ -47,6 +47,6 @@ def test_a_step_is_described_as_it_was_before_its_tokens_are_handed_out():
 
 def test_a_step_that_computes_nothing_is_no_progress():
     batch = Batch([Sequence(requests_at((0.0, 4, 1))[0])], [0], [0], 0, 0)
-    step = Step(0.0, 0.1, "decode", 1, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)
+    step = Step(0.0, 0.1, "decode", 1, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)
     with pytest.raises(RuntimeError, match="server 2 makes no progress on request 0: 1 steps without a token"):
         Progress(2).note(step, batch)
