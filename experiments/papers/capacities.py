@@ -1,7 +1,8 @@
 """What arms can serve within several limits, from one set of replays at several rates with several seeds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite, nan
+from typing import Any
 
 import pandas as pd
 
@@ -11,16 +12,22 @@ from framework.study.capacity import read_requests, replications
 from framework.study.sweep import Study
 
 Goals = tuple[Goal, ...]
+Read = Callable[[dict[str, Any]], pd.DataFrame]  # a row of points → its requests
 
 
-def find_capacities(study: Study, points: pd.DataFrame, goals: Mapping[float, Goals]) -> pd.DataFrame:
+def find_capacities(
+    study: Study, points: pd.DataFrame, goals: Mapping[float, Goals], read: Read | None = None
+) -> pd.DataFrame:
     """A row per arm and limit: `arm`, `limit`, `capacity` (requests/s; NaN: there is none) from `low` to `high`.
 
     `goals` are what has to hold at each limit; `binds` is the one that fails first, `doubt` why it may be no capacity.
+    `read` gives a point's requests with all that the goals are of (None: as they are on disk).
     """
+    every = tuple(goal for own in goals.values() for goal in own)
+    read = read or (lambda row: read_requests(study.folder(row["point"]), every))
     rows = []
     for arm, own in points.groupby("arm", sort=False):
-        probes = probes_of(study, own, goals)
+        probes = probes_of(own, goals, read)
         for limit in goals:
             found = estimate(up_to_saturation(probes[limit]))
             is_found = isfinite(found.rate)
@@ -38,12 +45,11 @@ def find_capacities(study: Study, points: pd.DataFrame, goals: Mapping[float, Go
     return pd.DataFrame(rows)
 
 
-def probes_of(study: Study, points: pd.DataFrame, goals: Mapping[float, Goals]) -> dict[float, list[Probe]]:
+def probes_of(points: pd.DataFrame, goals: Mapping[float, Goals], read: Read) -> dict[float, list[Probe]]:
     """By limit: a probe per rate of one arm's `points`, whose replications are its seeds."""
-    every = tuple(goal for own in goals.values() for goal in own)
     by_rate: dict[float, dict[float, list[Replication]]] = {}
     for row in sorted(points.to_dict("records"), key=lambda one: (one["rate"], one["seed"])):
-        requests = read_requests(study.folder(row["point"]), every)
+        requests = read(row)
         for limit, own in goals.items():
             found = by_rate.setdefault(limit, {}).setdefault(row["rate"], [])
             found += replications(requests, own, row["seed"], 1, row["rate"])

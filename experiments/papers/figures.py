@@ -1,6 +1,6 @@
 """Figures of the papers' studies: latency over the rate with a limit, and all papers' ratios beside the reported."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -206,3 +206,28 @@ def values_of(arm: str, reported: Mapping[str, Value]) -> Iterable[tuple[float, 
         name, _, limit = case.rpartition(", ")
         if name == arm and not isinstance(value, list):
             yield float(limit.removesuffix("×")), value
+
+
+@styled
+def slowdowns_over_rate(rows: pd.DataFrame, limits: Mapping[str, Sequence[float]]) -> Figure:
+    """Nine panels over the offered rate: a row per latency, a column per percentile, a curve per arm; dashed: limits.
+
+    `rows` is what `slowdown_rows` makes; `limits` has three for each latency. Curves leave a panel at twice its limit.
+    """
+    shares = rows["share"].drop_duplicates()
+    figure = Figure(figsize=(TEXT_WIDTH, 1.35 * len(limits) + 0.5))
+    panels = figure.subplots(len(limits), len(shares), sharex=True, squeeze=False)
+    for line, (latency, own) in zip(panels, limits.items(), strict=True):
+        for axes, share, limit in zip(line, shares, own, strict=True):
+            at = rows[(rows["latency"] == latency) & (rows["share"] == share)]
+            for index, (arm, curve) in enumerate(at.groupby("arm", sort=False)):
+                axes.plot(curve["offered_rate"], curve["slowdown"], label=arm, **arm_style(index))
+            axes.axhline(limit, color=GREY, linestyle=LINES[1], linewidth=0.9)
+            axes.set_ylim(0, 2 * limit)
+            axes.set_title(f"{latency.upper()} P{100 * share:g}")
+        line[0].set_ylabel("slowdown")
+    for axes in panels[-1]:
+        axes.set_xlabel("arrival rate (requests/s)")
+        axes.set_xlim(left=0)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    return figure
