@@ -42,19 +42,38 @@ def test_attainment_over_the_load_stands_beside_the_papers():
     assert theirs.get_markerfacecolor() == "none"
 
 
+FEW = ["engine=modelled", "tracking=none", "trace.num_requests=8", "scheduler.max_num_seqs=2"]
+
+
 def test_both_arms_are_replayed_and_compared(cli, tmp_path):
-    few = ["trace.num_requests=8", "rates=[2,400]", "slo.ttft=0.1", "trace.lengths.output.mean=20"]
-    code, output = cli("experiment=papers/distserve", "tracking=none", *few, "tpot_limits=[0.02]")
+    few = ["rates.multiples=[0.05,20]", "scales=[0.2,1,4]", "trace.lengths.output.mean=8"]
+    code, output = cli("experiment=papers/distserve", *FEW, *few)
     assert code == 0, output
     folder = tmp_path / "outputs/papers/distserve"
     attained = pd.read_csv(folder / "attainment.csv")
     assert attained["rate"].tolist()[:2] == pytest.approx([attained["rate"][2], attained["rate"][3]])
+    scales = pd.read_csv(folder / "scales.csv")
+    assert scales[["arm", "scale"]].to_numpy().tolist() == [
+        [arm, scale] for arm in ("colocated", "disaggregated") for scale in (0.2, 1, 4)
+    ]
+    assert (scales["rate"] == scales["rate"][0]).all()
+    assert scales.groupby("arm")["attainment"].is_monotonic_increasing.all()
     table = pd.read_csv(folder / "comparison.csv")
-    assert len(table) == 16
-    check_page(Page(folder / "report.html"), folder)
+    assert len(table) == 18
+    assert "a request alone has a median TTFT" in output
+    page = Page(folder / "report.html")
+    check_page(page, folder)
+    assert len(page.table("TPOT ≤ (ms)")) == 4
 
 
-def test_other_arms_are_refused(cli):
-    code, output = cli("experiment=papers/distserve", "tracking=none", "~arms.colocated")
-    assert code != 0
-    assert "compares the arms colocated and disaggregated, not disaggregated" in " ".join(output.split())
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("~arms.colocated", "compares the arms colocated and disaggregated, not disaggregated"),
+        ("+limits.itl=2", "limits.itl: give some of ttft, tpot, e2e"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(cli, override, message):
+    code, output = cli("experiment=papers/distserve", *FEW, override)
+    assert code == 1
+    assert message in " ".join(output.split())
