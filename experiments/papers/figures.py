@@ -231,3 +231,24 @@ def slowdowns_over_rate(rows: pd.DataFrame, limits: Mapping[str, Sequence[float]
         axes.set_xlim(left=0)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
     return figure
+
+
+@styled
+def metrics_over_rate(rows: pd.DataFrame, labels: Mapping[str, str], capacity: float, base: str) -> Figure:
+    """A panel per column of `labels` over the rate, in multiples of `capacity`, what `base` serves; a curve per arm.
+
+    `rows` has the columns `arm`, `rate` (requests/s) and those of `labels`. Axes are logarithmic where all is positive.
+    """
+    figure = Figure(figsize=(TEXT_WIDTH, 2.5))
+    panels = figure.subplots(1, len(labels), squeeze=False)[0]
+    for axes, (column, label) in zip(panels, labels.items(), strict=True):
+        for index, (arm, line) in enumerate(rows.groupby("arm", sort=False)):
+            axes.plot(line["rate"] / capacity, line[column], label=arm, **arm_style(index))
+        axes.set(xlabel=f"rate (× what {base} serves)", title=label)
+        if (rows[column] > 0).all():
+            axes.set_yscale("log")
+            label_log_axis(axes.yaxis)
+        else:
+            axes.set_ylim(bottom=0)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    return figure
