@@ -64,7 +64,6 @@ def run(
     grid: Grid,
     time_limit: float,
     steps: GivenLog,
-    as_served: bool,
     **sweep: Unpack[Sweep],
 ) -> None:
     """Time the steps of `grid`, for at most `time_limit` seconds, and of replays; fit them, and write models/NAME.json.
@@ -73,14 +72,13 @@ def run(
     error is theirs: seeds take turns, so that a drift of the machine's speed meets both. There is a cost model for
     every engine that the arms have: with several, NAME-ARM.json by its first arm. All steps are kept beside it, in
     NAME.parquet. With `steps.path` a log is fitted instead: such a file, or one whose last fifth is held out; then
-    `model`, `quantization` and `lora` say of what it is. With `as_served` the grid's steps count as much longer as a
-    server's were in each octave of the rows. `note` is a sentence on the measurement, which every page of a replay with
-    the cost model has.
+    `model`, `quantization` and `lora` say of what it is. `note` is a sentence on the measurement, which every page
+    of a replay with the cost model has.
     """
     arms = resolve_arms(sweep["arms"], parts_of(sweep) | {"clock": "virtual"})
     if steps.path is not None:
         place = open_place("cpu", sweep["output_dir"])
-        fit_given(place, name, note, next(iter(arms.values())), steps, as_served)
+        fit_given(place, name, note, next(iter(arms.values())), steps)
         return
     check_grid(grid)
     positive("time_limit", time_limit)
@@ -97,7 +95,7 @@ def run(
             grids[label] = time_grid(place, engine, arms, group, grid, time_limit / len(groups))
             builds[label] = Built(engine, arms, group)
     study = run_study(arms, sweep, engines)
-    finish_sweep(study, "calibrate", partial(find, study, name, note, groups, grids, builds, sweep["seeds"], as_served))
+    finish_sweep(study, "calibrate", partial(find, study, name, note, groups, grids, builds, sweep["seeds"]))
     study.raise_failures()
 
 
@@ -149,7 +147,6 @@ def find(
     grids: dict[str, pd.DataFrame],
     builds: dict[str, Built],
     seeds: list[int],
-    as_served: bool,
     points: pd.DataFrame,
 ) -> Findings:
     """Keep the steps of every engine, fit and test its cost model, write it, and show how far it is."""
@@ -175,7 +172,7 @@ def find(
         path = study.output_dir / FOLDER / f"{model.name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_kept_log(path, log, model)
-        found = fit_and_judge(study, model, read_step_log(str(path)), as_served)
+        found = fit_and_judge(study, model, read_step_log(str(path)))
         kept = f"kept its {len(log):,} steps in {path} ({path.stat().st_size:,} bytes), for steps.path"
         findings = add(findings, replace(found, notes=[*found.notes, kept]))
     return findings
@@ -193,7 +190,7 @@ def whole_log(study: Study, grid: pd.DataFrame, points: pd.DataFrame, seeds: lis
     return pd.concat(parts, ignore_index=True)
 
 
-def fit_given(place: Place, name: str, note: str | None, arm: Arm, given: GivenLog, as_served: bool) -> None:
+def fit_given(place: Place, name: str, note: str | None, arm: Arm, given: GivenLog) -> None:
     """As the study, of a log; without `held_out` its last fifth is."""
     path = str(given.path)
     log, model = read_step_log(path), kept_model(path)
@@ -208,7 +205,7 @@ def fit_given(place: Place, name: str, note: str | None, arm: Arm, given: GivenL
     if log["held_out"].nunique() < 2:
         raise ValueError(f"steps.path={path} has {len(log)} steps, too few to hold some out")
     model = replace(model, name=name, notes=[*model.notes, *([note] if note else [])])
-    finish(place, f"calibrate on {model.device}", fit_and_judge(place, model, log, as_served))
+    finish(place, f"calibrate on {model.device}", fit_and_judge(place, model, log))
 
 
 def of_another_server(place: Place, arm: Arm, given: GivenLog) -> CostModel:
@@ -238,11 +235,11 @@ def of_another_server(place: Place, arm: Arm, given: GivenLog) -> CostModel:
     )
 
 
-def fit_and_judge(place: Place, model: CostModel, log: pd.DataFrame, as_served: bool) -> Findings:
+def fit_and_judge(place: Place, model: CostModel, log: pd.DataFrame) -> Findings:
     """Fit the model and write it with its error on steps that were not fitted; what a page shows of it."""
     is_held_out = log["held_out"] > 0
     fitted, held_out = (log[chosen].reset_index(drop=True) for chosen in (~is_held_out, is_held_out))
-    model = replace(model, kinds=fit_kinds(fitted, model.sizes, as_served=as_served))
+    model = replace(model, kinds=fit_kinds(fitted, model.sizes))
     steps = predicted(model, held_out)
     found = errors(steps)
     model = replace(model, error=found)
@@ -290,6 +287,7 @@ def terms_tables(model: CostModel) -> dict[str, pd.DataFrame]:
     for kind, cost in model.kinds.items():
         named = [(f"{num_rows} rows", seconds) for num_rows, seconds in dict.fromkeys((cost.rows[0], cost.rows[-1]))]
         named += [(f"context token, {num_rows} rows", seconds) for num_rows, seconds in cost.context]
+        named += [(f"longest sequence of {num_tokens} tokens", seconds) for num_tokens, seconds in cost.longest]
         rows += [{"steps": kind, "term": term, "on the device (µs)": 1e6 * seconds} for term, seconds in named]
         for term in dict.fromkeys([*cost.device, *cost.beside]):
             parts = {"on the device (µs)": cost.device, "beside it (µs)": cost.beside, "of the host (µs)": cost.host}

@@ -25,7 +25,7 @@ class Features(NamedTuple):
 
 
 TERMS = {  # of each kind, what the seconds on the device are linear in, beside tables of the rows
-    "decode": ("max_context_tokens", "num_adapters"),
+    "decode": ("num_adapters",),
     "prompt": ("num_seqs", "num_pairs", "num_keys", "num_adapters", "is_first"),
 }
 # Of the host's work, each with a constant: what the step before hides, and what nothing does

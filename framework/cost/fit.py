@@ -13,7 +13,16 @@ from framework.cost.features import BESIDE_TERMS, HOST_TERMS, KINDS, TERMS, Feat
 from framework.cost.least_squares import PULL, Floats, solve
 from framework.cost.model import KindCost, Table, Terms, mean_of_quantiles
 from framework.cost.step_log import WAITED
-from framework.cost.tables import bends_of, choose_far_knots, choose_knots, differences_of, hats, padded
+from framework.cost.tables import (
+    bends_of,
+    choose_far_knots,
+    choose_knots,
+    choose_longest_knots,
+    climbs,
+    differences_of,
+    hats,
+    padded,
+)
 
 Bools = npt.NDArray[np.bool_]
 
@@ -38,18 +47,29 @@ class Plan:
     """How a log is fitted. `sizes` are the rows that graphs hold, of the kind of step.
 
     Where the steps are not those of a grid, which tells terms apart (`is_planned`), a context token costs the same in
-    all steps of a kind, and what the log hardly tells apart is the rows'. With `as_served` steps that were timed apart
-    count as if a server had taken them.
+    all steps of a kind whatever the longest sequence is, and what the log hardly tells apart is the rows'.
     """
 
     sizes: list[int]
     is_planned: bool
-    as_served: bool
 
 
-def fit_kinds(
-    log: pd.DataFrame, sizes: dict[str, list[int]], *, is_planned: bool = True, as_served: bool = True
-) -> dict[str, KindCost]:
+@dataclass(frozen=True, kw_only=True)
+class Knots:
+    """Where the tables of a kind of step have their entries."""
+
+    rows: list[int]
+    context: list[int]
+    longest: list[int]
+
+    @property
+    def ends(self) -> list[int]:
+        """Where in a step's columns each table ends, and the other terms begin."""
+        sizes = [len(self.rows), len(self.context), max(len(self.longest) - 1, 0)]
+        return [sum(sizes[: index + 1]) for index in range(len(sizes))]
+
+
+def fit_kinds(log: pd.DataFrame, sizes: dict[str, list[int]], *, is_planned: bool = True) -> dict[str, KindCost]:
     """What steps of each kind in a step log cost.
 
     `log` has the columns of `step_log`. `is_replayed` is 0 for steps timed apart: their ratios are not a server's.
@@ -71,7 +91,7 @@ def fit_kinds(
     for kind, chosen in of_kinds.items():
         if len(chosen):
             chosen = chosen[:: math.ceil(len(chosen) / MAX_STEPS)]
-            plan = Plan(sizes=sizes.get(kind, []), is_planned=is_planned, as_served=as_served)
+            plan = Plan(sizes=sizes.get(kind, []), is_planned=is_planned)
             found[kind] = fit_kind(kind, log.iloc[chosen], features.iloc[chosen], plan)
     return found
 
@@ -123,21 +143,20 @@ def fit_terms(kind: str, log: pd.DataFrame, features: pd.DataFrame, plan: Plan) 
     elapsed, device, awaited = (log[name].to_numpy(float) for name in ("elapsed", "device", "launching"))
     device = np.where(device > 0, device, elapsed)
     device[log["is_hidden"].to_numpy()] = np.nan
-    if plan.as_served:
-        device = scaled_as_served(kind, features, device, log["is_replayed"].to_numpy(float) > 0, plan)
     host = fit_host(log, features)
     own = host["constant"] + sum(features[name].to_numpy(float) * host[name] for name in HOST_TERMS)
     own = np.where(features["is_first"].to_numpy() > 0, own, 0.0)
     is_known = ~np.isnan(device)
-    knots, far_knots, _ = design(kind, features[is_known] if is_known.any() else features, plan)
-    inputs = columns_of(kind, features, knots, far_knots)
-    solved = solve_device(features, knots, far_knots, inputs, device, np.maximum(awaited, own), plan)
-    of_rows, of_context, of_terms = np.split(solved, np.cumsum([len(knots), len(far_knots)]))
+    knots = choose_all_knots(kind, features[is_known] if is_known.any() else features, plan)
+    inputs = columns_of(kind, features, knots)
+    solved = solve_device(features, knots, inputs, device, np.maximum(awaited, own), plan)
+    of_rows, of_context, of_longest, of_terms = np.split(solved, knots.ends)
     device = np.where(is_known, device, inputs @ solved)
     apart = np.maximum(device + own, awaited)
     return KindCost(
-        rows=as_table(knots, of_rows),
-        context=as_table(far_knots, of_context),
+        rows=as_table(knots.rows, of_rows),
+        context=as_table(knots.context, of_context),
+        longest=as_table(knots.longest, np.append(0.0, of_longest).cumsum()) if knots.longest else [],
         device=dict(zip(TERMS[kind], map(float, of_terms), strict=True)),
         beside=fit_linear(BESIDE_TERMS, features, elapsed - apart, ~np.isnan(elapsed), apart),
         host=host,
@@ -147,29 +166,26 @@ def fit_terms(kind: str, log: pd.DataFrame, features: pd.DataFrame, plan: Plan) 
     )
 
 
-def design(kind: str, features: pd.DataFrame, plan: Plan) -> tuple[list[int], list[int], Floats]:
-    """The entries of both tables, and (steps, columns) of what their seconds on the device are linear in."""
-    rows = features["num_rows"].to_numpy(int)
-    knots = choose_knots(rows, plan.sizes)
-    far_knots = choose_far_knots(rows) if plan.is_planned else [int(rows.min())]
-    return knots, far_knots, columns_of(kind, features, knots, far_knots)
+def choose_all_knots(kind: str, features: pd.DataFrame, plan: Plan) -> Knots:
+    rows, longest = features["num_rows"].to_numpy(int), features["max_context_tokens"].to_numpy(float)
+    return Knots(
+        rows=choose_knots(rows, plan.sizes),
+        context=choose_far_knots(rows) if plan.is_planned else [int(rows.min())],
+        longest=choose_longest_knots(longest) if plan.is_planned and kind == "decode" else [],
+    )
 
 
-def columns_of(kind: str, features: pd.DataFrame, knots: list[int], far_knots: list[int]) -> Floats:
+def columns_of(kind: str, features: pd.DataFrame, knots: Knots) -> Floats:
+    """(steps, columns): what their seconds on the device are linear in."""
     rows = features["num_rows"].to_numpy(int)
     context = features[["num_context_tokens"]].to_numpy(float)
+    longest = climbs(features["max_context_tokens"].to_numpy(float), knots.longest)
     terms = features[list(TERMS[kind])].to_numpy(float)
-    return np.hstack((hats(rows, knots), hats(rows, far_knots) * context, terms))
+    return np.hstack((hats(rows, knots.rows), hats(rows, knots.context) * context, longest, terms))
 
 
 def solve_device(
-    features: pd.DataFrame,
-    knots: list[int],
-    far_knots: list[int],
-    inputs: Floats,
-    device: Floats,
-    beside: Floats,
-    plan: Plan,
+    features: pd.DataFrame, knots: Knots, inputs: Floats, device: Floats, beside: Floats, plan: Plan
 ) -> Floats:
     """Costs of each column, from the steps whose seconds on the device are known.
 
@@ -180,43 +196,14 @@ def solve_device(
         return np.zeros(inputs.shape[1])
     rows, whole = features["num_rows"].to_numpy(int)[known], (device + beside)[known]
     context = features["num_context_tokens"].to_numpy(float)[known]
-    of_rows = bends_of(knots, rows, whole)
-    of_context = differences_of(len(far_knots), float(np.median(context / whole)))
+    of_rows = bends_of(knots.rows, rows, whole)
+    of_context = differences_of(len(knots.context), float(np.median(context / whole)))
+    end_of_rows, end_of_context = knots.ends[:2]
     bends = np.zeros((len(of_rows) + len(of_context), inputs.shape[1]))
-    bends[: len(of_rows), : len(knots)] = of_rows
-    bends[len(of_rows) :, len(knots) : len(knots) + len(far_knots)] = of_context
+    bends[: len(of_rows), :end_of_rows] = of_rows
+    bends[len(of_rows) :, end_of_rows:end_of_context] = of_context
     pull = PULL if plan.is_planned else UNPLANNED_PULL
-    return solve(inputs[known], device[known], beside[known], len(knots), pull, bends)
-
-
-def scaled_as_served(kind: str, features: pd.DataFrame, device: Floats, is_served: Bools, plan: Plan) -> Floats:
-    """Seconds of steps that were timed apart as a server would take for them; others as they are.
-
-    A server's device may be slower, as under a power limit that a few steps do not meet. Where steps timed apart are
-    within the range of served ones, these say by which factor, in each octave of the rows; others have the next
-    octave's.
-    """
-    is_known = ~np.isnan(device)
-    is_apart, is_served = ~is_served & is_known, is_served & is_known
-    if not is_apart.any() or not is_served.any():
-        return device
-    served = features[is_served]
-    knots, far_knots, inputs = design(kind, served, plan)
-    solved = solve_device(served, knots, far_knots, inputs, device[is_served], np.zeros(len(served)), plan)
-    rows, context = features["num_rows"].to_numpy(int), features["num_context_tokens"].to_numpy(float)
-    factors = columns_of(kind, features, knots, far_knots) @ solved / device
-    octaves = np.ceil(np.log2(np.maximum(rows, 1)))
-    found = {}
-    for octave in np.unique(octaves[is_served]):
-        near = is_served & (octaves == octave)
-        is_inside = is_apart & (octaves == octave) & (rows >= rows[near].min()) & (rows <= rows[near].max())
-        is_inside &= (context >= context[near].min()) & (context <= context[near].max())
-        if is_inside.any():
-            found[octave] = float(np.median(factors[is_inside]))
-    if not found:
-        return device
-    nearest = [found[min(found, key=lambda known: abs(known - octave))] for octave in octaves]
-    return np.where(is_apart, device * nearest, device)
+    return solve(inputs[known], device[known], beside[known], end_of_rows, pull, bends)
 
 
 def predict_apart(kind: str, log: pd.DataFrame, features: pd.DataFrame, plan: Plan) -> Floats:

@@ -43,7 +43,8 @@ def solve(
         weighted = inputs / scale * (weights / whole)[:, None]
         pulled = np.diag(pull * np.linalg.norm(weighted, axis=0))[num_free:]
         pulled = np.vstack((pulled, bends / scale * (spread / BEND)))
-        scaled, _ = nnls(np.vstack((weighted, pulled)), np.append(seconds * weights / whole, np.zeros(len(pulled))))
+        targets = np.append(seconds * weights / whole, np.zeros(len(pulled)))
+        scaled = least_squares(np.vstack((weighted, pulled)), targets)
         solved: Floats = scaled / scale
         predicted = inputs @ solved
         whole = np.maximum(predicted + beside, 1e-3 * (seconds + beside))
@@ -51,6 +52,13 @@ def solve(
         spread = spread_of(errors)
         weights = huber(errors, spread)
     return solved
+
+
+def least_squares(inputs: Floats, targets: Floats) -> Floats:
+    """Of no negative cost, by the triangle that is left of many rows: as good, and quicker."""
+    triangle: Floats = np.linalg.qr(np.column_stack((inputs, targets)), mode="r")  # type: ignore[assignment]
+    found: Floats = nnls(triangle[:, :-1], triangle[:, -1])[0]
+    return found
 
 
 def scale_of(inputs: Floats, bends: Floats) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from framework.cost.least_squares import Floats
 BIN = 1.5  # rows that no graph holds share an entry of the table within this factor
 STEP = 0.1  # what a step from an entry to the next counts, of a bend: enough for an end that no step tells
 FAR = 4  # the factor from an entry to the next in the table of rates per context token
+SHORT = 64  # tokens of the longest sequence from which on its table has an entry at every power of two
 
 
 def padded(num_rows: int, sizes: list[int]) -> int:
@@ -34,6 +36,19 @@ def choose_far_knots(rows: npt.NDArray[np.int64]) -> list[int]:
     """Where the table of rates per context token has its entries: they change little from one size to the next."""
     low, high = int(rows.min()), int(rows.max())
     return sorted({low, high, *(FAR**power for power in range(1, 10) if low < FAR**power < high)})
+
+
+def choose_longest_knots(num_tokens: Floats) -> list[int]:
+    """Where the table over the longest sequence has its entries; none where all are as long."""
+    low, high = int(num_tokens.min()), math.ceil(num_tokens.max())
+    powers = (2**power for power in range(int(math.log2(SHORT)), 31))
+    return sorted({low, high, *(num for num in powers if low < num < high)}) if low < high else []
+
+
+def climbs(values: Floats, knots: list[int]) -> Floats:
+    """(steps, knots - 1): how much of the way from each entry to the next a step has behind it."""
+    ways = [np.clip((values - low) / (high - low), 0.0, 1.0) for low, high in pairwise(knots)]
+    return np.stack(ways, axis=1) if ways else np.zeros((len(values), 0))
 
 
 def hats(rows: npt.NDArray[np.int64], knots: list[int]) -> Floats:

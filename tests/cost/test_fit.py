@@ -108,19 +108,6 @@ def test_a_step_waits_for_the_launch_of_the_next_one():
     assert errors(predicted(model, log))["all"]["p99"] < 1e-3
 
 
-def test_steps_timed_apart_are_as_slow_as_a_servers():
-    """A server here takes a quarter longer in large batches, and never had more than 32 decodes."""
-    apart = made(seed=1).assign(is_replayed=0, elapsed=np.nan)
-    log = made()
-    log = log[log["num_seqs"] <= 32]
-    slow = np.where(log["num_decode_tokens"] > 16, 1.25, 1.0)
-    log["device"], log["elapsed"] = log["device"] * slow, log["elapsed"] * slow
-    log = log[log["num_prefill_tokens"] == 0]
-    cost = fit_kinds(pd.concat([apart, log], ignore_index=True), {})["decode"]
-    assert cost.seconds_of_rows(8) == pytest.approx(1e-3 + 8 * ROW, rel=0.03)
-    assert cost.seconds_of_rows(60) == pytest.approx(1.25 * (1e-3 + 60 * ROW), rel=0.05)
-
-
 def test_the_ratios_are_those_of_replays_that_were_left_out():
     """Each replay is slower or faster as a whole, which terms fitted on it would hide."""
     index = np.arange(4000) // 1000
@@ -172,10 +159,16 @@ def test_what_the_longest_sequence_of_a_step_costs_is_found():
     log = made(noise=0.0)
     rng = np.random.default_rng(1)
     log["max_context_tokens"] *= 1 + 3 * rng.random(len(log))
-    extra = np.where(log["num_prefill_tokens"] > 0, 0.0, 1e-6 * log["max_context_tokens"])
+    extra = 1e-3 * np.minimum(log["max_context_tokens"], 512) / 512  # the longer ones are read beside each other
+    extra = np.where(log["num_prefill_tokens"] > 0, 0.0, extra)
     log["device"] += extra
     log["elapsed"] += extra
-    assert fit_kinds(log, {})["decode"].device["max_context_tokens"] == pytest.approx(1e-6, rel=0.02)
+    cost = fit_kinds(log, {})["decode"]
+    shortest = cost.longest[0][0]
+    found = [cost.seconds_of_longest(num) - cost.seconds_of_longest(shortest) for num in (256, 512, 2000)]
+    expected = [1e-3 * (min(num, 512) - shortest) / 512 for num in (256, 512, 2000)]
+    assert found == pytest.approx(expected, abs=3e-5)
+    assert fit_kinds(log, {})["prompt"].longest == []
 
 
 def host_bound(num=800, seed=0):

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from framework.cost.tables import bends_of, choose_far_knots, choose_knots, differences_of, hats, padded
+from framework.cost.tables import (
+    bends_of,
+    choose_far_knots,
+    choose_knots,
+    choose_longest_knots,
+    climbs,
+    differences_of,
+    hats,
+    padded,
+)
 
 SIZES = [1, 2, 4, 8]
 
@@ -20,6 +29,13 @@ def test_entries_are_at_graphs_at_both_ends_and_one_in_each_bin():
 
 def test_a_step_between_two_entries_has_some_of_both():
     assert hats(np.array([1, 3, 9]), [1, 5]).tolist() == [[1, 0], [0.5, 0.5], [0, 1]]
+
+
+def test_the_longest_sequences_have_an_entry_at_every_power_of_two():
+    assert choose_longest_knots(np.array([30.0, 130.5])) == [30, 64, 128, 131]
+    assert choose_longest_knots(np.array([7.0, 7.0])) == []
+    assert climbs(np.array([30.0, 47.0, 200.0]), [30, 64, 128]).tolist() == [[0, 0], [0.5, 0], [1, 1]]
+    assert climbs(np.array([7.0]), []).shape == (1, 0)
 
 
 def test_bends_are_shares_of_a_step():

@@ -34,8 +34,6 @@ def test_a_cost_model_is_fitted_tested_and_used(cli, smallest, tmp_path):
     code, output = cli(*smallest, *again)
     assert code == 0, output
     assert (tmp_path / "again/models/mine.json").read_bytes() == (folder / "models/mine.json").read_bytes()
-    code, output = cli(*smallest, *again, "as_served=false")
-    assert read_cost_model(tmp_path / "again/models/mine.json").kinds != model.kinds
     code, output = cli(*smallest, *again, "steps.device=Elsewhere")
     assert "says itself what it is of: leave out steps.device" in output
 
