@@ -1,5 +1,7 @@
 """A mean or a percentile with its 95% interval: over the requests of one run, or over the seeds of several."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import bootstrap
@@ -101,6 +103,53 @@ def bootstrap_groups(token_times: list[Values]) -> Bounds:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.array(resampled), [tail, 1 - tail], axis=0)
     return low, high
+
+
+def gap_statistics(token_times: list[Values]) -> Values:
+    """`statistics` of the pooled gaps; of more than MAX_GAPS, those of all are never in memory together."""
+    num_gaps = sum([max(len(times) - 1, 0) for times in token_times])
+    if num_gaps <= MAX_GAPS:
+        return statistics(pooled_gaps(token_times), is_owned=True)
+    step, size = -(-num_gaps // MAX_GAPS), len(token_times) * MAX_GAPS // num_gaps + 1
+    sample = np.sort(pooled_gaps(token_times[::step]))
+    for margin in (0.01, 1.0):
+        ranges = [
+            (sample_quantile(sample, share - margin, -np.inf), sample_quantile(sample, share + margin, np.inf))
+            for share in SHARES
+        ]
+        chunks = (pooled_gaps(token_times[first : first + size]) for first in range(0, len(token_times), size))
+        found = statistics_of_chunks(chunks, num_gaps, ranges)
+        if found is not None:
+            return found
+    raise AssertionError("every gap lies between -inf and inf")
+
+
+def sample_quantile(ordered: Values, share: float, beyond: float) -> float:
+    """A value of which about this share of others is below; `beyond` where it is not between 0 and 1."""
+    return float(ordered[int(share * len(ordered))]) if 0 < share < 1 and len(ordered) else beyond
+
+
+def statistics_of_chunks(chunks: Iterable[Values], num_values: int, ranges: list[tuple[float, float]]) -> Values | None:
+    """`statistics` of all `num_values` in the chunks together, if each percentile is within its range (low, high).
+
+    Of each chunk only the values in these ranges are kept. None if one of them is elsewhere.
+    """
+    total, num_below = 0.0, [0] * len(ranges)
+    kept: list[list[Values]] = [[] for _ in ranges]
+    for chunk in chunks:
+        total += float(chunk.sum())
+        for place, (low, high) in enumerate(ranges):
+            num_below[place] += int(np.count_nonzero(chunk < low))
+            kept[place].append(chunk[(chunk >= low) & (chunk <= high)])
+    percentiles = []
+    for place, share in enumerate(SHARES):
+        values = np.sort(np.concatenate(kept[place]))
+        rank = share * (num_values - 1)
+        index = int(rank) - num_below[place]
+        if not 0 <= index < len(values) - 1:
+            return None
+        percentiles.append(np.quantile(values[index : index + 2], rank - int(rank)))
+    return np.array([total / num_values, *percentiles])
 
 
 def pooled_gaps(token_times: list[Values]) -> Values:

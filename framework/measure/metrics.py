@@ -18,7 +18,7 @@ from framework.measure.intervals import (
     Values,
     bootstrap_pooled,
     bootstrap_statistics,
-    pooled_gaps,
+    gap_statistics,
     statistics,
 )
 from framework.measure.servers import imbalance, imbalance_of_load, server_table
@@ -178,8 +178,8 @@ def latency(
     )  # fmt: skip
 
 
-def gap_statistics(window: Window) -> Values:
-    return statistics(pooled_gaps(list(window.offered["token_times"])), is_owned=True)
+def token_gaps(window: Window) -> Values:
+    return gap_statistics(list(window.offered["token_times"]))
 
 
 def gap_bounds(window: Window) -> Bounds:
@@ -289,7 +289,7 @@ METRICS = (
     ),
     Metric(
         "itl", "ITL", MILLISECONDS, "inter-token latency: every gap between consecutive tokens of a request, pooled",
-        gap_statistics, gap_bounds, statistics=STATISTICS,
+        token_gaps, gap_bounds, statistics=STATISTICS,
     ),
     latency("scheduling_delay", "scheduling delay", "arrival → first step that it is part of"),
     latency("e2e", "E2E", "end to end: arrival → last token"),

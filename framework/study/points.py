@@ -109,20 +109,26 @@ def write_point(
     """
     points, unfinished = folder.parent, folder.with_name(UNFINISHED + folder.name)
     earlier = folder.with_name(EARLIER + folder.name)
-    files = {name: to_parquet(table) for name, table in zip(TABLES, (requests, steps), strict=True)}
     identity = {"arm": point.arm, **point.load.record, "seed": point.seed, "arm_digest": point.arm_digest}
-    tables = {"tables": {name: describe_table(data) for name, data in files.items()}}
+    described: dict[str, TableRecord] = {}
     with settled(points.parent):
         unfinished.mkdir(parents=True)
         try:
-            for name, data in files.items():
-                write_atomically(unfinished / name, data)
-            write_json(unfinished / "point.json", {**identity, **record, **tables})
+            for name, table in zip(TABLES, (requests, steps), strict=True):  # one after the other is in memory
+                described[name] = write_parquet(unfinished / name, table)
+            write_json(unfinished / "point.json", {**identity, **record, "tables": described})
             if folder.exists():  # a job beside this one was quicker, or `fresh` redoes it
                 folder.rename(earlier)
             unfinished.rename(folder)
         finally:
             settle(points.parent)
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> TableRecord:
+    """What the file holds then."""
+    data = to_parquet(table)
+    write_atomically(path, data)
+    return describe_table(data)
 
 
 def to_parquet(table: pd.DataFrame) -> memoryview:

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from framework.measure import intervals
-from framework.measure.intervals import bootstrap_groups, bootstrap_pooled, bootstrap_statistics, estimate
+from framework.measure.intervals import (
+    bootstrap_groups,
+    bootstrap_pooled,
+    bootstrap_statistics,
+    estimate,
+    gap_statistics,
+    pooled_gaps,
+    statistics,
+)
 
 
 def test_bootstrap_covers_the_mean_of_a_normal():
@@ -43,6 +51,30 @@ def test_groups_of_requests_give_the_intervals_of_single_ones(monkeypatch):
 def test_groups_know_gaps_that_are_all_alike_and_requests_without_any():
     alike = [np.arange(5) * 0.25] * 10 + [np.array([1.0]), np.empty(0)]
     assert np.array(bootstrap_groups(alike)).ravel() == pytest.approx([0.25] * 10)
+
+
+def random_times(rng, is_drifting):
+    """Gaps that are often alike; where they drift, no sample of requests has their percentiles."""
+    sizes = rng.geometric(1 / 20, 300)
+    scales = np.linspace(1.0, 50.0, 300) ** 3 if is_drifting else np.ones(300)
+    return [
+        np.cumsum(np.round(rng.lognormal(-4.0, 1.0, size), 3) * scale) for size, scale in zip(sizes, scales, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("is_drifting", [False, True])
+@pytest.mark.parametrize("most", [1, 20, 500])
+def test_percentiles_of_many_gaps_are_those_of_all_together(monkeypatch, is_drifting, most):
+    for seed in range(10):
+        token_times = random_times(np.random.default_rng(seed), is_drifting)
+        expected = statistics(pooled_gaps(token_times))
+        monkeypatch.setattr(intervals, "MAX_GAPS", most)
+        found = gap_statistics([*token_times, np.empty(0), np.array([3.0])])
+        assert found[0] == pytest.approx(expected[0], rel=1e-12)
+        assert found[1:].tolist() == expected[1:].tolist()
+    monkeypatch.setattr(intervals, "MAX_GAPS", 10**6)
+    assert gap_statistics(token_times).tolist() == expected.tolist()
+    assert np.isnan(gap_statistics([np.array([3.0])])).all()
 
 
 def test_intervals_are_undefined_for_a_single_value():

@@ -36,8 +36,8 @@ SEQUENCES = [
     sequence(2, 2.0, 10, [4.0, 6.0, 6.5, 10.0], num_preemptions=2),  # ttft 2, tpot 2, e2e 8, normalized 2; preempted
 ]
 STEPS = [
-    Step(0.0, 1.0, "prefill", 1, 100, 0, 100, 5050, 7, 0, 0, 0, 1.0),
-    Step(1.0, 3.0, "decode", 3, 0, 3, 163, 0, 7, 0, 0, 0, 3.0),
+    Step(0.0, 1.0, "prefill", 1, 100, 0, 100, 100, 5050, 7, 0, 0, 0, 1.0),
+    Step(1.0, 3.0, "decode", 3, 0, 3, 163, 111, 0, 7, 0, 0, 0, 3.0),
 ]
 
 

@@ -20,7 +20,7 @@ def served(request_id, server, arrival_time, num_prompt_tokens, token_times, num
 
 
 def step(start_time, elapsed, num_seqs, server):
-    return Step(start_time, elapsed, "decode", num_seqs, 0, num_seqs, 0, 0, 0, 0, 0.0, 0.0, elapsed, server=server)
+    return Step(start_time, elapsed, "decode", num_seqs, 0, num_seqs, 0, 0, 0, 0, 0, 0.0, 0.0, elapsed, server=server)
 
 
 REFUSED = Sequence(Request(3, 5.0, 900, 1))

@@ -8,7 +8,7 @@ from rich.console import Console
 from framework.core import Step
 from framework.study.progress import EscapingConsole, Heartbeat, SweepProgress, say
 
-STEP = Step(0.0, 0.1, "decode", 8, 0, 8, 80, 0, 5, 0, 0, 0, 0.1, num_output_tokens=8)
+STEP = Step(0.0, 0.1, "decode", 8, 0, 8, 80, 10, 0, 5, 0, 0, 0, 0.1, num_output_tokens=8)
 METRICS = {"output_throughput": 1234.5, "ttft_p50": 0.0123, "tpot_p50": 0.00456}
 
 
