@@ -69,8 +69,19 @@ class StepLog:
         self.num_entries += 1
         self.entries.append(entry)
         if len(self.entries) == KEPT:
-            self.blocks.append({name: narrowed(column) for name, column in columns_of(self.entries).items()})
-            self.entries = []
+            self.make_columns()
+
+    def make_columns(self) -> None:
+        """Of the entries that are none yet."""
+        self.blocks.append({name: narrowed(column) for name, column in columns_of(self.entries).items()})
+        self.entries = []
+
+    def take_blocks(self) -> list[Columns]:
+        """All of them as columns, one block behind the other; the log is empty then."""
+        if self.entries or not self.blocks:
+            self.make_columns()
+        blocks, self.blocks, self.num_entries = self.blocks, [], 0
+        return blocks
 
     def __len__(self) -> int:
         return self.num_entries
@@ -87,8 +98,19 @@ class StepLog:
 
 
 def narrowed(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Whole numbers in as few bytes each as the largest needs, if none is below 0."""
-    return column.astype(np.min_scalar_type(column.max())) if column.dtype == np.int64 and column.min() >= 0 else column
+    """In less memory: one value for all, and whole numbers in as few bytes as the largest needs, if none is below 0."""
+    if not len(column):
+        return column
+    if column.dtype == np.int64 and column.min() >= 0 and column.max() < 1 << 32:
+        column = column.astype(np.min_scalar_type(column.max()))
+    return np.broadcast_to(column[:1].copy(), column.shape) if is_constant(column) else column
+
+
+def is_constant(column: npt.NDArray[Any]) -> bool:
+    """Whether all values are the first one, objects the same one."""
+    if column.dtype == object:
+        return all(value is column[0] for value in column)
+    return column.strides == (0,) or bool((column == column[0]).all())
 
 
 def joined(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

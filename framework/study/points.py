@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ import pyarrow.parquet as pq
 from framework.checks import shown
 from framework.measure.metrics import METRIC_OF, metric_names, summarize
 from framework.paths import is_writable, locate
-from framework.study.files import UNFINISHED, digest_of, locked, write_atomically, write_json
+from framework.study.files import DISK_FULL, UNFINISHED, digest_of, locked, write_atomically, write_json
 from framework.study.load import Load
 from framework.study.provenance import Environment, metrics_version
 from framework.study.records import POINT_RECORD, PointRecord, TableRecord, check_record
@@ -114,8 +113,9 @@ def write_point(
     with settled(points.parent):
         unfinished.mkdir(parents=True)
         try:
-            for name, table in zip(TABLES, (requests, steps), strict=True):  # one after the other is in memory
-                described[name] = write_parquet(unfinished / name, table)
+            for name, table in zip(TABLES, (requests, steps), strict=True):
+                write_parquet(unfinished / name, table)
+                described[name] = describe_table(unfinished / name)
             write_json(unfinished / "point.json", {**identity, **record, "tables": described})
             if folder.exists():  # a job beside this one was quicker, or `fresh` redoes it
                 folder.rename(earlier)
@@ -124,30 +124,35 @@ def write_point(
             settle(points.parent)
 
 
-def write_parquet(path: Path, table: pd.DataFrame) -> TableRecord:
-    """What the file holds then."""
-    data = to_parquet(table)
-    write_atomically(path, data)
-    return describe_table(data)
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """ROWS rows after the other: lists of tokens are copied to write them. OSError says what a full disk lacks."""
+    schema = schema_of(table)
+    try:
+        with path.open("wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for first in range(0, max(len(table), 1), ROWS):
+                rows = table[first : first + ROWS]
+                rows = rows.astype(dict.fromkeys(narrow_columns(table), np.int64))
+                writer.write_table(pa.Table.from_pandas(rows, schema, preserve_index=False))
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            size = path.stat().st_size
+            raise OSError(error.errno, f"{error.strerror}: {path} needs more than {size:,} bytes") from error
+        raise
 
 
-def to_parquet(table: pd.DataFrame) -> memoryview:
-    """The content of a Parquet file, made of ROWS rows after the other: lists of tokens are copied to write them."""
-    content = BytesIO()
-    with pq.ParquetWriter(content, schema_of(table), compression="zstd") as writer:
-        for first in range(0, max(len(table), 1), ROWS):
-            writer.write_table(pa.Table.from_pandas(table[first : first + ROWS], writer.schema, preserve_index=False))
-    return content.getbuffer()
+def narrow_columns(table: pd.DataFrame) -> list[str]:
+    """Whole numbers that are kept in fewer bytes than a file has them in."""
+    return [name for name, dtype in table.dtypes.items() if isinstance(dtype, np.dtype) and dtype.kind == "u"]
 
 
 def schema_of(table: pd.DataFrame) -> pa.Schema:
     """Of the whole table, from which pandas makes it again; lists have the type of the first one."""
-    empty = {
-        name: [table[name].iloc[0][:0]] * len(table)
-        for name in table.columns
-        if len(table) and isinstance(table[name].iloc[0], np.ndarray)
-    }
-    return pa.Schema.from_pandas(table.assign(**empty))
+    columns = {name: table[name] for name in table.columns}
+    for name, column in columns.items():
+        if len(table) and isinstance(column.iloc[0], np.ndarray):
+            columns[name] = [column.iloc[0][:0]] * len(table)
+    columns |= dict.fromkeys(narrow_columns(table), np.broadcast_to(np.int64(0), len(table)))
+    return pa.Schema.from_pandas(pd.DataFrame(columns, copy=False))
 
 
 @contextmanager
@@ -256,16 +261,17 @@ def check_table(path: Path, expected: TableRecord) -> None:
 def describe_file(path: Path, mtime_ns: int) -> Mapping[str, object]:
     """Once per state of the file: the table of a study is made after every point."""
     try:
-        return describe_table(path.read_bytes())
+        return describe_table(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from error
 
 
-def describe_table(data: bytes | memoryview) -> TableRecord:
+def describe_table(path: Path) -> TableRecord:
     """Of a Parquet file."""
-    file = pq.ParquetFile(pa.BufferReader(data))
-    sha256 = hashlib.sha256(data).hexdigest()
-    return {"num_rows": file.metadata.num_rows, "columns": file.schema_arrow.names, "sha256": sha256}
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        found = pq.ParquetFile(file)
+        return {"num_rows": found.metadata.num_rows, "columns": found.schema_arrow.names, "sha256": sha256}
 
 
 def ignore(folder: Path, problem: str) -> None:

@@ -58,7 +58,8 @@ def random_times(rng, is_drifting):
     sizes = rng.geometric(1 / 20, 300)
     scales = np.linspace(1.0, 50.0, 300) ** 3 if is_drifting else np.ones(300)
     return [
-        np.cumsum(np.round(rng.lognormal(-4.0, 1.0, size), 3) * scale) for size, scale in zip(sizes, scales, strict=True)
+        np.cumsum(np.round(rng.lognormal(-4.0, 1.0, size), 3) * scale)
+        for size, scale in zip(sizes, scales, strict=True)
     ]
 
 

@@ -1,13 +1,16 @@
 """The tables that a replay leaves, by hand: one row per request and per step."""
 
+import random
 from dataclasses import fields
 
 import numpy as np
 import pandas as pd
 
+from framework import step_runs
 from framework.core import Request, Sequence, Step
 from framework.measure.replay_tables import request_table, step_table, table_of_logs
 from framework.step_runs import StepLog
+from framework.study.points import write_parquet
 from framework.trace.source import compact
 
 
@@ -55,7 +58,25 @@ def test_the_steps_of_servers_are_in_the_order_of_their_start():
         for start in starts:
             log.append(Step(start, *range(1, len(fields(Step)))))
     assert table_of_logs(logs)["start_time"].tolist() == [0.0, 1.0, 2.0, 2.0]
-    assert table_of_logs(logs[:1])["start_time"].tolist() == [0.0, 2.0]
+    assert [len(log) for log in logs] == [0, 0]
+
+
+def test_the_table_of_logs_takes_little_memory_and_has_the_same_values(monkeypatch, tmp_path):
+    monkeypatch.setattr(step_runs, "KEPT", 8)
+    rng, logs, steps = random.Random(0), [StepLog(), StepLog()], []
+    for index in range(500):
+        step = Step(0.25 * index, rng.random(), rng.choice(["decode", "mixed"]), *[3] * (len(fields(Step)) - 3))
+        step.num_context_tokens, step.num_prefill_pairs = rng.randrange(300), rng.choice([0, 1 << 33])
+        step.adapter_waits = rng.choice([None, [(1, 0.5)]])
+        logs[rng.random() < 0.3].append(step)
+        steps.append(step)
+    table, expected = table_of_logs(logs), step_table(steps)
+    assert table["num_context_tokens"].dtype == np.uint16
+    assert table["num_waiting"].to_numpy().strides == (0,)
+    pd.testing.assert_frame_equal(table.astype(expected.dtypes), expected)
+    for name, one in {"narrow": table, "wide": expected}.items():
+        write_parquet(tmp_path / name, one)
+    pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / name) for name in ("narrow", "wide")))
 
 
 def test_a_step_has_a_column_per_field():

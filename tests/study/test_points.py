@@ -198,7 +198,7 @@ def test_point_json_describes_its_tables(study):
     assert sorted(record["tables"]) == ["requests.parquet", "steps.parquet"]
 
 
-def test_a_table_is_the_same_however_many_rows_are_written_together(monkeypatch):
+def test_a_table_is_the_same_however_many_rows_are_written_together(monkeypatch, tmp_path):
     table = pd.DataFrame(
         {
             "name": [None, None, None, "a", "b"],
@@ -212,9 +212,19 @@ def test_a_table_is_the_same_however_many_rows_are_written_together(monkeypatch)
     table.to_parquet(whole)
     for rows in (1, 2, 5, 9):
         monkeypatch.setattr(points, "ROWS", rows)
-        parts[rows] = BytesIO(points.to_parquet(table))
+        parts[rows] = tmp_path / f"{rows}.parquet"
+        points.write_parquet(parts[rows], table)
         pd.testing.assert_frame_equal(pd.read_parquet(parts[rows]), pd.read_parquet(whole))
     assert pq.ParquetFile(parts[2]).num_row_groups == 3
-    empty = pd.read_parquet(BytesIO(points.to_parquet(table[:0])))
+    points.write_parquet(tmp_path / "empty.parquet", table[:0])
+    empty = pd.read_parquet(tmp_path / "empty.parquet")
     assert list(empty.columns) == list(table.columns)
     assert empty.empty
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_a_disk_that_is_full_in_the_middle_of_a_table_is_named(tmp_path):
+    path = tmp_path / "requests.parquet"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"No space left on device: {path} needs more than 0 bytes"):
+        points.write_parquet(path, pd.DataFrame({"elapsed": np.arange(100_000.0)}))
