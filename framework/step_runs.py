@@ -17,7 +17,7 @@ Columns = dict[str, npt.NDArray[Any]]
 
 FIELDS = tuple(field.name for field in fields(Step))
 OBJECTS = ("phase", "adapter_waits")  # of these fields
-KEPT = 4096  # entries of a log that are not made columns yet
+KEPT = 4096  # steps of a log that are not made columns yet
 get_fields = attrgetter(*FIELDS)
 
 
@@ -58,23 +58,25 @@ class StepRun:
 
 
 class StepLog:
-    """The entries of a server, in their order; those before the last KEPT are columns, which take little memory."""
+    """The entries of a server, in their order; those before the last KEPT steps are columns, which take less memory."""
 
     def __init__(self) -> None:
         self.num_entries = 0
+        self.num_kept = 0  # steps in the entries below
         self.entries: list[Step | StepRun] = []  # that are not among the columns yet
         self.blocks: list[Columns] = []
 
     def append(self, entry: Step | StepRun) -> None:
         self.num_entries += 1
         self.entries.append(entry)
-        if len(self.entries) == KEPT:
+        self.num_kept += len(entry) if isinstance(entry, StepRun) else 1
+        if self.num_kept >= KEPT:
             self.make_columns()
 
     def make_columns(self) -> None:
         """Of the entries that are none yet."""
         self.blocks.append({name: narrowed(column) for name, column in columns_of(self.entries).items()})
-        self.entries = []
+        self.entries, self.num_kept = [], 0
 
     def take_blocks(self) -> list[Columns]:
         """All of them as columns, one block behind the other; the log is empty then."""

@@ -56,7 +56,7 @@ def test_a_long_log_has_the_columns_of_its_entries(monkeypatch):
     log, entries = StepLog(), [RUN, FIRST, waited, RUN, replace(FIRST, phase="mixed")]
     for entry in entries:
         log.append(entry)
-    assert (len(log), len(log.blocks), len(log.entries)) == (5, 2, 1)
+    assert (len(log), len(log.blocks), len(log.entries)) == (5, 3, 1)
     pd.testing.assert_frame_equal(pd.DataFrame(log.columns()), pd.DataFrame(columns_of(entries)))
     assert log.steps == steps_of(entries)
     assert log.blocks[0]["num_seqs"].itemsize == 1
