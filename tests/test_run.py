@@ -118,7 +118,7 @@ def test_a_changed_trace_file_is_not_reused(cli, smallest, tmp_path):
 @pytest.mark.nightly
 def test_an_slo_changes_attainment_without_a_new_replay(cli, smallest, tmp_path):
     for limit, attainment in ((100.0, 1.0), (1e-9, 0.0)):
-        cli(*smallest, "rates=[50]", f"slo={{ttft: {limit}}}")
+        cli(*smallest, "rates=[50]", f"slo={{ttft: {limit}, tpot: 100.0}}")
         table = pd.read_csv(tmp_path / "outputs/continuous_batching/points.csv")
         assert (table["slo_attainment"] == attainment).all()
 
@@ -380,6 +380,7 @@ def spawn(*overrides: str, cwd: Path, **environment: str) -> subprocess.Popen:
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        encoding=environment.get("PYTHONIOENCODING"),
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background

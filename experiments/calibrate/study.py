@@ -287,7 +287,8 @@ def terms_tables(model: CostModel) -> dict[str, pd.DataFrame]:
     for kind, cost in model.kinds.items():
         named = [(f"{num_rows} rows", seconds) for num_rows, seconds in dict.fromkeys((cost.rows[0], cost.rows[-1]))]
         named += [(f"context token, {num_rows} rows", seconds) for num_rows, seconds in cost.context]
-        named += [(f"longest sequence of {num_tokens} tokens", seconds) for num_tokens, seconds in cost.longest]
+        long = f"longest sequence of {cost.long_tokens} tokens or more"
+        named += [(f"{long}, {num_rows} rows", seconds) for num_rows, seconds in cost.longest]
         rows += [{"steps": kind, "term": term, "on the device (µs)": 1e6 * seconds} for term, seconds in named]
         for term in dict.fromkeys([*cost.device, *cost.beside]):
             parts = {"on the device (µs)": cost.device, "beside it (µs)": cost.beside, "of the host (µs)": cost.host}

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.linalg import block_diag
 
 from framework.cost.features import BESIDE_TERMS, HOST_TERMS, KINDS, TERMS, Features, features_in
 from framework.cost.least_squares import PULL, Floats, solve
 from framework.cost.model import KindCost, Table, Terms, mean_of_quantiles
 from framework.cost.step_log import WAITED
 from framework.cost.tables import (
+    LONG,
     bends_of,
     choose_far_knots,
     choose_knots,
-    choose_longest_knots,
-    climbs,
+    choose_near_knots,
     differences_of,
     hats,
     padded,
+    shares_of_long,
 )
 
 Bools = npt.NDArray[np.bool_]
@@ -61,11 +64,12 @@ class Knots:
     rows: list[int]
     context: list[int]
     longest: list[int]
+    long_tokens: int = 1  # of a longest sequence, beyond which it takes no longer
 
     @property
     def ends(self) -> list[int]:
         """Where in a step's columns each table ends, and the other terms begin."""
-        sizes = [len(self.rows), len(self.context), max(len(self.longest) - 1, 0)]
+        sizes = [len(self.rows), len(self.context), len(self.longest)]
         return [sum(sizes[: index + 1]) for index in range(len(sizes))]
 
 
@@ -134,12 +138,17 @@ def fit_kind(kind: str, log: pd.DataFrame, features: pd.DataFrame, plan: Plan) -
     is_served = is_whole & (log["is_replayed"] > 0)
     is_typical = (is_served if is_served.any() else is_whole).to_numpy()
     typical = predict(cost, features[is_typical], log.loc[is_typical, "launching"].to_numpy(float))
-    apart = predict_apart(kind, log, features, plan)[is_typical] if "replay" in log else typical
+    apart = predict_apart(kind, log, features, plan, cost.long_tokens)[is_typical] if "replay" in log else typical
     return with_ratios(cost, log.loc[is_typical, "elapsed"].to_numpy(float), typical, apart)
 
 
-def fit_terms(kind: str, log: pd.DataFrame, features: pd.DataFrame, plan: Plan) -> KindCost:
-    """All but the ratios; the rows of `features` are those that the device computes."""
+def fit_terms(
+    kind: str, log: pd.DataFrame, features: pd.DataFrame, plan: Plan, long_tokens: int | None = None
+) -> KindCost:
+    """All but the ratios; the rows of `features` are those that the device computes.
+
+    The longest sequence takes no longer from `long_tokens` on (None: what leaves the least errors).
+    """
     elapsed, device, awaited = (log[name].to_numpy(float) for name in ("elapsed", "device", "launching"))
     device = np.where(device > 0, device, elapsed)
     device[log["is_hidden"].to_numpy()] = np.nan
@@ -147,16 +156,21 @@ def fit_terms(kind: str, log: pd.DataFrame, features: pd.DataFrame, plan: Plan) 
     own = host["constant"] + sum(features[name].to_numpy(float) * host[name] for name in HOST_TERMS)
     own = np.where(features["is_first"].to_numpy() > 0, own, 0.0)
     is_known = ~np.isnan(device)
-    knots = choose_all_knots(kind, features[is_known] if is_known.any() else features, plan)
+    solve_with = partial(solve_device, kind, features, device, np.maximum(awaited, own), plan)
+    knots = choose_all_knots(features[is_known] if is_known.any() else features, plan)
+    if knots.longest:
+        longs = [replace(knots, long_tokens=num) for num in (LONG if long_tokens is None else [long_tokens])]
+        knots = min(longs, key=lambda one: solve_with(one)[1]) if len(longs) > 1 else longs[0]
+    solved, _ = solve_with(knots)
     inputs = columns_of(kind, features, knots)
-    solved = solve_device(features, knots, inputs, device, np.maximum(awaited, own), plan)
     of_rows, of_context, of_longest, of_terms = np.split(solved, knots.ends)
     device = np.where(is_known, device, inputs @ solved)
     apart = np.maximum(device + own, awaited)
     return KindCost(
         rows=as_table(knots.rows, of_rows),
         context=as_table(knots.context, of_context),
-        longest=as_table(knots.longest, np.append(0.0, of_longest).cumsum()) if knots.longest else [],
+        longest=as_table(knots.longest, of_longest),
+        long_tokens=knots.long_tokens,
         device=dict(zip(TERMS[kind], map(float, of_terms), strict=True)),
         beside=fit_linear(BESIDE_TERMS, features, elapsed - apart, ~np.isnan(elapsed), apart),
         host=host,
@@ -166,12 +180,12 @@ def fit_terms(kind: str, log: pd.DataFrame, features: pd.DataFrame, plan: Plan) 
     )
 
 
-def choose_all_knots(kind: str, features: pd.DataFrame, plan: Plan) -> Knots:
-    rows, longest = features["num_rows"].to_numpy(int), features["max_context_tokens"].to_numpy(float)
+def choose_all_knots(features: pd.DataFrame, plan: Plan) -> Knots:
+    rows = features["num_rows"].to_numpy(int)
     return Knots(
         rows=choose_knots(rows, plan.sizes),
         context=choose_far_knots(rows) if plan.is_planned else [int(rows.min())],
-        longest=choose_longest_knots(longest) if plan.is_planned and kind == "decode" else [],
+        longest=choose_near_knots(rows) if plan.is_planned else [],
     )
 
 
@@ -179,40 +193,55 @@ def columns_of(kind: str, features: pd.DataFrame, knots: Knots) -> Floats:
     """(steps, columns): what their seconds on the device are linear in."""
     rows = features["num_rows"].to_numpy(int)
     context = features[["num_context_tokens"]].to_numpy(float)
-    longest = climbs(features["max_context_tokens"].to_numpy(float), knots.longest)
+    shares = shares_of_long(features[["max_context_tokens"]].to_numpy(float), knots.long_tokens)
     terms = features[list(TERMS[kind])].to_numpy(float)
-    return np.hstack((hats(rows, knots.rows), hats(rows, knots.context) * context, longest, terms))
+    tables = hats(rows, knots.rows), hats(rows, knots.context) * context
+    longest = hats(rows, knots.longest) * shares if knots.longest else np.zeros((len(features), 0))
+    return np.hstack((*tables, longest, terms))
 
 
 def solve_device(
-    features: pd.DataFrame, knots: Knots, inputs: Floats, device: Floats, beside: Floats, plan: Plan
-) -> Floats:
-    """Costs of each column, from the steps whose seconds on the device are known.
+    kind: str, features: pd.DataFrame, device: Floats, beside: Floats, plan: Plan, knots: Knots
+) -> tuple[Floats, float]:
+    """Costs of each column, from the steps whose seconds on the device are known, and how far off they are.
 
-    Neighbours in the table of rows are pulled towards a line, and rates per context token towards each other.
+    Neighbours in the table of rows are pulled towards a line, those in the others towards each other.
     """
-    known = ~np.isnan(device)
+    inputs, known = columns_of(kind, features, knots), ~np.isnan(device)
     if not known.any():
-        return np.zeros(inputs.shape[1])
+        return np.zeros(inputs.shape[1]), 0.0
     rows, whole = features["num_rows"].to_numpy(int)[known], (device + beside)[known]
     context = features["num_context_tokens"].to_numpy(float)[known]
-    of_rows = bends_of(knots.rows, rows, whole)
-    of_context = differences_of(len(knots.context), float(np.median(context / whole)))
-    end_of_rows, end_of_context = knots.ends[:2]
-    bends = np.zeros((len(of_rows) + len(of_context), inputs.shape[1]))
-    bends[: len(of_rows), :end_of_rows] = of_rows
-    bends[len(of_rows) :, end_of_rows:end_of_context] = of_context
+    pulls = [
+        bends_of(knots.rows, rows, whole),
+        differences_of(len(knots.context), float(np.median(context / whole))),
+        differences_of(len(knots.longest), float(np.median(1 / whole))),
+    ]
+    bends = block_diag(*pulls, np.zeros((0, len(TERMS[kind]))))
+    counts = counts_of(features[known]) if plan.is_planned else np.ones(len(whole))
     pull = PULL if plan.is_planned else UNPLANNED_PULL
-    return solve(inputs[known], device[known], beside[known], end_of_rows, pull, bends)
+    solved = solve(inputs[known], device[known], beside[known], len(knots.rows), pull, bends, counts)
+    errors = np.abs(inputs[known] @ solved - device[known]) / whole
+    return solved, float(counts @ errors / counts.sum())
 
 
-def predict_apart(kind: str, log: pd.DataFrame, features: pd.DataFrame, plan: Plan) -> Floats:
+def counts_of(features: pd.DataFrame) -> Floats:
+    """As how many each step counts: n that are alike as √n of them, since they are of the same few batches."""
+    alike = [features["num_rows"].to_numpy(int)]
+    alike += [
+        np.log2(np.maximum(features[name], 1)).to_numpy(int) for name in ("num_context_tokens", "max_context_tokens")
+    ]
+    _, group, sizes = np.unique(np.stack(alike), axis=1, return_inverse=True, return_counts=True)
+    return 1 / np.sqrt(sizes[group.ravel()])
+
+
+def predict_apart(kind: str, log: pd.DataFrame, features: pd.DataFrame, plan: Plan, long_tokens: int) -> Floats:
     """Seconds of every step of a replay by terms that were fitted without this replay, as of one that is to come."""
     predicted = np.full(len(log), np.nan)
     replays = log["replay"].fillna(0).to_numpy(int)
     for replay in np.unique(replays[replays > 0]):
         is_own = replays == replay
-        cost = fit_terms(kind, log[~is_own], features[~is_own], plan) if not is_own.all() else None
+        cost = fit_terms(kind, log[~is_own], features[~is_own], plan, long_tokens) if not is_own.all() else None
         if cost is not None:
             predicted[is_own] = predict(cost, features[is_own], log.loc[is_own, "launching"].to_numpy(float))
     return predicted

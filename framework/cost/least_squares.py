@@ -26,19 +26,22 @@ def solve(
     num_free: int,
     pull: float = PULL,
     bends: Floats | None = None,
+    counts: Floats | None = None,
 ) -> Floats:
     """Costs of at least 0 per unit of each column, for small and usual errors relative to all of a step's seconds.
 
     `beside` are those of the step that these columns do not explain. Columns that the log cannot tell apart go to the
     first `num_free`: a rate that only it could tell is 0. Each row of `bends` says by how much costs bend, as a share
     of a step. A bend of BEND counts as much as a step that is off by as much as is usual, as in penalised splines
-    (Eilers and Marx, 1996): many steps tell an entry whatever its neighbours, none leaves it to them.
+    (Eilers and Marx, 1996): many steps tell an entry whatever its neighbours, none leaves it to them. `counts` is as
+    how many steps each one counts (None: one).
     """
     if not len(seconds):
         return np.zeros(inputs.shape[1])
     bends = np.zeros((0, inputs.shape[1])) if bends is None else bends
     scale = scale_of(inputs, bends)
-    whole, weights, spread = seconds + beside, np.ones(len(seconds)), 1.0  # at first all is smooth
+    own = np.ones(len(seconds)) if counts is None else np.sqrt(counts)
+    whole, weights, spread = seconds + beside, own, 1.0  # at first all is smooth
     for _ in range(NUM_ROUNDS):
         weighted = inputs / scale * (weights / whole)[:, None]
         pulled = np.diag(pull * np.linalg.norm(weighted, axis=0))[num_free:]
@@ -50,7 +53,7 @@ def solve(
         whole = np.maximum(predicted + beside, 1e-3 * (seconds + beside))
         errors = (seconds - predicted) / whole
         spread = spread_of(errors)
-        weights = huber(errors, spread)
+        weights = own * huber(errors, spread)
     return solved
 
 

@@ -1,8 +1,8 @@
 """A cost model: the seconds that a step takes, from its features, as they were measured somewhere; kept as JSON.
 
 Steps that decode and steps with prompts have costs of their own. The seconds on the device are a table over the rows,
-linear between its entries, such tables of rates per context token and over the longest sequence, and a rate for each
-other term; the host's are linear too. What a step really took over that is drawn from the measured ratios.
+linear between its entries, such tables of rates per context token and of what the longest sequence takes, and a rate
+for each other term; the host's are linear too. What a step really took over that is drawn from the measured ratios.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Seconds(NamedTuple):
 class KindCost:
     """What steps of one kind cost, in seconds.
 
-    `rows` are [rows, seconds on the device], `context` [rows, seconds there per context token], `longest` [tokens of
-    the longest sequence, seconds there], of steps that decode; `device` are seconds per unit of each other term. `host`
-    are of the host's work until the step is launched: for it waits the step before, whose tokens come no earlier, or
-    the step itself if there is none in flight. `beside` are of all else; both have a `constant`. `ranges` has of each
-    feature the least and the most that was fitted. `ratios` are quantiles, at equal steps from 0 to 1, of what a step
-    took over what the terms say; every step counts by its seconds.
+    `rows` are [rows, seconds on the device], `context` [rows, seconds there per context token], `longest` [rows,
+    seconds there for a longest sequence of `long_tokens` or more, in proportion for a shorter one]; `device` are
+    seconds per unit of each other term. `host` are of the host's work until the step is launched: for it waits the step
+    before, whose tokens come no earlier, or the step itself if there is none in flight. `beside` are of all else; both
+    have a `constant`. `ranges` has of each feature the least and the most that was fitted. `ratios` are quantiles, at
+    equal steps from 0 to 1, of what a step took over what the terms say; every step counts by its seconds.
     """
 
     rows: Table
@@ -67,6 +67,7 @@ class KindCost:
     ratios: list[float]
     num_steps: int  # fitted
     longest: Table = field(default_factory=list)
+    long_tokens: int = 1
 
     @cached_property
     def mean_ratio(self) -> float:
@@ -84,17 +85,17 @@ class KindCost:
     def seconds_of_rows(self, num_rows: int) -> float:
         return look_up(self.rows, num_rows)
 
-    def seconds_of_longest(self, num_tokens: Any) -> Any:
-        """Of a step whose longest sequence has so many tokens, or of each of several."""
-        look = look_up_each if isinstance(num_tokens, np.ndarray) else look_up
-        return look(self.longest, num_tokens)
+    def seconds_of_longest(self, num_rows: int, num_tokens: Any) -> Any:
+        """What the longest sequence takes, or one of each of several lengths."""
+        least = np.minimum if isinstance(num_tokens, np.ndarray) else min
+        return look_up(self.longest, num_rows) * (least(num_tokens, self.long_tokens) / self.long_tokens)
 
     def seconds(self, features: Features) -> Seconds:
         """As a typical step takes them. `num_rows` is what the device computes."""
         device = self.seconds_of_rows(features.num_rows)
         device += look_up(self.context, features.num_rows) * features.num_context_tokens
         if self.longest:
-            device += self.seconds_of_longest(features.max_context_tokens)
+            device += self.seconds_of_longest(features.num_rows, features.max_context_tokens)
         beside, host = self.beside["constant"], self.host["constant"]
         of_device, of_beside, of_host = self._rates
         for place, rate in of_device:
@@ -143,10 +144,10 @@ class KindCost:
         return furthest, by
 
 
-def look_up(table: Table, at: float) -> float:
-    """The entry, linear between two; beyond the last it goes on as from half of that to it, but not below 0."""
-    index = bisect_left(table, (at,))
-    if index < len(table) and (index == 0 or table[index][0] == at):
+def look_up(table: Table, num_rows: int) -> float:
+    """The entry, linear between two; beyond the last it goes on as from half as many rows to these, at least 0."""
+    index = bisect_left(table, (num_rows,))
+    if index < len(table) and (index == 0 or table[index][0] == num_rows):
         return table[index][1]
     if len(table) == 1:
         return table[0][1]
@@ -156,23 +157,7 @@ def look_up(table: Table, at: float) -> float:
         high, after = table[-1]
         low = max(high // 2, table[0][0])
         before = look_up(table, low)
-    return max(0.0, before + (after - before) * (at - low) / (high - low))
-
-
-def look_up_each(table: Table, at: npt.NDArray[np.int64]) -> Values:
-    """`look_up` of each, to the last bit."""
-    places, values = (np.array(column) for column in zip(*table, strict=True))
-    if len(table) == 1:
-        return np.full(len(at), values[0])
-    index = np.searchsorted(places, at)
-    inside = np.clip(index, 1, len(table) - 1)
-    low, before, high, after = places[inside - 1], values[inside - 1], places[inside], values[inside]
-    is_beyond = index == len(table)
-    half = max(int(places[-1]) // 2, int(places[0]))
-    low, before = np.where(is_beyond, half, low), np.where(is_beyond, look_up(table, half), before)
-    found = np.maximum(0.0, before + (after - before) * (at - low) / (high - low))
-    is_entry = ~is_beyond & ((index == 0) | (places[np.minimum(index, len(table) - 1)] == at))
-    return np.where(is_entry, values[np.minimum(index, len(table) - 1)], found)
+    return max(0.0, before + (after - before) * (num_rows - low) / (high - low))
 
 
 def mean_of_quantiles(ratios: Sequence[float]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ from framework.cost.least_squares import Floats
 BIN = 1.5  # rows that no graph holds share an entry of the table within this factor
 STEP = 0.1  # what a step from an entry to the next counts, of a bend: enough for an end that no step tells
 FAR = 4  # the factor from an entry to the next in the table of rates per context token
-SHORT = 64  # tokens of the longest sequence from which on its table has an entry at every power of two
+LONG = (64, 128, 256, 512, 1024, 2048, 4096, 8192)  # tokens from which on a longest sequence may take no longer
 
 
 def padded(num_rows: int, sizes: list[int]) -> int:
@@ -38,17 +37,15 @@ def choose_far_knots(rows: npt.NDArray[np.int64]) -> list[int]:
     return sorted({low, high, *(FAR**power for power in range(1, 10) if low < FAR**power < high)})
 
 
-def choose_longest_knots(num_tokens: Floats) -> list[int]:
-    """Where the table over the longest sequence has its entries; none where all are as long."""
-    low, high = int(num_tokens.min()), math.ceil(num_tokens.max())
-    powers = (2**power for power in range(int(math.log2(SHORT)), 31))
-    return sorted({low, high, *(num for num in powers if low < num < high)}) if low < high else []
+def choose_near_knots(rows: npt.NDArray[np.int64]) -> list[int]:
+    """Where the table of what the longest sequence takes has its entries: both ends, and powers of two between."""
+    low, high = int(rows.min()), int(rows.max())
+    return sorted({low, high, *(2**power for power in range(1, 20) if low < 2**power < high)})
 
 
-def climbs(values: Floats, knots: list[int]) -> Floats:
-    """(steps, knots - 1): how much of the way from each entry to the next a step has behind it."""
-    ways = [np.clip((values - low) / (high - low), 0.0, 1.0) for low, high in pairwise(knots)]
-    return np.stack(ways, axis=1) if ways else np.zeros((len(values), 0))
+def shares_of_long(num_tokens: Floats, long_tokens: int) -> Floats:
+    """Of what a longest sequence of `long_tokens` or more takes."""
+    return np.minimum(num_tokens, long_tokens) / long_tokens
 
 
 def hats(rows: npt.NDArray[np.int64], knots: list[int]) -> Floats:

@@ -370,6 +370,7 @@ def test_metrics_of_a_million_requests(benchmark):
     table["e2e"] = times[:, -1] - arrivals
     table["tpot"] = (times[:, -1] - times[:, 0]) / (num_tokens - 1)
     table["normalized_latency"] = table["e2e"] / num_tokens
+    table = table.assign(refused=None, num_swaps=0, client_id=None)
     table["token_times"] = list(times)
     steps = pd.DataFrame({"start_time": times[::10, 0], "elapsed": 0.01, "num_seqs": 10})
     numbers = benchmark.pedantic(summarize, args=(table, steps, {"ttft": 0.05}), rounds=1)

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from framework.cost.error import errors, predicted
-from framework.cost.fit import fit_kinds
+from framework.cost.features import features_in
+from framework.cost.fit import counts_of, fit_kinds
 from framework.cost.model import look_up
 from tests.cost_models import cost_model
 
@@ -164,11 +165,18 @@ def test_what_the_longest_sequence_of_a_step_costs_is_found():
     log["device"] += extra
     log["elapsed"] += extra
     cost = fit_kinds(log, {})["decode"]
-    shortest = cost.longest[0][0]
-    found = [cost.seconds_of_longest(num) - cost.seconds_of_longest(shortest) for num in (256, 512, 2000)]
-    expected = [1e-3 * (min(num, 512) - shortest) / 512 for num in (256, 512, 2000)]
-    assert found == pytest.approx(expected, abs=3e-5)
-    assert fit_kinds(log, {})["prompt"].longest == []
+    assert cost.long_tokens == 512
+    for num_rows in (2, 16, 60):
+        assert cost.seconds_of_longest(num_rows, 900) == pytest.approx(1e-3, rel=0.05)
+    assert cost.seconds_of_longest(16, 128) == pytest.approx(0.25e-3, rel=0.05)
+
+
+def test_steps_of_one_batch_one_behind_the_other_count_as_few():
+    log = made(num=50)
+    alike = pd.concat([log, *[log.iloc[[7]]] * 399], ignore_index=True)
+    counts = counts_of(features_in(alike))
+    assert counts[50:] == pytest.approx(1 / 20)
+    assert counts[:7] == pytest.approx(1.0)
 
 
 def host_bound(num=800, seed=0):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from framework.cost.features import Features
-from framework.cost.model import Outside, Seconds, look_up, look_up_each, read_cost_model, write_cost_model
+from framework.cost.model import Outside, Seconds, look_up, read_cost_model, write_cost_model
 from tests.cost_models import cost_model, kind_cost, write_model
 
 STEP = Features(1, 1, 10, 10, 0, 0, 0, 0, 0, 0)
@@ -55,17 +55,13 @@ def test_what_falls_does_not_fall_below_zero():
     assert [look_up([(1, 3.0), (2, 1.0)], num) for num in (1, 2, 9)] == [3.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("table", [[(3, 0.1)], [(1, 0.1), (7, 0.3)], [(5, 0.0), (7, 0.3), (19, 0.7), (64, 0.71)]])
-def test_many_places_are_looked_up_as_one_is(table):
-    places = np.arange(200)
-    assert look_up_each(table, places).tolist() == [look_up(table, place) for place in places.tolist()]
-
-
 def test_terms_add_up():
     cost = kind_cost("decode", seconds=1.0, beside=0.25, host=0.5, per_context=0.01)
     assert cost.seconds(STEP) == pytest.approx((1.1, 0.25, 0.5))
-    longest = replace(cost, longest=[(0, 0.0), (20, 4.0)])
-    assert longest.seconds(STEP) == pytest.approx((1.1 + 2.0, 0.25, 0.5))
+    longest = replace(cost, longest=[(1, 4.0)], long_tokens=20)
+    assert longest.seconds(STEP) == pytest.approx((1.1 + 4.0 * 10 / 20, 0.25, 0.5))
+    several = longest.seconds_of_longest(1, np.array([10, 20, 300]))
+    assert several.tolist() == [longest.seconds_of_longest(1, num) for num in (10, 20, 300)] == [2.0, 4.0, 4.0]
 
 
 def test_the_host_is_waited_for_by_the_step_before_or_by_one_that_has_none_before():

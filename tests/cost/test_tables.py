@@ -7,11 +7,11 @@ from framework.cost.tables import (
     bends_of,
     choose_far_knots,
     choose_knots,
-    choose_longest_knots,
-    climbs,
+    choose_near_knots,
     differences_of,
     hats,
     padded,
+    shares_of_long,
 )
 
 SIZES = [1, 2, 4, 8]
@@ -31,11 +31,9 @@ def test_a_step_between_two_entries_has_some_of_both():
     assert hats(np.array([1, 3, 9]), [1, 5]).tolist() == [[1, 0], [0.5, 0.5], [0, 1]]
 
 
-def test_the_longest_sequences_have_an_entry_at_every_power_of_two():
-    assert choose_longest_knots(np.array([30.0, 130.5])) == [30, 64, 128, 131]
-    assert choose_longest_knots(np.array([7.0, 7.0])) == []
-    assert climbs(np.array([30.0, 47.0, 200.0]), [30, 64, 128]).tolist() == [[0, 0], [0.5, 0], [1, 1]]
-    assert climbs(np.array([7.0]), []).shape == (1, 0)
+def test_a_longest_sequence_takes_longer_up_to_some_length():
+    assert choose_near_knots(np.array([3, 20])) == [3, 4, 8, 16, 20]
+    assert shares_of_long(np.array([32.0, 64.0, 500.0]), 64).tolist() == [0.5, 1.0, 1.0]
 
 
 def test_bends_are_shares_of_a_step():

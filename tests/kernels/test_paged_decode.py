@@ -52,15 +52,17 @@ def make_case(
     lengths, num_kv_heads=2, group=2, head_dim=16, block_size=16, padding=None, rope=True, norms=False, is_int8=False,
     value_size=1.0,
 ):  # fmt: skip
-    """float32 on the CPU; empty rows get NaN and a seat that doesn't exist."""
+    """float32 on the CPU; no row has blocks that it doesn't need, empty ones get NaN and a seat that doesn't exist."""
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     num_rows, num_seats = len(lengths), len(lengths) + 3
-    max_blocks = max(1, *(-(-length // block_size) for length in lengths))
-    tables = torch.from_numpy(rng.permutation(num_seats * max_blocks + 2)[: num_seats * max_blocks].astype(np.int32))
-    tables = tables.view(num_seats, max_blocks)
+    num_blocks = [-(-length // block_size) for length in lengths]
+    blocks = rng.permutation(sum(num_blocks) + 2).tolist()  # two are nobody's
+    tables = torch.full((num_seats, max(1, *num_blocks)), blocks.pop(), dtype=torch.int32)
     seats = torch.from_numpy(rng.permutation(num_seats)[:num_rows].astype(np.int32))
-    caches = torch.full((2, (num_seats * max_blocks + 2) * block_size, num_kv_heads, head_dim), torch.nan)
+    for seat, num in zip(seats.tolist(), num_blocks, strict=True):
+        tables[seat, :num] = torch.tensor([blocks.pop() for _ in range(num)], dtype=torch.int32)
+    caches = torch.full((2, (sum(num_blocks) + 2) * block_size, num_kv_heads, head_dim), torch.nan)
     for seat, length in zip(seats.tolist(), lengths, strict=True):
         places = torch.arange(max(0, length - 1))
         slots = tables[seat][places // block_size] * block_size + places % block_size
