@@ -181,11 +181,13 @@ def fit_terms(
 
 
 def choose_all_knots(features: pd.DataFrame, plan: Plan) -> Knots:
+    """Where all sequences of a step are as long, as in a log that does not say, none tells what the longest takes."""
     rows = features["num_rows"].to_numpy(int)
+    are_as_long = features["max_context_tokens"] * features["num_seqs"] <= features["num_context_tokens"] + 1
     return Knots(
         rows=choose_knots(rows, plan.sizes),
         context=choose_far_knots(rows) if plan.is_planned else [int(rows.min())],
-        longest=choose_near_knots(rows) if plan.is_planned else [],
+        longest=choose_near_knots(rows) if plan.is_planned and not are_as_long.all() else [],
     )
 
 

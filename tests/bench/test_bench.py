@@ -372,7 +372,8 @@ def test_metrics_of_a_million_requests(benchmark):
     table["normalized_latency"] = table["e2e"] / num_tokens
     table = table.assign(refused=None, num_swaps=0, client_id=None)
     table["token_times"] = list(times)
-    steps = pd.DataFrame({"start_time": times[::10, 0], "elapsed": 0.01, "num_seqs": 10})
+    steps = pd.DataFrame({"start_time": times[::10, 0], "elapsed": 0.01, "num_seqs": 10, "server": 0})
+    table["server"] = 0
     numbers = benchmark.pedantic(summarize, args=(table, steps, {"ttft": 0.05}), rounds=1)
     assert numbers["num_completed"] == num_requests
     assert 0 < numbers["slo_attainment"] < 1

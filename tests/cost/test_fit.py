@@ -166,6 +166,7 @@ def test_what_the_longest_sequence_of_a_step_costs_is_found():
     log["elapsed"] += extra
     cost = fit_kinds(log, {})["decode"]
     assert cost.long_tokens == 512
+    assert fit_kinds(made(), {})["decode"].longest == []  # where all are as long nothing tells it
     for num_rows in (2, 16, 60):
         assert cost.seconds_of_longest(num_rows, 900) == pytest.approx(1e-3, rel=0.05)
     assert cost.seconds_of_longest(16, 128) == pytest.approx(0.25e-3, rel=0.05)
