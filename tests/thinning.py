@@ -20,4 +20,7 @@ def mostly_nightly(*values):
 
 def every_nth(num: int, values):
     """Every `num`-th of the values from the first on; those between them are marked `nightly`."""
-    return [pytest.param(value, marks=[pytest.mark.nightly] if i % num else []) for i, value in enumerate(values)]
+    return [
+        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=[pytest.mark.nightly] if i % num else [])
+        for i, value in enumerate(values)
+    ]

@@ -229,7 +229,7 @@ def test_every_scheduler_is_in_conf():
 
 
 @each_scheduler
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), workload=workloads(), stop=st.integers(0, 15), num_steps_ahead=st.integers(0, 1))
 def test_every_request_ends_once_with_exactly_its_tokens(make, data, workload, stop, num_steps_ahead):
     """The fake engine's tokens count from 0, so an output ends with token `stop` if it gets that far."""
@@ -307,7 +307,7 @@ def test_nothing_to_do_is_no_batch(make):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), workload=workloads(), num_steps_ahead=st.integers(0, 1))
 def test_first_come_is_first_served(name, data, workload, num_steps_ahead):
     requests, num_blocks = workload

@@ -20,7 +20,7 @@ def process_id(run):
     return {"process_id": os.getpid(), "num_prompts": len(run.prompts)}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_peer_runs_in_a_fresh_process():
     found = run_peer(process_id, RUN)
     assert found["num_prompts"] == 1

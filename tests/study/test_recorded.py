@@ -237,14 +237,14 @@ def test_a_record_that_is_not_of_an_arm_is_told_in_one_line(executed, change, me
 def without_steps(path):
     record = json.loads((path / "point.json").read_text())
     pd.read_parquet(path / "steps.parquet")[:0].to_parquet(path / "steps.parquet")
-    record["tables"]["steps.parquet"] = dict(points.describe_table((path / "steps.parquet").read_bytes()))
+    record["tables"]["steps.parquet"] = dict(points.describe_table(path / "steps.parquet"))
     (path / "point.json").write_text(json.dumps(record))
 
 
 def without_tokens(path):
     record = json.loads((path / "point.json").read_text())
     pd.read_parquet(path / "requests.parquet").drop(columns="token_ids").to_parquet(path / "requests.parquet")
-    record["tables"]["requests.parquet"] = dict(points.describe_table((path / "requests.parquet").read_bytes()))
+    record["tables"]["requests.parquet"] = dict(points.describe_table(path / "requests.parquet"))
     (path / "point.json").write_text(json.dumps(record))
 
 

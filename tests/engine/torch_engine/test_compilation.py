@@ -24,7 +24,13 @@ SCHEMES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("quantize", "family"), mostly_nightly(SCHEMES, [*CONFIGS]))
+@pytest.mark.parametrize(
+    ("quantize", "family"),
+    [
+        pytest.param(*one.values, marks=[*one.marks, *([pytest.mark.nightly] if index % 5 else [])])
+        for index, one in enumerate(mostly_nightly(SCHEMES, [*CONFIGS]))
+    ],
+)
 def test_blocks_compile_without_graph_breaks_or_a_graph_per_size(monkeypatch, quantize, family):
     """fullgraph=True raises at a graph break, and so does dynamo at its ninth graph of one method."""
     graphs = []

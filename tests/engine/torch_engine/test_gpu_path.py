@@ -36,7 +36,7 @@ PROMPT_LENS, OUTPUT_LENS = [7, 13, 1, 12], [4, 6, 8, 1]
 @pytest.mark.parametrize(
     ("name", "num_steps_ahead"),
     [
-        ("mixed", 1),
+        pytest.param("mixed", 1, marks=pytest.mark.nightly),
         pytest.param("static", 0, marks=pytest.mark.nightly),
         pytest.param("split prompts", 1, marks=pytest.mark.nightly),
         pytest.param("preemptions", 1, marks=pytest.mark.nightly),
@@ -50,7 +50,7 @@ def test_windows_through_the_kernels(pretend, with_kernels, name, num_steps_ahea
     assert [sequence.output_token_ids for sequence in sequences] == plain_tokens("window", PROMPT_LENS, OUTPUT_LENS)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 14), st.integers(1, 6)), min_size=1, max_size=4),

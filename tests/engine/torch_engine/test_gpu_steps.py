@@ -4,6 +4,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from tests.thinning import mostly_nightly
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the real path is tested there")
 
+KEPT = [("mixed", 1), ("preemptions", 0)]  # the others run every night
 make_engine = partial(make_any_engine, config=GPT2_CONFIG | {"n_embd": 64, "n_head": 2, "n_layer": 1})
 PROMPT_LENS, OUTPUT_LENS = [7, 7, 1, 12], [4, 6, 8, 1]
 
@@ -161,7 +163,10 @@ def with_kernels(request, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_steps_ahead"),
-    mostly_nightly(["mixed", "static", "split prompts", "preemptions", "continuous"], [1, 0]),
+    [
+        pytest.param(name, ahead, marks=[] if (name, ahead) in KEPT else pytest.mark.nightly)
+        for name, ahead in product(["mixed", "static", "split prompts", "preemptions", "continuous"], [1, 0])
+    ],
 )
 def test_kernels_and_rows_of_nobody_change_no_token(pretend, with_kernels, name, num_steps_ahead):
     requests = make_requests(PROMPT_LENS, OUTPUT_LENS)

@@ -18,7 +18,7 @@ from tests.lora.serving_models import make_engine as make_adapter_engine
 from tests.lora.serving_models import outputs
 from tests.models.checkpoints import greedy, make_hf_model
 from tests.scheduler.shipped import shipped
-from tests.thinning import mostly_nightly
+from tests.thinning import every_nth, mostly_nightly
 
 LENGTHS = [(5, 18), (23, 12), (1, 25), (30, 1), (12, 16), (7, 9), (9, 30), (4, 14)]
 SCHEDULERS = {
@@ -90,7 +90,7 @@ def test_every_chunk_size_gives_the_same_tokens(served, budget, steps, whole_pro
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*SCHEDULERS, "mixed with preemptions, swapped"])
+@pytest.mark.parametrize("name", every_nth(2, [*SCHEDULERS, "mixed with preemptions, swapped"]))
 def test_an_int8_cache_gives_the_tokens_of_one_request_after_the_other(name):
     options = {"config": TINY_CONFIG, "block_size": 7, "kv_dtype": "int8"}
     requests = make_arrivals()

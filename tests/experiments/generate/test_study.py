@@ -144,6 +144,7 @@ SCHEMA = '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "require
 HYDRA_SCHEMA = "{type: object, properties: {ok: {type: boolean}}, required: [ok]}"
 
 
+@pytest.mark.nightly
 def test_a_json_schema_given_in_any_way_makes_documents_and_its_cost_is_told(cli, tmp_path, monkeypatch):
     pytest.importorskip("llguidance")
     monkeypatch.setattr("experiments.generate.schema.NUM_REPEATS", 6)

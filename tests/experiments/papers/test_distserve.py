@@ -45,6 +45,7 @@ def test_attainment_over_the_load_stands_beside_the_papers():
 FEW = ["engine=modelled", "tracking=none", "trace.num_requests=8", "scheduler.max_num_seqs=2"]
 
 
+@pytest.mark.nightly
 def test_both_arms_are_replayed_and_compared(cli, tmp_path):
     few = ["rates.multiples=[0.05,20]", "scales=[0.2,1,4]", "trace.lengths.output.mean=8"]
     code, output = cli("experiment=papers/distserve", *FEW, *few)

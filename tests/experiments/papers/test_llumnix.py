@@ -44,6 +44,7 @@ def test_ratios_are_the_largest_over_the_rates_but_for_preemptions_their_mean():
     assert found["downtime"]["llumnix"] == pytest.approx(2)
 
 
+@pytest.mark.nightly
 def test_all_arms_are_replayed_and_compared(cli, tmp_path):
     code, output = cli("experiment=papers/llumnix", *FEW, "rates.multiples=[0.5,4]")
     assert code == 0, output

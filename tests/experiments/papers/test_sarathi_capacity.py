@@ -9,6 +9,7 @@ from tests.report.html_page import Page, check_page
 FEW = ["engine=modelled", "tracking=none", "trace.num_requests=16"]
 
 
+@pytest.mark.nightly
 def test_capacities_stand_beside_what_is_reported(cli, tmp_path):
     few = ["seeds=[0,1]", "limits=[5,25]", "rates.multiples=[0.2,3]", "~arms.orca"]
     code, output = cli("experiment=papers/sarathi_capacity", *FEW, *few)

@@ -9,6 +9,7 @@ from tests.report.html_page import Page, check_page
 FEW = ["engine=modelled", "tracking=none", "trace.num_requests=12", "scheduler.max_num_seqs=2"]
 
 
+@pytest.mark.nightly
 def test_throughputs_within_the_limits_stand_beside_what_is_reported(cli, tmp_path):
     few = ["rates.multiples=[0.1,3]", "scales=[1,60]", "compared_at=60"]
     code, output = cli("experiment=papers/splitwise", *FEW, *few)
