@@ -6,6 +6,7 @@ import pytest
 from tests.report.html_page import Page, check_page
 
 
+@pytest.mark.nightly
 def test_every_policy_keeps_to_the_memory_that_there_is(cli, smallest, tmp_path):
     sizes = [
         "engine.kv_cache_bytes=null",

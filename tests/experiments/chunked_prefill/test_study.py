@@ -14,6 +14,7 @@ SMALL_STALL = ["stall.num_decodes=2", "stall.num_output_tokens=24", "stall.num_p
 FEW_SEATS = [f"arms.{arm}.scheduler.max_num_seqs=4" for arm in ARMS]
 
 
+@pytest.mark.nightly
 def test_five_schedulers_chunks_and_a_stall(cli, smallest, tmp_path):
     chunks = ["chunks=[[64,16],[64,32],[4096,512]]"]
     budgets = [f"arms.{arm}.scheduler.max_num_batched_tokens=16" for arm in ("mixed", "sarathi", "chunk_only")]

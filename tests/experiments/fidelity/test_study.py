@@ -31,6 +31,7 @@ def studied(tmp_path_factory):
     return replay_cells(PLAN, arms, sweep | {"rates": [], "seeds": []}, "right")
 
 
+@pytest.mark.nightly
 def test_a_side_that_is_a_tenth_slower_is_found_to_be(studied):
     study, capacities = studied
     points = study.table()

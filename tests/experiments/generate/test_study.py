@@ -80,6 +80,7 @@ def test_bad_input_is_one_clear_message(cli, tmp_path, overrides, message):
     assert not list(tmp_path.rglob("generations.jsonl"))
 
 
+@pytest.mark.nightly
 def test_an_adapter_changes_what_is_written(cli, tmp_path):
     options = ["experiment=generate", "prompt_token_ids=[[1,2,3]]", "num_output_tokens=20", "device=cpu"]
     options += ["model.weights=random", "model.config.tie_word_embeddings=false"]  # tied, it repeats its token

@@ -12,6 +12,7 @@ SLORA = ["experiment=papers/slora", "only=[gathered]", "rates=[50,500]", "arms.g
 SLORA += ["arms.gathered.lora.adapters.ranks=[4,8]", "arms.gathered.lora.num_slots=4", "scheduler.max_num_seqs=4"]
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("drawn")
 def test_every_mix_is_replayed_and_stands_beside_what_is_reported(cli, smallest, tmp_path):
     code, output = cli(*smallest, *SLORA, "~mixes.20", "trace.num_requests=40")

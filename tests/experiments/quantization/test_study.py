@@ -23,6 +23,7 @@ def folder(tmp_path):
     return tmp_path / "outputs/quantization"
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("drawn")
 def test_every_part_is_on_disk(cli, smallest, folder):
     code, output = cli(*smallest, *QUICK, f"only=[{','.join(ARMS)}]")
