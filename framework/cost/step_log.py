@@ -58,6 +58,8 @@ def read_step_log(path: str) -> pd.DataFrame:
     place = locate(path)
     try:
         table = pd.read_parquet(place) if place.suffix == ".parquet" else pd.read_csv(place)
+    except FileNotFoundError:
+        raise ValueError(f"steps={path} cannot be read: there is no such file") from None
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"steps={path} cannot be read: {' '.join(str(error).split())}") from None
     missing = [name for name in REQUIRED if name not in table]

@@ -37,7 +37,7 @@ def test_a_missing_column_and_a_missing_file_are_named(tmp_path):
     pd.DataFrame([ROW]).drop(columns="elapsed").to_csv(tmp_path / "log.csv")
     with pytest.raises(ValueError, match="has no column elapsed; a step log has num_seqs"):
         read_step_log(str(tmp_path / "log.csv"))
-    with pytest.raises(ValueError, match=r"other.csv cannot be read"):
+    with pytest.raises(ValueError, match=r"other.csv cannot be read: there is no such file"):
         read_step_log(str(tmp_path / "other.csv"))
 
 
