@@ -154,8 +154,10 @@ class Sequence:
         output.append(token_id)
         self.token_times.append(now)
         request = self.request
-        self.is_finished = len(output) >= request.num_output_tokens or token_id in request.stop_token_ids
-        return self.is_finished
+        if len(output) < request.num_output_tokens and token_id not in request.stop_token_ids:
+            return False
+        self.is_finished = True
+        return True
 
     def extend(self, token_id: int, times: list[float]) -> None:
         """Add the same output token at each of these times (s); the last one of the output comes later."""
@@ -188,6 +190,7 @@ class Batch:
     adapter_loads: dict[int, str] = field(default_factory=dict)
     swap_out: list[tuple[int, int]] = field(default_factory=list)
     swap_in: list[tuple[int, int]] = field(default_factory=list)
+    num_padding: int = 0  # pad tokens of all sequences
 
     @property
     def phase(self) -> str:
@@ -198,8 +201,7 @@ class Batch:
     @property
     def num_context_tokens(self) -> int:
         """KV tokens that the sequences' new slots attend to, these slots included, summed over the sequences."""
-        num_padding = sum([sequence.num_padding for sequence in self.sequences])
-        return sum(self.starts) + self.num_prefill_tokens + self.num_decode_tokens - num_padding
+        return sum(self.starts) + self.num_prefill_tokens + self.num_decode_tokens - self.num_padding
 
     @property
     def max_context_tokens(self) -> int:

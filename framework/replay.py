@@ -166,23 +166,30 @@ class Server:
         """So many of the steps ahead; the next one is under way."""
         ahead, self.ahead = self.ahead, None
         assert ahead is not None
-        self.under_way = self.collect(take(self, ahead, num_steps))
+        step, result, end_time = self.collect(take(self, ahead, num_steps))
+        self.under_way = UnderWay(step, result, self.world.env.until(end_time))
 
-    def collect(self, start_time: float) -> "UnderWay":
-        """Wait for the tokens of the oldest step in flight."""
+    def collect(self, start_time: float) -> tuple[Step, StepResult, float]:
+        """Wait for the tokens of the oldest step in flight; when it ends (s)."""
         batch, schedule_elapsed = self.in_flight[0]
         result = self.engine.collect()
         elapsed, schedule_elapsed = self.watch.elapsed(result), schedule_elapsed + result.schedule
         scheduler = self.scheduler
         step = describe_step(start_time, elapsed, schedule_elapsed, batch, result, scheduler, self.engine, self.index)
         note_adapter_waits(batch, result)
-        return UnderWay(step, result, self.world.env.until(start_time + elapsed))
+        return step, result, start_time + elapsed
 
     def finish(self, env: Environment) -> Process:
         """Let the time of the oldest step pass, and hand its tokens out."""
-        step, result, end = self.under_way or self.collect(env.now)
-        self.under_way = None
-        yield end
+        if self.under_way is None:
+            step, result, end_time = self.collect(env.now)
+            if env.peek() > end_time:
+                env.jump(end_time)
+            else:
+                yield env.until(end_time)
+        else:
+            (step, result, end), self.under_way = self.under_way, None
+            yield end
         batch, _ = self.in_flight.popleft()
         self.watch.start(self.in_flight)
         step.num_output_tokens = self.scheduler.postprocess(batch, result.token_ids, env.now)
@@ -291,7 +298,7 @@ class World:
     @property
     def heeds_steps(self) -> bool:
         """Whether the end of a step may change something though no sequence finishes in it."""
-        return bool(self.at_router or any(mover.heeds_steps for mover in self.movers))
+        return bool(self.at_router or (self.movers and any(mover.heeds_steps for mover in self.movers)))
 
     def expect(self, sequences: Iterable[Sequence]) -> None:
         """Let `sequences` arrive at their times; they are in the order of these."""

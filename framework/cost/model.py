@@ -82,18 +82,31 @@ class KindCost:
     def _rates(self) -> tuple[list[tuple[int, float]], ...]:
         return tuple(rates_by_place(terms) for terms in (self.device, self.beside, self.host))
 
+    @cached_property
+    def _of_rows(self) -> dict[int, tuple[float, float, float]]:
+        """What was looked up, by the rows."""
+        return {}
+
+    def _look_up(self, num_rows: int) -> tuple[float, float, float]:
+        """What each table says: `rows`, `context` and `longest`."""
+        found = self._of_rows.get(num_rows)
+        if found is None:
+            longest = look_up(self.longest, num_rows) if self.longest else 0.0
+            found = self._of_rows[num_rows] = look_up(self.rows, num_rows), look_up(self.context, num_rows), longest
+        return found
+
     def seconds_of_rows(self, num_rows: int) -> float:
-        return look_up(self.rows, num_rows)
+        return self._look_up(num_rows)[0]
 
     def seconds_of_longest(self, num_rows: int, num_tokens: Any) -> Any:
         """What the longest sequence takes, or one of each of several lengths."""
         least = np.minimum if isinstance(num_tokens, np.ndarray) else min
-        return look_up(self.longest, num_rows) * (least(num_tokens, self.long_tokens) / self.long_tokens)
+        return self._look_up(num_rows)[2] * (least(num_tokens, self.long_tokens) / self.long_tokens)
 
     def seconds(self, features: Features) -> Seconds:
         """As a typical step takes them. `num_rows` is what the device computes."""
-        device = self.seconds_of_rows(features.num_rows)
-        device += look_up(self.context, features.num_rows) * features.num_context_tokens
+        of_rows, of_context, _ = self._look_up(features.num_rows)
+        device = of_rows + of_context * features.num_context_tokens
         if self.longest:
             device += self.seconds_of_longest(features.num_rows, features.max_context_tokens)
         beside, host = self.beside["constant"], self.host["constant"]
@@ -221,7 +234,9 @@ class CostModel:
         if not sizes:
             return features
         index = bisect_left(sizes, features.num_rows)
-        return Features(sizes[index], *features[1:]) if index < len(sizes) else features
+        if index == len(sizes) or sizes[index] == features.num_rows:
+            return features
+        return Features(sizes[index], *features[1:])
 
 
 @dataclass

@@ -111,12 +111,17 @@ class ModelledEngine:
 
     def foresee(self, newest: Batch, num_steps: int, duration: float) -> Foreseen:
         in_flight = self._in_flight
-        last = in_flight[-1].elapsed
+        alone = [result.elapsed for result in in_flight]
+        prepare = [result.prepare for result in in_flight]
+        device = [result.device for result in in_flight]
+        if alone[0] > duration:
+            return Foreseen(alone, prepare, device, self._token, alone)
+        last = alone[-1]
         num_needed = int(min(2 + 1.1 * duration / last, num_steps)) if last else num_steps
         ahead = self.prediction.ahead(newest, num_needed)
-        alone = [result.elapsed for result in in_flight] + ahead.alone.tolist()
-        prepare = [result.prepare for result in in_flight] + ahead.prepare.tolist()
-        device = [result.device for result in in_flight] + ahead.device.tolist()
+        alone += ahead.alone.tolist()
+        prepare += ahead.prepare.tolist()
+        device += ahead.device.tolist()
         # With steps ahead, the tokens of each are waited for once the next one is launched
         launching = prepare[1:]
         launching[len(in_flight) - 1] += self.prediction.host_of_first(in_flight[-1])

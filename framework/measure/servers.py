@@ -9,6 +9,10 @@ import numpy.typing as npt
 import pandas as pd
 
 NUM_TIMES = 1000  # at which the load over time is looked at, equally far apart
+OF_REQUESTS = (  # columns that are read here
+    "server", "arrival_time", "finish_time", "ttft", "num_prompt_tokens", "num_cached_tokens", "num_output_tokens",
+)  # fmt: skip
+OF_STEPS = ("server", "elapsed", "num_seqs")
 
 
 def imbalance(loads: npt.ArrayLike) -> float:

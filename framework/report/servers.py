@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from framework.measure.rates import aggregate, first_too_much
-from framework.measure.servers import NUM_TIMES, load_over_time, server_table
+from framework.measure.servers import NUM_TIMES, OF_REQUESTS, OF_STEPS, load_over_time, server_table
 from framework.report.plots import GREY, TEXT_WIDTH, Drawn, arm_colour, styled
 from framework.report.tables import rate_title
 from framework.study.sweep import Study
@@ -41,7 +41,8 @@ def server_findings(study: Study, points: pd.DataFrame) -> tuple[dict[str, Drawn
     for arm, rows in clusters.groupby("arm", sort=False):
         nearest = rows.loc[[(rows["rate"] - rate).abs().fillna(0.0).idxmin()]].iloc[0]
         folder, num_servers = study.folder(nearest["point"]), int(nearest["num_servers"])
-        requests, steps = (pd.read_parquet(folder / file) for file in ("requests.parquet", "steps.parquet"))
+        requests = pd.read_parquet(folder / "requests.parquet", columns=[*OF_REQUESTS])
+        steps = pd.read_parquet(folder / "steps.parquet", columns=[*OF_STEPS])
         tables[str(arm)] = server_table(requests, steps, num_servers)
         times = np.linspace(requests["arrival_time"].min(), requests["finish_time"].max(), NUM_TIMES)
         loads[str(arm)] = in_parts(load_over_time(requests, num_servers, times))

@@ -110,7 +110,7 @@ class StaticScheduler:
         """One more slot for every seat, finished or not; None while the last tokens are in a step in flight."""
         if all(sequence.num_unscheduled_tokens <= 0 for sequence in self.running):
             return None
-        return make_batch(self.running)
+        return self._padded(make_batch(self.running))
 
     def _start(self, now: float) -> Batch:
         longest_prompt, num_slots, num_seats = self._size_batch()
@@ -124,6 +124,10 @@ class StaticScheduler:
             self.blocks.grow(sequence, num_slots)
         batch = make_batch([], [(sequence, longest_prompt) for sequence in self.running])
         batch.adapter_loads = self.adapters.take_loads()
+        return self._padded(batch)
+
+    def _padded(self, batch: Batch) -> Batch:
+        batch.num_padding = sum([sequence.num_padding for sequence in batch.sequences])
         return batch
 
     def _size_batch(self) -> tuple[int, int, int]:

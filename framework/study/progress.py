@@ -74,6 +74,7 @@ class SweepProgress:
         self.num_points = num_points
         self.num_done = 0
         self.num_reused = 0
+        self.num_new_tokens = 0  # that the bar does not have yet
         self.started = time.monotonic()
         self.refreshed = self.started
         columns = (TextColumn("{task.description}"), BarColumn(), TokensPerSecond(), TimeRemainingColumn())
@@ -97,6 +98,7 @@ class SweepProgress:
         self.heartbeat.tell(line)
 
     def begin_point(self, label: str, num_output_tokens: int) -> None:
+        self.show_tokens()
         remaining = (self.num_points - self.num_done) * num_output_tokens
         completed = self.bar.tasks[0].completed
         self.bar.update(self.task, total=completed + remaining)
@@ -115,10 +117,16 @@ class SweepProgress:
             say(self.console, f"  {num_others} requests {what} for {len(reasons) - NUM_TOLD} other reasons")
 
     def advance(self, step: Step | StepRun) -> None:
-        self.bar.advance(self.task, step.num_output_tokens)
+        self.num_new_tokens += step.num_output_tokens
         if time.monotonic() - self.refreshed > REFRESH_INTERVAL:
+            self.show_tokens()
             self.bar.refresh()
             self.refreshed = time.monotonic()
+
+    def show_tokens(self) -> None:
+        """Tell the bar, which takes longer than many a step that is modelled."""
+        self.bar.advance(self.task, self.num_new_tokens)
+        self.num_new_tokens = 0
 
     def end_point(self, label: str, metrics: dict[str, float], reused: bool) -> None:
         self.num_done += 1
