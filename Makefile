@@ -3,23 +3,27 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 TEST := $(BIN)/python -m pytest --benchmark-disable -q
+TESTS := $(TEST) -n $(WORKERS) --dist worksteal
 ELSEWHERE := nightly or gpu or browser
+# pip compiles nothing: the first process that imports a module does, and writes it down for the others
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo check test nightly test-gpu test-browser lint bench clean
+.PHONY: demo check test nightly test-gpu test-browser lint style types compiled bench clean
 
 demo: .venv/installed
 	$(BIN)/python run.py
 
 check: lint
-	$(TEST) -n $(WORKERS) -m 'not (slow or timing or $(ELSEWHERE))'
+	$(TESTS) -m 'not (slow or timing or $(ELSEWHERE))'
 
 test: .venv/installed-dev  # what measures time runs afterwards, alone
-	$(TEST) -n $(WORKERS) -m 'not (timing or $(ELSEWHERE))'
+	$(TESTS) -m 'not (timing or $(ELSEWHERE))'
 	$(TEST) -m 'timing and not ($(ELSEWHERE))'
 
 nightly: .venv/installed-dev
-	$(TEST) -n $(WORKERS) -m nightly
+	$(TESTS) -m nightly
 
 test-gpu: .venv/installed-dev
 	$(TEST) -m gpu
@@ -27,11 +31,18 @@ test-gpu: .venv/installed-dev
 test-browser: .venv/installed-dev
 	$(TEST) -m browser
 
-lint: .venv/installed-dev
+lint: style types
+
+style: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+types: .venv/installed-dev
 	$(BIN)/mypy
+
+compiled: .venv/installed-dev  # the tests and what they import; an error is told by the tests themselves
+	-@$(TEST) --collect-only > /dev/null
 
 bench: .venv/installed-dev
 	mkdir -p outputs
@@ -42,11 +53,12 @@ clean:
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
+	$(INSTALL) --upgrade pip  # one that came with Python takes twice as long to choose versions
 
 .venv/installed: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(INSTALL) --editable .
 	touch $@
 
-.venv/installed-dev: pyproject.toml .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $@
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	$(INSTALL) --editable '.[dev]'
+	touch .venv/installed $@

@@ -20,9 +20,7 @@ from framework.trace.synthetic import synthetic
 from tests.report.html_page import Page
 from tests.test_run import spawn
 
-SLURM = shutil.which("sinfo") and subprocess.run(["sinfo"], capture_output=True).returncode == 0
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install -e '.[ray]'")
-needs_slurm = pytest.mark.skipif(not SLURM, reason="needs Slurm with a node: apt-get install slurm-wlm")
 
 
 @wraps(synthetic)
@@ -32,6 +30,13 @@ def deadly(**keywords) -> Trace:
         Path("died").touch()
         os._exit(9)
     return synthetic(**keywords)
+
+
+@pytest.fixture
+def slurm() -> None:
+    """Asked here and not when tests are collected: without a controller, `sinfo` takes seconds to say so."""
+    if not shutil.which("sinfo") or subprocess.run(["sinfo"], capture_output=True).returncode != 0:
+        pytest.skip("needs Slurm with a node: apt-get install slurm-wlm")
 
 
 @pytest.fixture
@@ -91,9 +96,8 @@ def test_a_ray_worker_that_dies_costs_its_own_job(smallest, tmp_path, ray_cluste
     check_recovery(smallest, tmp_path, *launcher)
 
 
-@needs_slurm
 @pytest.mark.nightly
-def test_a_slurm_job_that_dies_costs_its_own_points(smallest, tmp_path):
+def test_a_slurm_job_that_dies_costs_its_own_points(smallest, tmp_path, slurm):
     """Without Slurm's accounting submitit cannot see that it died: then the sweep waits, until it is ended."""
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1"]
     process = spawn(*sweep(smallest), *launcher, cwd=tmp_path)
