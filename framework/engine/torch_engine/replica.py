@@ -14,7 +14,7 @@ from math import inf
 from framework.checks import whole
 from framework.core import Batch, Engine, Request, Sequence, StepResult
 from framework.engine.torch_engine.engine import TorchEngine
-from framework.engine.torch_engine.hold import Hold
+from framework.engine.torch_engine.hold import Hold, largest_weights
 from framework.engine.torch_engine.share import ServerSteps, Share
 from framework.engine.torch_engine.swap import Pairs
 from framework.models.gpt2 import GPT2
@@ -108,7 +108,7 @@ class Servers:
 
     def __init__(self, engine: TorchEngine, steps: list[ServerSteps]) -> None:
         self.engine, self.steps = engine, steps
-        self.hold = Hold() if engine.device.type == "cuda" else None
+        self.hold = Hold(largest_weights(engine.model)) if engine.device.type == "cuda" else None
         self.begun: list[ServerSteps] = []  # of them, for the replay that comes
         self.requests: list[Request] = []  # of that replay
         self.limits: tuple[int, float] = 0, 0.0  # most sequences and new tokens of a batch, of any of them
@@ -122,8 +122,6 @@ class Servers:
         if most != self.limits:
             num_seqs, num_tokens = most
             self.engine.begin_for(self.steps, requests, num_seqs, None if num_tokens == inf else int(num_tokens))
-            if self.hold is not None:
-                self.hold.measure()
         self.begun, self.limits = [*self.begun, steps], most
 
 
