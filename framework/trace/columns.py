@@ -55,7 +55,7 @@ def load_csv(path: Path, required: Sequence[str], text: Sequence[str] = (), num_
         )
         csv.field_size_limit(len(content) + 1)
         header, *rows = islice(csv.reader(StringIO(content)), 2)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, csv.Error) as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OverflowError, csv.Error) as error:
         raise ValueError(f"{path}: not a readable CSV file: {str(error).strip()}") from error
     if rows and len(rows[0]) > len(header):  # pandas would take the first column for row names
         raise ValueError(f"{path}: row 1 (line 2) has more values than the header has columns")
