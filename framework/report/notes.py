@@ -193,6 +193,8 @@ def limits(study: Study, points: pd.DataFrame) -> list[str]:
             lines.append(f"{arm}: saturated – (fewer than {MIN_REQUESTS} requests in a replay)")
             continue
         is_known = most[arm] == most[arm]
+        if not is_known and arm in study.capacities:  # whose search says of each rate whether it is saturated
+            continue
         parts = [SATURATED.format(most[arm]) if is_known else "not saturated at any rate"]
         if slos and arm not in study.capacities and points["rate"].max() < inf:
             rate = f"{short(within[arm])} req/s" if within[arm] == within[arm] else "below every rate here"

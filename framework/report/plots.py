@@ -100,9 +100,11 @@ def label_batch_sizes(axes: Axes, batch_sizes: pd.Series) -> None:
 
 
 def label_log_axis(axis: Axis) -> None:
-    """1, 2 and 5 of every decade, written out; of an axis over many, what is drawn by then, 1 only."""
+    """1, 2 and 5 of every decade, written out; of an axis over many, or a narrow one over two, by what is drawn, 1 only."""
     low, high = axis.get_data_interval()
-    subs = (1.0, 2.0, 5.0) if high < 300 * low else (1.0,)
+    place = axis.axes.get_subplotspec()
+    is_narrow = axis.axis_name == "x" and place is not None and place.get_gridspec().ncols > 2
+    subs = (1.0, 2.0, 5.0) if high < (50 if is_narrow else 300) * low else (1.0,)
     axis.set_major_locator(mpl.ticker.LogLocator(subs=subs, numticks=9))
     axis.set_minor_locator(mpl.ticker.NullLocator())
     axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.10g}"))

@@ -111,6 +111,8 @@ def test_a_capacity_above_what_the_arm_served_is_said_to_be_of_a_short_replay():
     assert "served at most 42 req/s" in short
     assert "48 req/s; above what it served" in short
     assert long.endswith("within TTFT ≤ 500 ms: 24 req/s")
+    searched = points.assign(waiting_growth=0.0, sustained_throughput=points["rate"])  # nothing is saturated
+    assert limits(SimpleNamespace(slo={}, capacities={"short": None, "long": None}), searched) == []
 
 
 def test_arrivals_that_are_off_the_rate_asked_for_are_told():

@@ -41,6 +41,15 @@ def test_a_log_axis_has_round_numbers_written_out():
     assert "20" not in labels(axes.yaxis)
 
 
+def test_the_labels_of_a_narrow_log_axis_keep_apart():
+    axes = Figure().subplots(1, 3)[0]
+    axes.loglog([3, 160], [3, 160])
+    label_log_axis(axes.xaxis)
+    label_log_axis(axes.yaxis)
+    assert "20" not in labels(axes.xaxis)
+    assert "20" in labels(axes.yaxis)
+
+
 def test_batch_sizes_are_the_ticks():
     axes = Figure().subplots()
     label_batch_sizes(axes, pd.Series([8, 1, 8, 32]))
