@@ -100,7 +100,7 @@ def label_batch_sizes(axes: Axes, batch_sizes: pd.Series) -> None:
 
 
 def label_log_axis(axis: Axis) -> None:
-    """1, 2 and 5 of every decade, written out; of an axis over many, or a narrow one over two, by what is drawn, 1 only."""
+    """1, 2 and 5 of every decade, written out; 1 only if what is drawn spans many, or two on a narrow axis."""
     low, high = axis.get_data_interval()
     place = axis.axes.get_subplotspec()
     is_narrow = axis.axis_name == "x" and place is not None and place.get_gridspec().ncols > 2
