@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
 
 from framework.study.files import UNFINISHED
@@ -103,7 +103,7 @@ def label_log_axis(axis: Axis) -> None:
     """1, 2 and 5 of every decade, written out; 1 only if what is drawn spans many, or two on a narrow axis."""
     low, high = axis.get_data_interval()
     place = axis.axes.get_subplotspec()
-    is_narrow = axis.axis_name == "x" and place is not None and place.get_gridspec().ncols > 2
+    is_narrow = isinstance(axis, XAxis) and place is not None and place.get_gridspec().ncols > 2
     subs = (1.0, 2.0, 5.0) if high < (50 if is_narrow else 300) * low else (1.0,)
     axis.set_major_locator(mpl.ticker.LogLocator(subs=subs, numticks=9))
     axis.set_minor_locator(mpl.ticker.NullLocator())
