@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import IO, cast
 
 import torch
 
@@ -24,7 +24,7 @@ from framework.placement.worker import Worker
 from framework.placement.workers import Workers, check_gpus, spawn_workers
 from framework.study.arms import Arm
 from framework.study.engine_cache import EngineCache
-from framework.study.points import Point
+from framework.study.points import Point, write_whole
 from framework.study.progress import SweepProgress
 from framework.study.records import EngineRecord, PlacementRecord
 from framework.study.replay_point import (
@@ -36,17 +36,22 @@ from framework.study.replay_point import (
     replay_point,
     servable,
     trace_record,
-    with_refused,
 )
+from framework.study.request_rows import with_refused
 from framework.trace.source import TraceSource
 
 
 def replay_where_placed(
-    point: Point, arm: Arm, engines: EngineCache, progress: SweepProgress, gpu: GpuWatch | None = None
+    point: Point,
+    arm: Arm,
+    engines: EngineCache,
+    progress: SweepProgress,
+    gpu: GpuWatch | None = None,
+    file: IO[bytes] | None = None,
 ) -> ReplayedPoint:
-    """On the study's device, or on those of the arm's servers."""
+    """On the study's device, or on those of the arm's servers. A `file` gets the requests, as Parquet."""
     if arm.placement == "device":
-        return replay_point(point, arm, engines, progress, gpu)
+        return replay_point(point, arm, engines, progress, gpu, file)
     trace = arm.trace(seed=point.seed, **point.load.trace_keywords)
     progress.say(f"{point}: preparing")
     workers = workers_for(arm, engines)
@@ -68,8 +73,11 @@ def replay_where_placed(
     if served.died:
         drop(engines)
     offered = with_refused(served.sequences, trace.requests, refused)
+    table = request_table(offered, refused)
+    if file is not None:
+        write_whole(file, table)
     return ReplayedPoint(
-        request_table(offered, refused),
+        table,
         step_table(served.steps),
         record,
         trace_record(trace, offered, refused, point.load.rate, uses=fields_in_use(arm)),

@@ -10,11 +10,12 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -100,9 +101,15 @@ def fingerprint(path: str) -> dict[str, str]:
 
 
 def write_point(
-    folder: Path, point: Point, requests: pd.DataFrame, steps: pd.DataFrame, record: Mapping[str, object]
+    folder: Path,
+    point: Point,
+    requests: pd.DataFrame | IO[bytes],
+    steps: pd.DataFrame,
+    record: Mapping[str, object],
 ) -> None:
     """Write all files beside `folder` and rename them into place together, which takes what was there away.
+
+    `requests` are a table, or the Parquet file that has its rows already.
 
     A job that is killed between two of these operations leaves the earlier point or the new one: see `settle`.
     """
@@ -114,7 +121,10 @@ def write_point(
         unfinished.mkdir(parents=True)
         try:
             for name, table in zip(TABLES, (requests, steps), strict=True):
-                write_parquet(unfinished / name, table)
+                if isinstance(table, pd.DataFrame):
+                    write_parquet(unfinished / name, table)
+                else:
+                    copy_file(table, unfinished / name)
                 described[name] = describe_table(unfinished / name)
             write_json(unfinished / "point.json", {**identity, **record, "tables": described})
             if folder.exists():  # a job beside this one was quicker, or `fresh` redoes it
@@ -126,17 +136,40 @@ def write_point(
 
 def write_parquet(path: Path, table: pd.DataFrame) -> None:
     """ROWS rows after the other: lists of tokens are copied to write them. OSError says what a full disk lacks."""
-    schema = schema_of(table)
+    with telling_size(path, lambda: path.stat().st_size), path.open("wb") as file:
+        write_whole(file, table)
+
+
+def write_whole(file: IO[bytes], table: pd.DataFrame) -> None:
+    with parquet_writer(file, schema_of(table)) as writer:
+        for first in range(0, max(len(table), 1), ROWS):
+            write_rows(writer, table[first : first + ROWS])
+
+
+def parquet_writer(file: IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(file, schema, compression="zstd")
+
+
+def write_rows(writer: pq.ParquetWriter, rows: pd.DataFrame) -> None:
+    rows = rows.astype(dict.fromkeys(narrow_columns(rows), np.int64))
+    writer.write_table(pa.Table.from_pandas(rows, writer.schema, preserve_index=False))
+
+
+def copy_file(file: IO[bytes], path: Path) -> None:
+    """All that is in the file; OSError as `write_parquet`."""
+    file.seek(0)
+    with telling_size(path, lambda: path.stat().st_size), path.open("wb") as copy:
+        shutil.copyfileobj(file, copy)
+
+
+@contextmanager
+def telling_size(path: Path, size: Callable[[], int]) -> Iterator[None]:
+    """A full disk's OSError says how many bytes of what goes to `path` were written."""
     try:
-        with path.open("wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            for first in range(0, max(len(table), 1), ROWS):
-                rows = table[first : first + ROWS]
-                rows = rows.astype(dict.fromkeys(narrow_columns(table), np.int64))
-                writer.write_table(pa.Table.from_pandas(rows, schema, preserve_index=False))
+        yield
     except OSError as error:
         if error.errno in DISK_FULL:
-            size = path.stat().st_size
-            raise OSError(error.errno, f"{error.strerror}: {path} needs more than {size:,} bytes") from error
+            raise OSError(error.errno, f"{error.strerror}: {path} needs more than {size():,} bytes") from error
         raise
 
 

@@ -29,6 +29,7 @@ MEASURING = (
     "study/parts.py",
     "study/placed.py",
     "study/replay_point.py",
+    "study/request_rows.py",
     "study/roles.py",
 )
 COMPUTING = ("engine/torch_engine", "kernels", "models", "lora", "quantization")

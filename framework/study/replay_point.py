@@ -10,19 +10,20 @@ from collections import Counter
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import pandas as pd
 
 from framework.build import MakeScheduler, make_scheduler
 from framework.config import describe as as_data
-from framework.core import Engine, Request, Scheduler, Sequence, Trace
+from framework.core import Engine, Request, Scheduler, Sequence, Source, Trace
 from framework.engine.measured import MeasuredEngine
 from framework.engine.modelled import ModelledEngine
 from framework.engine.recorded import RecordedEngine
 from framework.engine.torch_engine.replica import Replica
 from framework.measure.gpu_state import GpuRecord, GpuWatch
-from framework.measure.replay_tables import request_table, table_of_logs
+from framework.measure.replay_tables import table_of_logs
 from framework.replay import Mover, Server, replay
 from framework.study.arms import Arm
 from framework.study.engine_cache import EngineCache
@@ -31,6 +32,7 @@ from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.recorded import follow, recorded_record
 from framework.study.records import EngineRecord, PlacementRecord, TraceRecord
+from framework.study.request_rows import read_rows, write_replay
 from framework.study.roles import make_movers, with_role
 from framework.trace.source import TraceSource
 from framework.trace.transforms import starts
@@ -41,7 +43,7 @@ MAX_TOLD = 5  # reasons in the message of an error
 
 @dataclass(frozen=True)
 class ReplayedPoint:
-    """What a replay leaves."""
+    """What a replay leaves; of its tokens `requests` has the times, and the file that it was written to has all."""
 
     requests: pd.DataFrame
     steps: pd.DataFrame
@@ -52,8 +54,14 @@ class ReplayedPoint:
 
 
 def replay_point(
-    point: Point, arm: Arm, engines: EngineCache, progress: SweepProgress, gpu: GpuWatch | None = None
+    point: Point,
+    arm: Arm,
+    engines: EngineCache,
+    progress: SweepProgress,
+    gpu: GpuWatch | None = None,
+    file: IO[bytes] | None = None,
 ) -> ReplayedPoint:
+    """Replay it. Requests are written to `file`, as Parquet, while they finish; None: to one that goes away again."""
     trace = arm.trace(seed=point.seed, **point.load.trace_keywords)  # a bad one fails before a model loads
     progress.say(f"{point}: preparing")
     refused = refusals_of(arm, trace.requests, engines)
@@ -67,13 +75,18 @@ def replay_point(
             follow(server.engine, config_of(point, arm), point.arm, server.index)
     movers = movers_of(arm, servers, engines)
     route = arm.router(with_role(arm.groups, servers, "prefill", "mixed"))
-    with nullcontext() if gpu is None else gpu.watching():
-        source = TraceSource(requests, trace.max_concurrency, compacts=True)
-        served = replay(source, servers, route, arm.clock, movers)
-    offered = with_refused(served, trace.requests, refused)
-    told = trace_record(trace, offered, refused, point.load.rate, uses=fields_in_use(arm))
-    table = request_table(offered, refused)
-    del served, offered, source  # many sequences are large beside their tables
+    source = TraceSource(requests, trace.max_concurrency, compacts=True)
+
+    def serve(source: Source) -> list[Sequence]:
+        with nullcontext() if gpu is None else gpu.watching():
+            return replay(source, servers, route, arm.clock, movers)
+
+    may_forget = not movers and all(isinstance(server.engine, ModelledEngine) for server in servers)
+    with TemporaryFile() if file is None else nullcontext(file) as written:
+        offered = write_replay(written, source, serve, trace.requests, refused, may_forget=may_forget)
+        told = trace_record(trace, offered, refused, point.load.rate, uses=fields_in_use(arm))
+        del offered, source  # many sequences are large beside their tables
+        table = read_rows(written)
     return ReplayedPoint(
         table,
         table_of_logs(server.log for server in servers),
@@ -174,12 +187,6 @@ def describe(reasons: dict[str, int]) -> str:
     """The most frequent reasons, and how many more there are."""
     more = f"; and {len(reasons) - MAX_TOLD} more reasons" if len(reasons) > MAX_TOLD else ""
     return "; ".join(list(reasons)[:MAX_TOLD]) + more
-
-
-def with_refused(served: list[Sequence], offered: list[Request], refused: dict[int, str]) -> list[Sequence]:
-    """What was served, and among it what never arrived at a server, in the order of arrival."""
-    sequences = [*served, *(Sequence(request) for request in offered if request.request_id in refused)]
-    return sorted(sequences, key=lambda sequence: (sequence.arrival_time, sequence.request.request_id))
 
 
 def config_of(point: Point, arm: Arm) -> dict[str, Any]:

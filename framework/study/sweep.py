@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NotRequired
 
 import pandas as pd
@@ -38,12 +39,13 @@ from framework.study.points import (
     point_table,
     read_metrics,
     settled,
+    telling_size,
     write_point,
     write_table,
 )
 from framework.study.progress import SweepProgress
 from framework.study.provenance import Environment, metrics_version
-from framework.study.replay_point import config_of
+from framework.study.replay_point import ReplayedPoint, config_of
 from framework.study.roles import MakeRebalance
 
 MAX_RATE = 1e6  # requests/s; above it, differences of arrival times drown in rounding
@@ -324,12 +326,22 @@ def compute_point(
     study: Study, point: Point, engines: EngineCache, progress: SweepProgress, gpu: GpuWatch | None
 ) -> dict[str, float]:
     """Replay the point and write it; its metrics."""
+    arm, folder = study.arms[point.arm], study.folder(point.name)
+    with TemporaryFile(dir=study.output_dir) as file:  # it goes with the process, however that ends
+        with telling_size(folder / "requests.parquet", file.tell):
+            replayed = replay_where_placed(point, arm, engines, progress, None if arm.is_modelled else gpu, file)
+        record = record_of(study, point, replayed)
+        write_point(folder, point, file, replayed.steps, record)
+    return record["metrics"]
+
+
+def record_of(study: Study, point: Point, replayed: ReplayedPoint) -> dict[str, Any]:
+    """What `point.json` says, beside which point it is and what its tables are."""
     arm = study.arms[point.arm]
-    replayed = replay_where_placed(point, arm, engines, progress, None if arm.is_modelled else gpu)
     num_servers = replayed.engine["num_servers"]
     metrics = summarize(replayed.requests, replayed.steps, study.slo, num_servers=num_servers)
     config = config_of(point, arm)
-    record = {
+    return {
         "config": config,
         "files": fingerprint_files(config),
         "environment": study.environments[point.arm],
@@ -341,8 +353,6 @@ def compute_point(
         "metrics_version": metrics_version(),
         "metrics": metrics,
     }
-    write_point(study.folder(point.name), point, replayed.requests, replayed.steps, record)
-    return metrics
 
 
 def check_points(arms: Mapping[str, object], rates: Rates, seeds: list[int]) -> None:

@@ -45,4 +45,6 @@ class Countdown:
         self.remaining -= 1
 
     def is_written(self, path: object, mode: str | None, flags: int) -> bool:
+        if os.path.isdir(str(path)):  # a file without a name, which goes with the process
+            return False
         return str(path).startswith(self.folder) and bool(flags & WRITING) and not str(path).endswith(".lock")
