@@ -4,7 +4,8 @@ from math import inf
 
 import pandas as pd
 
-from framework.measure.metrics import METRIC_OF, MILLISECONDS
+from framework.measure.metric import MILLISECONDS
+from framework.measure.metrics import METRIC_OF
 from framework.report.tables import rate_title, short, shown_rates
 from framework.study.sweep import Study
 

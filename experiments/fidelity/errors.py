@@ -11,7 +11,8 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 from framework.measure.intervals import CONFIDENCE, STATISTICS, Values
-from framework.measure.metrics import METRIC_OF, SHARE
+from framework.measure.metric import SHARE
+from framework.measure.metrics import METRIC_OF
 
 LATENCIES = ("ttft", "tpot", "itl", "e2e")
 PER_REQUEST = ("ttft", "tpot", "e2e")

@@ -4,10 +4,6 @@ Times are in seconds, rates per second. A point's row has every metric of the wh
 have one, and as `steady_…` those of the steady window.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
 import pandas as pd
 
@@ -21,146 +17,23 @@ from framework.measure.intervals import (
     gap_statistics,
     statistics,
 )
-from framework.measure.servers import imbalance, imbalance_of_load, server_table
-from framework.measure.slo import check_slo, meets_slo, values_of
+from framework.measure.metric import (
+    COUNT,
+    HOURS,
+    MILLISECONDS,
+    REQUESTS_PER_SECOND,
+    SECONDS,
+    SHARE,
+    TOKENS_PER_SECOND,
+    Metric,
+)
+from framework.measure.servers import imbalance, imbalance_of_load
+from framework.measure.slo import check_slo, values_of
+from framework.measure.window import Window
 
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """How values are shown: times `scale`, with `name` behind."""
-
-    name: str
-    scale: float = 1.0
-
-
-COUNT, SECONDS, MILLISECONDS = Unit(""), Unit("s"), Unit("ms", 1e3)
-REQUESTS_PER_SECOND, TOKENS_PER_SECOND = Unit("req/s"), Unit("tok/s")
-SHARE = Unit("%", 100.0)  # between 0 and 1
-HOURS = Unit("h")
-CHUNK = 10_000  # requests whose tokens are looked at together
 STEP_COLUMNS = ("start_time", "elapsed", "num_seqs", "server")  # that metrics read
-MLPERF_SECONDS, MLPERF_REQUESTS = (
-    600,
-    662,
-)  # of a run in its server scenario; the requests are those of an early stop at P99
-
-
-@dataclass(frozen=True)
-class Window:
-    """A part [start, end] (s) of a replay, or all of it. `requests` and `steps` are the whole replay's.
-
-    Each of the `num_servers` has a device of its own. What happens in the window is in the properties: latencies are of
-    `offered`, batches of `started_steps`.
-    """
-
-    requests: pd.DataFrame
-    steps: pd.DataFrame
-    slo: dict[str, float]
-    start: float
-    end: float
-    num_servers: int = 1
-
-    @property
-    def duration(self) -> float:
-        return self.end - self.start
-
-    @cached_property
-    def offered(self) -> pd.DataFrame:
-        """The requests that arrive in it."""
-        return self.requests[self.requests["arrival_time"].between(self.start, self.end)]
-
-    @property
-    def served(self) -> pd.DataFrame:
-        """The requests, whenever they arrive, that are not refused."""
-        return self.requests[self.requests["refused"].isna()]
-
-    @cached_property
-    def started_steps(self) -> pd.DataFrame:
-        """The steps that start in it."""
-        return self.steps[self.steps["start_time"].between(self.start, self.end)]
-
-    @cached_property
-    def is_met(self) -> "pd.Series[bool]":
-        """Whether each offered request meets the SLOs."""
-        return meets_slo(self.offered, self.slo)
-
-    @property
-    def num_met(self) -> int:
-        return int(self.is_met.sum())
-
-    @property
-    def num_good_tokens(self) -> int:
-        """Output tokens of the offered requests that meet the SLOs."""
-        return int(self.offered.loc[self.is_met, "num_output_tokens"].sum())
-
-    @cached_property
-    def servers(self) -> pd.DataFrame:
-        """What each server had to do, of the offered requests and the started steps."""
-        return server_table(self.offered, self.started_steps, self.num_servers)
-
-    @property
-    def num_completed(self) -> int:
-        return int(self.requests["finish_time"].between(self.start, self.end).sum())
-
-    @property
-    def num_output_tokens(self) -> int:
-        token_times = list(self.requests["token_times"])
-        chunks = (np.concatenate(token_times[first : first + CHUNK]) for first in range(0, len(token_times), CHUNK))
-        return sum(int(((times >= self.start) & (times <= self.end)).sum()) for times in chunks)
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Of the prompts whose first token appears in it."""
-        is_inside = self.requests["first_token_time"].between(self.start, self.end)
-        return int(self.requests.loc[is_inside, "num_prompt_tokens"].sum())
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number of a window or, with `statistics`, one for each of them.
-
-    `name` is its column, or begins its columns. `label` is what people read, `short` what a narrow table has in its
-    place, and `definition` says what the label means. `bootstrap` gives the bounds of its 95% interval over the
-    window's requests. A metric that `is_of_run` is of the whole run only: it has no `steady_…` column.
-    """
-
-    name: str
-    label: str
-    unit: Unit
-    definition: str
-    compute: Callable[[Window], float | Values]
-    bootstrap: Callable[[Window], Bounds] | None = None
-    statistics: tuple[str, ...] = ()  # the first of STATISTICS
-    short: str = ""
-    is_of_run: bool = False
-
-    @property
-    def columns(self) -> list[str]:
-        return [f"{self.name}_{statistic}" for statistic in self.statistics] or [self.name]
-
-    def header(self, column: str, is_narrow: bool = False) -> str:
-        """The column's title in a table, with the unit."""
-        statistic = column.removeprefix(self.name).strip("_")
-        title = self.short if is_narrow and self.short else self.label
-        title += {"": "", "mean": ", mean"}.get(statistic, f" {statistic.upper()}")
-        separator = "\n" if is_narrow else " "
-        return f"{title}{separator}({self.unit.name})" if self.unit.name else title
-
-    def values(self, window: Window) -> dict[str, float]:
-        """Column → value; NaN where all requests arrive at once, which leaves no steady window."""
-        if not window.duration > 0 and not self.is_of_run:
-            return dict.fromkeys(self.columns, float("nan"))
-        computed = self.compute(window)
-        return dict(zip(self.columns, computed if isinstance(computed, np.ndarray) else [computed], strict=False))
-
-    def interval(self, window: Window) -> dict[str, float]:
-        """`…_low` and `…_high` of each column; none of a metric without an interval."""
-        if self.bootstrap is None:
-            return {}
-        bounds: dict[str, float] = {}
-        for column, low, high in zip(self.columns, *self.bootstrap(window), strict=False):
-            bounds |= {f"{column}_low": float(low), f"{column}_high": float(high)}
-        return bounds
+# Of a run in MLPerf's server scenario; the requests are those of an early stop at P99
+MLPERF_SECONDS, MLPERF_REQUESTS = 600, 662
 
 
 def latency(

@@ -6,7 +6,8 @@ Points belong together by the `rate` that was asked for; what is said of them is
 import pandas as pd
 
 from framework.measure.intervals import estimate
-from framework.measure.metrics import METRIC_OF, SHARE, metric_names
+from framework.measure.metric import SHARE
+from framework.measure.metrics import METRIC_OF, metric_names
 from framework.measure.slo import TARGET_ATTAINMENT
 
 MIN_REQUESTS = 48  # with fewer, chance alone saturates 1% and more of the replays on a half-loaded server of one seat

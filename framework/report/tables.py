@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from framework.checks import printable
-from framework.measure.metrics import METRIC_OF, MILLISECONDS
+from framework.measure.metric import MILLISECONDS
+from framework.measure.metrics import METRIC_OF
 from framework.measure.rates import aggregate
 
 SHOWN = (  # of METRICS, on the page and the console

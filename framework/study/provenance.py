@@ -36,9 +36,11 @@ COMPUTING = ("engine/torch_engine", "kernels", "models", "lora", "quantization")
 METRICS_SOURCES = (
     "measure/clients.py",
     "measure/intervals.py",
+    "measure/metric.py",
     "measure/metrics.py",
     "measure/servers.py",
     "measure/slo.py",
+    "measure/window.py",
 )
 
 

@@ -7,15 +7,7 @@ from pathlib import Path
 import pytest
 
 from framework.core import Request, Sequence, Step
-from framework.measure.definitions import DEFINITIONS
-from framework.measure.metrics import (
-    METRIC_OF,
-    METRICS,
-    Window,
-    meets_slo,
-    metric_names,
-    summarize,
-)
+from framework.measure.metrics import METRICS, metric_names, summarize
 from framework.measure.replay_tables import request_table, step_table
 from framework.paths import ROOT
 from tests.measure.replayed import SLO, replayed_tables
@@ -112,31 +104,11 @@ def test_every_number_is_what_it_was_before_metrics_were_one_table():
     assert {name: numbers[name] for name in expected} == expected
 
 
-def test_a_metric_is_named_shown_and_defined_by_its_entry():
-    columns = [column for metric in METRICS for column in metric.columns]
-    assert len(columns) == len(set(columns)) == len(METRIC_OF)
-    [normalized] = [metric for metric in METRICS if metric.name == "normalized_latency"]
-    assert normalized.columns == ["normalized_latency_mean", "normalized_latency_p50"]
-    assert normalized.header("normalized_latency_mean") == "normalized latency, mean (ms)"
-    assert normalized.header("normalized_latency_p50", is_narrow=True) == "norm.\nlatency P50\n(ms)"
-    assert METRIC_OF["mean_batch_size"].header("mean_batch_size") == "mean batch"
-    assert DEFINITIONS["Normalized latency"] == normalized.definition
-
-
 def test_the_docs_list_every_metric_with_its_definition():
     lines = (ROOT / "docs/method.md").read_text().splitlines()
     for metric in METRICS:
         columns = ", ".join(f"`{column}`" for column in metric.columns)
         assert f"| {columns} | {metric.label} | {metric.definition} |" in lines
-
-
-def test_a_window_without_a_request_has_no_interval_and_no_share():
-    window = Window(*replayed_tables(), SLO, 1e3, 2e3)
-    for metric in METRICS:
-        assert set(metric.values(window)) == set(metric.columns)
-        assert all(math.isnan(bound) for bound in metric.interval(window).values())
-    assert math.isnan(METRIC_OF["slo_attainment"].values(window)["slo_attainment"])
-    assert METRIC_OF["goodput"].values(window) == {"goodput": 0.0}
 
 
 def test_summary_has_every_column():
@@ -150,7 +122,3 @@ def test_slo_errors_name_the_metric_and_the_allowed():
         summarize(request_table(SEQUENCES), step_table(STEPS), {"tbt": 1.0})
     with pytest.raises(ValueError, match="SLO for ttft must be a positive"):
         summarize(request_table(SEQUENCES), step_table(STEPS), {"ttft": 0.0})
-
-
-def test_an_undefined_tpot_breaks_no_limit():
-    assert meets_slo(request_table(SEQUENCES), {"tpot": 1.5}).tolist() == [True, True, False]

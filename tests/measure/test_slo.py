@@ -46,6 +46,10 @@ def test_the_share_within_a_goal(slo, share):
     assert share_within(REQUESTS, goal) == share
 
 
+def test_an_undefined_tpot_breaks_no_limit():
+    assert meets_slo(REQUESTS, {"tpot": 0.15}).tolist() == [True, False, True, False]
+
+
 def test_only_limits_of_requests_decide_whether_one_meets_the_slo():
     assert meets_slo(REQUESTS, {"ttft_p99": 0.01}).tolist() == [True, True, True, False]
     assert meets_slo(REQUESTS, {"scheduling_delay": 1.0}).tolist() == [True, True, False, False]
