@@ -14,9 +14,10 @@ from experiments.lora.tables import adapter_rows, adapter_tables, reference_note
 from experiments.peers import PeerRun, mixed_adapters, run_peer
 from framework.build import MakeScheduler, free
 from framework.lora.service import AdapterService, service_of
+from framework.measure.cases import case_name
 from framework.measure.fairness import DEFINITIONS
 from framework.measure.slo import check_slo
-from framework.measure.steps import Say, case_name, check_sizes
+from framework.measure.steps import Say, check_sizes
 from framework.replay import Clock
 from framework.report.finish import Findings, finish, finish_sweep
 from framework.report.plots import Drawn

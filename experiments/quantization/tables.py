@@ -3,8 +3,8 @@
 import pandas as pd
 from typing_extensions import TypedDict
 
+from framework.measure.cases import cases_table
 from framework.measure.rates import highest_within, saturation
-from framework.measure.steps import cases_table
 from framework.report.tables import in_units
 
 CAPTIONS = {

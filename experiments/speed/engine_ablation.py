@@ -9,9 +9,10 @@ from experiments.speed.figures import ablation
 from experiments.speed.tables import factors_table
 from framework.build import MakeTrace
 from framework.engine.measured import measured
+from framework.measure.cases import Case
 from framework.measure.ceilings import Ceilings, limits
 from framework.measure.serving import max_num_seqs_of, measure_serving
-from framework.measure.steps import Case, ceilings_for, check_sizes, get_ready, measure_cases
+from framework.measure.steps import ceilings_for, check_sizes, get_ready, measure_cases
 from framework.report.finish import Findings, finish, write_files
 from framework.study.arms import Arm, Arms, configs_of, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache

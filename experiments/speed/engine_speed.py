@@ -13,6 +13,7 @@ from experiments.speed.tables import describe_serving, describe_start, peers_tab
 from framework.build import MakeTrace, free
 from framework.core import Request, Sequence
 from framework.engine.measured import MeasuredEngine
+from framework.measure.cases import cases_table
 from framework.measure.ceilings import Ceilings, limits
 from framework.measure.mixed_steps import (
     check_comparisons,
@@ -22,7 +23,7 @@ from framework.measure.mixed_steps import (
     most_seqs,
 )
 from framework.measure.serving import max_num_seqs_of, measure_serving
-from framework.measure.steps import Say, cases_table, ceilings_for, check_sizes, measure_cases, start_engine
+from framework.measure.steps import Say, ceilings_for, check_sizes, measure_cases, start_engine
 from framework.report.finish import Findings, finish, write_findings
 from framework.report.plots import Drawn
 from framework.study.arms import Arm, parts_of

@@ -18,11 +18,11 @@ from framework.config import describe
 from framework.core import Batch, Request
 from framework.engine.measured import MeasuredEngine
 from framework.engine.torch_engine.mixed import check_captured
+from framework.measure.cases import Case
 from framework.measure.ceilings import Ceilings
 from framework.measure.floors import Work, model_costs, step_work
 from framework.measure.steps import (
     NUM_WARM_UP_STEPS,
-    Case,
     Say,
     Times,
     check_sizes,

@@ -8,6 +8,7 @@ import pytest
 
 from framework.core import StepResult
 from framework.engine.torch_engine import TorchEngine
+from framework.measure.cases import Case
 from framework.measure.ceilings import Ceilings
 from framework.measure.floors import Work
 from framework.measure.mixed_steps import (
@@ -21,7 +22,7 @@ from framework.measure.mixed_steps import (
     most_seqs,
     sizes_in,
 )
-from framework.measure.steps import NUM_WARM_UP_STEPS, Case, get_ready, measure_prefill
+from framework.measure.steps import NUM_WARM_UP_STEPS, get_ready, measure_prefill
 from framework.models.loading import load_model
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler

@@ -10,10 +10,8 @@ import torch
 from framework.core import StepResult
 from framework.engine.torch_engine import TorchEngine
 from framework.measure.ceilings import Ceilings
-from framework.measure.floors import Work
 from framework.measure.steps import (
     NUM_WARM_UP_STEPS,
-    Case,
     get_ready,
     make_sequences,
     measure_cases,
@@ -56,16 +54,6 @@ def test_the_warm_up_is_not_timed_and_steps_are_launched_ahead(num_steps_ahead):
     assert (device, elapsed) == (6.0, 6.5)  # of steps 5, 6 and 7
     assert engine.num_in_flight == 0
     assert engine.most_in_flight == 1 + num_steps_ahead
-
-
-def test_a_row_says_which_ceiling_binds():
-    case = Case("decode", 2, 16, Work(num_bytes=50.0, num_flops=100.0), device=1.0, elapsed=1.5)
-    row = case.row(CEILINGS)
-    assert (row["floor"], row["bound"], row["utilisation"]) == (0.5, "MBU", 0.5)
-    row = Case("prefill", 1, 16, Work(50.0, 900.0), device=1.0, elapsed=1.5).row(CEILINGS)
-    assert (row["floor"], row["bound"], row["utilisation"]) == (0.9, "MFU", 0.9)
-    line = case.line(CEILINGS)
-    assert line == "decode 2 × 16: floor 500.000 ms, device 1000.000 ms, from step to step 1500.000 ms, MBU 50.0%"
 
 
 def test_sequences_share_no_block_and_are_scattered():
