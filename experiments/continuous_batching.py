@@ -8,8 +8,9 @@ from typing_extensions import TypedDict, Unpack
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
 from framework.report.sweep_plots import sweep_figures
+from framework.study.arguments import Sweep
 from framework.study.arms import parts_of, resolve_arms
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 
 
 class Reference(TypedDict):

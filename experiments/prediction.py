@@ -14,8 +14,9 @@ from framework.engine.recorded import RecordedEngine
 from framework.measure.metrics import METRIC_OF
 from framework.report.finish import Findings, finish_sweep
 from framework.report.sweep_plots import rate_figures
+from framework.study.arguments import Sweep
 from framework.study.arms import Arm, check_named, parts_of, resolve_arms, with_cost_models
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 
 SUFFIX = "-predicted"
 COMPARED = ("output_throughput", "ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99", "e2e_mean")

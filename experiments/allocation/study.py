@@ -12,8 +12,9 @@ from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
 from framework.report.sweep_plots import rate_figures
 from framework.report.tables import rate_title
+from framework.study.arguments import Sweep
 from framework.study.arms import parts_of, resolve_arms
-from framework.study.sweep import Study, Sweep, read_tables, representative_points, run_study
+from framework.study.sweep import Study, read_tables, representative_points, run_study
 
 SHARES = "What the slots of the KV cache hold by arm, mean over the time until the last request is admitted, {}."
 RUNNING = "Running requests by arm, mean over the same time."

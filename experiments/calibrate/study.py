@@ -19,13 +19,14 @@ from framework.cost.subject import read_target
 from framework.engine.measured import MeasuredEngine, graph_sizes, measured
 from framework.measure.serving import max_num_seqs_of
 from framework.report.finish import Findings, finish, finish_sweep
+from framework.study.arguments import Sweep, check_points
 from framework.study.arms import Arm, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.files import digest_of
 from framework.study.place import Place, open_place
 from framework.study.points import arm_digest
 from framework.study.provenance import compute_version
-from framework.study.sweep import Study, Sweep, check_points, run_study
+from framework.study.sweep import Study, run_study
 
 FOLDER = "models"  # in the study's, for the cost models
 HELD_OUT = 0.2  # of a given step log, its end

@@ -28,11 +28,12 @@ from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep, write_files
 from framework.report.plots import Drawn
 from framework.report.sweep_plots import rate_figures
+from framework.study.arguments import Sweep, check_points
 from framework.study.arms import Arm, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.files import locked
 from framework.study.place import Place, open_place
-from framework.study.sweep import Study, Sweep, check_points, run_study
+from framework.study.sweep import Study, run_study
 
 OVER_RATES = "TTFT, P99 of the gaps between tokens, and output throughput over the offered rate, a curve per scheduler."
 OVERHEAD = "Time on the device of a prompt in chunks over that of one step (1, dashed), over its length. Dotted: as "

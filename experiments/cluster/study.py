@@ -12,8 +12,9 @@ from framework.measure.rates import first_too_much, offered_at
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
 from framework.report.sweep_plots import cdf_figure, rate_figures
+from framework.study.arguments import Sweep
 from framework.study.arms import parts_of, resolve_arms
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 
 ROUTERS = (
     "Over the offered rate, a curve per arm. Left: time to the first token, P50 and P99. Middle: imbalance of load "

@@ -20,8 +20,8 @@ from framework.models.tokenizer import load_tokenizer
 from framework.report.finish import Findings, finish
 from framework.report.tables import in_units
 from framework.scheduler.static import StaticScheduler
+from framework.study.arguments import Setup
 from framework.study.place import open_place
-from framework.study.sweep import Setup
 from framework.trace.prompts import make_requests
 
 LARGEST = {"cpu": 128, "cuda": 512}

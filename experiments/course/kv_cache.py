@@ -36,9 +36,9 @@ from framework.measure.perplexity import window_logits
 from framework.measure.steps import Say
 from framework.models.tokenizer import Tokenizer, load_tokenizer
 from framework.report.finish import Findings, finish
+from framework.study.arguments import Setup
 from framework.study.files import GrowingTable
 from framework.study.place import open_place
-from framework.study.sweep import Setup
 from framework.trace.prompts import make_requests
 
 NUM_LIKELY = 10

@@ -13,8 +13,9 @@ from framework.measure.slo import describe_limits, meets_limits, request_limits,
 from framework.report.finish import Findings, finish_sweep
 from framework.report.sweep_plots import rate_figures
 from framework.report.tables import short
+from framework.study.arguments import Sweep
 from framework.study.arms import Arm, parts_of, resolve_arms
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 
 SCALES = (
     "Requests within the SLOs, all of whose limits are scaled, at {} requests/s per GPU, a curve per arm. Horizontal: "

@@ -16,11 +16,12 @@ from experiments.fidelity.tables import DEFINITIONS, error_tables, notes_of, req
 from framework.build import MakeRouter, MakeTrace
 from framework.errors import StudyError
 from framework.report.finish import Findings, finish_sweep
+from framework.study.arguments import Replays, Serving, Tracker
 from framework.study.arms import Arm, Arms, parts_of
 from framework.study.auto_rates import Multiples, find_rates
 from framework.study.engine_cache import EngineCache
 from framework.study.progress import SweepProgress
-from framework.study.sweep import Replays, Serving, Study, Tracker, open_study, run_study
+from framework.study.sweep import Study, open_study, run_study
 
 
 class Compared(Serving):

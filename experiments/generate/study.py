@@ -25,9 +25,9 @@ from framework.lora.service import service_of
 from framework.models.tokenizer import load_tokenizer
 from framework.paths import locate
 from framework.report.finish import Findings, finish
+from framework.study.arguments import Serving
 from framework.study.files import locked, write_atomically
 from framework.study.place import open_place
-from framework.study.sweep import Serving
 from framework.trace.prompts import make_requests
 
 EXAMPLE = "The quick brown fox"

@@ -28,8 +28,9 @@ from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
 from framework.report.plots import Drawn
 from framework.report.tables import rate_title
+from framework.study.arguments import Sweep
 from framework.study.arms import check_named, parts_of, resolve_arms
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 from framework.trace.popularity import Law
 
 OVER_RATES = "over_rates_"  # before the names of quantities over the rate

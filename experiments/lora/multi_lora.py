@@ -23,12 +23,13 @@ from framework.report.finish import Findings, finish, finish_sweep
 from framework.report.plots import Drawn
 from framework.report.sweep_plots import sweep_figures
 from framework.report.tables import short
+from framework.study.arguments import Sweep, check_points
 from framework.study.arms import Arm, parts_of, resolve_arms
 from framework.study.auto_rates import Rates, rates_to_try
 from framework.study.engine_cache import EngineCache
 from framework.study.files import GrowingTable
 from framework.study.place import Place, open_place
-from framework.study.sweep import Study, Sweep, check_points, run_study
+from framework.study.sweep import Study, run_study
 
 PEFT = "PEFT"  # the peer, in tables and figures
 NUM_PEFT_STEPS = 4

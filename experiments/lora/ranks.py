@@ -24,11 +24,11 @@ from framework.measure.perplexity import window_logits
 from framework.measure.steps import check_sizes, get_ready, measure_decode
 from framework.report.finish import Findings, finish
 from framework.report.tables import in_units
+from framework.study.arguments import Setup
 from framework.study.engine_cache import EngineCache
 from framework.study.files import GrowingTable
 from framework.study.parts import EngineParts
 from framework.study.place import open_place
-from framework.study.sweep import Setup
 
 ADAPTER = "adapter-0"
 LESSON = (

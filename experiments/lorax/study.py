@@ -28,11 +28,12 @@ from framework.measure.rates import aggregate
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep, write_files
 from framework.report.plots import Figure
+from framework.study.arguments import Replays
 from framework.study.arms import Arm, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.files import locked
 from framework.study.place import Place, open_place
-from framework.study.sweep import Replays, Study, run_study
+from framework.study.sweep import Study, run_study
 
 CAPTIONS = {
     "streams": "Left: time of every token of one stream alone. Right: every token of all streams, each with an "

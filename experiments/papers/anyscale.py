@@ -11,8 +11,9 @@ from experiments.papers.workloads import Cases, Workloads, over_workloads, split
 from framework.measure.rates import aggregate
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
+from framework.study.arguments import Sweep
 from framework.study.arms import parts_of, resolve_arms
-from framework.study.sweep import Sweep, run_study
+from framework.study.sweep import run_study
 
 PAPER = "anyscale"
 OVER_CAPS = "Prompt and output tokens per second by arm, over the cap on the outputs, all requests at once."

@@ -22,8 +22,9 @@ from framework.measure.slo import TARGET_ATTAINMENT, meets_limits
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
 from framework.report.tables import short
+from framework.study.arguments import Sweep
 from framework.study.arms import parts_of, resolve_arms
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 
 PAPER = "distserve"
 ARMS = {"vLLM": "colocated", "DistServe": "disaggregated"}  # the paper's → ours

@@ -18,9 +18,10 @@ from experiments.papers.sustained import (
 from framework.checks import positive
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
+from framework.study.arguments import Sweep
 from framework.study.arms import parts_of, resolve_arms
 from framework.study.auto_rates import Rates
-from framework.study.sweep import Sweep, run_study
+from framework.study.sweep import run_study
 
 OVER_RATE = "{} over the arrival rate, an arm a line. Dashed: the limit, {:g} times the lowest of all."
 SUSTAINED = "The rate that each arm sustains"

@@ -13,9 +13,10 @@ from framework.build import MakeScheduler
 from framework.measure.rates import aggregate
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
+from framework.study.arguments import Sweep
 from framework.study.arms import parts_of, resolve_arms
 from framework.study.auto_rates import Rates
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 
 PAPER = "llumnix"
 ROUND_ROBIN, LOAD_AWARE, MIGRATING = ARMS = ("round_robin", "infaas", "llumnix")

@@ -15,9 +15,10 @@ from experiments.papers.workloads import Cases, split_cases, united
 from framework.config import check_keywords, with_keywords
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
+from framework.study.arguments import Sweep
 from framework.study.arms import Arm, check_named, parts_of, resolve_arms
 from framework.study.auto_rates import Multiples
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 
 PAPER = "ltr"
 FIRST = 0.1  # of the answers: the source's 1,000 of 10,000

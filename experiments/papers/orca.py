@@ -4,7 +4,7 @@ from typing_extensions import Unpack
 
 from experiments.papers.latency import run_latency
 from framework.replay import Clock
-from framework.study.sweep import Sweep
+from framework.study.arguments import Sweep
 
 
 def run(*, slowdown: float, clock: Clock, **sweep: Unpack[Sweep]) -> None:

@@ -8,9 +8,10 @@ from typing_extensions import TypedDict
 from experiments.papers.sustained import base_of
 from experiments.papers.workloads import Cases, united
 from framework.config import suggest
+from framework.study.arguments import Sweep
 from framework.study.arms import Arm, Arms, resolve_arms
 from framework.study.auto_rates import Multiples
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 
 
 class Workload(TypedDict):

@@ -11,9 +11,10 @@ from experiments.papers.sustained import base_of, mean_rows
 from framework.build import MakeScheduler
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
+from framework.study.arguments import Sweep
 from framework.study.arms import parts_of, resolve_arms
 from framework.study.auto_rates import Rates
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 
 BASE, AWARE = "round_robin", "prefix_aware"
 CASE = f"{BASE} ÷ {AWARE}"

@@ -13,9 +13,9 @@ from framework.measure.rates import aggregate
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
 from framework.report.plots import Drawn
+from framework.study.arguments import Sweep
 from framework.study.arms import parts_of
 from framework.study.auto_rates import Multiples
-from framework.study.sweep import Sweep
 
 PAPER = "sarathi_ablation"
 METRICS = {"ttft_p50": "TTFT P50", "itl_p99": "ITL P99"}

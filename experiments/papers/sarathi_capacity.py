@@ -17,10 +17,11 @@ from framework.measure.rates import aggregate
 from framework.measure.slo import goals_of
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
+from framework.study.arguments import Sweep
 from framework.study.arms import Arm, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.place import Place, open_place
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 
 PAPER = "sarathi_capacity"
 OVER_LIMITS = "Capacity of every arm over the limit on the P99 gap, with its 95% interval; right: as the paper has it."

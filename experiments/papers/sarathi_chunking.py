@@ -26,11 +26,11 @@ from framework.measure.steps import Say
 from framework.report.finish import Findings, finish
 from framework.report.plots import Drawn
 from framework.scheduler.continuous import ContinuousScheduler
+from framework.study.arguments import Setup
 from framework.study.arms import Arm, parts_of
 from framework.study.engine_cache import EngineCache
 from framework.study.modelled import environment_of, modelled_record, with_times
 from framework.study.place import open_place
-from framework.study.sweep import Setup
 
 PAPER = "sarathi_chunking"
 PROMPT, MIXED, DECODE = "prefill 1 × 1024", "mixed 1021 behind 0 + 3 × 1024", "decode 4 × 1024"

@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 
 from framework.measure.slo import Goal
+from framework.study.arguments import Replays
 from framework.study.arms import Arm
-from framework.study.sweep import Replays, Study, run_study
+from framework.study.sweep import Study, run_study
 
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
 SHARES = (0.5, 0.9, 0.99)  # P50, P90 and P99

@@ -23,9 +23,10 @@ from framework.build import MakeScheduler
 from framework.checks import positive
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
+from framework.study.arguments import Sweep
 from framework.study.arms import Arm, parts_of, resolve_arms
 from framework.study.auto_rates import Rates
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 
 PAPER, SPLIT = "splitwise", "split"
 OVER_RATE = (

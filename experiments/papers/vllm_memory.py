@@ -12,8 +12,9 @@ from experiments.papers.workloads import Cases, Workloads, over_workloads, split
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
 from framework.report.plots import Drawn
+from framework.study.arguments import Sweep
 from framework.study.arms import parts_of, resolve_arms
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 
 PAPER = "vllm_memory"
 SHARES = "What the slots of the KV cache hold by arm with {}'s lengths, mean over the time until the last request is "

@@ -13,10 +13,11 @@ from experiments.papers.workloads import united
 from framework.build import MakeTrace
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
+from framework.study.arguments import Sweep
 from framework.study.arms import check_named, parts_of, resolve_arms
 from framework.study.auto_rates import Multiples
 from framework.study.points import read_record
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 
 PAPER = "vtc"
 OVERLOAD = "-two_clients"  # behind the names of arms in Fig. 3a

@@ -23,10 +23,11 @@ from framework.report.finish import Findings, finish, finish_sweep
 from framework.report.plots import Drawn
 from framework.report.sweep_plots import cache_figure
 from framework.report.tables import load_titles
+from framework.study.arguments import Sweep
 from framework.study.arms import parts_of, resolve_arms
 from framework.study.place import open_place
 from framework.study.points import load_record, point_of
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 
 OVER_SIZES = (
     "Over the size of the KV cache, a curve per order of eviction, at {}. Left: prompt tokens that were found; "

@@ -23,10 +23,11 @@ from framework.replay import Clock
 from framework.report.finish import Findings, finish, finish_sweep
 from framework.report.plots import Drawn
 from framework.report.sweep_plots import cache_figure, rate_figures
+from framework.study.arguments import Replays, Sweep, check_points
 from framework.study.arms import Arm, check_named, configs_of, parts_of, resolve_arms
 from framework.study.auto_rates import Rates, rates_to_try
 from framework.study.place import open_place
-from framework.study.sweep import Replays, Study, Sweep, check_points, run_study
+from framework.study.sweep import Study, run_study
 
 
 class Reference(TypedDict):

@@ -15,8 +15,9 @@ from framework.config import describe, with_keywords
 from framework.measure.capacity import Search
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
+from framework.study.arguments import Traffic
 from framework.study.arms import Arm, parts_of, resolve_arms
-from framework.study.sweep import Study, Traffic, run_search
+from framework.study.sweep import Study, run_search
 
 ONE = "one"  # the arm of one server, which any router makes the same
 CAPACITY = (

@@ -12,8 +12,9 @@ from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
 from framework.report.sweep_plots import rate_figures
 from framework.report.tables import short, shown_rates
+from framework.study.arguments import Sweep
 from framework.study.arms import parts_of, resolve_arms
-from framework.study.sweep import Study, Sweep, run_study
+from framework.study.sweep import Study, run_study
 
 MIN_TURNS = 5  # requests of a turn; with fewer it is in turns.csv, and not in tables and figures
 COLUMNS = ["refused", "turn", "num_prompt_tokens", "num_cached_tokens", "ttft", "e2e"]

@@ -14,10 +14,10 @@ from framework.measure.ceilings import Ceilings, limits
 from framework.measure.serving import max_num_seqs_of, measure_serving
 from framework.measure.steps import ceilings_for, check_sizes, get_ready, measure_cases
 from framework.report.finish import Findings, finish, write_files
+from framework.study.arguments import Serving
 from framework.study.arms import Arm, Arms, configs_of, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache
 from framework.study.place import Place, open_place
-from framework.study.sweep import Serving
 
 FIGURE_CAPTION = "Left, decode steps per arm; right, the output throughput of the queue."
 CAPTION = "decode: device / step to step, ms; ×: faster than the arm before"

@@ -26,10 +26,10 @@ from framework.measure.serving import max_num_seqs_of, measure_serving
 from framework.measure.steps import Say, ceilings_for, check_sizes, measure_cases, start_engine
 from framework.report.finish import Findings, finish, write_findings
 from framework.report.plots import Drawn
+from framework.study.arguments import Serving
 from framework.study.arms import Arm, parts_of
 from framework.study.files import Json
 from framework.study.place import Place, open_place
-from framework.study.sweep import Serving
 
 Peers = dict[str, Callable[[PeerRun], dict[str, float]]]
 PEER_DEFINITION = {

@@ -17,11 +17,12 @@ from framework.report.pages import write_record
 from framework.report.plots import Drawn, save
 from framework.report.servers import server_findings
 from framework.report.tables import overview, print_frame, print_overview
+from framework.study.arguments import Tracker
 from framework.study.arms import configs_of
 from framework.study.files import locked, write_atomically, write_json
 from framework.study.place import Place
 from framework.study.points import write_table
-from framework.study.sweep import Study, Tracker
+from framework.study.sweep import Study
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,24 +109,3 @@ def test_closed_loops_of_users_take_the_place_of_rates(study, tmp_path):
     open_points = study(arms, [4.0]).table()
     assert open_points["rate"].tolist() == [4.0, 4.0]
     assert "users" not in open_points
-
-
-@pytest.mark.parametrize(
-    ("users", "problem"),
-    [([], "users is empty"), ([0], "users=0 is not a whole number"), ([True], "users=True is not")],
-)
-def test_numbers_of_users_that_are_none_are_refused(study, users, problem):
-    with pytest.raises(ValueError, match=problem):
-        study({"a": {}}, "auto", users=users)
-
-
-def test_a_trace_that_makes_no_closed_loop_is_refused(study):
-    trace = partial(lambda *, rate, seed: None)
-    with pytest.raises(ValueError, match=r"users=\[1\]: the trace of arms\.a takes no max_concurrency"):
-        study({"a": {"trace": trace}}, "auto", users=[1])
-
-
-def test_two_numbers_of_users_are_refused(study):
-    trace = partial(recorded, reader=partial(read_table), path="mine.csv", max_concurrency=5)
-    with pytest.raises(ValueError, match=r"users=\[2\] and trace.max_concurrency=5 both say how many"):
-        study({"a": {"trace": trace}}, "auto", users=[2])
