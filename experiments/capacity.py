@@ -6,7 +6,7 @@ from typing_extensions import Unpack
 from framework.measure.capacity import Search
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
-from framework.report.sweep_plots import rate_figures
+from framework.report.rate_plots import rate_figures
 from framework.study.arguments import Traffic, Varied
 from framework.study.arms import parts_of, resolve_arms
 from framework.study.sweep import run_search

@@ -13,7 +13,7 @@ from framework.core import Engine
 from framework.engine.recorded import RecordedEngine
 from framework.measure.metrics import METRIC_OF
 from framework.report.finish import Findings, finish_sweep
-from framework.report.sweep_plots import rate_figures
+from framework.report.rate_plots import rate_figures
 from framework.study.arguments import Sweep
 from framework.study.arms import Arm, check_named, parts_of, resolve_arms, with_cost_models
 from framework.study.sweep import Study, run_study

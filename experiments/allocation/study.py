@@ -10,7 +10,7 @@ from experiments.allocation.tables import MEMORY, cost_table, describe, memory_r
 from framework.measure.rates import offered_at
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
-from framework.report.sweep_plots import rate_figures
+from framework.report.rate_plots import rate_figures
 from framework.report.tables import rate_title
 from framework.study.arguments import Sweep
 from framework.study.arms import parts_of, resolve_arms

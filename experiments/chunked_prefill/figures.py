@@ -10,13 +10,14 @@ from framework.report.plots import (
     GREY,
     LINES,
     TEXT_WIDTH,
+    add_wide_legend,
     arm_colour,
     arm_style,
     errors,
     label_log_axis,
     styled,
 )
-from framework.report.sweep_plots import add_wide_legend, label_rates
+from framework.report.rate_plots import label_rates
 from framework.report.tables import short
 
 BESIDE = 1.03  # factor from one curve to the next

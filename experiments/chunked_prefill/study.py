@@ -27,7 +27,7 @@ from framework.measure.slo import check_slo
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep, write_files
 from framework.report.plots import Drawn
-from framework.report.sweep_plots import rate_figures
+from framework.report.rate_plots import rate_figures
 from framework.study.arguments import Sweep, check_points
 from framework.study.arms import Arm, parts_of, resolve_arms
 from framework.study.engine_cache import EngineCache

@@ -11,7 +11,8 @@ from framework.build import MakeScheduler
 from framework.measure.rates import first_too_much, offered_at
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
-from framework.report.sweep_plots import cdf_figure, rate_figures
+from framework.report.rate_plots import rate_figures
+from framework.report.sweep_plots import cdf_figure
 from framework.study.arguments import Sweep
 from framework.study.arms import parts_of, resolve_arms
 from framework.study.sweep import Study, run_study

@@ -11,7 +11,7 @@ from framework.checks import positive
 from framework.measure.rates import aggregate, highest_within
 from framework.measure.slo import describe_limits, meets_limits, request_limits, target_of
 from framework.report.finish import Findings, finish_sweep
-from framework.report.sweep_plots import rate_figures
+from framework.report.rate_plots import rate_figures
 from framework.report.tables import short
 from framework.study.arguments import Sweep
 from framework.study.arms import Arm, parts_of, resolve_arms

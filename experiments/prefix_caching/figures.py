@@ -3,8 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from framework.report.plots import GREY, LINES, TEXT_WIDTH, arm_style, errors, label_log_axis, styled
-from framework.report.sweep_plots import add_wide_legend
+from framework.report.plots import GREY, LINES, TEXT_WIDTH, add_wide_legend, arm_style, errors, label_log_axis, styled
 
 
 @styled

@@ -22,7 +22,8 @@ from framework.paths import locate
 from framework.replay import Clock
 from framework.report.finish import Findings, finish, finish_sweep
 from framework.report.plots import Drawn
-from framework.report.sweep_plots import cache_figure, rate_figures
+from framework.report.rate_plots import rate_figures
+from framework.report.sweep_plots import cache_figure
 from framework.study.arguments import Replays, Sweep, check_points
 from framework.study.arms import Arm, check_named, configs_of, parts_of, resolve_arms
 from framework.study.auto_rates import Rates, rates_to_try

@@ -8,11 +8,11 @@ from framework.report.plots import (
     GREY,
     LINES,
     TEXT_WIDTH,
+    add_wide_legend,
     arm_style,
     errors,
     styled,
 )
-from framework.report.sweep_plots import add_wide_legend
 
 
 @styled

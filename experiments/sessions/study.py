@@ -10,7 +10,7 @@ from experiments.sessions.figures import over_turns
 from framework.measure.intervals import STATISTICS, bootstrap_statistics, statistics
 from framework.replay import Clock
 from framework.report.finish import Findings, finish_sweep
-from framework.report.sweep_plots import rate_figures
+from framework.report.rate_plots import rate_figures
 from framework.report.tables import short, shown_rates
 from framework.study.arguments import Sweep
 from framework.study.arms import parts_of, resolve_arms

@@ -1,6 +1,6 @@
 """Table → figure; what all figures share. Sized for a paper column, colour-blind safe (Okabe & Ito 2008)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from framework.study.files import UNFINISHED
 
@@ -18,6 +19,7 @@ P = ParamSpec("P")
 COLUMN_WIDTH, TEXT_WIDTH = 3.35, 6.9  # inches
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 LINES = ("-", "--", "-.", ":")
+MAX_BESIDE = 7  # entries of a legend in one row
 GREY = "#555555"  # of what is no arm: floors, targets, references
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLE: Any = {
@@ -90,6 +92,14 @@ def errors(rows: pd.DataFrame, metric: str, scale: float = 1.0) -> "np.ndarray |
     if low.isna().all():
         return None
     return scale * np.nan_to_num(np.clip(np.array([rows[metric] - low, high - rows[metric]]), 0, None))
+
+
+def add_wide_legend(figure: Figure, arms: Iterable[str], lines: Mapping[str, Any]) -> None:
+    """Above the axes of a figure as wide as the text: the arms in their styles, and labels → line styles in grey."""
+    handles = [Line2D([], [], **arm_style(index), label=arm) for index, arm in enumerate(arms)]
+    handles += [Line2D([], [], color=GREY, linestyle=line, label=label) for label, line in lines.items()]
+    num_rows = -(-len(handles) // MAX_BESIDE)
+    figure.legend(handles=handles, loc="outside upper center", ncols=-(-len(handles) // num_rows))
 
 
 def label_batch_sizes(axes: Axes, batch_sizes: pd.Series) -> None:

@@ -1,93 +1,74 @@
-"""Figures of a sweep: what is drawn, and where."""
+"""Figures of a sweep at one rate: what is drawn, and where."""
 
-from functools import partial
-
+import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from framework.measure.rates import aggregate, saturation
-from framework.report.plots import save
-from framework.report.sweep_plots import attainment_rate, latency_rate, throughput_latency
-from framework.trace.arrivals import poisson
-from framework.trace.lengths import fixed, independent
-from framework.trace.synthetic import synthetic
+from framework.report.sweep_plots import batch_and_cache, clients_over_time, latency_cdf, timeline, with_idle_gaps
 
-
-def make_summary(tpots: dict[str, float]) -> pd.DataFrame:
-    """What `aggregate` would make of arms that take so many seconds per token, at two rates."""
-    metrics = ("normalized_latency_mean", "ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99")
-    rows = [
-        {"arm": arm, "offered_rate": rate} | dict.fromkeys(metrics, s) for arm, s in tpots.items() for rate in (4, 8)
-    ]
-    intervals = {f"{metric}_{end}": float("nan") for metric in metrics for end in ("low", "high")}
-    return pd.DataFrame(rows).assign(**intervals)
+STEPS = pd.DataFrame(
+    {
+        "start_time": [0.0, 1.0, 5.0],
+        "elapsed": [0.9, 1.0, 1.0],
+        "update": [0.1, 0.0, 0.0],
+        "phase": ["prefill", "decode", "decode"],
+        "num_seqs": [1, 2, 3],
+        "num_used_blocks": [4, 5, 6],
+        "num_cached_blocks": [0, 0, 2],
+    }
+)
 
 
-@pytest.mark.nightly
-def test_figures_take_any_number_of_arms(study):
-    arms = {f"arm{index}": {"scheduler": {"max_num_seqs": index + 1}} for index in range(12)}
-    result = study(arms, [1.0, 100.0])
-    summary, rates = aggregate(result.table()), saturation(result.table())
-    figure = throughput_latency(summary)
-    FigureCanvasAgg(figure).draw()
-    [axes], [legend] = figure.axes, figure.legends
-    assert legend.get_window_extent().y0 > axes.get_window_extent().y1  # no curve runs through it
-    assert axes.get_window_extent().height > figure.bbox.height / 3
-    curves = latency_rate(summary, rates).axes[0].containers
-    assert len(curves) == 12
-    line = curves[0].lines[0]
-    assert line.get_xdata().tolist() == pytest.approx([1.0, 100.0])
-    shown = summary[summary["arm"] == "arm0"]["normalized_latency_mean"] * 1e3
-    assert line.get_ydata().tolist() == pytest.approx(shown.tolist())
+def test_a_server_that_sleeps_has_nothing():
+    times, values = with_idle_gaps(STEPS, "num_used_blocks")
+    assert times.tolist() == [0.0, 1.0, 2.0, 5.0, 6.0]
+    assert values.tolist() == [4, 5, 0, 6, 0]
 
 
-def test_a_ring_marks_the_last_rate_below_saturation(study):
-    arms = {"quick": {}, "slow": {"engine": {"step_time": 0.2}, "scheduler": {"max_num_seqs": 1}}}
-    summary = aggregate(study(arms, [0.125, 0.25, 20.0]).table())
-    axes = throughput_latency(summary).axes[0]
-    rings = [line.get_xydata().tolist() for line in axes.lines if line.get_markerfacecolor() == "none"]
-    slow = summary[(summary["arm"] == "slow") & (summary["rate"] == 0.25)].iloc[0]
-    assert rings == [[[slow["output_throughput"], 1e3 * slow["normalized_latency_mean"]]], []]  # and the legend's
+def test_prefill_steps_decode_nothing_and_what_is_cached_comes_on_top():
+    upper, lower = batch_and_cache({"only": STEPS}, "4 req/s").axes
+    assert upper.lines[0].get_ydata().tolist() == [0, 2, 0, 3, 0]
+    assert [line.get_ydata().tolist() for line in lower.lines] == [[4, 5, 0, 6, 0], [4, 5, 8]]
 
 
-def test_outputs_of_one_token_have_figures_too(study):
-    lengths = partial(independent, prompt=partial(fixed, length=8), output=partial(fixed, length=1))
-    trace = partial(synthetic, arrivals=partial(poisson), lengths=lengths, num_requests=20)
-    for _ in ("computed", "reused"):
-        result = study({"only": {"trace": trace}}, [1.0, 5.0], seeds=[0, 1])
-    summary, rates = aggregate(result.table()), saturation(result.table())
-    for figure in (latency_rate(summary, rates), throughput_latency(summary)):
-        save({"figure": figure}, result.output_dir)
-
-
-@pytest.mark.parametrize(("slowest", "scale"), [(0.09, "linear"), (0.2, "log")])
-def test_times_per_token_have_a_logarithmic_axis_where_a_slow_arm_would_hide_the_others(slowest, scale):
-    figure = latency_rate(make_summary({"quick": 0.01, "slow": slowest}), {"quick": 8.0, "slow": 8.0})
-    FigureCanvasAgg(figure).draw()
-    assert [axes.get_yscale() for axes in figure.axes] == ["log", "log", scale]
-    low, high = figure.axes[2].get_ylim()
-    assert (low == 0) == (scale == "linear")
-    assert low < 10 < 1e3 * slowest < high
-
-
-def test_a_ring_is_around_the_last_rate_below_saturation_of_each_arm_that_saturates():
-    arms = {"slow": (80.0, [False, True]), "quick": (100.0, [False, False])}
-    summary = pd.DataFrame(
+def test_a_bar_per_phase_of_each_request_that_is_served():
+    requests = pd.DataFrame(
         {
-            "arm": arm,
-            "rate": rate,
-            "offered_rate": rate,
-            "slo_attainment": share / rate / 100,
-            "is_saturated": saturated,
+            "arrival_time": [0.0, 1.0, 2.0],
+            "scheduled_time": [0.5, np.nan, 2.0],
+            "first_token_time": [1.0, np.nan, 3.5],
+            "finish_time": [4.0, np.nan, 5.0],
+            "refused": [None, "too long", None],
         }
-        for arm, (share, is_saturated) in arms.items()
-        for rate, saturated in zip((1.0, 2.0), is_saturated, strict=True)
-    ).assign(slo_attainment_low=float("nan"), slo_attainment_high=float("nan"))
-    figure = attainment_rate(summary, {"slow": 1.0, "quick": 2.0}, 0.9)
-    [axes], [legend] = figure.axes, figure.legends
-    rings = [line for line in axes.get_lines() if line.get_markerfacecolor() == "none" and len(line.get_xdata())]
-    assert [ring.get_xydata().tolist() for ring in rings] == [[[1.0, 80.0]]]
-    assert legend.get_texts()[-1].get_text() == "last rate below saturation"
-    [without] = attainment_rate(summary[summary["arm"] == "quick"], {"quick": 2.0}, 0.9).legends
-    assert [text.get_text() for text in without.get_texts()] == ["quick"]
+    )
+    [axes] = timeline({"only": requests}, "4 req/s").axes
+    bars = [[(bar.get_x(), bar.get_width()) for bar in phase] for phase in axes.containers]
+    assert bars == [[(0.0, 0.5), (2.0, 0.0)], [(0.5, 0.5), (2.0, 1.5)], [(1.0, 3.0), (3.5, 1.5)]]
+    assert len(timeline({"only": requests}, "4 req/s", num_requests=1).axes[0].containers[0]) == 1
+
+
+def test_service_adds_up_and_a_client_alone_has_no_index():
+    requests = pd.DataFrame(
+        {
+            "client_id": ["a", "b"],
+            "arrival_time": [0.0, 5.0],
+            "first_token_time": [1.25, 6.25],
+            "finish_time": [10.0, 10.0],
+            "num_prompt_tokens": [10, 20],
+            "token_times": [np.array([1.25, 9.75]), np.array([6.25])],
+        }
+    )
+    upper, lower = clients_over_time({"only": requests}).axes
+    first, second = (line.get_ydata() for line in upper.lines)
+    assert (first[-1], second[-1]) == (10 + 2 * 2, 20 + 2)
+    index = lower.lines[0].get_ydata()
+    assert np.isnan(index[:10]).all()
+    assert np.nanmax(index) <= 1
+
+
+def test_the_distribution_leaves_out_requests_without_the_latency():
+    requests = pd.DataFrame({"ttft": [0.2, 0.1], "tpot": [0.01, np.nan]})
+    ttft, tpot = (axes.lines[0] for axes in latency_cdf({"only": requests}).axes)
+    assert ttft.get_xdata().tolist() == pytest.approx([100.0, 200.0])
+    assert ttft.get_ydata().tolist() == [0.5, 1.0]
+    assert (tpot.get_xdata().tolist(), tpot.get_ydata().tolist()) == ([10.0], [1.0])
