@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from typing_extensions import Unpack
 
-from framework.core import Engine
+from framework.contracts import Engine
 from framework.engine.recorded import RecordedEngine
 from framework.measure.metrics import METRIC_OF
 from framework.report.finish import Findings, finish_sweep

@@ -11,7 +11,8 @@ import torch
 
 from framework.checks import whole
 from framework.config import describe, with_keywords
-from framework.core import Engine, Request, Router, Scheduler, Sequence, Step, Trace
+from framework.contracts import Engine, Router, Scheduler
+from framework.core import Request, Sequence, Step, Trace
 from framework.models.gpt2 import GPT2
 from framework.models.llama import Llama
 from framework.replay import Clock, Server, replay

@@ -7,7 +7,8 @@ from collections import defaultdict, deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from framework.core import Batch, MovingScheduler, Rebalance, ReceivingEngine, Router, Sequence, Step
+from framework.contracts import MovingScheduler, Rebalance, ReceivingEngine, Router
+from framework.core import Batch, Sequence, Step
 from framework.link import Link, Traffic
 from framework.replay import Process, Server, World
 

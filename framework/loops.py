@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from framework.core import Batch, Engine, Request, Scheduler, Source, Step, StepResult
+from framework.contracts import Engine, Scheduler, Source
+from framework.core import Batch, Request, Step, StepResult
 
 MAX_STEPS_WITHOUT_TOKEN = 100_000  # far above any prompt's number of chunks; beyond it a scheduler is going in circles
 

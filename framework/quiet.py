@@ -9,7 +9,8 @@ from collections.abc import Set
 from itertools import accumulate
 from typing import NamedTuple, Protocol, cast
 
-from framework.core import Batch, Engine, Scheduler, Step, StepResult
+from framework.contracts import Engine, Scheduler
+from framework.core import Batch, Step, StepResult
 from framework.loops import describe_step
 from framework.step_runs import Growth, StepRun
 

@@ -13,7 +13,8 @@ from math import inf
 from threading import Condition, Thread
 from typing import Protocol
 
-from framework.core import Batch, Engine, Scheduler, Sequence, Source, Step
+from framework.contracts import Engine, Scheduler, Source
+from framework.core import Batch, Sequence, Step
 from framework.loops import Progress, check_batch, describe_step, note_adapter_waits
 from framework.stopwatch import garbage_collector_paused
 

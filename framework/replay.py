@@ -13,18 +13,8 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import simpy
 from simpy.events import NORMAL
 
-from framework.core import (
-    Batch,
-    Engine,
-    HoldingRouter,
-    Router,
-    Scheduler,
-    Sequence,
-    ServerState,
-    Source,
-    Step,
-    StepResult,
-)
+from framework.contracts import Engine, HoldingRouter, Router, Scheduler, ServerState, Source
+from framework.core import Batch, Sequence, Step, StepResult
 from framework.loops import Progress, check_batch, describe_step, get_ready, note_adapter_waits
 from framework.quiet import Ahead, knows_beforehand, look_ahead, take
 from framework.real_time import RealTime

@@ -4,7 +4,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from framework.core import Sequence, ServerState
+from framework.contracts import ServerState
+from framework.core import Sequence
 
 
 @dataclass(frozen=True, slots=True)

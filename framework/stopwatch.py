@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from math import inf
 from typing import Any, Protocol
 
-from framework.core import Engine, StepResult
+from framework.contracts import Engine
+from framework.core import StepResult
 
 
 class Watch(Protocol):

@@ -1,6 +1,7 @@
 """Servers with engines that measure nothing, and a trace for them."""
 
-from framework.core import Request, Router, Sequence
+from framework.contracts import Router
+from framework.core import Request, Sequence
 from framework.replay import Server, replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.trace.source import TraceSource

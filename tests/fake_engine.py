@@ -5,7 +5,8 @@ from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING
 
-from framework.core import Batch, Engine, Request, Sequence, StepResult
+from framework.contracts import Engine
+from framework.core import Batch, Request, Sequence, StepResult
 
 
 class FakeEngine:

@@ -5,7 +5,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from framework.core import Batch, Request, Scheduler, Sequence, Step, StepResult
+from framework.contracts import Scheduler
+from framework.core import Batch, Request, Sequence, Step, StepResult
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
 from tests.fake_engine import FakeEngine

@@ -10,6 +10,7 @@ from framework.paths import ROOT
 
 TESTS = ROOT / "tests"
 TESTED_ELSEWHERE = {  # module → why it has no test file of its own name
+    "contracts.py": "on every implementation: tests/contracts",
     "kernels/byte_linear.py": "for either kind of byte: test_int8.py and test_fp8.py",
     "kernels/linear_triton.py": "beside its plain reference: test_linear.py and test_int8.py",
     "kernels/old_tokens_triton.py": "in the kernels that call it: test_paged_decode.py and test_paged_prefill.py",

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import framework.scheduler
-from framework.core import HoldingRouter, Request, Step
+from framework.contracts import HoldingRouter
+from framework.core import Request, Step
 from framework.engine.modelled import ModelledEngine
 from framework.quiet import knows_beforehand
 from framework.replay import Server, replay

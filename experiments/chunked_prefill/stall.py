@@ -7,7 +7,8 @@ import pandas as pd
 
 from framework.build import make_scheduler
 from framework.checks import whole
-from framework.core import Engine, Request, Router, Sequence
+from framework.contracts import Engine, Router
+from framework.core import Request, Sequence
 from framework.measure.serving import max_num_seqs_of
 from framework.replay import Server, replay
 from framework.report.tables import short

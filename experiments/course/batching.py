@@ -11,7 +11,8 @@ from experiments.course.figures import batch_tradeoff
 from framework.build import ChangeModel, Decoder, make_engine_for, replay_trace
 from framework.checks import whole
 from framework.config import describe, with_keywords
-from framework.core import Batch, Engine, Request, Sequence
+from framework.contracts import Engine
+from framework.core import Batch, Request, Sequence
 from framework.engine.measured import measured
 from framework.measure.ceilings import Ceilings, limits
 from framework.measure.floors import Costs, Work, model_costs, step_work

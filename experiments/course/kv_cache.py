@@ -31,7 +31,8 @@ from framework.build import (
 )
 from framework.checks import whole
 from framework.config import check_keywords, describe, with_keywords
-from framework.core import Engine, Request
+from framework.contracts import Engine
+from framework.core import Request
 from framework.measure.perplexity import window_logits
 from framework.measure.steps import Say
 from framework.models.tokenizer import Tokenizer, load_tokenizer

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pandas as pd
 
 from framework.build import MakeScheduler, make_scheduler, replay_trace
-from framework.core import Engine, Request, Sequence
+from framework.contracts import Engine
+from framework.core import Request, Sequence
 from framework.measure.replay_tables import step_table
 from framework.models.tokenizer import Tokenizer
 

@@ -19,7 +19,8 @@ from experiments.generate.schema import (
 from experiments.generate.tables import Generation, generation, generations_table, time_table
 from framework.build import ChangeModel, make_scheduler, replay_trace
 from framework.checks import whole
-from framework.core import Engine, Request, Sequence
+from framework.contracts import Engine
+from framework.core import Request, Sequence
 from framework.engine.modelled import check_executes
 from framework.lora.service import service_of
 from framework.models.tokenizer import load_tokenizer

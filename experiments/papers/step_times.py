@@ -4,7 +4,8 @@ from collections.abc import Sequence as Steps
 from itertools import pairwise
 from statistics import median
 
-from framework.core import Batch, Engine, Request, Sequence
+from framework.contracts import Engine
+from framework.core import Batch, Request, Sequence
 from framework.engine.measured import MeasuredEngine, measured
 from framework.engine.modelled import ModelledEngine
 from framework.measure.mixed_steps import measure_chunks, measure_mixed

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from framework.core import Engine
+from framework.contracts import Engine
 from framework.engine.torch_engine.decode import batch_sizes
 from framework.engine.torch_engine.mixed import SIZES
 from framework.models.gpt2 import GPT2

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Literal
 
 from framework.checks import whole
-from framework.core import Batch, Engine, Request, Sequence, StepResult
+from framework.contracts import Engine
+from framework.core import Batch, Request, Sequence, StepResult
 from framework.cost.model import CostModel, Outside, read_cost_model
 from framework.cost.prediction import Prediction
 from framework.cost.shipped import Options, check_cost_model

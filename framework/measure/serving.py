@@ -7,7 +7,8 @@ from dataclasses import replace
 import pandas as pd
 
 from framework.build import MakeScheduler, make_scheduler, replay_trace, warm_up_requests
-from framework.core import Engine, Request, Sequence
+from framework.contracts import Engine
+from framework.core import Request, Sequence
 from framework.measure.replay_tables import step_table
 
 FULL = 0.9  # share of the seats from which on a decode step counts as one of a full batch

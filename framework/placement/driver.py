@@ -13,7 +13,8 @@ from heapq import heappop, heappush
 from itertools import count
 from multiprocessing.connection import Connection, wait
 
-from framework.core import Engine, Request, Router, Scheduler, Sequence, ServerState, Source, Step
+from framework.contracts import Engine, Router, Scheduler, ServerState, Source
+from framework.core import Request, Sequence, Step
 from framework.placement.messages import Arrival, End, Offset, StepEnded, Stuck, Value, WorkerDied, receive
 from framework.placement.worker import serve
 from framework.placement.workers import Workers

@@ -7,7 +7,8 @@ from math import inf
 from multiprocessing.connection import Connection
 from typing import Any
 
-from framework.core import Batch, Engine, Request, Scheduler, Sequence, Step
+from framework.contracts import Engine, Scheduler
+from framework.core import Batch, Request, Sequence, Step
 from framework.loops import get_ready
 from framework.placement.messages import Arrival, End, Finished, StepEnded, Stuck, Value
 from framework.real_time import ServingLoop

@@ -3,7 +3,8 @@
 from collections.abc import Sequence as ListOf
 
 from framework.checks import whole
-from framework.core import Router, Sequence, Server
+from framework.contracts import Router, Server
+from framework.core import Sequence
 from framework.router.load import least_loaded
 
 

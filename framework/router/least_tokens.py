@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence as ListOf
 
-from framework.core import Router, Server
+from framework.contracts import Router, Server
 from framework.router.load import least_loaded, num_tokens
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ListOf
 from operator import attrgetter
 
-from framework.core import Server, ServerState
+from framework.contracts import Server, ServerState
 
 Load = Callable[[ServerState], float]
 Choose = Callable[[Iterable[Server]], Server]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence as ListOf
 
 from framework.checks import not_negative, positive
-from framework.core import Rebalance, Server, ServerState
+from framework.contracts import Rebalance, Server, ServerState
 
 
 def migrate(servers: ListOf[Server], *, min_ratio: float = 2.0, interval: float = 0.1) -> Rebalance:

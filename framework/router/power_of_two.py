@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence as ListOf
 
-from framework.core import Router, Server
+from framework.contracts import Router, Server
 from framework.router.load import least_loaded
 
 

@@ -9,7 +9,8 @@ from collections import OrderedDict
 from collections.abc import Sequence as ListOf
 
 from framework.checks import not_negative, whole
-from framework.core import Router, Sequence, Server
+from framework.contracts import Router, Server
+from framework.core import Sequence
 from framework.prefixes import BlockKeys
 from framework.router.load import least_loaded
 

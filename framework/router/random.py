@@ -3,7 +3,7 @@
 import random as randomness
 from collections.abc import Sequence as ListOf
 
-from framework.core import Router, Server
+from framework.contracts import Router, Server
 
 
 def random(servers: ListOf[Server], *, seed: int = 0) -> Router:

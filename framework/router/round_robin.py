@@ -3,7 +3,7 @@
 from collections.abc import Sequence as ListOf
 from itertools import cycle
 
-from framework.core import Router, Server
+from framework.contracts import Router, Server
 
 
 def round_robin(servers: ListOf[Server]) -> Router:

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence as ListOf
 
-from framework.core import Router, Sequence, Server
+from framework.contracts import Router, Server
+from framework.core import Sequence
 from framework.router.load import least_loaded
 
 

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 
-from framework.core import Batch, Order, Request, Sequence, SlotUse
+from framework.contracts import Order
+from framework.core import Batch, Request, Sequence, SlotUse
 from framework.scheduler.adapter_ranges import make_slots
 from framework.scheduler.adapter_turns import AdapterTurns
 from framework.scheduler.batches import make_batch

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from framework.core import Order, Sequence
+from framework.contracts import Order
+from framework.core import Sequence
 
 Needs = Callable[[Sequence], tuple[int, int] | None]
 

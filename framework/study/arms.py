@@ -13,7 +13,7 @@ from typing import Any
 from framework.build import MakeRouter, MakeScheduler, MakeTrace
 from framework.checks import not_negative, shown, whole
 from framework.config import suggest
-from framework.core import ServerState
+from framework.contracts import ServerState
 from framework.link import Link
 from framework.replay import Clock, check_clock
 from framework.router.least_outstanding import least_outstanding

@@ -16,7 +16,8 @@ from framework.build import (
     warm_up_requests,
 )
 from framework.config import describe, with_keywords
-from framework.core import Engine, Request, Step
+from framework.contracts import Engine
+from framework.core import Request, Step
 from framework.cost.record import Record
 from framework.cost.subject import Target
 from framework.engine.torch_engine.replica import make_replicas

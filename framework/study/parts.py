@@ -10,7 +10,7 @@ import torch
 from framework.build import ChangeModel, Decoder, MakeEngine, MakeModel, MakeScheduler
 from framework.checks import shown
 from framework.config import check_keywords, check_type, describe, suggest, with_keywords
-from framework.core import Scheduler
+from framework.contracts import Scheduler
 from framework.cost.record import Record
 from framework.cost.subject import Target, read_target
 from framework.engine.modelled import is_modelled, is_recorded

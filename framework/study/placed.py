@@ -13,7 +13,8 @@ from typing import IO, cast
 import torch
 
 from framework.build import MakeScheduler, make_scheduler, replay_trace, takes_what_is_free, warm_up_requests
-from framework.core import Engine, Request, Scheduler
+from framework.contracts import Engine, Scheduler
+from framework.core import Request
 from framework.engine.torch_engine.replica import shares_of
 from framework.measure.gpu_state import GpuWatch
 from framework.measure.replay_tables import request_table, step_table

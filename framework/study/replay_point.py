@@ -17,7 +17,8 @@ import pandas as pd
 
 from framework.build import MakeScheduler, make_scheduler
 from framework.config import describe as as_data
-from framework.core import Engine, Request, Scheduler, Sequence, Source, Trace
+from framework.contracts import Engine, Scheduler, Source
+from framework.core import Request, Sequence, Trace
 from framework.engine.measured import MeasuredEngine
 from framework.engine.modelled import ModelledEngine
 from framework.engine.recorded import RecordedEngine

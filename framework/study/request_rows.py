@@ -12,7 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from framework.core import Request, Sequence, Source
+from framework.contracts import Source
+from framework.core import Request, Sequence
 from framework.measure.replay_tables import OF_REQUEST, request_table
 from framework.study import points
 from framework.study.points import parquet_writer, schema_of, write_rows

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from framework.build import MakeRouter, MakeScheduler
 from framework.checks import shown, whole
 from framework.config import suggest
-from framework.core import MovingScheduler, Rebalance, Scheduler
+from framework.contracts import MovingScheduler, Rebalance, Scheduler
 from framework.handover import HandOver, Migration, Transfers
 from framework.link import Link
 from framework.replay import Clock, Mover, Server

@@ -8,7 +8,8 @@ import pytest
 
 import framework.scheduler.orders
 from framework.build import make_scheduler, replay_trace
-from framework.core import Order, Request, Sequence
+from framework.contracts import Order
+from framework.core import Request, Sequence
 from framework.scheduler.continuous import ContinuousScheduler
 from tests.contracts.implementations import factories, implementations
 from tests.fake_engine import FakeEngine

@@ -5,7 +5,8 @@ import random
 import pytest
 
 import framework.router
-from framework.core import Request, Router
+from framework.contracts import Router
+from framework.core import Request
 from tests.clusters import make_servers, serve
 from tests.contracts.implementations import factories
 

@@ -6,7 +6,8 @@ from multiprocessing import Pipe
 from pathlib import Path
 from threading import Thread
 
-from framework.core import Engine, Request, Scheduler
+from framework.contracts import Engine, Scheduler
+from framework.core import Request
 from framework.placement.driver import Driver, begin
 from framework.placement.worker import MakeEngine, work
 from framework.placement.workers import Workers, spawn_workers

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from framework.config import with_keywords
-from framework.core import Scheduler
+from framework.contracts import Scheduler
 from framework.paths import ROOT
 
 CONF = ROOT / "conf"

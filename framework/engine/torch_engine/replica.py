@@ -12,7 +12,8 @@ from functools import partial
 from math import inf
 
 from framework.checks import whole
-from framework.core import Batch, Engine, Request, Sequence, StepResult
+from framework.contracts import Engine
+from framework.core import Batch, Request, Sequence, StepResult
 from framework.engine.torch_engine.engine import TorchEngine
 from framework.engine.torch_engine.hold import Hold, largest_weights
 from framework.engine.torch_engine.share import ServerSteps, Share

@@ -2,7 +2,8 @@
 
 from math import inf
 
-from framework.core import Order, Sequence
+from framework.contracts import Order
+from framework.core import Sequence
 from framework.scheduler.orders.lengths import PREDICTED, output_length
 from framework.scheduler.orders.ranked import Ranked
 

@@ -2,7 +2,8 @@
 
 from collections import deque
 
-from framework.core import Order, Sequence
+from framework.contracts import Order
+from framework.core import Sequence
 
 
 class FirstCome(deque[Sequence], Order):

@@ -1,6 +1,6 @@
 """The lowest number of the trace's `priority` first, as vLLM has it."""
 
-from framework.core import Order
+from framework.contracts import Order
 from framework.scheduler.orders.ranked import Ranked
 
 

@@ -9,7 +9,8 @@ from heapq import heappop, heappush
 from math import isfinite
 from typing import Any
 
-from framework.core import Order, Sequence
+from framework.contracts import Order
+from framework.core import Sequence
 
 Rank = Callable[[Sequence], Any]  # what can be compared; it stays as it is, or falls while its sequence runs
 Entry = tuple[Any, Sequence]

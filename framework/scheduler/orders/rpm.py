@@ -7,7 +7,8 @@ from itertools import chain
 from math import inf
 
 from framework.checks import positive, whole
-from framework.core import Order, Sequence
+from framework.contracts import Order
+from framework.core import Sequence
 
 Held = tuple[float, int, Sequence]  # when it is let in (s), its request's id, and itself
 

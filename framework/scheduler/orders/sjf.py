@@ -1,6 +1,6 @@
 """Shortest job first: by the length of the output, known or predicted (learning to rank, NeurIPS 2024)."""
 
-from framework.core import Order
+from framework.contracts import Order
 from framework.scheduler.orders.lengths import PREDICTED, output_length
 from framework.scheduler.orders.ranked import Ranked
 

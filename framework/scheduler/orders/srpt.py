@@ -1,6 +1,7 @@
 """Shortest remaining processing time: who has the fewest output tokens to come runs, and others give way."""
 
-from framework.core import Order, Sequence
+from framework.contracts import Order
+from framework.core import Sequence
 from framework.scheduler.orders.lengths import PREDICTED, output_length
 from framework.scheduler.orders.ranked import Ranked
 

@@ -6,7 +6,8 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 
 from framework.checks import positive
-from framework.core import Order, Sequence
+from framework.contracts import Order
+from framework.core import Sequence
 
 Client = str | None  # requests without a client_id are one client's
 Place = tuple[float, int, Client]  # a counter, when it was that, and whose

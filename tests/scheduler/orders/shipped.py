@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from framework.config import with_keywords
-from framework.core import Order
+from framework.contracts import Order
 from tests.scheduler.shipped import CONF
 
 ORDERS = sorted(path.stem for path in (CONF / "order").glob("*.yaml"))
