@@ -77,7 +77,16 @@ def random_case(rng: random.Random, folder) -> tuple[partial, dict[str, Any], li
         "decode": kind_cost(
             "decode", 0.011, 3e-5, 1e-7, (0.97, 1.0, 1.1), 1e-4, rng.choice([0.0, 0.005, 0.0113]), rng.choice([1e9, 60])
         ),
-        "prompt": kind_cost("prompt", 0.02, 1e-4, 0.0, (0.9, 1.0, 1.3), 2e-4, rng.choice([0.0, 0.005, 0.03])),
+        "prompt": kind_cost(
+            "prompt",
+            0.02,
+            1e-4,
+            0.0,
+            (0.9, 1.0, 1.3),
+            2e-4,
+            rng.choice([0.0, 0.005, 0.03]),
+            loaded_rows=rng.choice([0.0, 3e-8]),
+        ),
     }
     sizes = rng.choice([{}, {"decode": [1, 2, 4, 8]}])
     path = write_model(folder, kinds=kinds, sizes=sizes, num_steps_ahead=rng.choice([0, 1]), subject=served.subject)

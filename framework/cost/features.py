@@ -5,6 +5,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from framework.core import Batch
+from framework.cost.load import loads_in
 
 KINDS = ("decode", "prompt")  # steps of decodes alone, and steps with rows of prompts: engines compute them differently
 
@@ -22,11 +23,12 @@ class Features(NamedTuple):
     num_adapter_loads: int  # that it waits for
     num_copied_blocks: int  # KV blocks to the host and back
     is_first: int  # 1: no step was in flight when it was launched, so that none hid the host's work
+    loaded_rows: float = 0.0  # its rows times the rows of prompts per second just before it, see `load`
 
 
 TERMS = {  # of each kind, what the seconds on the device are linear in, beside tables of the rows
     "decode": ("num_adapters",),
-    "prompt": ("num_seqs", "num_pairs", "num_keys", "num_adapters", "is_first"),
+    "prompt": ("num_seqs", "num_pairs", "num_keys", "num_adapters", "is_first", "loaded_rows"),
 }
 # Of the host's work, each with a constant: what the step before hides, and what nothing does
 HOST_TERMS = ("num_rows", "num_seqs", "num_adapters", "num_adapter_loads", "num_copied_blocks")
@@ -63,10 +65,11 @@ def awaited_slots(batch: Batch, are_loads_beside: bool) -> set[int]:
 
 def features_in(log: pd.DataFrame) -> pd.DataFrame:
     """`kind` and the fields of Features, of every row of a step log (see `step_log`)."""
+    num_rows = log["num_prefill_tokens"] + log["num_decode_tokens"]
     return pd.DataFrame(
         {
             "kind": [KINDS[num > 0] for num in log["num_prefill_tokens"]],
-            "num_rows": log["num_prefill_tokens"] + log["num_decode_tokens"],
+            "num_rows": num_rows,
             "num_seqs": log["num_seqs"],
             "num_context_tokens": log["num_context_tokens"],
             "max_context_tokens": log["max_context_tokens"],
@@ -76,5 +79,6 @@ def features_in(log: pd.DataFrame) -> pd.DataFrame:
             "num_adapter_loads": log["num_adapter_loads"],
             "num_copied_blocks": log["num_copied_blocks"],
             "is_first": log["is_first"],
+            "loaded_rows": loads_in(log) * num_rows,
         }
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from framework.core import Batch, StepResult
 from framework.cost.features import Features, awaited_slots, features_of, kind_of
+from framework.cost.load import Load
 from framework.cost.model import WITHIN, CostModel, Outside, Values
 from framework.cost.noise import Noise
 
@@ -37,6 +38,8 @@ class Prediction:
         self.noise = Noise(cost.kinds, seed if noise else None)
         self._first: tuple[StepResult, float] | None = None  # of the last step that none was before: its host's work
         self._repeated: Features | None = None  # of the step that those are like that were looked at last
+        self._alone: Values = np.zeros(0)  # seconds of these
+        self._load = Load()
 
     def step(self, batch: Batch, num_steps_ahead: int, before: StepResult | None) -> StepResult:
         """Without tokens; `before` is the last step in flight."""
@@ -52,6 +55,8 @@ class Prediction:
             self.num_seen += 1
         else:
             outside.note(kind, *cost.distance(features))
+        if kind == "prompt":
+            features = features._replace(loaded_rows=known.num_rows * self._load.rate)
         seconds = cost.seconds(features)
         ratio = self.noise.take(kind)
         device, host = ratio * seconds.device, ratio * seconds.host
@@ -59,6 +64,10 @@ class Prediction:
             # Its tokens are waited for once this one is launched
             before.elapsed = max(before.elapsed, self.host_of_first(before) + host)
         result = StepResult([], device + ratio * seconds.beside, prepare=host, device=device)
+        if kind == "prompt":
+            self._load.prompt(batch.num_prefill_tokens, result.elapsed)
+        else:
+            self._load.decode(result.elapsed)
         if is_first:
             self._first = result, host
         if awaited:
@@ -83,7 +92,8 @@ class Prediction:
         index: Any = np.arange(1, len(ratios) + 1)
         seconds = cost.seconds(further_on(features, index))
         device = ratios * seconds.device
-        return Ahead(device + ratios * seconds.beside, ratios * seconds.host, device)
+        self._alone = device + ratios * seconds.beside
+        return Ahead(self._alone, ratios * seconds.host, device)
 
     def skip(self, num_steps: int) -> None:
         """Take so many of the steps that were looked at last."""
@@ -91,6 +101,8 @@ class Prediction:
         assert self._repeated is not None
         cost, outside = self.cost.kinds["decode"], self.outside
         self.noise.skip(num_steps)
+        for elapsed in self._alone[:num_steps].tolist():
+            self._load.decode(elapsed)
         outside.num_steps += num_steps
         features = self._repeated
         if cost.distance(further_on(features, num_steps))[0] > WITHIN:

@@ -120,6 +120,15 @@ def test_the_ratios_are_those_of_replays_that_were_left_out():
     assert left_out.ratio_at(0.95) - left_out.ratio_at(0.05) > 1.1 * (known.ratio_at(0.95) - known.ratio_at(0.05))
 
 
+def test_how_much_slower_prompts_are_behind_others_is_found():
+    log = made(1000, noise=0.001).assign(replay=1)
+    rate = 1e-12  # seconds per row and row of prompts per second
+    extra = rate * features_in(log)["loaded_rows"]  # of a log without it, whose times are almost the same
+    log["device"], log["elapsed"] = log["device"] + extra, log["elapsed"] + extra
+    assert fit_kinds(log, {})["prompt"].device["loaded_rows"] == pytest.approx(rate, rel=0.1)
+    assert fit_kinds(log.drop(columns="replay"), {})["prompt"].device["loaded_rows"] == 0
+
+
 def test_a_few_slow_steps_change_the_ratios_and_not_the_terms():
     log = made(noise=0.01)
     slow = log.index[::50]

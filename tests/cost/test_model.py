@@ -19,12 +19,21 @@ def test_a_model_comes_back_as_it_was_written(tmp_path):
     assert read_cost_model(path) == cost_model(sizes={"decode": [1, 2]}, notes=["a note"], error={"all": {"bias": 0.1}})
 
 
+def test_an_older_model_has_no_load(tmp_path):
+    path = write_model(tmp_path)
+    older = json.loads(path.read_text()) | {"version": 2}
+    del older["kinds"]["prompt"]["device"]["loaded_rows"]
+    path.write_text(json.dumps(older))
+    prompt = read_cost_model(path).of_kind("prompt")
+    assert prompt.seconds(STEP._replace(loaded_rows=1e9)) == prompt.seconds(STEP)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "is no cost model: "),
-        ("[]", "has version None of cost models, and this is version 2"),
-        ('{"version": 0}', "has version 0 of cost models, and this is version 2: calibrate again"),
+        ("[]", "has version None of cost models, and this is version 3"),
+        ('{"version": 0}', "has version 0 of cost models, and this is version 3: calibrate again"),
         ('{"version": 2}', "is no cost model: name: "),
     ],
 )

@@ -85,7 +85,7 @@ def test_the_cost_model_has_the_recorded_seconds(tmp_path):
         cost = record.cost.kinds[kind]
         assert cost.seconds_of_rows(4) == pytest.approx(seconds, rel=0.01)
         assert cost.ratios[-1] == pytest.approx(1.0, rel=0.01)
-    assert ("decode", 2, 2, 19, 11, 0, 0.0, 0, 0, 0, 0) in record.seen
+    assert ("decode", 2, 2, 19, 11, 0, 0.0, 0, 0, 0, 0, 0.0) in record.seen
 
 
 def test_whole_prompts_tell_nothing_of_earlier_tokens_and_rows_take_what_is_theirs(tmp_path):
