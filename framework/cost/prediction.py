@@ -101,8 +101,7 @@ class Prediction:
         assert self._repeated is not None
         cost, outside = self.cost.kinds["decode"], self.outside
         self.noise.skip(num_steps)
-        for elapsed in self._alone[:num_steps].tolist():
-            self._load.decode(elapsed)
+        self._load.decodes(self._alone[:num_steps].tolist())
         outside.num_steps += num_steps
         features = self._repeated
         if cost.distance(further_on(features, num_steps))[0] > WITHIN:

@@ -13,7 +13,7 @@ def test_prompts_load_the_device_and_decodes_let_it_rest():
     assert load.rate == 0
     load.prompt(200, LATELY)
     assert load.rate == pytest.approx((1 - exp(-1)) * 200 / LATELY)
-    load.decode(0.3 * LATELY)
+    load.decodes([0.2 * LATELY, 0.1 * LATELY])
     load.decode(0.7 * LATELY)
     assert load.rate == pytest.approx(exp(-1) * (1 - exp(-1)) * 200 / LATELY)
     load.prompt(200, 30 * LATELY)
