@@ -10,7 +10,7 @@ from framework.catalog import CONF, check_choices
 from framework.command_line import expand_preset, variants
 from framework.config import check
 from framework.paths import ROOT
-from tests.test_config import composed
+from tests.test_config import composed, lacking, options
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*/README.md"))]
 EXAMPLES = {  # what a reader puts in: here, something that there is
@@ -43,6 +43,21 @@ def documented() -> list[tuple[str, str]]:
     return [(page, line) for line, page in dict(reversed(lines)).items()]
 
 
+def arguments_of(line: str) -> tuple[str, ...]:
+    """What stands behind `python run.py`, with examples in the place of what a reader puts in."""
+    for name, example in EXAMPLES.items():
+        line = line.replace(name, example)
+    return tuple(expand_preset(shlex.split(line, comments=True)[2:]))
+
+
+def different() -> list[tuple[str, str]]:
+    """Those of other arguments than any before; a study alone is composed in test_config.py."""
+    studies = [option for option in options() if option.startswith("experiment=")]
+    alone = {(study,) for study in studies if not lacking(*study.split("="))}
+    pairs = {arguments_of(line): (page, line) for page, line in reversed(documented())}
+    return [pair for arguments, pair in reversed(pairs.items()) if arguments not in alone]
+
+
 def test_commands_are_found_in_blocks_over_lines_and_in_text():
     page = "`python run.py\nexperiment=a` or `b=c`\n```sh\npython run.py 'd=[1]' \\\n  e=f  # g\nls\n```\n"
     page += "`experiment=h i=j`"
@@ -55,11 +70,9 @@ def test_commands_are_found_in_blocks_over_lines_and_in_text():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "line"), documented())
+@pytest.mark.parametrize(("page", "line"), different())
 def test_every_documented_command_composes(page, line):
-    for name, example in EXAMPLES.items():
-        line = line.replace(name, example)
-    arguments = expand_preset(shlex.split(line, comments=True)[2:])
+    arguments = list(arguments_of(line))
     if arguments[:1] == ["-sc"]:
         return
     check_choices(arguments)
