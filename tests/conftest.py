@@ -4,6 +4,7 @@ import gc
 import os
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers would fight for two cores
@@ -25,6 +26,11 @@ from framework.command_line import prepare
 from framework.measure import ceilings
 from tests.study.fake_study import LOADED, run_fake_study
 
+if "TRITON_INTERPRET" in os.environ and find_spec("triton") is not None:
+    from tests.interpreter import compute_no_overflows, patch_language_once
+
+    patch_language_once()
+    compute_no_overflows()
 FROZEN = [0]  # so many modules had been imported when garbage collection was last told to leave alone what there is
 
 
