@@ -1,6 +1,7 @@
 """Figures of a sweep: those over its rates, and at one of them timelines, the KV cache, clients, distributions."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -36,6 +37,7 @@ TIMELINE = ("arrival_time", "scheduled_time", "first_token_time", "finish_time")
 BATCH_AND_CACHE = (  # columns of steps
     "start_time", "elapsed", "update", "phase", "num_seqs", "num_used_blocks", "num_cached_blocks",
 )  # fmt: skip
+MAX_DRAWN = 200_000  # points of a curve over time
 IDLE = 1e-3  # seconds; a shorter gap is the simulator at work
 PHASE_COLOURS = {"waiting": "#dddddd", "prefill": "#E69F00", "decode": "#0072B2"}
 
@@ -53,7 +55,8 @@ def sweep_figures(study: Study, points: pd.DataFrame) -> dict[str, Drawn]:
 
 def cache_figure(study: Study, points: pd.DataFrame, rate: float) -> dict[str, Drawn]:
     """The batch and the KV cache over time, at `rate` (requests/s)."""
-    steps = read_tables(representative_points(study, points, rate), "steps.parquet", columns=[*BATCH_AND_CACHE])
+    folders, columns = representative_points(study, points, rate), [*BATCH_AND_CACHE]
+    steps = read_tables(folders, "steps.parquet", columns=columns, read_dictionary=["phase"])
     return captioned({"batch_and_cache": batch_and_cache(steps, rate_title(offered_at(points, rate)))})
 
 
@@ -101,12 +104,12 @@ def batch_and_cache(steps: dict[str, pd.DataFrame], title: str) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True)
     for index, (arm, table) in enumerate(steps.items()):
         num_seqs = table["num_seqs"].where(table["phase"] != "prefill").ffill().fillna(0)
-        for axes, name in ((upper, "num_seqs"), (lower, "num_used_blocks")):
-            times, values = with_idle_gaps(table.assign(num_seqs=num_seqs), name)
-            axes.step(times, values, where="post", color=arm_colour(index), linewidth=0.8, label=arm)
+        for axes, column in ((upper, num_seqs), (lower, table["num_used_blocks"])):
+            times, values = with_idle_gaps(table, column)
+            axes.step(*thinned(times, values), where="post", color=arm_colour(index), linewidth=0.8, label=arm)
         if table["num_cached_blocks"].any():
-            num_kept = table["num_used_blocks"] + table["num_cached_blocks"]
-            lower.step(table["start_time"], num_kept, where="post", color=arm_colour(index), linewidth=0.8, ls=":")
+            times, num_kept = table["start_time"], table["num_used_blocks"] + table["num_cached_blocks"]
+            lower.step(*thinned(times, num_kept), where="post", color=arm_colour(index), linewidth=0.8, ls=":")
     upper.set(title=title, ylabel="sequences decoding")
     lower.set(ylabel="KV blocks in use", xlabel="time (s)")
     for axes in (upper, lower):
@@ -116,13 +119,19 @@ def batch_and_cache(steps: dict[str, pd.DataFrame], title: str) -> Figure:
     return figure
 
 
-def with_idle_gaps(steps: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Times (s) and values of a step function that is zero while the server sleeps."""
+def thinned(times: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
+    """So few of these points, equally far apart, that there are still hundreds in the width of a line."""
+    step = max(1, -(-len(times) // MAX_DRAWN))
+    return np.asarray(times)[::step], np.asarray(values)[::step]
+
+
+def with_idle_gaps(steps: pd.DataFrame, column: "pd.Series[float]") -> tuple[np.ndarray, np.ndarray]:
+    """Times (s) and values, of one of the steps' columns, of a step function that is zero while the server sleeps."""
     starts = steps["start_time"].to_numpy()
     ends = starts + (steps["elapsed"] + steps["update"]).to_numpy()
     is_idle = np.append(starts[1:] > ends[:-1] + IDLE, True)
     times = np.concatenate([starts, ends[is_idle]])
-    values = np.concatenate([steps[name].to_numpy(), np.zeros(is_idle.sum())])
+    values = np.concatenate([column.to_numpy(), np.zeros(is_idle.sum())])
     order = np.argsort(times, kind="stable")
     return times[order], values[order]
 

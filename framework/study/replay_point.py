@@ -4,6 +4,7 @@ The trace knows nothing of the engine, so that every arm is offered the same req
 table.
 """
 
+import gc
 import inspect
 import math
 from collections import Counter
@@ -63,6 +64,16 @@ def replay_point(
     file: IO[bytes] | None = None,
 ) -> ReplayedPoint:
     """Replay it. Requests are written to `file`, as Parquet, while they finish; None: to one that goes away again."""
+    with TemporaryFile() if file is None else nullcontext(file) as written:
+        rest = replay_into(written, point, arm, engines, progress, gpu)
+        gc.collect()  # servers and their world, which refer to each other, and all requests
+        return ReplayedPoint(read_rows(written), *rest)
+
+
+def replay_into(
+    file: IO[bytes], point: Point, arm: Arm, engines: EngineCache, progress: SweepProgress, gpu: GpuWatch | None
+) -> tuple[pd.DataFrame, EngineRecord, TraceRecord, GpuRecord | None]:
+    """What a replay leaves beside its requests, which go to the file."""
     trace = arm.trace(seed=point.seed, **point.load.trace_keywords)  # a bad one fails before a model loads
     progress.say(f"{point}: preparing")
     refused = refusals_of(arm, trace.requests, engines)
@@ -74,8 +85,7 @@ def replay_point(
     for server in servers:
         if isinstance(server.engine, RecordedEngine):
             follow(server.engine, config_of(point, arm), point.arm, server.index)
-    movers = movers_of(arm, servers, engines)
-    route = arm.router(with_role(arm.groups, servers, "prefill", "mixed"))
+    movers, route = movers_of(arm, servers, engines), arm.router(with_role(arm.groups, servers, "prefill", "mixed"))
     source = TraceSource(requests, trace.max_concurrency, compacts=True)
 
     def serve(source: Source) -> list[Sequence]:
@@ -83,16 +93,11 @@ def replay_point(
             return replay(source, servers, route, arm.clock, movers)
 
     may_forget = not movers and all(isinstance(server.engine, ModelledEngine) for server in servers)
-    with TemporaryFile() if file is None else nullcontext(file) as written:
-        offered = write_replay(written, source, serve, trace.requests, refused, may_forget=may_forget)
-        told = trace_record(trace, offered, refused, point.load.rate, uses=fields_in_use(arm))
-        del offered, source  # many sequences are large beside their tables
-        table = read_rows(written)
-    return ReplayedPoint(
-        table,
+    offered = write_replay(file, source, serve, trace.requests, refused, may_forget=may_forget)
+    return (
         table_of_logs(server.log for server in servers),
         engine_record([server.engine for server in servers], trace.requests),
-        told,
+        trace_record(trace, offered, refused, point.load.rate, uses=fields_in_use(arm)),
         None if gpu is None else gpu.record(),
     )
 

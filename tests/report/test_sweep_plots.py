@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from framework.report import sweep_plots
 from framework.report.sweep_plots import batch_and_cache, clients_over_time, latency_cdf, timeline, with_idle_gaps
 
 STEPS = pd.DataFrame(
@@ -20,7 +21,7 @@ STEPS = pd.DataFrame(
 
 
 def test_a_server_that_sleeps_has_nothing():
-    times, values = with_idle_gaps(STEPS, "num_used_blocks")
+    times, values = with_idle_gaps(STEPS, STEPS["num_used_blocks"])
     assert times.tolist() == [0.0, 1.0, 2.0, 5.0, 6.0]
     assert values.tolist() == [4, 5, 0, 6, 0]
 
@@ -29,6 +30,14 @@ def test_prefill_steps_decode_nothing_and_what_is_cached_comes_on_top():
     upper, lower = batch_and_cache({"only": STEPS}, "4 req/s").axes
     assert upper.lines[0].get_ydata().tolist() == [0, 2, 0, 3, 0]
     assert [line.get_ydata().tolist() for line in lower.lines] == [[4, 5, 0, 6, 0], [4, 5, 8]]
+
+
+def test_a_long_curve_over_time_is_drawn_with_fewer_points(monkeypatch):
+    monkeypatch.setattr(sweep_plots, "MAX_DRAWN", 2)
+    upper, lower = batch_and_cache({"only": STEPS.astype({"phase": "category"})}, "4 req/s").axes
+    assert upper.lines[0].get_xdata().tolist() == [0.0, 5.0]
+    assert upper.lines[0].get_ydata().tolist() == [0, 3]
+    assert [line.get_ydata().tolist() for line in lower.lines] == [[4, 6], [4, 8]]
 
 
 def test_a_bar_per_phase_of_each_request_that_is_served():
