@@ -13,7 +13,7 @@ import torch
 
 from framework import prefixes, step_runs
 from framework.build import replay_trace
-from framework.core import Batch, Request, Sequence, StepResult
+from framework.core import Batch, Request, Sequence, Source, StepResult
 from framework.engine.modelled import ModelledEngine
 from framework.engine.torch_engine import TorchEngine
 from framework.measure.metrics import summarize
@@ -23,6 +23,8 @@ from framework.paths import ROOT
 from framework.replay import Server, replay
 from framework.router.least_outstanding import least_outstanding
 from framework.scheduler.continuous import ContinuousScheduler
+from framework.study import points
+from framework.study.request_rows import write_replay
 from framework.trace.files import read_azure, read_mooncake, read_table
 from framework.trace.source import TraceSource
 from tests.cost_models import MODEL, kind_cost, target, write_model
@@ -158,20 +160,31 @@ def test_modelled_replay_of_many_servers(benchmark, tmp_path, num_servers):
 
 
 @pytest.mark.nightly
-def test_memory_of_a_modelled_replay(benchmark, tmp_path, monkeypatch):
-    """It grows with the requests: by 8 bytes for a token, and by what a sequence and its steps take beside these."""
+@pytest.mark.parametrize("is_written", [False, True])
+def test_memory_of_a_modelled_replay(benchmark, tmp_path, monkeypatch, is_written):
+    """It grows with the requests: by 8 bytes for a token, unless these are written meanwhile, and by all else."""
     monkeypatch.setattr(step_runs, "KEPT", 256)
+    monkeypatch.setattr(points, "ROWS", 250)
     bytes_held, num_tokens, num_steps = {}, {}, {}
 
     def run(num_requests: int) -> None:
         requests, server = like_the_azure_hour(num_requests), modelled_server(tmp_path)
+
+        def serve(source: Source) -> list[Sequence]:
+            return replay(source, [server], lambda sequence: server)
+
         tracemalloc.start()
         try:
-            sequences = replay(TraceSource(requests, compacts=True), [server], lambda sequence: server)
+            source = TraceSource(requests, compacts=True)
+            if is_written:
+                with (tmp_path / "requests.parquet").open("wb") as file:
+                    write_replay(file, source, serve, requests, {}, may_forget=True)
+            else:
+                serve(source)
             bytes_held[num_requests] = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        num_tokens[num_requests] = sum(len(sequence.token_times) for sequence in sequences)
+        num_tokens[num_requests] = 0 if is_written else sum(request.num_output_tokens for request in requests)
         num_steps[num_requests] = server.engine.outside.num_steps
 
     for num_requests in (1000, 2000):
