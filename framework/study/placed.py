@@ -25,7 +25,8 @@ from framework.placement.worker import Worker
 from framework.placement.workers import Workers, check_gpus, spawn_workers
 from framework.study.arms import Arm
 from framework.study.engine_cache import EngineCache
-from framework.study.points import Point, write_whole
+from framework.study.parquet import write_whole
+from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.records import EngineRecord, PlacementRecord
 from framework.study.replay_point import (

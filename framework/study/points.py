@@ -10,28 +10,27 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from framework.checks import shown
-from framework.measure.metrics import METRIC_OF, metric_names, summarize
+from framework.measure.metrics import METRIC_OF, STEP_COLUMNS, metric_names, summarize
 from framework.paths import is_writable, locate
-from framework.study.files import DISK_FULL, UNFINISHED, digest_of, locked, write_atomically, write_json
+from framework.study.files import UNFINISHED, digest_of, locked, write_atomically, write_json
 from framework.study.load import Load
+from framework.study.parquet import copy_file, read_rows, write_parquet
 from framework.study.provenance import Environment, metrics_version
 from framework.study.records import POINT_RECORD, PointRecord, TableRecord, check_record
 from framework.trace.recorded import get_published
 
-ROWS = 20_000  # of a table that are written together
 TABLES = ("requests.parquet", "steps.parquet")
 EARLIER = ".earlier-"  # before the name of a point while another takes its place
 
@@ -134,60 +133,6 @@ def write_point(
             settle(points.parent)
 
 
-def write_parquet(path: Path, table: pd.DataFrame) -> None:
-    """ROWS rows after the other: lists of tokens are copied to write them. OSError says what a full disk lacks."""
-    with telling_size(path, lambda: path.stat().st_size), path.open("wb") as file:
-        write_whole(file, table)
-
-
-def write_whole(file: IO[bytes], table: pd.DataFrame) -> None:
-    with parquet_writer(file, schema_of(table)) as writer:
-        for first in range(0, max(len(table), 1), ROWS):
-            write_rows(writer, table[first : first + ROWS])
-
-
-def parquet_writer(file: IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(file, schema, compression="zstd")
-
-
-def write_rows(writer: pq.ParquetWriter, rows: pd.DataFrame) -> None:
-    rows = rows.astype(dict.fromkeys(narrow_columns(rows), np.int64))
-    writer.write_table(pa.Table.from_pandas(rows, writer.schema, preserve_index=False))
-
-
-def copy_file(file: IO[bytes], path: Path) -> None:
-    """All that is in the file; OSError as `write_parquet`."""
-    file.seek(0)
-    with telling_size(path, lambda: path.stat().st_size), path.open("wb") as copy:
-        shutil.copyfileobj(file, copy)
-
-
-@contextmanager
-def telling_size(path: Path, size: Callable[[], int]) -> Iterator[None]:
-    """A full disk's OSError says how many bytes of what goes to `path` were written."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise OSError(error.errno, f"{error.strerror}: {path} needs more than {size():,} bytes") from error
-        raise
-
-
-def narrow_columns(table: pd.DataFrame) -> list[str]:
-    """Whole numbers that are kept in fewer bytes than a file has them in."""
-    return [name for name, dtype in table.dtypes.items() if isinstance(dtype, np.dtype) and dtype.kind == "u"]
-
-
-def schema_of(table: pd.DataFrame) -> pa.Schema:
-    """Of the whole table, from which pandas makes it again; lists have the type of the first one."""
-    columns = {name: table[name] for name in table.columns}
-    for name, column in columns.items():
-        if len(table) and isinstance(column.iloc[0], np.ndarray):
-            columns[name] = [column.iloc[0][:0]] * len(table)
-    columns |= dict.fromkeys(narrow_columns(table), np.broadcast_to(np.int64(0), len(table)))
-    return pa.Schema.from_pandas(pd.DataFrame(columns, copy=False))
-
-
 @contextmanager
 def settled(output_dir: Path) -> Iterator[None]:
     """The study's folder, locked and without what killed jobs left: a point in it is the earlier one or the new one."""
@@ -220,7 +165,8 @@ def current_metrics(folder: Path, record: PointRecord, slo: dict[str, float]) ->
     """The metrics of a point's record; computed again from its tables if they are for other SLOs or by other code."""
     if record["slo"] == slo and has_current_metrics(record):
         return {name: math.nan if value is None else value for name, value in record["metrics"].items()}
-    requests, steps = (pd.read_parquet(folder / file) for file in TABLES)
+    requests_file, steps_file = (folder / file for file in TABLES)
+    requests, steps = read_rows(requests_file), pd.read_parquet(steps_file, columns=[*STEP_COLUMNS])
     metrics = summarize(requests, steps, slo, num_servers=record["engine"].get("num_servers", 1))
     changed = {"slo": slo, "metrics_version": metrics_version(), "metrics": metrics}
     if is_writable(folder):

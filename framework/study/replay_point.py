@@ -30,11 +30,12 @@ from framework.replay import Mover, Server, replay
 from framework.study.arms import Arm
 from framework.study.engine_cache import EngineCache
 from framework.study.modelled import modelled_record
+from framework.study.parquet import read_rows
 from framework.study.points import Point
 from framework.study.progress import SweepProgress
 from framework.study.recorded import follow, recorded_record
 from framework.study.records import EngineRecord, PlacementRecord, TraceRecord
-from framework.study.request_rows import read_rows, write_replay
+from framework.study.request_rows import write_replay
 from framework.study.roles import make_movers, with_role
 from framework.trace.source import TraceSource
 from framework.trace.transforms import starts

@@ -8,15 +8,14 @@ from itertools import pairwise
 from typing import IO
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from framework.contracts import Source
 from framework.core import Request, Sequence
 from framework.measure.replay_tables import OF_REQUEST, request_table
-from framework.study import points
-from framework.study.points import parquet_writer, schema_of, write_rows
+from framework.study import parquet
+from framework.study.parquet import parquet_writer, schema_of, write_rows
 
 
 class RequestRows:
@@ -43,17 +42,17 @@ class RequestRows:
         self.over.add(sequence.request.request_id)
         while self.num_over < len(self.pending) and self.pending[self.num_over].request.request_id in self.over:
             self.num_over += 1
-        while self.num_over >= points.ROWS:
-            rows, self.pending = self.pending[: points.ROWS], self.pending[points.ROWS :]
-            self.num_over -= points.ROWS
+        while self.num_over >= parquet.ROWS:
+            rows, self.pending = self.pending[: parquet.ROWS], self.pending[parquet.ROWS :]
+            self.num_over -= parquet.ROWS
             self.write(rows)
             for one in rows:
                 one.output_token_ids, one.token_times = [], []
 
     def write_rest(self, sequences: list[Sequence]) -> None:
         """Of all `sequences`, in the order of arrival."""
-        for first in range(self.num_written, len(sequences), points.ROWS):
-            self.write(sequences[first : first + points.ROWS])
+        for first in range(self.num_written, len(sequences), parquet.ROWS):
+            self.write(sequences[first : first + parquet.ROWS])
 
     def write(self, sequences: list[Sequence]) -> None:
         write_rows(self.writer, request_table(sequences, self.refused))
@@ -116,11 +115,3 @@ def schema_for(requests: list[Request], refused: Mapping[int, str]) -> pa.Schema
     samples = {one.request_id: Sequence(one) for one in firsts}
     table = request_table(samples.values(), refused)
     return schema_of(table.iloc[np.arange(len(requests)) % len(samples)].reset_index(drop=True))
-
-
-def read_rows(file: IO[bytes]) -> pd.DataFrame:
-    """The table without the tokens themselves, of which metrics need the times only."""
-    found = pq.ParquetFile(file)
-    columns = [name for name in found.schema_arrow.names if name != "token_ids"]
-    groups = (found.read_row_group(group, columns=columns).to_pandas() for group in range(found.num_row_groups))
-    return pd.concat(groups, ignore_index=True)

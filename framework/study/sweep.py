@@ -25,6 +25,7 @@ from framework.study.engine_cache import EngineCache
 from framework.study.files import DISK_FULL
 from framework.study.load import Load
 from framework.study.modelled import environment_of
+from framework.study.parquet import telling_size
 from framework.study.place import Place, open_place
 from framework.study.placed import check_placements, replay_where_placed
 from framework.study.points import (
@@ -34,7 +35,6 @@ from framework.study.points import (
     point_table,
     read_metrics,
     settled,
-    telling_size,
     write_point,
     write_table,
 )

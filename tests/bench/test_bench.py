@@ -23,7 +23,7 @@ from framework.paths import ROOT
 from framework.replay import Server, replay
 from framework.router.least_outstanding import least_outstanding
 from framework.scheduler.continuous import ContinuousScheduler
-from framework.study import points
+from framework.study import parquet
 from framework.study.request_rows import write_replay
 from framework.trace.files import read_azure, read_mooncake, read_table
 from framework.trace.source import TraceSource
@@ -164,7 +164,7 @@ def test_modelled_replay_of_many_servers(benchmark, tmp_path, num_servers):
 def test_memory_of_a_modelled_replay(benchmark, tmp_path, monkeypatch, is_written):
     """It grows with the requests: by 8 bytes for a token, unless these are written meanwhile, and by all else."""
     monkeypatch.setattr(step_runs, "KEPT", 256)
-    monkeypatch.setattr(points, "ROWS", 250)
+    monkeypatch.setattr(parquet, "ROWS", 250)
     bytes_held, num_tokens, num_steps = {}, {}, {}
 
     def run(num_requests: int) -> None:

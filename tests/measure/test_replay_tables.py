@@ -10,7 +10,7 @@ from framework import step_runs
 from framework.core import Request, Sequence, Step
 from framework.measure.replay_tables import request_table, step_table, table_of_logs
 from framework.step_runs import StepLog
-from framework.study.points import write_parquet
+from framework.study.parquet import write_parquet
 from framework.trace.source import compact
 
 

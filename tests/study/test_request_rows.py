@@ -13,9 +13,9 @@ from framework.measure.replay_tables import request_table
 from framework.replay import Server, replay
 from framework.scheduler.continuous import ContinuousScheduler
 from framework.scheduler.static import StaticScheduler
-from framework.study import points
-from framework.study.points import write_whole
-from framework.study.request_rows import read_rows, with_refused, write_replay
+from framework.study import parquet
+from framework.study.parquet import read_rows, write_whole
+from framework.study.request_rows import with_refused, write_replay
 from framework.trace.source import TraceSource
 from tests.cost_models import kind_cost, target, write_model
 
@@ -50,7 +50,7 @@ def at_the_end(sequences, requests, refused):
     ("rows", "make"), [(3, ContinuousScheduler), (6, StaticScheduler), (19, ContinuousScheduler), (30, StaticScheduler)]
 )
 def test_the_file_is_the_same_to_the_byte_and_tokens_that_are_written_are_forgotten(monkeypatch, serve, rows, make):
-    monkeypatch.setattr(points, "ROWS", rows)
+    monkeypatch.setattr(parquet, "ROWS", rows)
     requests, refused = make_requests(), {0: "no reason", 8: "no room", 9: "no room"}
     served = [request for request in requests if request.request_id not in refused]
     file = BytesIO()
@@ -64,7 +64,7 @@ def test_the_file_is_the_same_to_the_byte_and_tokens_that_are_written_are_forgot
 
 
 def test_nothing_is_written_before_the_requests_that_came_earlier(monkeypatch, serve):
-    monkeypatch.setattr(points, "ROWS", 2)
+    monkeypatch.setattr(parquet, "ROWS", 2)
     requests, written = make_requests(), []
     monkeypatch.setattr("framework.study.request_rows.write_rows", lambda writer, rows: written.append(rows))
     write_replay(BytesIO(), TraceSource(requests), serve, requests, {}, may_forget=True)
@@ -75,7 +75,7 @@ def test_nothing_is_written_before_the_requests_that_came_earlier(monkeypatch, s
 
 @pytest.mark.parametrize("change", ["same time", "think time", "limit"])
 def test_where_the_order_is_not_known_from_the_start_rows_are_written_at_the_end(monkeypatch, serve, change):
-    monkeypatch.setattr(points, "ROWS", 3)
+    monkeypatch.setattr(parquet, "ROWS", 3)
     requests = make_requests()
     if change == "same time":
         requests[4:6] = reversed(requests[4:6])
@@ -91,7 +91,7 @@ def test_where_the_order_is_not_known_from_the_start_rows_are_written_at_the_end
 
 
 def test_what_is_read_again_is_all_but_the_tokens(monkeypatch, serve):
-    monkeypatch.setattr(points, "ROWS", 7)
+    monkeypatch.setattr(parquet, "ROWS", 7)
     requests = make_requests()
     file = BytesIO()
     write_replay(file, TraceSource(requests), serve, requests, {5: "no room"}, may_forget=False)
