@@ -7,6 +7,7 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-com
 TEST := $(BIN)/python -m pytest --benchmark-disable -q
 TESTS := $(TEST) -n $(WORKERS) --dist worksteal
 ELSEWHERE := nightly or gpu or browser
+TIMED = $(shell grep -rl 'mark\.timing' tests --include='test_*.py')  # the others are not even imported
 # pip compiles nothing: the first process that imports a module does, and writes it down for the others
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -20,7 +21,7 @@ check: lint
 
 test: .venv/installed-dev  # what measures time runs afterwards, alone
 	$(TESTS) -m 'not (timing or $(ELSEWHERE))'
-	$(TEST) -m 'timing and not ($(ELSEWHERE))'
+	$(TEST) -m 'timing and not ($(ELSEWHERE))' $(TIMED)
 
 nightly: .venv/installed-dev
 	$(TESTS) -m nightly
