@@ -54,7 +54,7 @@ clean:
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
-	-$(INSTALL) --upgrade pip  # one that came with Python works too, but takes twice as long to choose versions
+	-$(INSTALL) --upgrade pip  # one that came with Python works too, but takes longer to choose versions
 
 .venv/installed: pyproject.toml | .venv/bin/python
 	$(INSTALL) --editable .
