@@ -85,7 +85,7 @@ class Server:
     @property
     def state(self) -> ServerState:
         """What a router sees of it."""
-        return self.load.seen_at(self.world.env.now)
+        return self.load.seen_at(self.world.env.now) if self.view_delay else self.load
 
     def num_tokens_ahead(self) -> int:
         """Output tokens of the steps that are over and not taken yet."""
