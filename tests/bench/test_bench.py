@@ -13,7 +13,8 @@ import torch
 
 from framework import prefixes, step_runs
 from framework.build import replay_trace
-from framework.core import Batch, Request, Sequence, Source, StepResult
+from framework.contracts import Source
+from framework.core import Batch, Request, Sequence, StepResult
 from framework.engine.modelled import ModelledEngine
 from framework.engine.torch_engine import TorchEngine
 from framework.measure.metrics import summarize
