@@ -15,7 +15,7 @@ from framework.checks import whole
 from framework.contracts import Engine
 from framework.core import Batch, Request, Sequence, StepResult
 from framework.engine.torch_engine.engine import TorchEngine
-from framework.engine.torch_engine.hold import Hold, largest_weights
+from framework.engine.torch_engine.filler import Filler, largest_weights
 from framework.engine.torch_engine.share import ServerSteps, Share
 from framework.engine.torch_engine.swap import Pairs
 from framework.models.gpt2 import GPT2
@@ -72,16 +72,20 @@ class Replica:
         self.engine.add(sequence)
 
     def launch(self, batch: Batch) -> None:
-        """Run the step to its end, alone; what of it would run beside the host's next work, the clock leaves out."""
-        hold, started = self.servers.hold, self.timer()
-        if hold is not None and self.num_steps_ahead:
-            busy = self._clock.device_end - started
-            self._clock.leave_out(partial(hold.begin, batch.phase, busy))
-            started = self.timer()
+        """Run the step to its end, alone; what of it would run beside the host's next work, the clock leaves out.
+
+        Where the device would not rest before or after it, it is kept busy.
+        """
+        filler = self.servers.filler if self.num_steps_ahead else None
+        busy = self._clock.device_end - self._clock()
+        if filler is not None:
+            self._clock.leave_out(partial(filler.begin, busy) if busy > 0.0 else filler.end)
         self.engine.launch_for(self.steps, batch, self.timer)
-        if hold is not None:
-            hold.launch_seconds[batch.phase] = self.timer() - started
+        if filler is not None:
+            self._clock.leave_out(filler.end)
         self._ends.append(self._clock.run_alone(partial(self.engine.finish, self.steps)))
+        if filler is not None and busy > 0.0:
+            self._clock.leave_out(filler.begin)
 
     def collect(self) -> StepResult:
         """The oldest step in flight, once the clock says that it would be over."""
@@ -99,6 +103,7 @@ class Replica:
         """
         if source.engine is not self.engine:
             raise ValueError("a replica receives KV blocks from replicas of its own engine only")
+        self.servers.let_go()
         self._clock.turns.end()
         there, here = source.steps.share.first_block, self.steps.share.first_block
         return self.engine.receive(self.steps, [(block + there, own + here) for block, own in pairs])
@@ -109,13 +114,14 @@ class Servers:
 
     def __init__(self, engine: TorchEngine, steps: list[ServerSteps]) -> None:
         self.engine, self.steps = engine, steps
-        self.hold = Hold(largest_weights(engine.model)) if engine.device.type == "cuda" else None
+        self.filler = Filler(largest_weights(engine.model)) if engine.device.type == "cuda" else None
         self.begun: list[ServerSteps] = []  # of them, for the replay that comes
         self.requests: list[Request] = []  # of that replay
         self.limits: tuple[int, float] = 0, 0.0  # most sequences and new tokens of a batch, of any of them
 
     def begin(self, steps: ServerSteps, requests: list[Request], max_num_seqs: int, max_tokens: int | None) -> None:
         """Get ready for a replay of these requests, unless another server has begun it and asked for as much."""
+        self.let_go()
         if requests is not self.requests or steps in self.begun:
             self.requests, self.begun, self.limits = requests, [], (0, 0.0)
         seqs, tokens = self.limits
@@ -124,6 +130,11 @@ class Servers:
             num_seqs, num_tokens = most
             self.engine.begin_for(self.steps, requests, num_seqs, None if num_tokens == inf else int(num_tokens))
         self.begun, self.limits = [*self.begun, steps], most
+
+    def let_go(self) -> None:
+        """Nothing keeps the device busy that is no step."""
+        if self.filler is not None:
+            self.filler.end()
 
 
 def make_replicas(engine: Engine, num_servers: int) -> list[Replica]:

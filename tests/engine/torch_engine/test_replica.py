@@ -202,26 +202,53 @@ def test_only_what_was_sent_changes_and_only_there(model):
 
 
 class Noted:
-    """A hold that only notes what was asked of it."""
+    """A filler that only notes what was asked of it."""
 
     def __init__(self):
-        self.launch_seconds, self.asked = {}, []
+        self.asked = []
 
-    def begin(self, phase, busy):
-        self.asked.append((phase, busy))
+    def begin(self, seconds=None):
+        self.asked.append("between steps" if seconds is None else seconds)
+
+    def end(self):
+        self.asked.append("end")
 
 
-def test_a_device_is_held_before_a_step_that_would_be_launched_beside_another(model):
-    (replica,), requests = make_replicas(make(model, 1), 1), make_requests([6], [4])
-    replica.begin(requests, 1)
-    hold = replica.servers.hold = Noted()
-    for replica.num_steps_ahead in (0, 1):
-        (sequence,) = seat(replica, requests)
-        generate(replica, sequence)
-        assert len(hold.asked) == 4 * replica.num_steps_ahead
-        assert hold.launch_seconds.keys() == {"prefill", "decode"}
-    assert [phase for phase, _ in hold.asked] == ["prefill", "decode", "decode", "decode"]
-    assert all(busy <= 0.0 for _, busy in hold.asked)  # each step was waited for before the next
+def two_steps(replica):
+    """Launch a prompt and its first decode step beside it; what was asked of the filler."""
+    (sequence,) = seat(replica, make_requests([6], [4]))
+    replica.launch(Batch([sequence], [0], [6], 6, 0))
+    sequence.num_computed_tokens += 6
+    sequence.append(5, 0.0)
+    replica.launch(Batch([sequence], [6], [1], 0, 1))
+    for _ in range(2):
+        replica.collect()
+    asked, replica.servers.filler.asked = replica.servers.filler.asked, []
+    return asked
+
+
+def test_a_device_is_kept_busy_where_the_step_before_would_keep_it_busy(model):
+    (replica,) = make_replicas(make(model, 1), 1)
+    replica.begin(make_requests([6], [4]), 1)
+    replica.servers.filler = Noted()
+    replica.num_steps_ahead = 0
+    assert two_steps(replica) == []
+    replica.num_steps_ahead = 1
+    replica._clock.device_end += 100.0
+    first, end, between, beside, *others = two_steps(replica)
+    assert (end, between, others) == ("end", "between steps", ["end", "between steps"])
+    assert 90.0 < beside < first < 100.0
+    replica._clock.device_end = replica.timer()  # everything is over
+    first, end, beside, *others = two_steps(replica)
+    assert (first, end) == ("end", "end")  # the device would rest before the first step, and does
+
+
+def test_nothing_keeps_a_device_busy_that_copies_or_gets_ready(model):
+    replicas = make_replicas(make(model, 2), 2)
+    filler = replicas[0].servers.filler = Noted()
+    replicas[1].begin(make_requests([6], [4]), 1)
+    replicas[1].receive(replicas[0], [(0, 0)])
+    assert filler.asked == ["end", "end"]
 
 
 def test_blocks_of_another_engine_and_of_none_are_refused(model):

@@ -1,0 +1,42 @@
+"""Keeps a GPU busy where, in the system that is emulated, the step before would keep it busy.
+
+On an idle device a step waits for the host between its first kernels, or between all of them; behind another step it
+does not, and takes the device less time. And a device that rests runs faster than one that is near its power limit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from framework.kernels.filling import fill
+
+SECONDS = 0.05  # at most, between a step's end and the next launch
+
+
+class Filler:
+    """Multiplies `weights`, flat bfloat16 numbers, on the device."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self.weights = weights
+        self.ticket = 0  # of what was begun last
+        self.released = torch.zeros(1, dtype=torch.int64, pin_memory=weights.is_cuda)
+        self._released = self.released.numpy()  # the same memory: the host writes it sooner so
+        fill(weights, 0.0, self.released, 1)  # compiled before anything is timed
+
+    def begin(self, seconds: float = SECONDS) -> None:
+        """Go on until `end`, or for so many seconds, once the device is done with all that was launched."""
+        self.end()
+        self.ticket += 1
+        fill(self.weights, seconds, self.released, self.ticket)
+
+    def end(self) -> None:
+        """Give the device to what is launched next, some µs from now; the host does not wait."""
+        self._released[0] = self.ticket
+
+
+def largest_weights(model: nn.Module) -> Tensor:
+    """Those of the largest tensor that is contiguous, as flat bfloat16 numbers (an odd byte is left out)."""
+    tensors = [weights.detach() for weights in model.parameters() if weights.is_contiguous()]
+    largest = max(tensors, key=lambda weights: weights.nbytes).view(-1).view(torch.uint8)
+    return largest[: len(largest) // 2 * 2].view(torch.bfloat16)

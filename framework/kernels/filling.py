@@ -1,0 +1,66 @@
+"""Keeps a device as busy as a decode step does, until the host says that it is enough."""
+
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from framework.kernels.triton_support import device_facts, jit_for_any, tl, triton
+
+try:
+    from triton.language.extra.cuda import globaltimer
+except ImportError:
+    globaltimer = None
+
+PROGRAMS_PER_SM = 2
+ROWS = 64  # that the weights are multiplied by
+INPUTS, OUTPUTS = 128, 128  # of a tile of the weights
+TILES = 8  # that a program multiplies between two looks at the clock and at the host's word: some 20 µs
+
+
+def fill(weights: Tensor, seconds: float, released: Tensor, ticket: int) -> None:
+    """Multiply `weights`, flat bfloat16 numbers, over and over, as one Triton launch on their GPU.
+
+    It ends after so many seconds, or once the host has set `released[0]`, int64 in pinned memory, to `ticket` or more.
+    All multiprocessors read and multiply, so the device draws about what a decode step draws. The host does not wait.
+    RuntimeError where Triton is not installed.
+    """
+    if triton is None:
+        raise RuntimeError("servers that share a GPU need triton, which has no wheel for this platform")
+    num_programs = PROGRAMS_PER_SM * device_facts(weights.device)[0]
+    sums = weights.new_empty(num_programs)
+    sizes = {"ROWS": ROWS, "INPUTS": INPUTS, "OUTPUTS": OUTPUTS, "TILES": TILES}
+    _fill_kernel[(num_programs,)](
+        weights, sums, released, weights.numel(), int(1e9 * seconds), ticket, **sizes, num_warps=4, num_stages=3
+    )
+
+
+@jit_for_any("num_numbers", "nanoseconds", "ticket")
+def _fill_kernel(
+    weights,
+    sums,
+    released,
+    num_numbers,
+    nanoseconds,
+    ticket,
+    ROWS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """Program p multiplies tiles p, p + programs, … and begins again after the last."""
+    end = globaltimer() + nanoseconds
+    inputs, outputs = tl.arange(0, INPUTS), tl.arange(0, OUTPUTS)
+    in_rows = tl.arange(0, ROWS)[:, None] * INPUTS + inputs[None, :]
+    in_tile = inputs[:, None] * OUTPUTS + outputs[None, :]
+    rows = tl.load(weights + in_rows, in_rows < num_numbers, other=0.0)
+    total = tl.zeros([ROWS, OUTPUTS], tl.float32)
+    num_tiles = tl.cdiv(num_numbers, INPUTS * OUTPUTS)
+    tile = tl.program_id(0)
+    while (globaltimer() < end) & (tl.load(released, volatile=True) < ticket):
+        for _ in range(TILES):
+            number = (tile % num_tiles).to(tl.int64) * (INPUTS * OUTPUTS) + in_tile
+            total = tl.dot(rows, tl.load(weights + number, number < num_numbers, other=0.0), total)
+            tile += tl.num_programs(0)
+    tl.store(sums + tl.program_id(0), tl.sum(tl.sum(total, 1), 0).to(tl.bfloat16))
