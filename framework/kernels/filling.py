@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from framework.kernels.triton_support import device_facts, jit_for_any, tl, triton
+from framework.kernels.triton_support import counters, device_facts, jit_for_any, tl, triton
 
 try:
     from triton.language.extra.cuda import globaltimer
@@ -29,17 +29,17 @@ def fill(weights: Tensor, seconds: float, released: Tensor, ticket: int) -> None
     if triton is None:
         raise RuntimeError("servers that share a GPU need triton, which has no wheel for this platform")
     num_programs = PROGRAMS_PER_SM * device_facts(weights.device)[0]
-    sums = weights.new_empty(num_programs)
+    sums, is_over = weights.new_empty(num_programs), counters(weights.device)
     sizes = {"ROWS": ROWS, "INPUTS": INPUTS, "OUTPUTS": OUTPUTS, "TILES": TILES}
-    _fill_kernel[(num_programs,)](
-        weights, sums, released, weights.numel(), int(1e9 * seconds), ticket, **sizes, num_warps=4, num_stages=3
-    )
+    arguments = weights, sums, is_over, released, weights.numel(), int(1e9 * seconds), ticket
+    _fill_kernel[(num_programs,)](*arguments, **sizes, num_warps=4, num_stages=3)
 
 
 @jit_for_any("num_numbers", "nanoseconds", "ticket")
 def _fill_kernel(
     weights,
     sums,
+    is_over,
     released,
     num_numbers,
     nanoseconds,
@@ -49,7 +49,11 @@ def _fill_kernel(
     OUTPUTS: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """Program p multiplies tiles p, p + programs, … and begins again after the last."""
+    """Program p multiplies tiles p, p + programs, … and begins again after the last.
+
+    A clock and the host's word are not the same for all its threads, which have to leave the loop together: one writes
+    to `is_over`, and all are told what stood there before, so that they go on for one more round.
+    """
     end = globaltimer() + nanoseconds
     inputs, outputs = tl.arange(0, INPUTS), tl.arange(0, OUTPUTS)
     in_rows = tl.arange(0, ROWS)[:, None] * INPUTS + inputs[None, :]
@@ -57,10 +61,14 @@ def _fill_kernel(
     rows = tl.load(weights + in_rows, in_rows < num_numbers, other=0.0)
     total = tl.zeros([ROWS, OUTPUTS], tl.float32)
     num_tiles = tl.cdiv(num_numbers, INPUTS * OUTPUTS)
-    tile = tl.program_id(0)
-    while (globaltimer() < end) & (tl.load(released, volatile=True) < ticket):
+    program = tl.program_id(0)
+    tile, was_over = program, 0
+    while was_over == 0:
         for _ in range(TILES):
             number = (tile % num_tiles).to(tl.int64) * (INPUTS * OUTPUTS) + in_tile
             total = tl.dot(rows, tl.load(weights + number, number < num_numbers, other=0.0), total)
             tile += tl.num_programs(0)
-    tl.store(sums + tl.program_id(0), tl.sum(tl.sum(total, 1), 0).to(tl.bfloat16))
+        now_over = (globaltimer() >= end) | (tl.load(released, volatile=True) >= ticket)
+        was_over = tl.atomic_xchg(is_over + program, now_over.to(tl.int32), sem="relaxed")
+    tl.store(is_over + program, 0)
+    tl.store(sums + program, tl.sum(tl.sum(total, 1), 0).to(tl.bfloat16))
