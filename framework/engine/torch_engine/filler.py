@@ -20,15 +20,16 @@ class Filler:
     def __init__(self, weights: Tensor) -> None:
         self.weights = weights
         self.ticket = 0  # of what was begun last
-        self.released = torch.zeros(1, dtype=torch.int64, pin_memory=weights.is_cuda)
+        self.released = torch.zeros(1, dtype=torch.int64, pin_memory=weights.is_cuda)  # the last that has ended
+        self._told = torch.zeros(1, dtype=torch.int64, device=weights.device)
         self._released = self.released.numpy()  # the same memory: the host writes it sooner so
-        fill(weights, 0.0, self.released, 1)  # compiled before anything is timed
+        self.begin(0.0)  # compiled before anything is timed
 
     def begin(self, seconds: float = SECONDS) -> None:
         """Go on until `end`, or for so many seconds, once the device is done with all that was launched."""
         self.end()
         self.ticket += 1
-        fill(self.weights, seconds, self.released, self.ticket)
+        fill(self.weights, seconds, self.ticket, self.released, self._told)
 
     def end(self) -> None:
         """Give the device to what is launched next, some µs from now; the host does not wait."""

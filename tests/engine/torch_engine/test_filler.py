@@ -11,7 +11,7 @@ from framework.engine.torch_engine.filler import SECONDS, Filler, largest_weight
 def filled(monkeypatch):
     """What was launched: for how many seconds at most, until which ticket."""
     launches = []
-    monkeypatch.setattr(filler, "fill", lambda _weights, seconds, _released, ticket: launches.append((seconds, ticket)))
+    monkeypatch.setattr(filler, "fill", lambda _weights, seconds, ticket, *_words: launches.append((seconds, ticket)))
     return launches
 
 
@@ -19,12 +19,12 @@ def test_what_was_begun_goes_on_until_the_next_or_its_end(filled):
     tested = Filler(torch.zeros(4, dtype=torch.bfloat16))
     assert filled.pop() == (0.0, 1)  # it was compiled
     tested.begin(0.25)
-    assert (filled.pop(), tested.released.tolist()) == ((0.25, 1), [0])
+    assert (filled.pop(), tested.released.tolist()) == ((0.25, 2), [1])
     tested.begin()
-    assert (filled.pop(), tested.released.tolist()) == ((SECONDS, 2), [1])
+    assert (filled.pop(), tested.released.tolist()) == ((SECONDS, 3), [2])
     for _ in range(2):
         tested.end()
-        assert (filled, tested.released.tolist()) == ([], [2])
+        assert (filled, tested.released.tolist()) == ([], [3])
 
 
 def test_the_largest_weights_are_multiplied_whatever_their_dtype():
