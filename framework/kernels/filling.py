@@ -62,7 +62,7 @@ def _fill_kernel(
     total = tl.zeros([ROWS, OUTPUTS], tl.float32)
     num_tiles = tl.cdiv(num_numbers, INPUTS * OUTPUTS)
     tile = tl.program_id(0)
-    zero = ticket - ticket
+    zero = ticket.to(tl.int64) * 0
     last = zero
     while last < ticket:
         for _ in range(TILES):

@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+import triton.language as tl
 
 from framework.kernels import filling
 from framework.kernels.filling import fill
@@ -20,6 +21,21 @@ def test_without_triton_it_says_so(monkeypatch, words):
     monkeypatch.setattr(filling, "triton", None)
     with pytest.raises(RuntimeError, match="servers that share a GPU need triton"):
         fill(torch.zeros(4, dtype=torch.bfloat16), 1.0, 1, *words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs in Triton's interpreter without CUDA")
+@pytest.mark.parametrize(("released", "num_readings"), [(0, 7), (2, 7), (3, 4), (4, 4)])
+def test_it_leaves_its_loop_after_its_time_or_when_the_host_says_so(monkeypatch, words, released, num_readings):
+    readings = []
+
+    def read_clock():
+        readings.append(1000 * len(readings))  # ns; both programs begin with one, and go on for a round once it is over
+        return tl.full([], readings[-1], tl.int64)
+
+    monkeypatch.setattr(filling, "globaltimer", read_clock)
+    words[0][0] = released
+    fill(torch.ones(40_000, dtype=torch.bfloat16), 4e-6, 3, *words)
+    assert (words[1].item(), len(readings)) == (3, num_readings)
 
 
 @pytest.fixture(params=[1000, 2**27])
