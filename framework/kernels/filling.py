@@ -16,11 +16,12 @@ except ImportError:
 PROGRAMS_PER_SM = 2
 ROWS = 64  # that the weights are multiplied by
 INPUTS, OUTPUTS = 128, 128  # of a tile of the weights
+TILE = INPUTS * OUTPUTS  # numbers
 TILES = 8  # that a program multiplies between two looks at the clock and at the host's word: some 20 µs
 
 
 def fill(weights: Tensor, seconds: float, ticket: int, released: Tensor, told: Tensor) -> None:
-    """Multiply `weights`, flat bfloat16 numbers, over and over, as one Triton launch on their GPU.
+    """Multiply `weights`, TILE or more flat bfloat16 numbers, over and over, as one Triton launch on their GPU.
 
     It ends after so many seconds, or once the host has set `released[0]`, in pinned memory, to `ticket` or more. `told`
     is the same on the device, where one program passes it on: (1,) int64 both. All multiprocessors read and multiply,
@@ -30,16 +31,24 @@ def fill(weights: Tensor, seconds: float, ticket: int, released: Tensor, told: T
     if triton is None:
         raise RuntimeError("servers that share a GPU need triton, which has no wheel for this platform")
     num_programs = PROGRAMS_PER_SM * device_facts(weights.device)[0]
-    arguments = weights, weights.new_empty(num_programs), weights.numel(), int(1e9 * seconds), ticket, released, told
+    arguments = (
+        weights,
+        weights.new_empty(num_programs),
+        weights.numel() // TILE,
+        int(1e9 * seconds),
+        ticket,
+        released,
+        told,
+    )
     sizes = {"ROWS": ROWS, "INPUTS": INPUTS, "OUTPUTS": OUTPUTS, "TILES": TILES}
     _fill_kernel[(num_programs,)](*arguments, **sizes, num_warps=4, num_stages=3)
 
 
-@jit_for_any("num_numbers", "nanoseconds", "ticket")
+@jit_for_any("num_tiles", "nanoseconds", "ticket")
 def _fill_kernel(
     weights,
     sums,
-    num_numbers,
+    num_tiles,
     nanoseconds,
     ticket,
     released,
@@ -58,16 +67,15 @@ def _fill_kernel(
     inputs, outputs = tl.arange(0, INPUTS), tl.arange(0, OUTPUTS)
     in_rows = tl.arange(0, ROWS)[:, None] * INPUTS + inputs[None, :]
     in_tile = inputs[:, None] * OUTPUTS + outputs[None, :]
-    rows = tl.load(weights + in_rows, in_rows < num_numbers, other=0.0)
+    rows = tl.load(weights + in_rows)
     total = tl.zeros([ROWS, OUTPUTS], tl.float32)
-    num_tiles = tl.cdiv(num_numbers, INPUTS * OUTPUTS)
     tile = tl.program_id(0)
     zero = ticket.to(tl.int64) * 0
     last = zero
     while last < ticket:
         for _ in range(TILES):
             number = (tile % num_tiles).to(tl.int64) * (INPUTS * OUTPUTS) + in_tile
-            total = tl.dot(rows, tl.load(weights + number, number < num_numbers, other=0.0), total)
+            total = tl.dot(rows, tl.load(weights + number), total)
             tile += tl.num_programs(0)
         passed_on = zero
         if tl.program_id(0) == 0:

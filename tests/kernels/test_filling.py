@@ -7,7 +7,7 @@ import torch
 import triton.language as tl
 
 from framework.kernels import filling
-from framework.kernels.filling import fill
+from framework.kernels.filling import TILE, fill
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def words():
 def test_without_triton_it_says_so(monkeypatch, words):
     monkeypatch.setattr(filling, "triton", None)
     with pytest.raises(RuntimeError, match="servers that share a GPU need triton"):
-        fill(torch.zeros(4, dtype=torch.bfloat16), 1.0, 1, *words)
+        fill(torch.zeros(TILE, dtype=torch.bfloat16), 1.0, 1, *words)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="runs in Triton's interpreter without CUDA")
@@ -38,7 +38,7 @@ def test_it_leaves_its_loop_after_its_time_or_when_the_host_says_so(monkeypatch,
     assert (words[1].item(), len(readings)) == (3, num_readings)
 
 
-@pytest.fixture(params=[1000, 2**27])
+@pytest.fixture(params=[TILE, 2**27])
 def weights(request):
     return torch.ones(request.param, dtype=torch.bfloat16, device="cuda")
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from framework.kernels.filling import fill
+from framework.kernels.filling import TILE, fill
 
 SECONDS = 0.05  # at most, between a step's end and the next launch
+LATENCY = 1e-4  # s, in which the device leaves what it was kept busy with, and begins and leaves the next
 
 
 class Filler:
@@ -37,7 +38,8 @@ class Filler:
 
 
 def largest_weights(model: nn.Module) -> Tensor:
-    """Those of the largest tensor that is contiguous, as flat bfloat16 numbers (an odd byte is left out)."""
+    """The bytes of the largest tensor that is contiguous as flat bfloat16 numbers: a tile at least, by repeating them."""
     tensors = [weights.detach() for weights in model.parameters() if weights.is_contiguous()]
     largest = max(tensors, key=lambda weights: weights.nbytes).view(-1).view(torch.uint8)
-    return largest[: len(largest) // 2 * 2].view(torch.bfloat16)
+    numbers = largest[: len(largest) // 2 * 2].view(torch.bfloat16)
+    return numbers if len(numbers) >= TILE else numbers.repeat(-(-TILE // len(numbers)))

@@ -15,7 +15,7 @@ from framework.checks import whole
 from framework.contracts import Engine
 from framework.core import Batch, Request, Sequence, StepResult
 from framework.engine.torch_engine.engine import TorchEngine
-from framework.engine.torch_engine.filler import Filler, largest_weights
+from framework.engine.torch_engine.filler import LATENCY, Filler, largest_weights
 from framework.engine.torch_engine.share import ServerSteps, Share
 from framework.engine.torch_engine.swap import Pairs
 from framework.models.gpt2 import GPT2
@@ -77,7 +77,7 @@ class Replica:
         Where the device would not rest before or after it, it is kept busy.
         """
         filler = self.servers.filler if self.num_steps_ahead else None
-        busy = self._clock.device_end - self._clock()
+        busy = self._clock.device_end - self._clock() - LATENCY
         if filler is not None:
             self._clock.leave_out(partial(filler.begin, busy) if busy > 0.0 else filler.end)
         self.engine.launch_for(self.steps, batch, self.timer)

@@ -5,6 +5,7 @@ import torch
 
 from framework.engine.torch_engine import filler
 from framework.engine.torch_engine.filler import SECONDS, Filler, largest_weights
+from framework.kernels.filling import TILE
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def filled(monkeypatch):
 
 
 def test_what_was_begun_goes_on_until_the_next_or_its_end(filled):
-    tested = Filler(torch.zeros(4, dtype=torch.bfloat16))
+    tested = Filler(torch.zeros(TILE, dtype=torch.bfloat16))
     assert filled.pop() == (0.0, 1)  # it was compiled
     tested.begin(0.25)
     assert (filled.pop(), tested.released.tolist()) == ((0.25, 2), [1])
@@ -28,7 +29,13 @@ def test_what_was_begun_goes_on_until_the_next_or_its_end(filled):
 
 
 def test_the_largest_weights_are_multiplied_whatever_their_dtype():
-    odd = torch.nn.Parameter(torch.arange(17, dtype=torch.uint8), requires_grad=False)
+    odd = torch.nn.Parameter(torch.arange(2 * TILE + 1).to(torch.uint8), requires_grad=False)
     model = torch.nn.ParameterList([odd, torch.nn.Parameter(torch.zeros(2, 2))])
-    expected = torch.arange(16, dtype=torch.uint8).view(torch.bfloat16)  # the 17th has no other half
-    assert torch.equal(largest_weights(model), expected)
+    assert torch.equal(largest_weights(model).view(torch.uint8), odd[:-1])  # the last byte has no other half
+
+
+def test_weights_of_less_than_a_tile_are_repeated():
+    (weights,) = torch.nn.ParameterList([torch.nn.Parameter(torch.randn(3, dtype=torch.bfloat16))])
+    numbers = largest_weights(torch.nn.ParameterList([weights]))
+    assert len(numbers) >= TILE
+    assert torch.equal(numbers[-3:], weights.detach())
