@@ -38,7 +38,7 @@ class Filler:
 
 
 def largest_weights(model: nn.Module) -> Tensor:
-    """The bytes of the largest tensor that is contiguous as flat bfloat16 numbers: a tile at least, by repeating them."""
+    """The bytes of the largest tensor that is contiguous as flat bfloat16 numbers, repeated if they are too few."""
     tensors = [weights.detach() for weights in model.parameters() if weights.is_contiguous()]
     largest = max(tensors, key=lambda weights: weights.nbytes).view(-1).view(torch.uint8)
     numbers = largest[: len(largest) // 2 * 2].view(torch.bfloat16)
