@@ -59,6 +59,11 @@ class Arm(EngineParts):
         return [Group(num=self.servers, role="mixed", **parts)]
 
     @property
+    def has_own_devices(self) -> bool:
+        """Whether each server has a device of its own, and serves in real time."""
+        return self.placement in ("gpus", "ray")
+
+    @property
     def num_servers(self) -> int:
         return sum(group.num for group in self.groups)
 
@@ -130,7 +135,7 @@ def with_cost_model(name: str, arm: Arm) -> Arm:
 def check_moves(place: str, arm: Arm) -> None:
     """ValueError for sequences that move without a link, and for what is of no use since none moves."""
     roles = {group.role for group in arm.groups}
-    if arm.placement != "device" and (isinstance(arm.servers, dict) or arm.migrate is not None):
+    if arm.has_own_devices and (isinstance(arm.servers, dict) or arm.migrate is not None):
         raise ValueError(f"{place}: with placement={arm.placement} all servers are alike, and no sequence moves")
     if "prefill" not in roles and arm.decode_router is not LEAST_OUTSTANDING:
         raise ValueError(f"{place} has no prefill servers, so nothing is handed over: leave out decode_router")
@@ -163,15 +168,17 @@ def check_router(place: str, arm: Arm) -> None:
 
     Likewise for several servers on the wall clock that share a device.
     """
-    if arm.placement != "device" and arm.clock != "wall":
+    if arm.has_own_devices and arm.clock != "wall":
         raise ValueError(f"{place}: placement={arm.placement} serves in real time: set clock=wall")
-    if arm.clock == "wall" and arm.placement == "device" and (arm.view_delay or arm.router is not ROUND_ROBIN):
+    if arm.placement == "shared" and (arm.clock == "wall" or arm.is_modelled or arm.is_recorded):
+        raise ValueError(f"{place}: placement=shared emulates by measured steps: set clock=virtual and engine=torch")
+    if arm.clock == "wall" and not arm.has_own_devices and (arm.view_delay or arm.router is not ROUND_ROBIN):
         raise ValueError(
             f"{place}: clock=wall has one server and asks no router: leave out router and view_delay, or give each "
             "server a device of its own with placement=gpus"
         )
     try:
-        if arm.placement == "device":
+        if not arm.has_own_devices:
             check_clock(arm.num_servers, arm.clock)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error

@@ -128,7 +128,7 @@ def measure_arms(
 def measure_arm(name: str, arm: Arm, seed: int, engines: EngineCache, progress: SweepProgress) -> float:
     num_requests = NUM_ROUNDS * max_num_seqs_of(arm.scheduler) * arm.num_servers
     trace = partial(all_at_once, trace=arm.trace, num_requests=num_requests)
-    overloaded = replace(arm, trace=trace, clock="virtual" if arm.placement == "device" else arm.clock)
+    overloaded = replace(arm, trace=trace, clock=arm.clock if arm.has_own_devices else "virtual")
     replayed = replay_where_placed(Point(name, Load(math.inf), seed, ""), overloaded, engines, progress)
     metrics = summarize(replayed.requests, replayed.steps, {})
     sustained = metrics["sustained_throughput"]

@@ -153,8 +153,8 @@ def num_seats_on(arm: Arm, engine_key: str) -> int:
 
 
 def takes_turns(arm: Arm, engine: Engine) -> bool:
-    """Whether several servers run their steps on this engine."""
-    return arm.num_servers > 1 and engine.timer is not None
+    """Whether its servers run their steps on this engine by turns, each alone."""
+    return (arm.num_servers > 1 or arm.placement == "shared") and engine.timer is not None
 
 
 def of_server(parts: EngineParts, index: int, seed: int) -> MakeEngine:

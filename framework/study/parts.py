@@ -18,8 +18,9 @@ from framework.replay import Clock
 from framework.study.files import digest_of
 from framework.study.recorded import record_of
 
-# What the servers run on: all on the study's device, each on a GPU of this machine, or each in a Ray actor with a GPU
-Placement = Literal["device", "gpus", "ray"]
+# What the servers run on: the study's device, where several take turns; that, and a single one has its turns, too; each a
+# GPU of this machine; each a GPU in a Ray actor
+Placement = Literal["device", "shared", "gpus", "ray"]
 PLAIN = ("servers", "view_delay", "num", "role")  # components that are values
 
 

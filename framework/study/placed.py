@@ -52,7 +52,7 @@ def replay_where_placed(
     file: IO[bytes] | None = None,
 ) -> ReplayedPoint:
     """On the study's device, or on those of the arm's servers. A `file` gets the requests, as Parquet."""
-    if arm.placement == "device":
+    if not arm.has_own_devices:
         return replay_point(point, arm, engines, progress, gpu, file)
     trace = arm.trace(seed=point.seed, **point.load.trace_keywords)
     progress.say(f"{point}: preparing")

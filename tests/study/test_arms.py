@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 from functools import partial
+from time import perf_counter
+from types import SimpleNamespace
 
 import pytest
 
 from framework.engine.torch_engine import TorchEngine
 from framework.router.shared_queue import shared_queue
 from framework.study.arms import Arm, point_order, resolve_arms
+from framework.study.engine_cache import takes_turns
 from framework.study.load import Load
 from tests.study.fake_study import DEFAULTS, load_fake_model
 
@@ -96,3 +99,12 @@ def test_a_router_that_cannot_be_or_is_never_asked_is_refused_before_anything_is
     with pytest.raises(ValueError, match=r"arms.a: clock=wall has one server and asks no router"):
         resolve_arms({"a": {"router": partial(shared_queue), "clock": "wall"}}, DEFAULTS)
     resolve_arms({"a": {"router": partial(shared_queue)}}, DEFAULTS)
+
+
+def test_a_single_server_takes_turns_where_its_placement_says_so():
+    with pytest.raises(ValueError, match=r"arms.a: placement=shared emulates by measured steps: set clock=virtual"):
+        resolve_arms({"a": {"placement": "shared", "clock": "wall"}}, DEFAULTS)
+    arms = resolve_arms({"alone": {}, "shared": {"placement": "shared"}, "two": {"servers": 2}}, DEFAULTS)
+    engines = [SimpleNamespace(timer=timer) for timer in (perf_counter, None)]
+    taken = {name: [takes_turns(arm, engine) for engine in engines] for name, arm in arms.items()}
+    assert taken == {"alone": [False, False], "shared": [True, False], "two": [True, False]}
