@@ -18,8 +18,8 @@ from framework.replay import Clock
 from framework.study.files import digest_of
 from framework.study.recorded import record_of
 
-# What the servers run on: the study's device, where several take turns; that, and a single one has its turns, too; each a
-# GPU of this machine; each a GPU in a Ray actor
+# What the servers run on: the study's device, where several take turns; that, and a single one alone likewise; a GPU of
+# this machine each; a GPU each in a Ray actor
 Placement = Literal["device", "shared", "gpus", "ray"]
 PLAIN = ("servers", "view_delay", "num", "role")  # components that are values
 
