@@ -20,26 +20,19 @@ TILE = INPUTS * OUTPUTS  # numbers
 TILES = 8  # that a program multiplies between two looks at the clock and at the host's word: some 20 µs
 
 
-def fill(weights: Tensor, seconds: float, ticket: int, released: Tensor, told: Tensor) -> None:
+def fill(weights: Tensor, seconds: float, ticket: int, released: Tensor, released_on_device: Tensor) -> None:
     """Multiply `weights`, TILE or more flat bfloat16 numbers, over and over, as one Triton launch on their GPU.
 
-    It ends after so many seconds, or once the host has set `released[0]`, in pinned memory, to `ticket` or more. `told`
-    is the same on the device, where one program passes it on: (1,) int64 both. All multiprocessors read and multiply,
-    so the device draws about what a decode step draws. The host does not wait.
+    It ends after so many seconds, or once the host has set `released[0]`, in pinned memory, to `ticket` or more. One
+    program passes that on to the others by `released_on_device`; both are (1,) int64. All multiprocessors read and
+    multiply, so the device draws about what a decode step draws. The host does not wait.
     RuntimeError where Triton is not installed.
     """
     if triton is None:
         raise RuntimeError("servers that share a GPU need triton, which has no wheel for this platform")
     num_programs = PROGRAMS_PER_SM * device_facts(weights.device)[0]
-    arguments = (
-        weights,
-        weights.new_empty(num_programs),
-        weights.numel() // TILE,
-        int(1e9 * seconds),
-        ticket,
-        released,
-        told,
-    )
+    sums, num_tiles = weights.new_empty(num_programs), weights.numel() // TILE
+    arguments = weights, sums, num_tiles, int(1e9 * seconds), ticket, released, released_on_device
     sizes = {"ROWS": ROWS, "INPUTS": INPUTS, "OUTPUTS": OUTPUTS, "TILES": TILES}
     _fill_kernel[(num_programs,)](*arguments, **sizes, num_warps=4, num_stages=3)
 
@@ -52,7 +45,7 @@ def _fill_kernel(
     nanoseconds,
     ticket,
     released,
-    told,
+    released_on_device,
     ROWS: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
@@ -69,17 +62,17 @@ def _fill_kernel(
     in_tile = inputs[:, None] * OUTPUTS + outputs[None, :]
     rows = tl.load(weights + in_rows)
     total = tl.zeros([ROWS, OUTPUTS], tl.float32)
-    tile = tl.program_id(0)
+    tile = tl.program_id(0) % num_tiles
     zero = ticket.to(tl.int64) * 0
     last = zero
     while last < ticket:
         for _ in range(TILES):
-            number = (tile % num_tiles).to(tl.int64) * (INPUTS * OUTPUTS) + in_tile
+            number = tile.to(tl.int64) * (INPUTS * OUTPUTS) + in_tile
             total = tl.dot(rows, tl.load(weights + number), total)
-            tile += tl.num_programs(0)
+            tile = (tile + tl.num_programs(0)) % num_tiles
         passed_on = zero
         if tl.program_id(0) == 0:
             is_over = (globaltimer() >= end) | (tl.load(released, volatile=True) >= ticket)
             passed_on = tl.where(is_over, ticket, zero)
-        last = tl.atomic_max(told, passed_on, sem="relaxed")
+        last = tl.atomic_max(released_on_device, passed_on, sem="relaxed")
     tl.store(sums + tl.program_id(0), tl.sum(tl.sum(total, 1), 0).to(tl.bfloat16))

@@ -166,12 +166,12 @@ def check_migrate(place: str, arm: Arm, migrate: MakeRebalance) -> None:
 def check_router(place: str, arm: Arm) -> None:
     """ValueError for one that refuses its keywords or the age of what it sees, and for one that nobody would ask.
 
-    Likewise for several servers on the wall clock that share a device.
+    Likewise for several servers on the wall clock that share a device, and for turns of steps that are not measured.
     """
     if arm.has_own_devices and arm.clock != "wall":
         raise ValueError(f"{place}: placement={arm.placement} serves in real time: set clock=wall")
-    if arm.placement == "shared" and (arm.clock == "wall" or arm.is_modelled or arm.is_recorded):
-        raise ValueError(f"{place}: placement=shared emulates by measured steps: set clock=virtual and engine=torch")
+    if arm.placement == "turns" and (arm.clock == "wall" or arm.is_modelled):
+        raise ValueError(f"{place}: placement=turns measures each step alone: set clock=virtual and engine=torch")
     if arm.clock == "wall" and not arm.has_own_devices and (arm.view_delay or arm.router is not ROUND_ROBIN):
         raise ValueError(
             f"{place}: clock=wall has one server and asks no router: leave out router and view_delay, or give each "

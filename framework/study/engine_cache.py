@@ -154,7 +154,7 @@ def num_seats_on(arm: Arm, engine_key: str) -> int:
 
 def takes_turns(arm: Arm, engine: Engine) -> bool:
     """Whether its servers run their steps on this engine by turns, each alone."""
-    return (arm.num_servers > 1 or arm.placement == "shared") and engine.timer is not None
+    return (arm.num_servers > 1 or arm.placement == "turns") and engine.timer is not None
 
 
 def of_server(parts: EngineParts, index: int, seed: int) -> MakeEngine:

@@ -18,9 +18,9 @@ from framework.replay import Clock
 from framework.study.files import digest_of
 from framework.study.recorded import record_of
 
-# What the servers run on: the study's device, where several take turns; that, and a single one alone likewise; a GPU of
-# this machine each; a GPU each in a Ray actor
-Placement = Literal["device", "shared", "gpus", "ray"]
+# device: the study's; several servers take turns on it. turns: the same, and a single server's steps run alone, too.
+# gpus: a GPU of this machine for each server. ray: a GPU for each, in a Ray actor
+Placement = Literal["device", "turns", "gpus", "ray"]
 PLAIN = ("servers", "view_delay", "num", "role")  # components that are values
 
 

@@ -53,13 +53,13 @@ def test_a_device_is_busy_for_as_long_as_it_was_told_or_until_the_host_says_so(w
     assert time.perf_counter() - started < 0.005  # the host does not wait
     torch.cuda.synchronize()
     assert time.perf_counter() - started == pytest.approx(0.01, rel=0.1)
-    fill(weights, 5.0, 7, *words)
+    fill(weights, 1.0, 7, *words)
     for number, is_over in ((6, False), (7, True)):
         words[0][0] = number
         time.sleep(0.002)
         assert torch.cuda.current_stream().query() == is_over
     words[0][0] = 8
     started = time.perf_counter()
-    fill(weights, 5.0, 8, *words)  # it was released before it began
+    fill(weights, 1.0, 8, *words)  # it was released before it began
     torch.cuda.synchronize()
     assert time.perf_counter() - started < 0.001

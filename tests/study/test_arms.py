@@ -102,9 +102,9 @@ def test_a_router_that_cannot_be_or_is_never_asked_is_refused_before_anything_is
 
 
 def test_a_single_server_takes_turns_where_its_placement_says_so():
-    with pytest.raises(ValueError, match=r"arms.a: placement=shared emulates by measured steps: set clock=virtual"):
-        resolve_arms({"a": {"placement": "shared", "clock": "wall"}}, DEFAULTS)
-    arms = resolve_arms({"alone": {}, "shared": {"placement": "shared"}, "two": {"servers": 2}}, DEFAULTS)
+    with pytest.raises(ValueError, match=r"arms.a: placement=turns measures each step alone: set clock=virtual"):
+        resolve_arms({"a": {"placement": "turns", "clock": "wall"}}, DEFAULTS)
+    arms = resolve_arms({"alone": {}, "turns": {"placement": "turns"}, "two": {"servers": 2}}, DEFAULTS)
     engines = [SimpleNamespace(timer=timer) for timer in (perf_counter, None)]
     taken = {name: [takes_turns(arm, engine) for engine in engines] for name, arm in arms.items()}
-    assert taken == {"alone": [False, False], "shared": [True, False], "two": [True, False]}
+    assert taken == {"alone": [False, False], "turns": [True, False], "two": [True, False]}

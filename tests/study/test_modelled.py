@@ -47,7 +47,7 @@ def test_an_arm_without_a_path_gets_the_cost_model_that_fits(folder):
     ("change", "message"),
     [
         ({"clock": "wall"}, "arms.a: clock=wall is real time, and engine=modelled executes nothing"),
-        ({"placement": "shared"}, "arms.a: placement=shared emulates by measured steps"),
+        ({"placement": "turns"}, "arms.a: placement=turns measures each step alone"),
         ({"model": {"dtype": "bfloat16"}}, r"arms.a: .*\(test has dtype 'float32', not 'bfloat16'"),
         ({"engine": {"device": "TPU"}}, "arms.a: engine.device=TPU"),
         ({"engine": {"path": "nowhere.json"}}, "arms.a: engine.path=.*there is no such file"),

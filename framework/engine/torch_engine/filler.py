@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from framework.kernels.filling import TILE, fill
 
-SECONDS = 0.05  # at most, between a step's end and the next launch
+MAX_GAP = 0.05  # s, between a step's end and the next launch
+MAX_LAUNCH = 1.0  # s
 LATENCY = 1e-4  # s, in which the device leaves what it was kept busy with, and begins and leaves the next
 
 
@@ -22,15 +23,15 @@ class Filler:
         self.weights = weights
         self.ticket = 0  # of what was begun last
         self.released = torch.zeros(1, dtype=torch.int64, pin_memory=weights.is_cuda)  # the last that has ended
-        self._told = torch.zeros(1, dtype=torch.int64, device=weights.device)
+        self._released_on_device = torch.zeros(1, dtype=torch.int64, device=weights.device)
         self._released = self.released.numpy()  # the same memory: the host writes it sooner so
         self.begin(0.0)  # compiled before anything is timed
 
-    def begin(self, seconds: float = SECONDS) -> None:
+    def begin(self, seconds: float = MAX_GAP) -> None:
         """Go on until `end`, or for so many seconds, once the device is done with all that was launched."""
         self.end()
         self.ticket += 1
-        fill(self.weights, seconds, self.ticket, self.released, self._told)
+        fill(self.weights, min(seconds, MAX_LAUNCH), self.ticket, self.released, self._released_on_device)
 
     def end(self) -> None:
         """Give the device to what is launched next, some µs from now; the host does not wait."""

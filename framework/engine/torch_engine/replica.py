@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from math import inf
 
+import torch
+
 from framework.checks import whole
 from framework.contracts import Engine
 from framework.core import Batch, Request, Sequence, StepResult
@@ -65,6 +67,7 @@ class Replica:
     def begin(self, requests: list[Request], max_num_seqs: int, max_num_batched_tokens: int | None = None) -> None:
         """As TorchEngine.begin; the first replica to begin gets the engine ready for all."""
         self._ends.clear()
+        self._clock.device_end = -inf
         self.servers.begin(self.steps, requests, max_num_seqs, max_num_batched_tokens)
         self.num_steps_ahead = self.engine.num_steps_ahead
 
@@ -74,7 +77,7 @@ class Replica:
     def launch(self, batch: Batch) -> None:
         """Run the step to its end, alone; what of it would run beside the host's next work, the clock leaves out.
 
-        Where the device would not rest before or after it, it is kept busy.
+        Where another step would be before it, the device is kept busy during the launch and from the step's end on.
         """
         filler = self.servers.filler if self.num_steps_ahead else None
         busy = self._clock.device_end - self._clock() - LATENCY
@@ -148,6 +151,13 @@ def make_replicas(engine: Engine, num_servers: int) -> list[Replica]:
         raise ValueError(
             f"servers={num_servers} measured ones share one engine, and {type(engine).__name__} cannot be shared: use "
             "engine=torch, or engine=modelled"
+        )
+    if engine.device.type == "cuda" and torch.cuda.get_device_capability(engine.device) < (8, 0):
+        raise ValueError(f"servers={num_servers} that share a GPU need one of compute capability 8.0 or more")
+    if engine.blocks_per_adapter:
+        raise ValueError(
+            f"servers={num_servers} that take turns on an engine cannot keep adapters in its KV cache: set "
+            "lora.memory=split"
         )
     steps = [ServerSteps(share, engine.model) for share in shares_of(engine, num_servers)]
     servers, turns = Servers(engine, steps), Turns(lambda: engine.timer())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from framework.engine.torch_engine import filler
-from framework.engine.torch_engine.filler import SECONDS, Filler, largest_weights
+from framework.engine.torch_engine.filler import MAX_GAP, Filler, largest_weights
 from framework.kernels.filling import TILE
 
 
@@ -22,10 +22,12 @@ def test_what_was_begun_goes_on_until_the_next_or_its_end(filled):
     tested.begin(0.25)
     assert (filled.pop(), tested.released.tolist()) == ((0.25, 2), [1])
     tested.begin()
-    assert (filled.pop(), tested.released.tolist()) == ((SECONDS, 3), [2])
+    assert (filled.pop(), tested.released.tolist()) == ((MAX_GAP, 3), [2])
+    tested.begin(5.0)  # no longer than a launch takes: an integer of 8 bytes would need another kernel
+    assert filled.pop() == (1.0, 4)
     for _ in range(2):
         tested.end()
-        assert (filled, tested.released.tolist()) == ([], [3])
+        assert (filled, tested.released.tolist()) == ([], [4])
 
 
 def test_the_largest_weights_are_multiplied_whatever_their_dtype():

@@ -214,17 +214,18 @@ class Noted:
         self.asked.append("end")
 
 
-def two_steps(replica):
-    """Launch a prompt and its first decode step beside it; what was asked of the filler."""
+def two_steps(replica, busy=0.0):
+    """Launch a prompt and its first decode step, behind so many seconds of a step; what was asked of the filler."""
+    replica.servers.filler.asked.clear()
     (sequence,) = seat(replica, make_requests([6], [4]))
     replica.launch(Batch([sequence], [0], [6], 6, 0))
     sequence.num_computed_tokens += 6
     sequence.append(5, 0.0)
+    replica._clock.device_end += busy
     replica.launch(Batch([sequence], [6], [1], 0, 1))
     for _ in range(2):
         replica.collect()
-    asked, replica.servers.filler.asked = replica.servers.filler.asked, []
-    return asked
+    return replica.servers.filler.asked
 
 
 def test_a_device_is_kept_busy_where_the_step_before_would_keep_it_busy(model):
@@ -238,9 +239,14 @@ def test_a_device_is_kept_busy_where_the_step_before_would_keep_it_busy(model):
     first, end, between, beside, *others = two_steps(replica)
     assert (end, between, others) == ("end", "between steps", ["end", "between steps"])
     assert 90.0 < beside < first < 100.0
-    replica._clock.device_end = replica.timer()  # everything is over
-    first, end, beside, *others = two_steps(replica)
-    assert (first, end) == ("end", "end")  # the device would rest before the first step, and does
+    replica.begin(make_requests([6], [4]), 1)  # everything is over, and on a CPU each step is when it is launched
+    replica.num_steps_ahead = 1
+    assert two_steps(replica) == ["end"] * 4
+    replica.begin(make_requests([6], [4]), 1)
+    replica.num_steps_ahead = 1
+    *idle, beside, end, between = two_steps(replica, busy=100.0)
+    assert (idle, end, between) == (["end", "end"], "end", "between steps")
+    assert 90.0 < beside < 100.0
 
 
 def test_nothing_keeps_a_device_busy_that_copies_or_gets_ready(model):
@@ -282,9 +288,10 @@ def test_a_share_of_nothing_is_refused(model, num_servers, options, message):
         make_replicas(make(model, 4, **options), num_servers)
 
 
-def test_adapters_in_a_cache_that_servers_share_are_refused():
-    with pytest.raises(ValueError, match=r"servers=2 that share a KV cache cannot keep adapters .* lora\.memory=split"):
-        make_replicas(make_engine(memory="unified", num_blocks=200), 2)
+@pytest.mark.parametrize("num_servers", [1, 2])
+def test_adapters_in_a_cache_on_which_servers_take_turns_are_refused(num_servers):
+    with pytest.raises(ValueError, match=r"cannot keep adapters in its KV cache: set lora\.memory=split"):
+        make_replicas(make_engine(memory="unified", num_blocks=200), num_servers)
 
 
 def test_an_engine_that_cannot_be_shared_and_no_server_are_refused(model):

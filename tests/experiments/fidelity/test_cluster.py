@@ -55,6 +55,15 @@ def test_another_imbalance_is_told(tmp_path):
     assert decision_notes(found) == [told]
 
 
+def test_a_single_server_has_no_imbalance_that_could_differ(tmp_path):
+    nothing = float("nan")
+    found = decisions(
+        tmp_path, {"real-0": [0] * 4, "emulated-0": [0] * 4}, {"real-0": nothing, "emulated-0": nothing}, []
+    )
+    assert found["is_met"].all()
+    assert decision_notes(found) == []
+
+
 def test_emulated_and_real_servers_in_one_command(cli, smallest, tmp_path, monkeypatch):
     monkeypatch.setattr(placed, "spawn_workers", lambda make, number, device: when_ready(in_threads(make, number)))
     smaller = [each for each in smallest if not each.startswith("trace.num_requests")]
