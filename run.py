@@ -7,6 +7,7 @@ import sys
 from datetime import datetime
 from io import TextIOWrapper
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 if __name__ == "__main__":
@@ -124,9 +125,18 @@ def stop(signal_number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Python drops what is raised while an object is being deleted, an interruption too: let it come a moment later."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(lost)
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    sys.unraisablehook = interrupt_again
     replace_unknown_characters()
     try:
         sys.argv[1:] = prepare(sys.argv[1:])

@@ -162,7 +162,10 @@ def describe_composition(error: HydraException | OmegaConfBaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option}: there is no such {group}{suggest(option, error.options)}"
-    return " ".join(str(error).split())
+    told = " ".join(str(error).split())
+    if told.startswith("Error merging override rates=["):
+        return f"{told}: the study's rates are multiples; give a list by '~rates' '+rates=[…]'"
+    return told
 
 
 def expand_preset(arguments: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from framework.checks import not_negative, positive
 
 Copy = Literal["at_end", "layer_by_layer"]
+MAX_LATENCY = 3600.0  # s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,9 @@ class Link:
     def __post_init__(self) -> None:
         positive("link.bandwidth", self.bandwidth)
         not_negative("link.latency", self.latency)
+        if self.bandwidth < 1.0 or self.latency > MAX_LATENCY:
+            given = f"link.bandwidth={self.bandwidth:g} bytes/s and link.latency={self.latency:g} s"
+            raise ValueError(f"{given}: give at least 1 byte/s, and at most {MAX_LATENCY:g} s")
         if self.copy not in get_args(Copy):
             raise ValueError(f"link.copy={self.copy!r} is not one of {', '.join(get_args(Copy))}")
 

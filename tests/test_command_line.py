@@ -41,6 +41,7 @@ def test_the_last_experiment_counts_and_the_default_is_multi_lora():
         ),
         (["rates={"], "rates={ cannot be read: "),
         (["rates"], "'rates' is no override: key=value"),
+        (["experiment=cluster", "rates=[20]"], r"rates are multiples; give a list by '~rates' '\+rates=\["),
         (["output_dir=a b c ü"], "cannot be read: quote the value"),
         (["-m", "experiment=kv_cache,batching", "prompt=a"], "unknown key 'prompt' in the study"),  # batching's prompts
     ],

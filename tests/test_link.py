@@ -25,6 +25,9 @@ def test_a_link_of_no_bandwidth_is_refused(bandwidth):
 def test_other_values_that_are_none_are_refused():
     with pytest.raises(ValueError, match=r"link\.latency=-1 is not a finite number of at least 0"):
         Link(bandwidth=1.0, latency=-1)
+    for slow in ({"bandwidth": 0.5}, {"bandwidth": 1.0, "latency": 4000.0}):
+        with pytest.raises(ValueError, match=r"give at least 1 byte/s, and at most 3600 s"):
+            Link(**slow)
     with pytest.raises(ValueError, match=r"link\.copy='early' is not one of at_end, layer_by_layer"):
         Link(bandwidth=1.0, copy="early")
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from hydra.errors import InstantiationException
 
+import run
 from framework.catalog import groups
 from framework.command_line import expand_preset
 from framework.paths import ROOT
@@ -394,11 +395,25 @@ def spawn(*overrides: str, cwd: Path, **environment: str) -> subprocess.Popen:
     )
 
 
+def test_an_interruption_while_an_object_is_deleted_is_not_lost(monkeypatch):
+    class Interrupted:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def work():
+        Interrupted()
+        time.sleep(10)
+
+    monkeypatch.setattr(sys, "unraisablehook", run.interrupt_again)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interruption_keeps_finished_points(smallest, tmp_path, signal_number):
     process = spawn(*smallest, f"rates={list(range(50, 450))}", cwd=tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     points = tmp_path / "outputs/continuous_batching/points"
     while not list(points.glob("[!.]*/point.json")) and time.monotonic() < deadline:  # unfinished folders come and go
         time.sleep(0.05)

@@ -64,6 +64,9 @@ def make_arms(parts: dict[str, Any], routers: dict[str, MakeRouter], num_servers
         raise ValueError(f"routers={[*routers]} and num_servers={num_servers}: give at least one of each")
     for number in num_servers:
         whole("num_servers", number, at_least=2)
+    for key in ("servers", "router", "placement"):
+        if key in parts:
+            raise ValueError(f"{key} is none of the study's keys: it has one server and num_servers behind its routers")
     if "num_requests" not in describe(parts["trace"]):
         raise ValueError("experiment=scaling needs a trace with num_requests, which it multiplies with the servers")
     several = {

@@ -92,7 +92,8 @@ def left_out_notes(records: Records) -> Iterator[str]:
         for reason in dict.fromkeys(reason for counts in points for reason in counts):
             counts = [each.get(reason, 0) for each in points]
             low, high = min(counts), max(counts)
-            yield f"{high if low == high else f'{low} to {high}'} requests of each point were {verb}: {reason}"
+            number, plural = high if low == high else f"{low} to {high}", high > 1
+            yield f"{number} request{'s' * plural} of each point {'were' if plural else 'was'} {verb}: {reason}"
 
 
 def ignored_notes(records: Records) -> Iterator[str]:

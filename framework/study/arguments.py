@@ -87,8 +87,8 @@ def check_points(arms: Mapping[str, object], rates: Rates, seeds: list[int]) -> 
     if isinstance(rates, dict):
         if rates["of"] not in arms:
             raise ValueError(f"rates.of={rates['of']!r} is no arm{suggest(rates['of'], arms)}")
-        if not rates["multiples"] or not all(multiple > 0 for multiple in rates["multiples"]):
-            raise ValueError(f"rates.multiples={rates['multiples']}: give at least one, each above 0")
+        if not rates["multiples"] or not all(0 < multiple < math.inf for multiple in rates["multiples"]):
+            raise ValueError(f"rates.multiples={rates['multiples']}: give at least one, each a finite number above 0")
     for rate in rates if isinstance(rates, list) else []:
         if rate == math.inf:
             raise ValueError(

@@ -146,11 +146,15 @@ def replications(
     return found
 
 
+class ShortReplayError(ValueError):
+    """In a replay so short chance alone makes waiting grow."""
+
+
 def check_length(found: list[Replication]) -> None:
-    """ValueError for a replay in which chance alone makes waiting grow."""
+    """ShortReplayError for too few requests."""
     shortest = min(one.num_requests for one in found)
     if shortest < MIN_REQUESTS:
-        raise ValueError(
+        raise ShortReplayError(
             f"capacity needs {MIN_REQUESTS} requests of a replay after its first fifth, and as many of each batch, not "
             f"{shortest}: raise trace.num_requests"
         )

@@ -280,8 +280,9 @@ def point_table(
         return pd.DataFrame(columns=["arm", "rate", "seed", *METRIC_OF, "point"])
     table = pd.DataFrame(rows)
     undefined = table.columns[table.isna().all()]  # null in every record: not a column of numbers yet
-    table[undefined] = table[undefined].astype(float)
-    table["waiting_growth"] = table["waiting_growth"].fillna(math.inf)  # all at once
+    table = table.astype(dict.fromkeys(undefined, float)).copy()  # of many parts else, which pandas warns of
+    all_at_once = table["waiting_growth"].isna() & (table["offered_rate"] == math.inf)
+    table["waiting_growth"] = table["waiting_growth"].mask(all_at_once, math.inf)
     position = table["arm"].map({arm: index for index, arm in enumerate(arm_digests)})
     order = table.assign(position=position).sort_values(["position", "rate", "seed"]).index
     table = table.loc[order].drop_duplicates(["arm", "rate", "seed"])  # the recorded rate may be asked for as a number

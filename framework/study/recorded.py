@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # which calls the functions here
     from framework.study.roles import Group
 
 RECORDED = f"{RecordedEngine.__module__}.{RecordedEngine.__qualname__}"
-REPLAYED = ("scheduler", "trace", "lora", "servers", "router")  # the parts that decide which steps there are
+# The parts that decide which steps there are
+REPLAYED = ("scheduler", "trace", "lora", "servers", "router", "view_delay", "decode_router", "link", "migrate")
 OF_ENGINE = ("num_blocks", "block_size", "num_adapter_slots", "blocks_per_adapter", "num_swap_blocks")
 
 MAX_NUM_SEQS = 1024  # of a scheduler that has no such keyword: graphs of fewer rows are the same for any number

@@ -20,7 +20,7 @@ from framework.paths import check_writable
 from framework.study.arguments import Replays, Tracker, Traffic, check_points, check_search, check_traces, check_users
 from framework.study.arms import Arm, point_order
 from framework.study.auto_rates import NUM_RATES, Rates, find_rates
-from framework.study.capacity import ArmCapacity, ArmSearch, search_arm, search_of
+from framework.study.capacity import ArmCapacity, ArmSearch, ShortReplayError, search_arm, search_of
 from framework.study.engine_cache import EngineCache
 from framework.study.files import DISK_FULL
 from framework.study.load import Load
@@ -162,6 +162,9 @@ def search_capacities(
             found = search_arm(wanted, compute, engines, progress)
         except ProbeError:
             continue  # the page has why
+        except ShortReplayError as error:
+            study.failures.setdefault(f"{name}: {error}", [])
+            continue
         study.capacities[name] = found
     save_table(study)
 

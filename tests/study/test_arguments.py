@@ -23,7 +23,8 @@ from framework.trace.recorded import recorded
         ({"a": 1}, [1.0], [-1], "seeds must be at least 0, not -1"),
         ({"arm": 1}, {"of": "amr", "multiples": [1.0]}, [0], "rates.of='amr' is no arm.*arm"),
         ({"a": 1}, {"of": "a", "multiples": []}, [0], r"rates.multiples=\[\]: give at least one"),
-        ({"a": 1}, {"of": "a", "multiples": [0.0]}, [0], "each above 0"),
+        ({"a": 1}, {"of": "a", "multiples": [0.0]}, [0], "each a finite number above 0"),
+        ({"a": 1}, {"of": "a", "multiples": [math.inf]}, [0], "each a finite number above 0"),
     ],
 )
 def test_points_that_are_none_are_refused(arms, rates, seeds, problem):

@@ -49,12 +49,19 @@ def test_a_sweep_finds_the_capacity_of_its_arms_from_points_on_disk(tmp_path, ca
     [
         ({"slo": {}}, "needs limits"),
         ({"users": [2]}, "closed loops"),
-        ({"trace": partial(DEFAULTS["trace"], num_requests=20)}, "raise trace.num_requests"),
     ],
 )
 def test_what_has_no_capacity_is_refused(tmp_path, keywords, message):
     with pytest.raises(ValueError, match=message):
         searched(tmp_path, **keywords)
+
+
+def test_too_few_requests_leave_the_points_of_the_rates(tmp_path):
+    study = searched(tmp_path, trace=partial(DEFAULTS["trace"], num_requests=20))
+    [problem] = study.failures
+    assert problem.startswith("a: capacity needs 48 requests")
+    assert "raise trace.num_requests" in problem
+    assert study.table()["rate"].tolist() == [20.0]
 
 
 def requests(num_requests, waiting=0.0):

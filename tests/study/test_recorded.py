@@ -164,6 +164,20 @@ def test_what_a_modelled_cluster_did_is_repeated_too(tmp_path):
     assert record["environment"]["device"] == "A device (modelled) (recorded)"
 
 
+def test_records_that_differ_only_in_what_routers_see_are_told_apart(tmp_path):
+    path = str(write_model(tmp_path))
+    for delay in (0.0, 0.05):
+        arms = {"a": {"engine": partial(ModelledEngine, path=path), "servers": 2, "view_delay": delay}}
+        run_fake_study(tmp_path / "modelled", arms, [RATE], defaults=EXECUTED)
+    for delay in (0.0, 0.05):
+        arms = {"a": {"servers": 2, "view_delay": delay}}
+        study = run_fake_study(
+            tmp_path / f"out {delay}", recorded(tmp_path / "modelled", arms), [RATE], defaults=EXECUTED
+        )
+        [record] = records(study).values()
+        assert record["engine"]["recorded"]["num_replayed"] == record["tables"]["steps.parquet"]["num_rows"]
+
+
 def test_another_rate_and_policy_have_their_steps_from_what_was_recorded(executed, tmp_path):
     """Of the same requests the tokens are known, so that they stop where they stopped."""
     folder, _ = executed

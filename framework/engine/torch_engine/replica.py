@@ -154,11 +154,7 @@ def make_replicas(engine: Engine, num_servers: int) -> list[Replica]:
         )
     if engine.device.type == "cuda" and torch.cuda.get_device_capability(engine.device) < (8, 0):
         raise ValueError(f"servers={num_servers} that share a GPU need one of compute capability 8.0 or more")
-    if engine.blocks_per_adapter:
-        raise ValueError(
-            f"servers={num_servers} that take turns on an engine cannot keep adapters in its KV cache: set "
-            "lora.memory=split"
-        )
+    check_no_adapters_in_cache(engine, num_servers)
     steps = [ServerSteps(share, engine.model) for share in shares_of(engine, num_servers)]
     servers, turns = Servers(engine, steps), Turns(lambda: engine.timer())
     return [Replica(engine, servers, own, ServerClock(turns)) for own in steps]
@@ -166,10 +162,8 @@ def make_replicas(engine: Engine, num_servers: int) -> list[Replica]:
 
 def shares_of(engine: Engine, num_servers: int) -> list[Share]:
     """Equal ones of an engine; ValueError where a server would have no share of something."""
-    if engine.blocks_per_adapter and num_servers > 1:
-        raise ValueError(
-            f"servers={num_servers} that share a KV cache cannot keep adapters in it: set lora.memory=split"
-        )
+    if num_servers > 1:
+        check_no_adapters_in_cache(engine, num_servers)
     parts = {
         "KV blocks (engine.num_blocks)": engine.num_blocks,
         "adapter slots (lora.num_slots)": engine.num_adapter_slots,
@@ -180,3 +174,9 @@ def shares_of(engine: Engine, num_servers: int) -> list[Share]:
             raise ValueError(f"servers={num_servers} share {number} {name}, and each needs at least one")
     sizes = [number // num_servers for number in parts.values()]
     return [Share(index, *sizes) for index in range(num_servers)]
+
+
+def check_no_adapters_in_cache(engine: Engine, num_servers: int) -> None:
+    """ValueError for an engine whose KV blocks adapters take, too: a share of these has no room of its own for them."""
+    if engine.blocks_per_adapter:
+        raise ValueError(f"servers={num_servers} cannot keep adapters in the KV cache: set lora.memory=split")

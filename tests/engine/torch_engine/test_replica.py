@@ -290,7 +290,9 @@ def test_a_share_of_nothing_is_refused(model, num_servers, options, message):
 
 @pytest.mark.parametrize("num_servers", [1, 2])
 def test_adapters_in_a_cache_on_which_servers_take_turns_are_refused(num_servers):
-    with pytest.raises(ValueError, match=r"cannot keep adapters in its KV cache: set lora\.memory=split"):
+    with pytest.raises(
+        ValueError, match=rf"servers={num_servers} cannot keep adapters in the KV cache: set lora\.memory=split"
+    ):
         make_replicas(make_engine(memory="unified", num_blocks=200), num_servers)
 
 

@@ -25,6 +25,8 @@ def test_one_server_is_not_asked_for_again():
         make_arms(DEFAULTS, ROUTERS, [1, 2])
     with pytest.raises(ValueError, match="give at least one of each"):
         make_arms(DEFAULTS, ROUTERS, [])
+    with pytest.raises(ValueError, match="servers is none of the study's keys"):
+        make_arms(DEFAULTS | {"servers": 3}, ROUTERS, [2])
 
 
 @pytest.mark.nightly
