@@ -12,8 +12,9 @@ from typing import Any
 
 from framework.build import MakeRouter, MakeScheduler, MakeTrace
 from framework.checks import not_negative, shown, whole
-from framework.config import suggest
+from framework.config import describe, suggest
 from framework.contracts import ServerState
+from framework.engine.torch_engine.replica import check_adapters_apart, check_shares
 from framework.link import Link
 from framework.replay import Clock, check_clock
 from framework.router.least_outstanding import least_outstanding
@@ -118,7 +119,24 @@ def resolve_arm(place: str, parts: dict[str, Any]) -> Arm:
         check_scheduler(place, arm.scheduler, arm)
     check_router(place, arm)
     check_moves(place, arm)
+    if not arm.is_modelled:
+        check_given(place, arm)
     return arm
+
+
+def check_given(place: str, arm: Arm) -> None:
+    """ValueError where what the config gives all measured servers together is too little or cannot be shared.
+
+    What it leaves to the free memory is known once the engine is built.
+    """
+    engine, lora = describe(arm.engine), describe(arm.lora)
+    try:
+        if arm.num_servers > 1 or arm.placement == "turns":
+            check_adapters_apart(lora.get("memory") == "unified", arm.num_servers)
+        numbers = engine.get("num_blocks"), lora.get("num_slots"), engine.get("num_swap_blocks")
+        check_shares(arm.num_servers, *(number or 0 for number in numbers))
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 def with_groups(arm: Arm, groups: dict[str, Group]) -> Arm:

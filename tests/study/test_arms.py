@@ -8,11 +8,16 @@ from types import SimpleNamespace
 import pytest
 
 from framework.engine.torch_engine import TorchEngine
+from framework.lora.adapters import RandomAdapters
+from framework.lora.loop import Loop
+from framework.lora.pool import serve_adapters
 from framework.router.shared_queue import shared_queue
 from framework.study.arms import Arm, point_order, resolve_arms
 from framework.study.engine_cache import takes_turns
 from framework.study.load import Load
 from tests.study.fake_study import DEFAULTS, load_fake_model
+
+ADAPTERS = partial(serve_adapters, strategy=Loop, adapters=RandomAdapters, num_slots=8, max_rank=8)
 
 
 def test_a_seed_is_served_by_all_arms_before_the_next_which_begins_with_the_model_at_hand():
@@ -108,3 +113,20 @@ def test_a_single_server_takes_turns_where_its_placement_says_so():
     engines = [SimpleNamespace(timer=timer) for timer in (perf_counter, None)]
     taken = {name: [takes_turns(arm, engine) for engine in engines] for name, arm in arms.items()}
     assert taken == {"alone": [False, False], "turns": [True, False], "two": [True, False]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"servers": 4, "engine": {"num_blocks": 3}}, r"servers=4 share 3 KV blocks \(engine\.num_blocks\)"),
+        ({"servers": 3, "engine": partial(TorchEngine, num_swap_blocks=2)}, "servers=3 share 2 host blocks"),
+        ({"servers": 9, "lora": ADAPTERS}, "servers=9 share 8 adapter slots"),
+        (
+            {"placement": "turns", "lora": partial(ADAPTERS, memory="unified")},
+            "servers=1 cannot keep adapters in the KV",
+        ),
+    ],
+)
+def test_what_servers_cannot_have_shares_of_is_refused_before_an_engine_is_built(changes, message):
+    with pytest.raises(ValueError, match=rf"arms\.a: {message}"):
+        resolve_arms({"a": changes}, DEFAULTS)

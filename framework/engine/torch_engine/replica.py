@@ -154,7 +154,7 @@ def make_replicas(engine: Engine, num_servers: int) -> list[Replica]:
         )
     if engine.device.type == "cuda" and torch.cuda.get_device_capability(engine.device) < (8, 0):
         raise ValueError(f"servers={num_servers} that share a GPU need one of compute capability 8.0 or more")
-    check_no_adapters_in_cache(engine, num_servers)
+    check_adapters_apart(bool(engine.blocks_per_adapter), num_servers)
     steps = [ServerSteps(share, engine.model) for share in shares_of(engine, num_servers)]
     servers, turns = Servers(engine, steps), Turns(lambda: engine.timer())
     return [Replica(engine, servers, own, ServerClock(turns)) for own in steps]
@@ -163,20 +163,25 @@ def make_replicas(engine: Engine, num_servers: int) -> list[Replica]:
 def shares_of(engine: Engine, num_servers: int) -> list[Share]:
     """Equal ones of an engine; ValueError where a server would have no share of something."""
     if num_servers > 1:
-        check_no_adapters_in_cache(engine, num_servers)
+        check_adapters_apart(bool(engine.blocks_per_adapter), num_servers)
+    numbers = engine.num_blocks, engine.num_adapter_slots, engine.num_swap_blocks
+    check_shares(num_servers, *numbers)
+    return [Share(index, *[number // num_servers for number in numbers]) for index in range(num_servers)]
+
+
+def check_shares(num_servers: int, num_blocks: int, num_slots: int, num_swap_blocks: int) -> None:
+    """ValueError where one of so many servers would have no share of something that there is."""
     parts = {
-        "KV blocks (engine.num_blocks)": engine.num_blocks,
-        "adapter slots (lora.num_slots)": engine.num_adapter_slots,
-        "host blocks (engine.num_swap_blocks)": engine.num_swap_blocks,
+        "KV blocks (engine.num_blocks)": num_blocks,
+        "adapter slots (lora.num_slots)": num_slots,
+        "host blocks (engine.num_swap_blocks)": num_swap_blocks,
     }
     for name, number in parts.items():
         if 0 < number < num_servers:
             raise ValueError(f"servers={num_servers} share {number} {name}, and each needs at least one")
-    sizes = [number // num_servers for number in parts.values()]
-    return [Share(index, *sizes) for index in range(num_servers)]
 
 
-def check_no_adapters_in_cache(engine: Engine, num_servers: int) -> None:
-    """ValueError for an engine whose KV blocks adapters take, too: a share of these has no room of its own for them."""
-    if engine.blocks_per_adapter:
+def check_adapters_apart(are_in_cache: bool, num_servers: int) -> None:
+    """ValueError where adapters take KV blocks, too: a share of these has no room of its own for them."""
+    if are_in_cache:
         raise ValueError(f"servers={num_servers} cannot keep adapters in the KV cache: set lora.memory=split")
