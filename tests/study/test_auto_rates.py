@@ -48,7 +48,7 @@ def test_multiples_are_of_what_one_arm_serves(tmp_path):
     assert sorted(set(run_fake_study(tmp_path, ARMS, rates).table()["rate"])) == pytest.approx([1.25, 7.5], rel=0.05)
     with pytest.raises(ValueError, match=r"rates\.of='slw' is no arm; did you mean 'slow'"):
         run_fake_study(tmp_path, ARMS, {"of": "slw", "multiples": [1]})
-    with pytest.raises(ValueError, match=r"rates\.multiples=\[0\]: give at least one, each above 0"):
+    with pytest.raises(ValueError, match=r"rates\.multiples=\[0\]: give at least one, each a finite number above 0"):
         run_fake_study(tmp_path, ARMS, {"of": "slow", "multiples": [0]})
 
 
