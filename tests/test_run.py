@@ -405,8 +405,12 @@ def test_an_interruption_while_an_object_is_deleted_is_not_lost(monkeypatch):
         time.sleep(10)
 
     monkeypatch.setattr(sys, "unraisablehook", run.interrupt_again)
-    with pytest.raises(KeyboardInterrupt):
-        work()
+    before = signal.signal(signal.SIGINT, run.stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.nightly

@@ -111,7 +111,7 @@ class SweepProgress:
         """How many requests were `what` (dropped or refused), by the most frequent reasons; the page has all."""
         reasons = sorted(counts.items(), key=lambda item: -item[1])
         for reason, count in reasons[:NUM_TOLD]:
-            say(self.console, f"  {count} requests {what}: {reason}")
+            say(self.console, f"  {count} request{'s' * (count > 1)} {what}: {reason}")
         if len(reasons) > NUM_TOLD:
             num_others = sum(count for _, count in reasons[NUM_TOLD:])
             say(self.console, f"  {num_others} requests {what} for {len(reasons) - NUM_TOLD} other reasons")

@@ -89,7 +89,7 @@ def test_the_window_is_on_the_clock_of_the_file(replay, tmp_path):
         "trace=burstgpt_v2", "trace.path=burst.csv", "trace.window=[19440110,19440200]", "rates=[null]"
     )
     assert served(tmp_path, points) == [(0.0, 90, 4), (82.0, 70, 3)]
-    assert "1 requests dropped: failed" in output
+    assert "1 request dropped: failed" in output
     assert "ignores session_id of the trace" in output
 
 

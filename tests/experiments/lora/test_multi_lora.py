@@ -137,10 +137,9 @@ def test_a_bad_adapter_costs_its_own_requests_alone_and_is_told_before_anything_
     for (reason, count), (told, number) in zip(reasons.items(), record["trace"]["refused"].items(), strict=True):
         assert told.startswith(reason)
         assert number == count
-        assert f"{count} requests refused: {told}" in output
-        assert (
-            f"loop: {count} requests of each point were refused, and count as offered and not met: {told}" in page.text
-        )
+        number, were = ("1 request", "was") if count == 1 else (f"{count} requests", "were")
+        assert f"{number} refused: {told}" in output
+        assert f"loop: {number} of each point {were} refused, and count as offered and not met: {told}" in page.text
     assert [row[0] for row in page.table("4 ÷ 1")] == ["none"]
 
 
@@ -154,7 +153,7 @@ def test_requests_for_an_adapter_with_nan_are_refused(cli, smallest, tmp_path):
     save_file(tensors, path)
     code, output = cli("experiment=multi_lora", *smallest, *SMALL, *options, "batch_sizes=[]", "~arms.none")
     assert code == 0, output
-    assert f"1 requests refused: adapter 'nan': '{name}' has values that are NaN or infinite" in output
+    assert f"1 request refused: adapter 'nan': '{name}' has values that are NaN or infinite" in output
     assert pd.read_csv(tmp_path / "outputs/multi_lora/points.csv")["num_completed"].tolist() == [2]
 
 
