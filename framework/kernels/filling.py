@@ -17,7 +17,7 @@ PROGRAMS_PER_SM = 2
 ROWS = 64  # that the weights are multiplied by
 INPUTS, OUTPUTS = 128, 128  # of a tile of the weights
 TILE = INPUTS * OUTPUTS  # numbers
-TILES = 8  # that a program multiplies between two looks at the clock and at the host's word: some 20 µs
+TILES = 8  # that a program multiplies between two looks at the clock and at the host's word
 
 
 def fill(weights: Tensor, seconds: float, ticket: int, released: Tensor, released_on_device: Tensor) -> None:

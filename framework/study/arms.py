@@ -78,8 +78,8 @@ def resolve_arms(arms: Arms, defaults: Mapping[str, Any]) -> dict[str, Arm]:
     """Every arm with all its components.
 
     Raises ValueError for an unknown component or keyword, for one that the arm's scheduler refuses, for a prefix cache
-    over an engine that keeps no keys and values, for swapping without room on the host, and for an arm that is modelled
-    where no cost model is of it.
+    over an engine that keeps no keys and values, for swapping without room on the host, for servers that would have no
+    share of something, and for an arm that is modelled where no cost model is of it.
     """
     resolved = {}
     for arm, components in arms.items():

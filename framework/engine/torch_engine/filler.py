@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from framework.kernels.filling import TILE, fill
 
 MAX_GAP = 0.05  # s, between a step's end and the next launch
-MAX_LAUNCH = 1.0  # s
+MAX_LAUNCH = 1.0  # s; from 2.1 s on the kernel would be compiled again, for nanoseconds of 8 bytes
 LATENCY = 1e-4  # s, in which the device leaves what it was kept busy with, and begins and leaves the next
 
 
